@@ -1,0 +1,195 @@
+"""Long-term memory: one interface and its first kind, the delta rule.
+
+A kind is a module with parameters only; the memory itself is a tensor of the caller's. It is
+written once per segment and read at every step, and the two are apart: a step reads the memory as
+it stood at the last segment boundary, however many steps one call holds.
+"""
+
+from typing import NamedTuple, Protocol
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+# B rows, J segments or blocks, S steps of a segment, C steps of a block, V versions, D width,
+# H heads, E head width.
+
+
+class LongTermMemory(Protocol):
+    """What a layer needs from its long-term memory. A memory of zeros is an empty one.
+
+    `encode` does everything of a write that does not depend on the memory, for all segments at
+    once; `write` is the short recurrence that is left. `write_step` is the same write step by step,
+    for acting: S of them from the memory at a segment's start give `write` of the whole segment.
+    """
+
+    memory_shape: tuple[int, ...]
+    """The shape of one row's memory in one layer."""
+
+    def encode(
+        self, segments: Float[Tensor, "B J S D"], live: Bool[Tensor, "B J S"] | None = None
+    ) -> tuple[Tensor, ...]:
+        """What the segments will write, tensors [B, J, ...]; only the steps marked `live` count."""
+        ...
+
+    def write(self, memory: Tensor, encoded: tuple[Tensor, ...]) -> Tensor:
+        """The memory [B, ...] after one segment, `encoded` being [B, ...] of that segment."""
+        ...
+
+    def write_step(self, memory: Tensor, step: Float[Tensor, "B D"]) -> Tensor:
+        """The memory after one more step of the segment."""
+        ...
+
+    def read(
+        self,
+        steps: Float[Tensor, "B J C D"],
+        memories: Float[Tensor, "B J V *memory"],
+        selected: Bool[Tensor, "B J C V"],
+    ) -> Float[Tensor, "B J C D"]:
+        """What each step reads from the version selected for it; none selected reads emptiness."""
+        ...
+
+
+class DeltaWrite(NamedTuple):
+    """A segment's write as an affine map of the memory: W -> keep @ W + add."""
+
+    keep: Float[Tensor, "*batch H E E"]
+    add: Float[Tensor, "*batch H E E"]
+
+
+def delta_rule(
+    key: Float[Tensor, "*batch S E"],
+    value: Float[Tensor, "*batch S V"],
+    strength: Float[Tensor, "*batch S"],
+    log_decay: Float[Tensor, "*batch S"],
+) -> tuple[Float[Tensor, "*batch E E"], Float[Tensor, "*batch E V"]]:
+    """S steps of the gated delta rule at once, as the affine map W_0 -> keep @ W_0 + add.
+
+    Per step, with k of unit length: W <- a W, then W <- W + b k (v - W^T k)^T. Schlag et al. 2021
+    (arXiv 2102.11174); the chunkwise form is the WY / UT transform of Yang et al. 2024
+    (arXiv 2406.06484), with decay as in arXiv 2412.06464. With g_i = log a_1 + .. + log a_i and
+    G_ij = exp(g_i - g_j) for j < i, else 0:
+
+        (I + diag(b) (K K^T * G)) U = diag(b) (V - diag(exp g) K W_0)
+        W_S = exp(g_S) W_0 + (diag(exp(g_S - g)) K)^T U
+
+    U is affine in W_0, so one unit-triangular solve for [V, diag(exp g) K] gives both parts.
+    """
+    num_steps, head_width = key.shape[-2:]
+    total = log_decay.cumsum(dim=-1)
+    between = (total[..., :, None] - total[..., None, :]).tril(-1).exp()
+    mixing = (strength[..., None] * (key @ key.mT) * between).tril(-1)
+    right = torch.cat([value, total.exp()[..., None] * key], dim=-1) * strength[..., None]
+    eye = torch.eye(num_steps, dtype=key.dtype, device=key.device)
+    solved = torch.linalg.solve_triangular(eye + mixing, right, upper=False, unitriangular=True)
+    remaining = (total[..., -1:] - total).exp()[..., None] * key
+    written = remaining.mT @ solved
+    add, removed = written.split([value.shape[-1], head_width], dim=-1)
+    kept = total[..., -1, None, None].exp() * torch.eye(head_width, dtype=key.dtype).to(key.device)
+    return kept - removed, add
+
+
+class DeltaMemory(nn.Module):
+    """A matrix W [E, E] per head, written by the delta rule and read as W^T q, normalised.
+
+    A write of strength b under the key k replaces the fraction b of what W returns for k; what is
+    stored under keys orthogonal to k is untouched. Keys and queries have unit length, b is in
+    (0, 1), the decay a in (0, 1] comes from `decay`:
+
+    - none: a = 1; forgetting is overwriting only;
+    - coupled: a = 1 - (1 - alpha) b, alpha in (0, 1): forgets only while it writes;
+    - free: a = alpha (Gated DeltaNet, arXiv 2412.06464).
+
+    The memory and its arithmetic are float32 (or float64) under autocast too.
+    """
+
+    def __init__(self, width: int, *, num_heads: int, decay: str) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.decay = decay
+        head_width = width // num_heads
+        self.memory_shape: tuple[int, ...] = (num_heads, head_width, head_width)
+        self.key_value = nn.Linear(width, 2 * width, bias=False)
+        self.strength = nn.Linear(width, num_heads)
+        # sigmoid(4) = 0.98: half of what is stored outlives 34 steps of free decay at the start.
+        self.retention = nn.Linear(width, num_heads) if decay != "none" else None
+        if self.retention is not None:
+            nn.init.constant_(self.retention.bias, 4.0)
+        self.query = nn.Linear(width, width, bias=False)
+        self.norm = nn.RMSNorm(head_width, eps=1e-6)
+        self.output = nn.Linear(width, width, bias=False)
+
+    def encode(
+        self, segments: Float[Tensor, "B J S D"], live: Bool[Tensor, "B J S"] | None = None
+    ) -> DeltaWrite:
+        """What each segment writes, for all segments in parallel."""
+        key, value, strength, log_decay = self._gates(segments)
+        if live is not None:
+            strength = strength * live[..., None]
+            log_decay = log_decay * live[..., None]
+        with torch.autocast(segments.device.type, enabled=False):
+            keep, add = delta_rule(
+                rearrange(key, "b j s h e -> b j h s e"),
+                rearrange(value, "b j s h e -> b j h s e"),
+                rearrange(strength, "b j s h -> b j h s"),
+                rearrange(log_decay, "b j s h -> b j h s"),
+            )
+        return DeltaWrite(keep, add)
+
+    def write(self, memory: Tensor, encoded: tuple[Tensor, ...]) -> Tensor:
+        """W after one segment."""
+        keep, add = encoded
+        with torch.autocast(memory.device.type, enabled=False):
+            return keep @ memory + add
+
+    def write_step(self, memory: Tensor, step: Float[Tensor, "B D"]) -> Tensor:
+        """W after one step of the recursion."""
+        key, value, strength, log_decay = self._gates(step)
+        with torch.autocast(memory.device.type, enabled=False):
+            if self.retention is not None:
+                memory = memory * log_decay.exp()[..., None, None]
+            found = (key[..., None, :] @ memory).squeeze(-2)
+            change = strength[..., None] * (value - found)
+            return memory + key[..., None] * change[..., None, :]
+
+    def read(
+        self,
+        steps: Float[Tensor, "B J C D"],
+        memories: Float[Tensor, "B J V *memory"],
+        selected: Bool[Tensor, "B J C V"],
+    ) -> Float[Tensor, "B J C D"]:
+        """W^T q of the selected version, normalised per head."""
+        query = rearrange(self.query(steps), "b j c (h e) -> b j h c 1 e", h=self.num_heads)
+        query = nn.functional.normalize(query.to(memories.dtype), dim=-1)
+        # A version that a step does not read contributes nothing to one matrix product over all.
+        masked = query * rearrange(selected, "b j c v -> b j 1 c v 1")
+        with torch.autocast(memories.device.type, enabled=False):
+            stacked = rearrange(memories, "b j v h e f -> b j h (v e) f")
+            found = self.norm(masked.flatten(-2) @ stacked)
+        return self.output(rearrange(found, "b j h c f -> b j c (h f)"))
+
+    def _gates(self, steps: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Keys and values [..., H, E], strengths and log decays [..., H], in full precision."""
+        full = torch.promote_types(steps.dtype, torch.float32)
+        pairs = self.key_value(steps).to(full)
+        key, value = rearrange(pairs, "... (two h e) -> two ... h e", two=2, h=self.num_heads)
+        strength = torch.sigmoid(self.strength(steps).to(full))
+        return nn.functional.normalize(key, dim=-1), value, strength, self._log_decay(steps, strength)
+
+    def _log_decay(self, steps: Tensor, strength: Tensor) -> Tensor:
+        """log a per step and head."""
+        if self.retention is None:
+            return torch.zeros_like(strength)
+        logit = self.retention(steps).to(strength.dtype)
+        if self.decay == "free":
+            return nn.functional.logsigmoid(logit)
+        return torch.log1p(-torch.sigmoid(-logit) * strength)
+
+
+def build_long_term(kind: str, width: int, *, num_heads: int, decay: str) -> DeltaMemory | None:
+    """The long-term memory of one layer; None for kind "none"."""
+    if kind == "none":
+        return None
+    assert kind == "delta", kind
+    return DeltaMemory(width, num_heads=num_heads, decay=decay)
