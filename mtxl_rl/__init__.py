@@ -1,0 +1,23 @@
+"""Memory for reinforcement learning: a gated Memory Transformer-XL and its PPO agent.
+
+The public names load on first use, so that `import mtxl_rl` stays cheap.
+"""
+
+import importlib
+from typing import Any
+
+_HOMES = {
+    "MemoryState": "mtxl_rl.torso",
+    "MemoryTransformer": "mtxl_rl.torso",
+    "TorsoConfig": "mtxl_rl.torso",
+    "ActingMemory": "mtxl_rl.torso",
+}
+
+__all__ = ["ActingMemory", "MemoryState", "MemoryTransformer", "TorsoConfig"]  # noqa: F822
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401
+    """Import a public name from its home (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'mtxl_rl' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -129,17 +129,21 @@ class MemoryTransformer(nn.Module):
         return self.norm(x), after
 
     @torch.no_grad()
-    def begin(self, state: MemoryState, *, num_steps: int) -> ActingMemory:
+    def begin(
+        self, state: MemoryState, *, num_steps: int = 128, timeline: Tensor | None = None
+    ) -> ActingMemory:
         """Prepare to act: project the window's keys and values, replay the segment under way.
 
         Args:
             state: where acting starts.
             num_steps: steps for which the timeline has room; `act` slides it when it is full.
+            timeline: a tensor [B, N, M + num_steps, D] of the caller's to write the timeline into.
         """
         size, batch = self.config.window_length, state.batch_size
-        timeline = state.window.new_zeros(
-            batch, self.config.num_layers, size + num_steps, self.config.width
-        )
+        if timeline is None:
+            timeline = state.window.new_zeros(
+                batch, self.config.num_layers, size + num_steps, self.config.width
+            )
         timeline[:, :, :size] = state.window
         keys, values, positions, pending = [], [], [], []
         for n in range(len(self.layers)):

@@ -1,0 +1,1 @@
+"""Algorithms: they see rollouts and a policy, never an environment."""

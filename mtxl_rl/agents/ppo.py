@@ -1,0 +1,295 @@
+"""Proximal policy optimisation over spans of segments (Schulman et al. 2017, arXiv 1707.06347)."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mtxl_rl.policy import Policy, PolicyInputs
+from mtxl_rl.returns import explained_variance, gae
+from mtxl_rl.rollout import Rollout, Spans
+from mtxl_rl.torso import MemoryState
+
+REFRESH = ("never", "epoch")
+
+
+@dataclass(kw_only=True, slots=True)
+class PPOConfig:
+    """PPO's settings."""
+
+    rollout_length: int = 128
+    """Steps of each environment per iteration, T; a multiple of bptt_segments x segment_length."""
+    bptt_segments: int = 4
+    """Segments of a span: gradients flow through the long-term memory over this many."""
+    num_epochs: int = 3
+    """Passes over each rollout."""
+    num_minibatches: int = 4
+    """Parts of each pass; must divide num_envs x spans per rollout."""
+    learning_rate: float = 3e-4
+    """Adam's step size at the start."""
+    final_learning_rate: float = 0.0
+    """Adam's step size at total_steps; linear in between."""
+    entropy_coef: float = 0.01
+    """Weight of the entropy bonus at the start."""
+    final_entropy_coef: float = 0.001
+    """Weight of the entropy bonus at total_steps; linear in between."""
+    gamma: float = 0.99
+    """Discount per step."""
+    gae_lambda: float = 0.95
+    """Lambda of the advantage estimates."""
+    clip_coef: float = 0.2
+    """The ratio is clipped to 1 +- this."""
+    value_coef: float = 0.5
+    """Weight of the value loss."""
+    max_grad_norm: float = 0.5
+    """Gradients are clipped to this norm."""
+    target_kl: float = 0.0
+    """Stop a rollout's remaining epochs when approx_kl exceeds this; 0 never stops."""
+    memory_refresh: str = "never"
+    """Recompute the stored memories with the new weights: never, or before every later epoch."""
+    ratio_bound: float = 0.0
+    """Largest |ratio - 1| allowed before an iteration's first update; 0: 1e-4, 1.0 in bfloat16."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        for field in ("rollout_length", "bptt_segments", "num_epochs", "num_minibatches"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"ppo.{field}={getattr(self, field)} must be 1 or more")
+        for field in ("gamma", "gae_lambda"):
+            if not 0 <= getattr(self, field) <= 1:
+                raise ValueError(f"ppo.{field}={getattr(self, field)} must be in 0 .. 1")
+        for field in ("learning_rate", "clip_coef", "max_grad_norm"):
+            if not getattr(self, field) > 0:
+                raise ValueError(f"ppo.{field}={getattr(self, field)} must be above 0")
+        if self.memory_refresh not in REFRESH:
+            raise ValueError(
+                f"ppo.memory_refresh={self.memory_refresh} is unknown; choose one of "
+                f"{', '.join(REFRESH)}"
+            )
+
+
+class NonFiniteLossError(RuntimeError):
+    """A loss or gradient was NaN or infinite; the trainer adds where the last checkpoint is."""
+
+
+def ppo_loss(
+    log_prob: Float[Tensor, "I L"],
+    entropy: Float[Tensor, "I L"],
+    value: Float[Tensor, "I L"],
+    spans: Spans,
+    *,
+    clip_coef: float,
+    value_coef: float,
+    entropy_coef: float,
+) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+    """The clipped surrogate, value and entropy terms, averaged over the valid steps.
+
+    L = -min(rho A, clip(rho, 1 - c, 1 + c) A) + value_coef (V - target)^2 / 2 - entropy_coef H,
+    rho = exp(log_prob - stored log_prob); eqs. 7 and 9 of the paper.
+    """
+    weight = spans.valid / spans.valid.sum().clamp(min=1)
+    log_ratio = log_prob - spans.log_prob
+    ratio = log_ratio.exp()
+    clipped = ratio.clamp(1 - clip_coef, 1 + clip_coef)
+    surrogate = torch.minimum(ratio * spans.advantage, clipped * spans.advantage)
+    policy_loss = -(weight * surrogate).sum()
+    value_loss = 0.5 * (weight * (value - spans.value_target).square()).sum()
+    mean_entropy = (weight * entropy).sum()
+    loss = policy_loss + value_coef * value_loss - entropy_coef * mean_entropy
+    with torch.no_grad():
+        outside = ((ratio - 1).abs() > clip_coef).to(weight.dtype)
+        metrics = {
+            "loss/policy": policy_loss,
+            "loss/value": value_loss,
+            "ppo/entropy": mean_entropy,
+            "ppo/approx_kl": (weight * (ratio - 1 - log_ratio)).sum(),
+            "ppo/clip_fraction": (weight * outside).sum(),
+            "ppo/ratio_deviation": ((ratio - 1).abs() * spans.valid).max(),
+        }
+    return loss, {key: metric.detach() for key, metric in metrics.items()}
+
+
+class PPO:
+    """The learner: a policy, its optimiser, and one `update` per rollout.
+
+    A minibatch is whole spans. From the memory stored at a span's start, its segments are re-run
+    with gradients flowing through the long-term memory writes; only that start is cut off.
+    """
+
+    def __init__(self, policy: Policy, config: PPOConfig) -> None:
+        self.policy = policy
+        self.config = config
+        device = next(policy.parameters()).device
+        # fused: one kernel for all parameters, on the CPU as on a GPU.
+        self.optimizer = torch.optim.Adam(
+            policy.parameters(), lr=config.learning_rate, eps=1e-5, fused=True
+        )
+        self.generator = torch.Generator().manual_seed(torch.initial_seed())
+        bfloat16 = policy.config.precision == "bfloat16"
+        self.ratio_bound = config.ratio_bound or (1.0 if bfloat16 else 1e-4)
+        self.device = device
+
+    def update(self, rollout: Rollout, *, progress: float) -> dict[str, float]:
+        """Learn from one rollout; `progress` in 0 .. 1 moves the schedules.
+
+        Raises:
+            NonFiniteLossError: a loss or gradient was not finite.
+            RuntimeError: the learner's ratio at the start was out of its bound.
+        """
+        config = self.config
+        rate = _linear(config.learning_rate, config.final_learning_rate, progress)
+        entropy_coef = _linear(config.entropy_coef, config.final_entropy_coef, progress)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        advantage = gae(
+            rollout.reward[:, 1:],
+            rollout.terminated,
+            rollout.valid,
+            rollout.value,
+            rollout.bootstrap_value,
+            gamma=config.gamma,
+            gae_lambda=config.gae_lambda,
+        )
+        metrics: dict[str, list[Tensor]] = {}
+        epochs = 0
+        for epoch in range(config.num_epochs):
+            if epoch > 0 and config.memory_refresh == "epoch":
+                metrics.setdefault("memory/drift", []).append(self.refresh(rollout))
+            kl = self._epoch(rollout, advantage, entropy_coef, metrics)
+            epochs += 1
+            if config.target_kl and float(kl) > config.target_kl:
+                break
+        return self._report(metrics, rollout, advantage) | {
+            "ppo/learning_rate": rate,
+            "ppo/entropy_coef": entropy_coef,
+            "ppo/epochs": float(epochs),
+        }
+
+    @torch.no_grad()
+    def refresh(self, rollout: Rollout) -> Float[Tensor, ""]:
+        """Recompute the timeline and the snapshots with the present weights.
+
+        Returns:
+            The drift: the norm of the change of the spans' start memories over their norm.
+        """
+        shape = rollout.shape
+        everyone = torch.arange(shape.num_envs, device=self.device)
+        stored = rollout.long_term.clone()
+        timeline = rollout.timeline[:, :, : shape.window_length].clone()
+        stored_window = rollout.timeline.clone()
+        blank = torch.zeros_like(rollout.value)
+        state = None
+        for span in range(shape.num_spans):
+            spans = rollout._spans(everyone * shape.num_spans + span, blank, blank)
+            state = state or _memory(spans)
+            step = span * shape.span_length
+            rollout.timeline[:, :, step : step + shape.window_length] = state.window
+            rollout.long_term[span] = state.long_term
+            _, state = self.policy(_inputs(spans), state)
+        if shape.num_spans:
+            rollout.timeline[:, :, : shape.window_length] = timeline
+        change = (rollout.long_term - stored).norm() + (rollout.timeline - stored_window).norm()
+        return change / (stored.norm() + stored_window.norm() + 1e-8)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What an exact resume needs."""
+        return {
+            "policy": self.policy.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.policy.load_state_dict(state["policy"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"].cpu())
+
+    def _epoch(
+        self,
+        rollout: Rollout,
+        advantage: Tensor,
+        entropy_coef: float,
+        metrics: dict[str, list[Tensor]],
+    ) -> Tensor:
+        """One pass over the rollout; the mean approximate KL of its minibatches."""
+        batches = rollout.minibatches(
+            advantage, num_minibatches=self.config.num_minibatches, generator=self.generator
+        )
+        kls = []
+        for spans in batches:
+            found = self._step(spans, entropy_coef)
+            kls.append(found["ppo/approx_kl"])
+            for key, metric in found.items():
+                metrics.setdefault(key, []).append(metric)
+        return torch.stack(kls).mean()
+
+    def _step(self, spans: Spans, entropy_coef: float) -> dict[str, Tensor]:
+        """One minibatch; a gradient that is not finite leaves the weights unharmed."""
+        outputs, _ = self.policy(_inputs(spans), _memory(spans))
+        head = self.policy.action_head
+        loss, metrics = ppo_loss(
+            head.log_prob(outputs.action_parameters, spans.action),
+            head.entropy(outputs.action_parameters),
+            outputs.value,
+            spans,
+            clip_coef=self.config.clip_coef,
+            value_coef=self.config.value_coef,
+            entropy_coef=entropy_coef,
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        parameters = list(self.policy.parameters())
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
+        finite = torch.isfinite(norm) & torch.isfinite(loss)
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad.copy_(torch.where(finite, parameter.grad, 0.0))
+        self.optimizer.step()
+        return metrics | {"loss/total": loss.detach(), "ppo/grad_norm": norm.detach()}
+
+    def _report(
+        self, metrics: dict[str, list[Tensor]], rollout: Rollout, advantage: Tensor
+    ) -> dict[str, float]:
+        """The means over minibatches, fetched from the device at once."""
+        first_ratio = metrics.pop("ppo/ratio_deviation")[0]
+        valid = rollout.valid
+        report = {key: torch.stack(values).mean() for key, values in metrics.items()}
+        report["ppo/ratio_deviation"] = first_ratio
+        report["ppo/explained_variance"] = explained_variance(
+            rollout.value[valid], (rollout.value + advantage)[valid]
+        )
+        values = torch.stack([value.float() for value in report.values()]).tolist()
+        result = dict(zip(report, values, strict=True))
+        total, norm, ratio = (
+            torch.tensor(result[key])
+            for key in ("loss/total", "ppo/grad_norm", "ppo/ratio_deviation")
+        )
+        if not (total.isfinite() and norm.isfinite()):
+            raise NonFiniteLossError(
+                f"the loss became non-finite (loss/total={float(total)}, "
+                f"ppo/grad_norm={float(norm)}); lower ppo.learning_rate or ppo.max_grad_norm"
+            )
+        if ratio > self.ratio_bound:
+            raise RuntimeError(
+                f"ppo/ratio_deviation={float(ratio):.2e} before the first update exceeds "
+                f"ppo.ratio_bound={self.ratio_bound:.0e}: acting and learning disagree, which is a "
+                "bug of the policy; please report it, or raise ppo.ratio_bound to go on"
+            )
+        return result
+
+
+def _linear(start: float, end: float, progress: float) -> float:
+    return start + (end - start) * min(max(progress, 0.0), 1.0)
+
+
+def _inputs(spans: Spans) -> PolicyInputs:
+    return PolicyInputs(
+        spans.observation, spans.previous_action, spans.previous_reward, spans.is_first
+    )
+
+
+def _memory(spans: Spans) -> MemoryState:
+    return MemoryState(spans.window, spans.window_length, spans.long_term, spans.segment_step)

@@ -1,0 +1,57 @@
+"""From a configuration to its parts: policy, sizes, bytes. Nothing here steps an environment."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium
+import torch
+
+from mtxl_rl.collect import observation_shapes
+from mtxl_rl.config import TrainConfig
+from mtxl_rl.policy import Policy
+from mtxl_rl.rollout import RolloutShape
+
+
+def build_policy(config: TrainConfig, env: Any) -> Policy:  # noqa: ANN401
+    """The policy for the spaces of `env`, a vector environment."""
+    return Policy(
+        env.single_observation_space,
+        env.single_action_space,
+        torso=config.torso,
+        policy=config.policy,
+    )
+
+
+def rollout_shape(
+    config: TrainConfig, observation_space: gymnasium.Space, policy: Policy
+) -> RolloutShape:
+    """The sizes of the run's rollouts."""
+    state = policy.torso.initial_state(1)
+    head = policy.action_head
+    return RolloutShape(
+        num_envs=config.num_envs,
+        num_steps=config.ppo.rollout_length,
+        span_length=config.span_length,
+        observation=observation_shapes(observation_space),
+        action=(head.action_shape, head.action_dtype),
+        num_layers=config.torso.num_layers,
+        window_length=config.torso.window_length,
+        width=config.torso.width,
+        memory_shape=tuple(state.long_term.shape[2:]),
+        memory_dtype=state.long_term.dtype,
+    )
+
+
+def predicted_bytes(config: TrainConfig, env: Any) -> dict[str, int]:  # noqa: ANN401
+    """Bytes of the buffer's parts, the weights, and the optimiser, before any is allocated."""
+    with torch.device("meta"):
+        policy = build_policy(config, env)
+        shape = rollout_shape(config, env.single_observation_space, policy)
+    weights = sum(p.numel() * p.element_size() for p in policy.parameters())
+    return {**shape.bytes_by_part(), "model": weights, "gradients + Adam": 3 * weights}
+
+
+def bytes_table(parts: Mapping[str, int]) -> str:
+    """One line per part, in MB."""
+    rows = [*parts.items(), ("total", sum(parts.values()))]
+    return "\n".join(f"{name:<18}{count / 1e6:>12.3f} MB" for name, count in rows)

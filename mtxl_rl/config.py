@@ -1,0 +1,241 @@
+"""The training run's configuration: composed by Hydra at the edge, a dataclass everywhere else."""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_module
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mtxl_rl.agents.ppo import PPOConfig
+from mtxl_rl.envs.registry import ENVS
+from mtxl_rl.policy import PolicyConfig
+from mtxl_rl.torso import TorsoConfig
+
+GROUPS = ("env", "torso", "model")
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainConfig:
+    """A training run."""
+
+    env: Any = None
+    """The environment's own dataclass: see mtxl_rl/envs."""
+    torso: TorsoConfig = field(default_factory=TorsoConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    model: str = "small"
+    """Name of the size preset in use: tiny, small, base or large."""
+    seed: int = 0
+    """Seeds weights, actions, minibatches and environments."""
+    device: str = "auto"
+    """cpu, cuda, cuda:N, or auto: cuda where there is one."""
+    num_threads: int = 0
+    """Threads of torch on the CPU; 0 leaves torch's choice."""
+    num_envs: int = 32
+    """Environments, B."""
+    total_steps: int = 1_000_000
+    """Environment steps of the run, over all environments."""
+    run_dir: str = ""
+    """Folder for config, metrics and checkpoints; empty: runs/<env>/<date_time>."""
+    resume: str = ""
+    """Folder of a run to go on with; its config is used and other options change it."""
+    checkpoint_seconds: float = 60.0
+    """Save at the end of an iteration when this long has passed since the last save; 0: always."""
+    keep_checkpoints: int = 3
+    """How many of the newest checkpoints are kept, beside the best."""
+    dry_run: bool = False
+    """Print the bytes of buffer, snapshots and model, and stop before allocating them."""
+
+    def __post_init__(self) -> None:
+        """Check ranges and sizes against each other."""
+        for name in ("num_envs", "total_steps", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be 1 or more")
+        span = self.ppo.bptt_segments * self.torso.segment_length
+        if self.ppo.rollout_length % span:
+            raise ValueError(
+                f"ppo.rollout_length={self.ppo.rollout_length} must be a multiple of "
+                f"ppo.bptt_segments={self.ppo.bptt_segments} x torso.segment_length="
+                f"{self.torso.segment_length} = {span}; try "
+                f"ppo.rollout_length={max(1, round(self.ppo.rollout_length / span)) * span}"
+            )
+        spans = self.num_envs * (self.ppo.rollout_length // span)
+        if spans % self.ppo.num_minibatches:
+            legal = [n for n in range(1, min(spans, 64) + 1) if spans % n == 0]
+            raise ValueError(
+                f"ppo.num_minibatches={self.ppo.num_minibatches} must divide the "
+                f"{spans} spans of a rollout (num_envs={self.num_envs} x "
+                f"{self.ppo.rollout_length // span}); choose one of {legal}"
+            )
+        self.torch_device()
+
+    @property
+    def span_length(self) -> int:
+        """Steps of a span, L."""
+        return self.ppo.bptt_segments * self.torso.segment_length
+
+    @property
+    def steps_per_iteration(self) -> int:
+        """Environment steps of one rollout."""
+        return self.num_envs * self.ppo.rollout_length
+
+    def torch_device(self) -> torch.device:
+        """The device that `device` names.
+
+        Raises:
+            ValueError: it is unknown or not there.
+        """
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        kind, _, index = self.device.partition(":")
+        if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
+            raise ValueError(f"device={self.device} is unknown; choose auto, cpu, cuda or cuda:N")
+        if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+            raise ValueError(
+                f"device={self.device} was asked for, but torch {torch.__version__} sees "
+                f"{torch.cuda.device_count()} CUDA devices; use device=cpu, or install a CUDA build"
+            )
+        return torch.device(self.device)
+
+
+def register_schemas() -> None:
+    """Tell Hydra the dataclasses behind the YAML files."""
+    store = ConfigStore.instance()
+    store.store(name="train_schema", node=TrainConfig)
+    for name, (config, _) in ENVS.items():
+        store.store(group="env/schema", name=name, node=config)
+
+
+def compose_config(overrides: Sequence[str]) -> TrainConfig:
+    """The configuration that command-line overrides (`name=value`) describe.
+
+    Raises:
+        ValueError: a name or a value is not legal; one sentence says which are.
+    """
+    register_schemas()
+    with initialize_config_module("mtxl_rl.configs", version_base="1.3"):
+        check_overrides(overrides)
+        try:
+            composed = compose("train", overrides=list(overrides))
+            return to_config(composed)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ValueError(_one_sentence(error)) from error
+
+
+def to_config(composed: DictConfig) -> TrainConfig:
+    """The dataclass behind a composed configuration."""
+    config = OmegaConf.to_object(composed)
+    assert isinstance(config, TrainConfig), type(config)
+    return config
+
+
+def device_overrides(overrides: Sequence[str]) -> list[str]:
+    """What a big GPU's defaults add to the command line, where it does not say otherwise."""
+    given = dict(part.split("=", 1) for part in overrides if "=" in part)
+    device = given.get("device", "auto")
+    on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    if not on_gpu:
+        return []
+    gpu = {"model": "base", "num_envs": "512", "policy.precision": "bfloat16"}
+    return [f"{key}={value}" for key, value in gpu.items() if key not in given]
+
+
+def choices(group: str) -> list[str]:
+    """The names that a config group offers."""
+    folder = resources.files("mtxl_rl.configs") / group
+    return sorted(
+        path.name.removesuffix(".yaml") for path in folder.iterdir() if path.name.endswith(".yaml")
+    )
+
+
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Refuse names that do not exist, with the nearest that do."""
+    given = [part.lstrip("+~").split("=", 1) for part in overrides]
+    groups = {key: value for key, value, *_ in (part + [""] for part in given) if key in GROUPS}
+    for group, value in groups.items():
+        legal = choices(group)
+        if value not in legal and "," not in value:
+            raise ValueError(f"{group}={value} is unknown{_nearest(value, legal)}")
+    if "env" not in groups:
+        raise ValueError(f"env= is missing; choose one of {', '.join(choices('env'))}")
+    base = compose("train", overrides=[f"{key}={value}" for key, value in groups.items()
+                                       if "," not in value] or ["env=TMaze"])  # fmt: skip
+    names = _names(base)
+    for key, *_ in given:
+        if key in GROUPS or key.startswith("hydra") or key in names:
+            continue
+        if any(key.startswith(name + ".") for name in names if name.endswith("kwargs")):
+            continue
+        raise ValueError(f"option {key!r} is unknown{_nearest(key, names)}")
+
+
+def _names(config: DictConfig, prefix: str = "") -> list[str]:
+    names: list[str] = []
+    for key in config:
+        node = config._get_node(key)
+        names.append(f"{prefix}{key}")
+        if isinstance(node, DictConfig) and not node._is_none():
+            names += _names(node, f"{prefix}{key}.")
+    return names
+
+
+def _nearest(name: str, legal: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, legal, n=3, cutoff=0.5)
+    if near:
+        return f"; did you mean {' or '.join(near)}?"
+    return f"; choose one of {', '.join(legal)}"
+
+
+def _one_sentence(error: Exception) -> str:
+    """Hydra's and OmegaConf's multi-line messages, as one line with the option's name."""
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    if isinstance(cause, ValueError) and not isinstance(cause, OmegaConfBaseException):
+        return str(cause)
+    first = str(cause).splitlines()[0]
+    key = getattr(cause, "full_key", None)
+    return f"option {key}: {first}" if key else first
+
+
+def save_config(config: TrainConfig, path: Path) -> None:
+    """Write the configuration as YAML."""
+    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+
+def load_config(run_dir: Path, overrides: Sequence[str] = ()) -> TrainConfig:
+    """The configuration that a run was saved with, changed by dotted overrides.
+
+    Raises:
+        ValueError: there is no such run, or an override is not legal.
+    """
+    path = run_dir / "config.yaml"
+    if not path.is_file():
+        raise ValueError(f"{run_dir} is no run: it has no config.yaml; give the folder of a run")
+    try:
+        saved = OmegaConf.load(path)
+        assert isinstance(saved, DictConfig)
+        name = saved.env.name
+        schema = OmegaConf.structured(TrainConfig)
+        schema.env = OmegaConf.structured(ENVS[name][0])
+        base = OmegaConf.merge(schema, saved)
+        assert isinstance(base, DictConfig)
+        names = _names(base)
+        for override in overrides:
+            key = override.split("=", 1)[0]
+            if key not in names or key in GROUPS:
+                raise ValueError(f"option {key!r} is unknown or cannot change here"
+                                 f"{_nearest(key, [n for n in names if n not in GROUPS])}")  # fmt: skip
+        merged = OmegaConf.merge(base, OmegaConf.from_dotlist(list(overrides)))
+        assert isinstance(merged, DictConfig)
+        return to_config(merged)
+    except OmegaConfBaseException as error:
+        raise ValueError(_one_sentence(error)) from error

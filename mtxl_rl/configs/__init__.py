@@ -1,0 +1,1 @@
+"""YAML files that hold only differences from the dataclasses' defaults."""

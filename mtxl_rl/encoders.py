@@ -1,0 +1,186 @@
+"""Observations in, features out: one encoder per leaf of the observation space, summed.
+
+An observation is a dict of tensors everywhere: a Dict space's own keys, or the one key "obs".
+"""
+
+import math
+from collections.abc import Mapping
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+from jaxtyping import Float
+from torch import Tensor, nn
+
+ACTION_MASK = "action_mask"
+IMAGE_ENCODERS = ("cnn", "resnet")
+
+# Any leading axes, D width, C channels.
+
+
+def observation_leaves(space: gymnasium.Space) -> dict[str, gymnasium.Space]:
+    """The leaves of an observation space, without the action mask."""
+    if not isinstance(space, spaces.Dict):
+        return {"obs": space}
+    leaves = {key: leaf for key, leaf in space.spaces.items() if key != ACTION_MASK}
+    nested = [key for key, leaf in leaves.items() if isinstance(leaf, spaces.Dict | spaces.Tuple)]
+    if nested:
+        raise ValueError(
+            f"observation keys {nested} are nested spaces; only flat Dict spaces are covered: "
+            "flatten them with gymnasium.wrappers.FlattenObservation or an ObservationWrapper"
+        )
+    return leaves
+
+
+def is_image(space: gymnasium.Space) -> bool:
+    """True for uint8 boxes of three axes."""
+    return isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3
+
+
+def channels_last(shape: tuple[int, ...]) -> bool:
+    """Whether an image shape is HWC: the channel axis is the shorter of the first and the last."""
+    return shape[-1] <= shape[0]
+
+
+class ImageEncoder(nn.Module):
+    """uint8 pixels, HWC or CHW, to D features; scaled to 0 .. 1 here and nowhere else."""
+
+    def __init__(self, shape: tuple[int, ...], width: int, *, kind: str) -> None:
+        super().__init__()
+        self.channels_last = channels_last(shape)
+        height, breadth, channels = shape if self.channels_last else (*shape[1:], shape[0])
+        if kind == "resnet":
+            self.convolutions: nn.Module = impala_resnet(channels)
+        else:
+            self.convolutions = small_cnn(channels, side=min(height, breadth))
+        with torch.no_grad():
+            size = self.convolutions(torch.zeros(1, channels, height, breadth)).numel()
+        self.output = nn.Linear(size, width)
+
+    def forward(self, pixels: Tensor) -> Float[Tensor, "*batch D"]:
+        """Encode pixels of any leading axes."""
+        batch = pixels.shape[:-3]
+        images = pixels.flatten(0, -4) if len(batch) > 1 else pixels
+        if self.channels_last:
+            images = images.movedim(-1, -3)
+        features = self.convolutions(images.to(self.output.weight.dtype) / 255.0)
+        out: Tensor = self.output(torch.relu(features.flatten(1)))
+        return out.unflatten(0, batch) if len(batch) > 1 else out
+
+
+def small_cnn(channels: int, *, side: int) -> nn.Module:
+    """The convolutions of Mnih et al. 2015, or two of 3x3 for images smaller than 36 pixels."""
+    if side < 36:
+        return nn.Sequential(
+            nn.Conv2d(channels, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1)
+        )
+    return nn.Sequential(
+        nn.Conv2d(channels, 32, 8, stride=4),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 4, stride=2),
+        nn.ReLU(),
+        nn.Conv2d(64, 64, 3),
+    )
+
+
+class _Residual(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.as_tensor(self.second(torch.relu(self.first(torch.relu(x)))))
+
+
+def impala_resnet(channels: int) -> nn.Module:
+    """The residual network of IMPALA (Espeholt et al. 2018, figure 3, right): 16, 32, 32."""
+    layers: list[nn.Module] = []
+    for out in (16, 32, 32):
+        layers += [
+            nn.Conv2d(channels, out, 3, padding=1),
+            nn.MaxPool2d(3, stride=2, padding=1),
+            _Residual(out),
+            _Residual(out),
+        ]
+        channels = out
+    return nn.Sequential(*layers)
+
+
+class VectorEncoder(nn.Module):
+    """Numbers of any shape, flattened, through one hidden layer."""
+
+    def __init__(self, shape: tuple[int, ...], width: int) -> None:
+        super().__init__()
+        self.num_axes = len(shape)
+        self.layers = nn.Sequential(
+            nn.Linear(math.prod(shape), width), nn.ReLU(), nn.Linear(width, width)
+        )
+
+    def forward(self, numbers: Tensor) -> Float[Tensor, "*batch D"]:
+        """Encode numbers of any leading axes."""
+        numbers = numbers.to(self.layers[0].weight.dtype)
+        batch = numbers.shape[: numbers.ndim - self.num_axes]
+        out: Tensor = self.layers(numbers.reshape(*batch, -1))
+        return out
+
+
+class DiscreteEncoder(nn.Module):
+    """Choices, one embedding table per component, summed."""
+
+    def __init__(self, num_choices: list[int], width: int, *, start: list[int]) -> None:
+        super().__init__()
+        offsets = np.cumsum([0, *num_choices[:-1]]) - np.asarray(start)
+        self.register_buffer("offsets", torch.as_tensor(offsets), persistent=False)
+        self.offsets: Tensor
+        self.table = nn.Embedding(sum(num_choices), width)
+
+    def forward(self, choices: Tensor) -> Float[Tensor, "*batch D"]:
+        """Encode choices [..., components]."""
+        out: Tensor = self.table(choices + self.offsets).sum(dim=-2)
+        return out
+
+
+class LeafEncoder(nn.Module):
+    """The encoder that one space calls for."""
+
+    def __init__(self, space: gymnasium.Space, width: int, *, image: str, key: str) -> None:
+        super().__init__()
+        self.unsqueeze = isinstance(space, spaces.Discrete)
+        if isinstance(space, spaces.Discrete):
+            start = [int(space.start)]
+            self.encoder: nn.Module = DiscreteEncoder([int(space.n)], width, start=start)
+        elif isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim == 1:
+            nvec, start = space.nvec.tolist(), space.start.tolist()
+            self.encoder = DiscreteEncoder(nvec, width, start=start)
+        elif is_image(space) and space.shape is not None:
+            self.encoder = ImageEncoder(space.shape, width, kind=image)
+        elif isinstance(space, spaces.Box | spaces.MultiBinary):
+            self.encoder = VectorEncoder(space.shape, width)
+        else:
+            raise ValueError(
+                f"no encoder covers the observation {key!r} of space {space}; covered are Box, "
+                "Discrete, MultiDiscrete, MultiBinary and Dict of them: convert it with a "
+                "gymnasium.ObservationWrapper"
+            )
+
+    def forward(self, leaf: Tensor) -> Float[Tensor, "*batch D"]:
+        """Encode one leaf."""
+        out: Tensor = self.encoder(leaf[..., None] if self.unsqueeze else leaf)
+        return out
+
+
+class ObservationEncoder(nn.Module):
+    """The sum of the leaves' features."""
+
+    def __init__(self, space: gymnasium.Space, width: int, *, image: str) -> None:
+        super().__init__()
+        self.leaves = nn.ModuleDict({
+            key: LeafEncoder(leaf, width, image=image, key=key)
+            for key, leaf in observation_leaves(space).items()
+        })  # fmt: skip
+
+    def forward(self, observation: Mapping[str, Tensor]) -> Float[Tensor, "*batch D"]:
+        """Features of an observation with any leading axes."""
+        return torch.stack([leaf(observation[key]) for key, leaf in self.leaves.items()]).sum(0)

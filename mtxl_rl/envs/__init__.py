@@ -1,0 +1,1 @@
+"""Worlds for agents with memory: NumPy and Gymnasium only, never Torch."""

@@ -1,0 +1,106 @@
+"""Any environment registered with Gymnasium, as a vector environment."""
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
+
+from mtxl_rl.envs.checked import nearest_names
+
+
+@dataclass(kw_only=True, slots=True)
+class GymnasiumConfig:
+    """What ``env=Gymnasium`` takes."""
+
+    name: str = "Gymnasium"
+    """The environment's name in the registry."""
+    id: str = ""
+    """Gymnasium's id with its version, e.g. CartPole-v1; module:id imports that module first."""
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    """Arguments for `gymnasium.make_vec`, which hands all but its own to the environment."""
+
+    def __post_init__(self) -> None:
+        reserved = {"num_envs", "id"} & set(self.kwargs)
+        if reserved:
+            raise ValueError(
+                f"env.kwargs has {sorted(reserved)}, which have a setting of their own; leave them "
+                "out of env.kwargs."
+            )
+
+
+def make_gymnasium(
+    env_id: str, *, num_envs: int, seed: int, kwargs: dict[str, Any] | None = None
+) -> VectorEnv[Any, Any, Any]:
+    """A vector environment of one Gymnasium id, in ``NEXT_STEP`` autoreset mode.
+
+    It runs in this process, one environment after the other, unless `kwargs` has a
+    `vectorization_mode`; where an id has only an entry point for vectors, that one is used.
+
+    Args:
+        env_id: Gymnasium's id.
+        num_envs: Number of environments.
+        seed: Environment i is seeded with seed + i at the first reset, which is Gymnasium's own
+            rule: seeds closer than `num_envs` share environments.
+        kwargs: Arguments for `gymnasium.make_vec`.
+    """
+    spec = _spec(env_id)
+    make_kwargs = dict(kwargs or {})
+    default_mode = "vector_entry_point" if spec.entry_point is None else "sync"
+    make_kwargs.setdefault("vectorization_mode", default_mode)
+    if make_kwargs["vectorization_mode"] != "vector_entry_point":
+        given = make_kwargs.get("vector_kwargs", {})
+        make_kwargs["vector_kwargs"] = {"autoreset_mode": AutoresetMode.NEXT_STEP, **given}
+    try:
+        env = gymnasium.make_vec(spec.id, num_envs=num_envs, **make_kwargs)
+    except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
+        raise ImportError(
+            f"env.id={env_id} needs a package that is not installed: {error}"
+        ) from error
+    return _SeededFirstReset(env, seed=seed)
+
+
+def _spec(env_id: str) -> gymnasium.envs.registration.EnvSpec:
+    if not env_id:
+        raise ValueError("env=Gymnasium needs env.id=..., e.g. env.id=CartPole-v1.")
+    module, _, name = env_id.rpartition(":")
+    if module:
+        _import_registering(module, env_id=env_id)
+    spec = gymnasium.registry.get(name)
+    if spec is None:
+        nearest = ", ".join(nearest_names(name, gymnasium.registry, count=5))
+        raise ValueError(
+            f"env.id={env_id} is not registered with Gymnasium; the nearest ids are {nearest}, and "
+            "env.id=module:id imports the module that registers an id."
+        )
+    return spec
+
+
+def _import_registering(module: str, *, env_id: str) -> None:
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f"env.id={env_id} needs the module {module}, which cannot be imported ({error}); "
+            "install the package that has it."
+        ) from error
+
+
+class _SeededFirstReset(VectorWrapper[Any, Any, Any, Any, Any]):
+    """Seeds the first reset, since Gymnasium's environments take no seed when they are made."""
+
+    def __init__(self, env: VectorEnv[Any, Any, Any], *, seed: int) -> None:
+        super().__init__(env)
+        self._seed: int | None = seed
+
+    def reset(
+        self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Reset; without a seed of its own the first call takes the one from construction."""
+        first_seed, self._seed = self._seed, None
+        return self.env.reset(
+            seed=first_seed if seed is None else seed,  # type: ignore[arg-type]
+            options=options,
+        )

@@ -1,0 +1,9 @@
+"""The original Memory Maze (the package memory-maze), same behaviour and several times faster."""
+
+from mtxl_rl.envs.memory_maze_original.environment import (
+    MemoryMazeOriginal,
+    MemoryMazeOriginalConfig,
+    make_memory_maze_original,
+)
+
+__all__ = ["MemoryMazeOriginal", "MemoryMazeOriginalConfig", "make_memory_maze_original"]

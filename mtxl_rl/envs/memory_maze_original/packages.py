@@ -1,0 +1,153 @@
+"""Imports memory-maze and its kin quietly, and opens an OpenGL context without a display.
+
+The packages are optional, heavy and noisy: this module says in one sentence what is missing, and keeps
+their notices off the terminal. It knows nothing of the environment.
+"""
+
+import contextlib
+import ctypes
+import ctypes.util
+import importlib
+import importlib.util
+import io
+import logging
+import os
+import platform
+import sys
+import warnings
+from typing import Any
+
+_PACKAGES = ("memory_maze", "dm_control", "labmaze", "mujoco", "gym")
+_PIP_LINE = "pip install 'mtxl_rl[memory-maze-original]'"
+_APT_EGL = "apt-get install libegl1 libegl-mesa0 libgl1"
+_APT_OSMESA = "apt-get install libosmesa6 (and set MUJOCO_GL=osmesa)"
+_GL_BACKENDS = ("egl", "osmesa", "glfw")
+
+
+def check_packages() -> None:
+    """Raises ImportError if a package is missing; imports none of them."""
+    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(missing_package_message(missing[0], python=sys.version_info[:2]))
+
+
+def missing_package_message(package: str, *, python: tuple[int, int]) -> str:
+    """The sentence for a missing package on the Python version `python`."""
+    needs = f"the original Memory Maze needs the package {package!r}"
+    if python >= (3, 13):
+        return (
+            f"{needs}, which needs labmaze, and labmaze has no wheels for Python 3.13 and later: "
+            f"use Python 3.11 or 3.12 and {_PIP_LINE}"
+        )
+    return f"{needs}: {_PIP_LINE}"
+
+
+def import_packages() -> None:
+    """Imports the packages without their notices; the OpenGL backend is chosen first.
+
+    dm_control reads MUJOCO_GL once, at import, and memory_maze sets it to `egl` where it is unset.
+    """
+    check_packages()
+    if "memory_maze" in sys.modules:
+        return
+    choose_gl_backend()
+    # gym prints four lines about its own end on stderr, and some imports warn of deprecations.
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        importlib.import_module("memory_maze")
+    # dm_control says this once a reset of any walker that has no free joint, which is this walker.
+    logging.getLogger("absl").addFilter(_is_worth_showing)
+
+
+def _is_worth_showing(record: logging.LogRecord) -> bool:
+    return "Cannot set velocity on Entity with no free joint" not in record.getMessage()
+
+
+def choose_gl_backend() -> str:
+    """The backend that MUJOCO_GL names; where it names none, EGL, or OSMesa if EGL cannot be opened.
+
+    The choice is written to MUJOCO_GL, from which dm_control and mujoco take it. EGL on a CPU and OSMesa
+    draw the same frames, bit for bit.
+    """
+    asked = os.environ.get("MUJOCO_GL", "").strip().lower()
+    if asked:
+        _check_asked_backend(asked)
+        return asked
+    if platform.system() != "Linux":
+        return "glfw"
+    for backend in ("egl", "osmesa"):
+        if _opens(backend):
+            os.environ["MUJOCO_GL"] = backend
+            return backend
+    raise RuntimeError(
+        "the original Memory Maze draws with OpenGL, and neither EGL nor OSMesa can be opened here: "
+        f"{_APT_EGL}, or {_APT_OSMESA}"
+    )
+
+
+def _check_asked_backend(asked: str) -> None:
+    if asked not in _GL_BACKENDS:
+        raise RuntimeError(
+            f"MUJOCO_GL={asked} gives the original Memory Maze nothing to draw with; "
+            f"set it to one of {', '.join(_GL_BACKENDS)}, or unset it"
+        )
+    if asked == "egl" and not _opens("egl"):
+        raise RuntimeError(
+            f"MUJOCO_GL=egl, but EGL cannot be opened here: {_APT_EGL}, or {_APT_OSMESA}"
+        )
+    if asked == "osmesa" and not _opens("osmesa"):
+        raise RuntimeError(
+            "MUJOCO_GL=osmesa, but the library OSMesa is not installed: apt-get install libosmesa6, "
+            f"or unset MUJOCO_GL and {_APT_EGL}"
+        )
+
+
+def _opens(backend: str) -> bool:
+    """Whether the backend's library is here and works; loads no Python binding of OpenGL.
+
+    PyOpenGL fixes its platform at its first import, so trying a backend by importing it leaves no way back.
+    """
+    if backend == "osmesa":
+        return ctypes.util.find_library("OSMesa") is not None
+    try:
+        egl = ctypes.CDLL("libEGL.so.1")
+    except OSError:
+        return False
+    return _any_egl_device_opens(egl)
+
+
+def _any_egl_device_opens(egl: ctypes.CDLL) -> bool:
+    """Asks for a display on every EGL device, as mujoco does; without a vendor library there is none."""
+    pointer, number = ctypes.c_void_p, ctypes.c_int
+    find = egl.eglGetProcAddress
+    find.restype, find.argtypes = pointer, [ctypes.c_char_p]
+    query_address = find(b"eglQueryDevicesEXT")
+    display_address = find(b"eglGetPlatformDisplayEXT")
+    if not query_address or not display_address:
+        return False
+    query = ctypes.CFUNCTYPE(number, number, pointer, pointer)(query_address)
+    get_display = ctypes.CFUNCTYPE(pointer, number, pointer, pointer)(display_address)
+    egl.eglInitialize.argtypes = [pointer, pointer, pointer]
+    devices, count = (pointer * 16)(), number()
+    if not query(16, devices, ctypes.addressof(count)):
+        return False
+    egl_platform_device = 0x313F  # EGL_PLATFORM_DEVICE_EXT
+    displays = [
+        get_display(egl_platform_device, device, None) for device in devices[: count.value]
+    ]
+    return any(display and egl.eglInitialize(display, None, None) for display in displays)
+
+
+def open_gl_context(side: int) -> Any:  # noqa: ANN401 - mujoco's context classes share no type
+    """A context with a buffer of `side` x `side` pixels: mujoco's own class for the chosen backend.
+
+    dm_control's classes open the same context, but run OSMesa on a thread of its own, which complains
+    at exit.
+    """
+    backend = choose_gl_backend()
+    try:
+        return importlib.import_module(f"mujoco.{backend}").GLContext(side, side)
+    except (AttributeError, ImportError, RuntimeError) as error:
+        raise RuntimeError(
+            f"OpenGL cannot be opened with MUJOCO_GL={backend} ({error}): {_APT_EGL}, or {_APT_OSMESA}"
+        ) from error

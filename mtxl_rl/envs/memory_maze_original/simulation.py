@@ -1,0 +1,215 @@
+"""The original Memory Maze's episodes, stepped and drawn by MuJoCo itself.
+
+What decides an episode is still the original's own code: the package memory-maze draws every random
+number, lays out the maze, places walker and targets, and says what is rewarded. Replaced is the machinery
+around it, dm_control's per-substep and per-frame Python. Each shortcut says why it changes nothing, and
+tests/envs/test_memory_maze_original.py compares rewards and frames with the untouched package.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtxl_rl.envs.memory_maze_original.packages import import_packages
+from mtxl_rl.envs.memory_maze_original.rendering import Renderer
+
+FRAME_SIDE = 64
+CONTROL_STEPS_PER_SECOND = 4
+
+# memory_maze.tasks: (roll, steer) for noop, forward, left, right, forward + left, forward + right.
+ACTIONS = np.array(
+    [[0.0, 0.0], [-1.0, 0.0], [0.0, -1.0], [0.0, 1.0], [-1.0, -1.0], [-1.0, 1.0]], np.float64
+)
+
+_BORDER = 2  # pixels of target colour around the frame
+
+# A sphere is touched when its centre is within 0.8 m of the ball's, and nothing else of the walker reaches
+# further. The ball's top speed is 2 m/s, 0.5 m in a control step, so one that starts a step 2 m away cannot
+# touch: 1.2 m is more than twice the way it can go.
+_REACH = 0.8 + 1.2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MazeSize:
+    """What differs between the original's sizes (memory_maze.tasks)."""
+
+    cells: int
+    num_targets: int
+    seconds: int
+    max_rooms: int = 6
+    room_max_size: int = 5
+
+    @property
+    def episode_length(self) -> int:
+        """Steps of an episode."""
+        return self.seconds * CONTROL_STEPS_PER_SECOND
+
+
+SIZES = {
+    "9x9": MazeSize(cells=9, num_targets=3, seconds=250),
+    "11x11": MazeSize(cells=11, num_targets=4, seconds=500),
+    "13x13": MazeSize(cells=13, num_targets=5, seconds=750),
+    "15x15": MazeSize(cells=15, num_targets=6, seconds=1000, max_rooms=9, room_max_size=3),
+}
+
+
+class Simulation:
+    """One endless stream of episodes, the one that the original makes of the same seed."""
+
+    def __init__(self, size: MazeSize, *, seed: int | None) -> None:
+        import_packages()
+        # The original subtracts this too, so that the sum of 5 ms steps reaches the limit.
+        self.time_limit_seconds = size.seconds - 1e-3
+        self._random = np.random.RandomState(seed)  # noqa: NPY002 - the original's generator
+        self._task = _build_task(size, random=self._random)
+        self._renderer = Renderer(side=FRAME_SIDE)
+        self._physics: Any = None
+
+    def reset(self) -> NDArray[np.uint8]:
+        """Starts the next episode and returns its first frame [64, 64, 3].
+
+        The hooks run in the order of dm_control's composer.Environment. Its other hooks are empty or only
+        prepare observations that Memory Maze does not show.
+        """
+        from dm_control import mjcf
+
+        entities = list(self._task.root_entity.iter_entities())
+        self._task.initialize_episode_mjcf(self._random)
+        for entity in entities:
+            entity.initialize_episode_mjcf(self._random)
+        if self._physics is not None:
+            self._physics.free()
+        self._physics = mjcf.Physics.from_mjcf_model(self._task.root_entity.mjcf_model)
+        with self._physics.reset_context():
+            self._task.initialize_episode(self._physics, self._random)
+            for entity in entities:
+                entity.initialize_episode(self._physics, self._random)
+        self._bind_to_model()
+        return self._frame()
+
+    def step(self, action: int) -> tuple[NDArray[np.uint8], float, bool]:
+        """One control step of 0.25 s: the frame, the reward, and whether the time is up."""
+        self._data.ctrl[:] = ACTIONS[action]
+        if self._a_target_is_within_reach():
+            self._advance_and_watch_targets()
+        else:
+            self._advance()
+        if self._data.warning.number.sum() != self._num_warnings:
+            raise RuntimeError(
+                "MuJoCo warns that the simulation became invalid; the original stops here too "
+                "(PhysicsError), reset the environment to go on"
+            )
+        self._task.after_step(self._physics, self._random)
+        reward = float(self._task.get_reward(self._physics))
+        return self._frame(), reward, bool(self._data.time >= self.time_limit_seconds)
+
+    def close(self) -> None:
+        """Frees the model and the graphics; a second call does nothing."""
+        self._renderer.close()
+        if self._physics is not None:
+            self._physics.free()
+            self._physics = None
+
+    def _bind_to_model(self) -> None:
+        """Looks up in the episode's compiled model what the steps use."""
+        bind = self._physics.bind
+        walker = self._task.walker
+        self._model, self._data = self._physics.model.ptr, self._physics.data.ptr
+        self._ball_id = int(bind(walker.ground_contact_geoms[0]).element_id)
+        self._targets = {int(bind(t.geom).element_id): t for t in self._task.targets}
+        self._target_ids = list(self._targets)
+        self._num_warnings = self._data.warning.number.sum()
+        camera = int(bind(walker.egocentric_camera).element_id)
+        self._renderer.load(self._model, camera=camera)
+
+    def _a_target_is_within_reach(self) -> bool:
+        positions = self._data.geom_xpos
+        offsets = positions[self._target_ids, :2] - positions[self._ball_id, :2]
+        return bool((np.square(offsets).sum(axis=1) < _REACH**2).any())
+
+    def _advance(self) -> None:
+        """All substeps in three calls: nobody looks in between.
+
+        dm_control's substep is mj_step2 then mj_step1 (its "legacy" order, which leaves positions and
+        velocities up to date), and mj_step is mj_step1 then mj_step2.
+        """
+        import mujoco
+
+        mujoco.mj_step2(self._model, self._data)
+        mujoco.mj_step(self._model, self._data, self._task.physics_steps_per_control_step - 1)
+        mujoco.mj_step1(self._model, self._data)
+
+    def _advance_and_watch_targets(self) -> None:
+        """Substep by substep, since a target counts as touched if any substep sees a contact.
+
+        The original looks through all contacts in Python for every target; here its own hook runs only in a
+        substep that has a contact with that target, the only case in which it does anything.
+        """
+        import mujoco
+
+        for _ in range(self._task.physics_steps_per_control_step):
+            mujoco.mj_step2(self._model, self._data)
+            mujoco.mj_step1(self._model, self._data)
+            in_contact = self._data.contact.geom.ravel().tolist()
+            for geom_id, target in self._targets.items():
+                if geom_id in in_contact:
+                    target.after_substep(self._physics, self._random)
+
+    def _frame(self) -> NDArray[np.uint8]:
+        """The walker's view with the border that memory_maze's TargetColorAsBorderWrapper draws."""
+        frame = self._renderer.draw(self._model, self._data)
+        color = (self._task.target_color * 255 * 0.7).astype(np.uint8)
+        frame[:, :_BORDER] = color
+        frame[:, -_BORDER:] = color
+        frame[:_BORDER] = color
+        frame[-_BORDER:] = color
+        return frame
+
+
+def _build_task(size: MazeSize, *, random: Any) -> Any:  # noqa: ANN401 - dm_control has no types
+    """The task as memory_maze.tasks._memory_maze builds it, apart from two economies.
+
+    - The ten wall variations share one set of textures; the original loads the same eight images ten times
+      (88 textures, 600 MB). Each variation still chooses among eight, so the random draws are unchanged.
+    - MuJoCo's off-screen buffer is as large as the frame, not 640 x 480, of which a corner is used.
+
+    The one random draw, the layout generator's seed, is the first of the stream, as in the original.
+    """
+    from dm_control.locomotion.arenas import labmaze_textures
+    from memory_maze import maze
+
+    variations = labmaze_textures.WallTextures("style_01")
+    walker = maze.RollingBallWithFriction(camera_height=0.3, add_ears=False)
+    arena = maze.MazeWithTargetsArena(
+        x_cells=size.cells + 2,
+        y_cells=size.cells + 2,
+        xy_scale=2.0,
+        z_height=1.5,
+        max_rooms=size.max_rooms,
+        room_min_size=3,
+        room_max_size=size.room_max_size,
+        spawns_per_room=1,
+        targets_per_room=1,
+        floor_textures=maze.FixedFloorTexture("style_01", ["blue", "blue_bright"]),
+        wall_textures={
+            "*": maze.FixedWallTexture("style_01", "yellow"),
+            **{str(i): variations for i in range(10)},
+        },
+        skybox_texture=None,
+        random_seed=random.randint(2147483648),
+    )
+    task = _task_class()(
+        walker=walker,
+        maze_arena=arena,
+        n_targets=size.num_targets,
+        target_radius=0.6,
+        target_height_above_ground=-0.6,
+        enable_global_task_observables=True,
+        control_timestep=1.0 / CONTROL_STEPS_PER_SECOND,
+        camera_resolution=FRAME_SIDE,
+    )
+    buffer = getattr(arena.mjcf_model.visual, "global")
+    buffer.offwidth = buffer.offheight = FRAME_SIDE
+    return task

@@ -1,0 +1,94 @@
+"""The environments by name, and the one function that makes them."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from gymnasium.vector import VectorEnv
+
+from mtxl_rl.envs.checked import CheckedVectorEnv, nearest_names
+from mtxl_rl.envs.envpool_env import EnvPoolConfig, make_envpool
+from mtxl_rl.envs.gymnasium_env import GymnasiumConfig, make_gymnasium
+from mtxl_rl.envs.memory_maze_original import MemoryMazeOriginalConfig
+from mtxl_rl.envs.tmaze import TMaze, TMazeConfig
+
+EnvConfig = TMazeConfig | MemoryMazeOriginalConfig | GymnasiumConfig | EnvPoolConfig
+"""The config of any environment; its `name` says which."""
+
+
+class EnvEntry(NamedTuple):
+    """An environment's config, and what makes it: `make(config, num_envs=..., seed=...)`.
+
+    What it makes resets itself in ``NEXT_STEP`` mode, and its first ``reset()`` uses the seed.
+    """
+
+    config_class: type
+    make: Callable[..., VectorEnv[Any, Any, Any]]
+
+
+def _make_tmaze(config: TMazeConfig, *, num_envs: int, seed: int) -> VectorEnv[Any, Any, Any]:
+    return TMaze(num_envs, corridor_length=config.corridor_length, seed=seed)
+
+
+def _make_memory_maze_original(
+    config: MemoryMazeOriginalConfig, *, num_envs: int, seed: int
+) -> VectorEnv[Any, Any, Any]:
+    # Imported here because its simulator is an extra, and heavy.
+    from mtxl_rl.envs.memory_maze_original import make_memory_maze_original
+
+    return make_memory_maze_original(
+        size=config.size, num_envs=num_envs, seed=seed, num_workers=config.num_workers or None
+    )
+
+
+def _make_gymnasium(
+    config: GymnasiumConfig, *, num_envs: int, seed: int
+) -> VectorEnv[Any, Any, Any]:
+    return make_gymnasium(config.id, num_envs=num_envs, seed=seed, kwargs=dict(config.kwargs))
+
+
+_MEMORY_MAZE_ORIGINAL = EnvEntry(MemoryMazeOriginalConfig, _make_memory_maze_original)
+
+ENVS: dict[str, EnvEntry] = {
+    "TMaze": EnvEntry(TMazeConfig, _make_tmaze),
+    "MemoryMaze": _MEMORY_MAZE_ORIGINAL,
+    "MemoryMaze-original": _MEMORY_MAZE_ORIGINAL,
+    "Gymnasium": EnvEntry(GymnasiumConfig, _make_gymnasium),
+    "EnvPool": EnvEntry(EnvPoolConfig, make_envpool),
+}
+
+
+def env_entry(name: str) -> EnvEntry:
+    """The environment of a name."""
+    if name not in ENVS:
+        known = ", ".join(nearest_names(name, ENVS))
+        raise ValueError(
+            f"env.name={name} is unknown; the known names, nearest first, are {known}."
+        )
+    return ENVS[name]
+
+
+def make_vector_env(config: EnvConfig, *, num_envs: int, seed: int) -> CheckedVectorEnv:
+    """The vector environment that a config describes, inside a `CheckedVectorEnv`.
+
+    Args:
+        config: The config of the environment.
+        num_envs: Number of environments, at least 1.
+        seed: Seed of the first reset, at least 0; a later ``reset(seed=...)`` replaces it.
+    """
+    entry = env_entry(config.name)
+    if not isinstance(config, entry.config_class):
+        raise ValueError(
+            f"env.name={config.name} came with a {type(config).__name__}; give it a "
+            f"{entry.config_class.__name__}."
+        )
+    if num_envs < 1 or seed < 0:
+        raise ValueError(
+            f"num_envs={num_envs} must be at least 1 and seed={seed} at least 0, e.g. num_envs=16 "
+            "seed=0."
+        )
+    env = entry.make(config, num_envs=num_envs, seed=seed)
+    try:
+        return CheckedVectorEnv(env)
+    except ValueError:
+        env.close()
+        raise

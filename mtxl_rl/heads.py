@@ -1,0 +1,178 @@
+"""Actions: what the policy's features say about them, how to sample and to weigh them.
+
+Inside the library a discrete action is an integer tensor [..., components] (one component for
+Discrete), a continuous one a float tensor [..., dimensions] in units where the space is -1 .. 1.
+"""
+
+from typing import Protocol
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+
+class ActionHead(Protocol):
+    """From features to a distribution over actions; `parameters` is a tensor [..., n]."""
+
+    action_shape: tuple[int, ...]
+    action_dtype: torch.dtype
+
+    def __call__(self, features: Tensor, mask: Tensor | None) -> Tensor:
+        """The distribution's parameters; `mask` is True where an action is legal."""
+        ...
+
+    def sample(self, parameters: Tensor, generator: torch.Generator | None) -> Tensor:
+        """A draw per row; the mode where `generator` is None."""
+        ...
+
+    def log_prob(self, parameters: Tensor, action: Tensor) -> Tensor:
+        """Log probability (density) of the actions."""
+        ...
+
+    def entropy(self, parameters: Tensor) -> Tensor:
+        """Entropy in nats."""
+        ...
+
+    def encode(self, action: Tensor) -> Tensor:
+        """The action as numbers, for the next step's input."""
+        ...
+
+    def to_env(self, action: Tensor) -> NDArray[np.generic]:
+        """The action as the environments want it."""
+        ...
+
+
+class CategoricalHead(nn.Module):
+    """Discrete and MultiDiscrete: independent categoricals, masked to the legal actions."""
+
+    def __init__(self, space: spaces.Discrete | spaces.MultiDiscrete, width: int) -> None:
+        super().__init__()
+        self.is_single = isinstance(space, spaces.Discrete)
+        if isinstance(space, spaces.Discrete):
+            self.num_choices, self.start = [int(space.n)], np.asarray([int(space.start)])
+        else:
+            self.num_choices, self.start = space.nvec.tolist(), space.start
+        self.action_shape: tuple[int, ...] = (len(self.num_choices),)
+        self.action_dtype = torch.long
+        self.encoded_width = sum(self.num_choices)
+        self.output = nn.Linear(width, self.encoded_width)
+
+    def forward(self, features: Tensor, mask: Tensor | None) -> Float[Tensor, "*batch n"]:
+        """Log probabilities of every component's choices, side by side."""
+        logits = self.output(features).float() if features.dtype != torch.float64 else (
+            self.output(features))  # fmt: skip
+        if mask is not None:
+            logits = logits.masked_fill(~mask.bool(), torch.finfo(logits.dtype).min / 4)
+        return torch.cat([part.log_softmax(-1) for part in self._parts(logits)], dim=-1)
+
+    def sample(self, parameters: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Gumbel-max: the argmax of log probabilities plus Gumbel noise (no device sync)."""
+        if generator is not None:
+            uniform = torch.rand(
+                parameters.shape, generator=generator, device=parameters.device
+            ).clamp(1e-20, 1 - 1e-7)
+            parameters = parameters - (-uniform.log()).log()
+        return torch.stack([part.argmax(-1) for part in self._parts(parameters)], dim=-1)
+
+    def log_prob(self, parameters: Tensor, action: Tensor) -> Tensor:
+        """The sum over components."""
+        parts = zip(self._parts(parameters), action.split(1, dim=-1), strict=True)
+        return torch.cat([part.gather(-1, choice) for part, choice in parts], dim=-1).sum(-1)
+
+    def entropy(self, parameters: Tensor) -> Tensor:
+        """The sum over components."""
+        return -(parameters.exp() * parameters).sum(-1)
+
+    def encode(self, action: Tensor) -> Tensor:
+        """One-hot, side by side."""
+        hot = [
+            nn.functional.one_hot(choice.squeeze(-1), size)
+            for choice, size in zip(action.split(1, dim=-1), self.num_choices, strict=True)
+        ]
+        return torch.cat(hot, dim=-1)
+
+    def to_env(self, action: Tensor) -> NDArray[np.generic]:
+        """Integers from the space's start on."""
+        array = action.cpu().numpy() + self.start
+        return array[..., 0] if self.is_single else array
+
+    def _parts(self, parameters: Tensor) -> tuple[Tensor, ...]:
+        return parameters.split(self.num_choices, dim=-1)
+
+
+class GaussianHead(nn.Module):
+    """Box: a diagonal Gaussian with a learned, state-independent deviation.
+
+    It lives in units where a bounded dimension is -1 .. 1; the environment gets the action scaled
+    to its bounds and clipped to them, the log probability is of the unclipped one.
+    """
+
+    def __init__(self, space: spaces.Box, width: int) -> None:
+        super().__init__()
+        self.space = space
+        self.action_shape: tuple[int, ...] = (int(np.prod(space.shape)),)
+        self.action_dtype = torch.float32
+        self.encoded_width = self.action_shape[0]
+        self.output = nn.Linear(width, self.encoded_width)
+        self.log_std = nn.Parameter(torch.zeros(self.encoded_width))
+
+    def forward(self, features: Tensor, mask: Tensor | None) -> Float[Tensor, "*batch n"]:
+        """Means, then log deviations."""
+        assert mask is None, "a continuous action has no mask"
+        mean = self.output(features)
+        return torch.cat([mean, self.log_std.expand_as(mean)], dim=-1).to(self.log_std.dtype)
+
+    def sample(self, parameters: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Mean plus deviation times noise."""
+        mean, log_std = parameters.chunk(2, dim=-1)
+        if generator is None:
+            return mean
+        noise = torch.randn(mean.shape, generator=generator, device=mean.device)
+        return mean + log_std.exp() * noise
+
+    def log_prob(self, parameters: Tensor, action: Tensor) -> Tensor:
+        """The sum over dimensions."""
+        mean, log_std = parameters.chunk(2, dim=-1)
+        normal = torch.distributions.Normal(mean, log_std.exp(), validate_args=False)
+        return normal.log_prob(action).sum(-1)
+
+    def entropy(self, parameters: Tensor) -> Tensor:
+        """The sum over dimensions."""
+        mean, log_std = parameters.chunk(2, dim=-1)
+        normal = torch.distributions.Normal(mean, log_std.exp(), validate_args=False)
+        return normal.entropy().sum(-1)
+
+    def encode(self, action: Tensor) -> Tensor:
+        """Itself, clipped to the units' range."""
+        return action.clamp(-1, 1)
+
+    def to_env(self, action: Tensor) -> NDArray[np.generic]:
+        """Scaled to the bounds where there are any."""
+        low, high = self.space.low, self.space.high
+        array = action.cpu().numpy().reshape(-1, *self.space.shape)
+        bounded = np.isfinite(low) & np.isfinite(high)
+        with np.errstate(invalid="ignore", over="ignore"):
+            scaled = low + (np.clip(array, -1, 1) + 1) / 2 * (high - low)
+        return np.where(bounded, scaled, np.clip(array, low, high)).astype(self.space.dtype)
+
+
+def build_head(space: gymnasium.Space, width: int) -> CategoricalHead | GaussianHead:
+    """The head that an action space calls for.
+
+    Raises:
+        ValueError: the space is none of Discrete, MultiDiscrete (one axis) and float Box.
+    """
+    if isinstance(space, spaces.Discrete):
+        return CategoricalHead(space, width)
+    if isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim == 1:
+        return CategoricalHead(space, width)
+    if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
+        return GaussianHead(space, width)
+    raise ValueError(
+        f"no head covers the action space {space}; covered are Discrete, MultiDiscrete and float "
+        "Box: convert it with a gymnasium.ActionWrapper"
+    )

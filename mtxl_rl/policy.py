@@ -1,0 +1,145 @@
+"""The agent's network: encoder, torso, and the heads for action and value."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import gymnasium
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from mtxl_rl.encoders import ACTION_MASK, IMAGE_ENCODERS, ObservationEncoder
+from mtxl_rl.heads import build_head
+from mtxl_rl.torso import ActingMemory, MemoryState, MemoryTransformer, TorsoConfig
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(kw_only=True, slots=True)
+class PolicyConfig:
+    """What stands around the torso."""
+
+    image_encoder: str = "cnn"
+    """For image observations: cnn (three convolutions) or resnet (IMPALA's)."""
+    previous_action: bool = True
+    """Whether the last action is an input; zero at an episode's first step."""
+    previous_reward: bool = True
+    """Whether the last reward is an input; zero at an episode's first step."""
+    precision: str = "float32"
+    """Arithmetic of the matrix products: float32, or bfloat16 (autocast; for GPUs)."""
+
+    def __post_init__(self) -> None:
+        """Check the names."""
+        if self.image_encoder not in IMAGE_ENCODERS:
+            raise ValueError(
+                f"policy.image_encoder={self.image_encoder} is unknown; choose one of "
+                f"{', '.join(IMAGE_ENCODERS)}"
+            )
+        if self.precision not in PRECISIONS:
+            raise ValueError(
+                f"policy.precision={self.precision} is unknown; choose one of "
+                f"{', '.join(PRECISIONS)}"
+            )
+
+
+class PolicyInputs(NamedTuple):
+    """What a policy sees; the leading axes are [B] when acting and [B, T] when learning."""
+
+    observation: Mapping[str, Tensor]
+    previous_action: Tensor
+    previous_reward: Tensor
+    is_first: Bool[Tensor, "*batch"]
+
+
+class PolicyOutputs(NamedTuple):
+    """What a policy says."""
+
+    action_parameters: Float[Tensor, "*batch n"]
+    value: Float[Tensor, "*batch"]
+
+
+class Policy(nn.Module):
+    """Encoder + Memory Transformer-XL + heads.
+
+    Raises:
+        ValueError: no encoder or head covers a space.
+    """
+
+    def __init__(
+        self,
+        observation_space: gymnasium.Space,
+        action_space: gymnasium.Space,
+        *,
+        torso: TorsoConfig,
+        policy: PolicyConfig,
+    ) -> None:
+        super().__init__()
+        width = torso.width
+        self.config = policy
+        self.encoder = ObservationEncoder(observation_space, width, image=policy.image_encoder)
+        self.action_head = build_head(action_space, width)
+        self.previous_action = (
+            nn.Linear(self.action_head.encoded_width, width, bias=False)
+            if policy.previous_action
+            else None
+        )
+        self.previous_reward = nn.Linear(1, width, bias=False) if policy.previous_reward else None
+        self.torso = MemoryTransformer(torso)
+        self.value_head = nn.Linear(width, 1)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Start values that are not torch's own.
+
+        | weight      | start                     | why                                      |
+        |-------------|---------------------------|------------------------------------------|
+        | action head | orthogonal, gain 0.01     | a near-uniform first policy              |
+        | value head  | orthogonal, gain 1        | values of the reward's scale             |
+        | gates' bias | torso.gate_bias (in gates)| every sub-layer starts near the identity |
+        """
+        for head, gain in ((self.action_head.output, 0.01), (self.value_head, 1.0)):
+            nn.init.orthogonal_(head.weight, gain)
+            nn.init.zeros_(head.bias)
+
+    def forward(
+        self, inputs: PolicyInputs, state: MemoryState
+    ) -> tuple[PolicyOutputs, MemoryState]:
+        """What the policy says at T steps, and the state after them; inputs are [B, T, ...]."""
+        with self._autocast():
+            features, state = self.torso(self._encode(inputs), state, inputs.is_first)
+            return self._say(features, inputs), state
+
+    def begin(self, state: MemoryState, *, timeline: Tensor | None = None) -> ActingMemory:
+        """Prepare to act from `state`; see `MemoryTransformer.begin`."""
+        with self._autocast():
+            return self.torso.begin(state, timeline=timeline)
+
+    @torch.no_grad()
+    def act(self, inputs: PolicyInputs, memory: ActingMemory) -> PolicyOutputs:
+        """What the policy says at one step; inputs are [B, ...] and `memory` moves on in place."""
+        with self._autocast():
+            features = self.torso.act(self._encode(inputs), memory, inputs.is_first)
+            return self._say(features, inputs)
+
+    def _autocast(self) -> torch.autocast:
+        dtype = PRECISIONS[self.config.precision]
+        device = self.value_head.weight.device.type
+        return torch.autocast(device, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
+
+    def _encode(self, inputs: PolicyInputs) -> Tensor:
+        features: Tensor = self.encoder(inputs.observation)
+        goes_on = ~inputs.is_first[..., None]
+        if self.previous_action is not None:
+            action = self.action_head.encode(inputs.previous_action) * goes_on
+            features = features + self.previous_action(action.to(features.dtype))
+        if self.previous_reward is not None:
+            reward = inputs.previous_reward[..., None] * goes_on
+            features = features + self.previous_reward(reward.to(features.dtype))
+        return features
+
+    def _say(self, features: Tensor, inputs: PolicyInputs) -> PolicyOutputs:
+        mask = inputs.observation.get(ACTION_MASK)
+        value = self.value_head(features)[..., 0]
+        full = torch.promote_types(value.dtype, torch.float32)
+        return PolicyOutputs(self.action_head(features, mask), value.to(full))

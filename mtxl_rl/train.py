@@ -1,0 +1,266 @@
+"""Train an agent: `python -m mtxl_rl.train env=MemoryMaze`.
+
+`run` is the whole of a training run, top to bottom; `main` is the command line around it.
+"""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import hydra
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+from safetensors.torch import save_file
+
+from mtxl_rl import checkpoint
+from mtxl_rl.agents.ppo import PPO, NonFiniteLossError
+from mtxl_rl.build import build_policy, bytes_table, predicted_bytes, rollout_shape
+from mtxl_rl.collect import Actor, Collector
+from mtxl_rl.config import (
+    TrainConfig,
+    compose_config,
+    device_overrides,
+    load_config,
+    register_schemas,
+    save_config,
+    to_config,
+)
+from mtxl_rl.envs.registry import make_vector_env
+from mtxl_rl.metrics import MetricsLogger
+from mtxl_rl.progress import Progress
+
+console = Console()
+
+
+class Run:
+    """The parts of a training run, and how they are saved and restored."""
+
+    def __init__(self, config: TrainConfig, env: Any) -> None:  # noqa: ANN401
+        torch.manual_seed(config.seed)
+        if config.num_threads:
+            torch.set_num_threads(config.num_threads)
+        device = config.torch_device()
+        self.config = config
+        self.env = env
+        self.policy = build_policy(config, env).to(device)
+        self.agent = PPO(self.policy, config.ppo)
+        shape = rollout_shape(config, env.single_observation_space, self.policy)
+        generator = torch.Generator(device).manual_seed(config.seed)
+        actor = Actor(env, self.policy, shapes=shape.observation)
+        self.collector = Collector(actor, shape=shape, generator=generator)
+        held, predicted = self.collector.rollout.nbytes_by_part(), shape.bytes_by_part()
+        assert held == predicted, (held, predicted)
+        self.step = 0
+
+    def iterate(self) -> dict[str, float]:
+        """One rollout and what is learned from it."""
+        begun = time.perf_counter()
+        rollout, times = self.collector.collect()
+        collected = time.perf_counter()
+        metrics = self.agent.update(rollout, progress=self.step / self.config.total_steps)
+        self.step += self.config.steps_per_iteration
+        done = time.perf_counter()
+        return {
+            **self.collector.episodes.means(),
+            **metrics,
+            **times,
+            "time/learn_seconds": done - collected,
+            "time/env_steps_per_second": self.config.steps_per_iteration / (done - begun),
+        }
+
+    def save(self, run_dir: Path) -> Path:
+        """Write a checkpoint of everything that the next iteration depends on."""
+        score = self.collector.episodes.means().get("episode/return")
+        state = {
+            "step": self.step,
+            "agent": self.agent.state_dict(),
+            "collector": self.collector.state_dict(),
+            "env": _plain(self.env.get_state()) if self.env.supports_state else None,
+        }
+        return checkpoint.save(
+            run_dir, state, step=self.step, score=score, keep_last=self.config.keep_checkpoints
+        )
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint; environments that cannot be saved start new episodes."""
+        try:
+            self.agent.load_state_dict(state["agent"])
+            self.step = state["step"]
+            if state["env"] is None:
+                console.print(
+                    "These environments cannot be saved: they start new episodes, and the "
+                    "memories are emptied. Weights, optimiser and schedules go on."
+                )
+                self.collector.generator.set_state(state["collector"]["generator"])
+                self.collector.episodes.load_state_dict(state["collector"]["episodes"])
+                self.collector.reset(seed=self.config.seed + self.step)
+                return
+            self.collector.load_state_dict(state["collector"])
+            self.env.reset()
+            self.env.set_state(_arrays(state["env"]))
+        except (KeyError, RuntimeError) as error:
+            raise ValueError(
+                "the checkpoint does not fit this configuration "
+                f"({str(error).splitlines()[0]}); resume with the options it was trained with"
+            ) from error
+
+
+def run(config: TrainConfig) -> Path:
+    """Train until `total_steps`, or until asked to stop; the run's folder.
+
+    Raises:
+        ValueError: a setting, the environment's spaces or a checkpoint is not legal.
+        OSError: the disk is full or the folder cannot be written.
+        NonFiniteLossError: learning diverged; the message names the last checkpoint.
+    """
+    env = make_vector_env(
+        config.env, num_envs=1 if config.dry_run else config.num_envs, seed=config.seed
+    )
+    try:
+        if config.dry_run:
+            console.print(bytes_table(predicted_bytes(config, env)), highlight=False)
+            return Path()
+        run_dir = Path(config.resume or config.run_dir or _new_run_dir(config))
+        state = checkpoint.load(run_dir) if config.resume else None
+        if state is None and (run_dir / "config.yaml").exists():
+            raise ValueError(
+                f"run_dir={run_dir} already holds a run; go on with resume={run_dir}, or choose "
+                "another run_dir"
+            )
+        this = Run(config, env)
+        if state is not None:
+            this.restore(state)
+        else:
+            this.collector.reset(seed=None)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        save_config(config, run_dir / "config.yaml")
+        _loop(this, run_dir)
+        save_file(
+            {name: weight.contiguous() for name, weight in this.policy.state_dict().items()},
+            run_dir / "policy.safetensors",
+        )
+        return run_dir
+    finally:
+        env.close()
+
+
+def _loop(this: Run, run_dir: Path) -> None:
+    """Iterations, metrics and checkpoints."""
+    config = this.config
+    saved = time.monotonic()
+    console.print(f"{run_dir}: {config.torch_device()}, {config.num_envs} environments, "
+                  f"{sum(p.numel() for p in this.policy.parameters()):,} weights")  # fmt: skip
+    with (
+        MetricsLogger(run_dir) as logger,
+        _stop_requests() as stop,
+        Progress(config.total_steps, console=console, initial_step=this.step) as progress,
+    ):
+        logger.truncate_after(this.step)
+        while this.step < config.total_steps and not stop:
+            try:
+                metrics = this.iterate()
+            except NonFiniteLossError as error:
+                kept = checkpoint.latest(run_dir)
+                where = f"the last checkpoint is {kept}" if kept else "there is no checkpoint yet"
+                raise NonFiniteLossError(f"at step {this.step}: {error}; {where}") from error
+            logger.log(metrics, step=this.step)
+            progress.update(this.step, metrics)
+            if time.monotonic() - saved >= config.checkpoint_seconds:
+                this.save(run_dir)
+                saved = time.monotonic()
+        last = this.save(run_dir)
+    verb = "stopped at" if this.step < config.total_steps else "finished after"
+    console.print(f"{verb} {this.step:,} steps; saved {last}")
+    if this.step < config.total_steps:
+        console.print(f"go on with: python -m mtxl_rl.train resume={run_dir}")
+
+
+@contextmanager
+def _stop_requests() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM: the first ends the run after its iteration, the second at once."""
+    requests: list[int] = []
+
+    def ask(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        if requests:
+            os._exit(128 + number)
+        requests.append(number)
+        os.write(2, b"\nstopping after this iteration; once more stops at once\n")
+
+    old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield requests
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def _new_run_dir(config: TrainConfig) -> Path:
+    return Path("runs") / config.env.name / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+
+
+def _plain(state: dict[str, Any]) -> dict[str, Any]:
+    """Arrays as tensors, for the checkpoint."""
+    return {
+        key: torch.as_tensor(value) if hasattr(value, "dtype") else value
+        for key, value in state.items()
+    }
+
+
+def _arrays(state: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: value.numpy() if isinstance(value, torch.Tensor) else value
+        for key, value in state.items()
+    }
+
+
+@hydra.main(version_base="1.3", config_path="pkg://mtxl_rl.configs", config_name="train")
+def _hydra_main(composed: DictConfig) -> None:
+    """For `--multirun`, `--cfg job`, `--help` and the rest of Hydra's flags."""
+    with one_sentence_errors():
+        run(to_config(composed))
+
+
+@contextmanager
+def one_sentence_errors() -> Iterator[None]:
+    """End the program with one sentence and exit code 1; MTXL_RL_TRACEBACK=1 shows where."""
+    try:
+        yield
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        if os.environ.get("MTXL_RL_TRACEBACK"):
+            raise
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(1) from None
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line: `name=value` overrides, or Hydra's flags."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    with one_sentence_errors():
+        bad = [part for part in given if "=" not in part and not part.startswith(("-", "~"))]
+        flags = [part for part in given if part.startswith("-")]
+        if bad and not flags:
+            raise ValueError(f"{bad[0]!r} is no option; options are name=value, as in env=TMaze")
+        resume = [part.split("=", 1)[1] for part in given if part.startswith("resume=")]
+        if resume and resume[-1]:
+            rest = [part for part in given if not part.startswith("resume=")]
+            config = load_config(Path(resume[-1]), rest)
+            config.resume = resume[-1]
+            run(config)
+        elif flags:
+            register_schemas()
+            sys.argv = [sys.argv[0], *device_overrides(given), *given]
+            _hydra_main()
+        else:
+            run(compose_config([*device_overrides(given), *given]))
+
+
+if __name__ == "__main__":
+    main()

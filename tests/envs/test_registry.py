@@ -1,0 +1,65 @@
+"""The registry: names, configs, and what stays out of an import."""
+
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+from omegaconf import OmegaConf
+
+from mtxl_rl.envs.checked import CheckedVectorEnv
+from mtxl_rl.envs.registry import ENVS, env_entry, make_vector_env
+from mtxl_rl.envs.tmaze import TMazeConfig
+
+
+def test_every_known_name_is_there() -> None:
+    assert set(ENVS) == {"TMaze", "MemoryMaze", "MemoryMaze-original", "Gymnasium", "EnvPool"}
+
+
+@pytest.mark.parametrize("name", ENVS)
+def test_every_config_is_a_structured_config(name: str) -> None:
+    config_class = env_entry(name).config_class
+    structured = OmegaConf.structured(config_class)
+    assert OmegaConf.to_object(structured) == config_class()
+    assert next(iter(field.name for field in dataclasses.fields(config_class))) == "name"
+
+
+@pytest.mark.parametrize("name", ["TMaze", "MemoryMaze-original", "Gymnasium", "EnvPool"])
+def test_every_config_knows_its_name(name: str) -> None:
+    assert env_entry(name).config_class().name in ENVS
+    assert env_entry(env_entry(name).config_class().name).config_class is ENVS[name].config_class
+
+
+def test_what_is_made_is_checked() -> None:
+    env = make_vector_env(TMazeConfig(), num_envs=2, seed=0)
+    assert isinstance(env, CheckedVectorEnv)
+    assert env.num_envs == 2
+
+
+def test_an_unknown_name_lists_the_known_ones_nearest_first() -> None:
+    with pytest.raises(ValueError, match=r"env.name=tmase is unknown.*first, are TMaze, .*EnvPool"):
+        make_vector_env(TMazeConfig(name="tmase"), num_envs=2, seed=0)
+
+
+def test_a_config_of_another_environment_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match="=EnvPool came with a TMazeConfig; give it a EnvPoolConfig"
+    ):
+        make_vector_env(TMazeConfig(name="EnvPool"), num_envs=2, seed=0)
+
+
+@pytest.mark.parametrize(("num_envs", "seed"), [(0, 0), (2, -1)])
+def test_a_size_or_seed_out_of_range_is_refused(num_envs: int, seed: int) -> None:
+    with pytest.raises(ValueError, match=r"must be at least 1 and seed=-?\d at least 0, e.g."):
+        make_vector_env(TMazeConfig(), num_envs=num_envs, seed=seed)
+
+
+def test_importing_the_registry_loads_no_heavy_package() -> None:
+    code = (
+        "import sys, mtxl_rl.envs.registry;"
+        "print({'torch', 'envpool', 'mujoco', 'dm_control', 'memory_maze'} & set(sys.modules))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "set()"
