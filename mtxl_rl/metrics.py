@@ -156,7 +156,7 @@ class EpisodeWindow:
         self._episodes.extend(_Episode(*episode) for episode in state["episodes"])
 
 
-def _number(name: str, value: object) -> float:
+def _number(name: str, value: object) -> float | int:
     if name == "step":
         raise ValueError('a metric is named "step", which is the step of the row; rename it')
     if type(value) is int:
@@ -170,7 +170,7 @@ def _number(name: str, value: object) -> float:
         ) from error
 
 
-def _finite(value: float) -> float | None:
+def _finite(value: float | int) -> float | int | None:
     return value if math.isfinite(value) else None
 
 

@@ -132,9 +132,7 @@ def _any_egl_device_opens(egl: ctypes.CDLL) -> bool:
     if not query(16, devices, ctypes.addressof(count)):
         return False
     egl_platform_device = 0x313F  # EGL_PLATFORM_DEVICE_EXT
-    displays = [
-        get_display(egl_platform_device, device, None) for device in devices[: count.value]
-    ]
+    displays = [get_display(egl_platform_device, device, None) for device in devices[: count.value]]
     return any(display and egl.eglInitialize(display, None, None) for display in displays)
 
 

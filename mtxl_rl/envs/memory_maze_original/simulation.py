@@ -113,12 +113,15 @@ class Simulation:
             self._physics = None
 
     def _bind_to_model(self) -> None:
-        """Looks up in the episode's compiled model what the steps use."""
+        """Looks up in the episode's compiled model what the steps use.
+
+        The task's underscore names are memory-maze's own; the extra pins its version.
+        """
         bind = self._physics.bind
-        walker = self._task.walker
+        walker = self._task._walker
         self._model, self._data = self._physics.model.ptr, self._physics.data.ptr
         self._ball_id = int(bind(walker.ground_contact_geoms[0]).element_id)
-        self._targets = {int(bind(t.geom).element_id): t for t in self._task.targets}
+        self._targets = {int(bind(t.geom).element_id): t for t in self._task._targets}
         self._target_ids = list(self._targets)
         self._num_warnings = self._data.warning.number.sum()
         camera = int(bind(walker.egocentric_camera).element_id)
@@ -160,7 +163,8 @@ class Simulation:
     def _frame(self) -> NDArray[np.uint8]:
         """The walker's view with the border that memory_maze's TargetColorAsBorderWrapper draws."""
         frame = self._renderer.draw(self._model, self._data)
-        color = (self._task.target_color * 255 * 0.7).astype(np.uint8)
+        target_color = self._task._target_colors[self._task._current_target_ix]
+        color = (target_color * 255 * 0.7).astype(np.uint8)
         frame[:, :_BORDER] = color
         frame[:, -_BORDER:] = color
         frame[:_BORDER] = color
@@ -200,7 +204,7 @@ def _build_task(size: MazeSize, *, random: Any) -> Any:  # noqa: ANN401 - dm_con
         skybox_texture=None,
         random_seed=random.randint(2147483648),
     )
-    task = _task_class()(
+    task = maze.MemoryMazeTask(
         walker=walker,
         maze_arena=arena,
         n_targets=size.num_targets,
