@@ -13,7 +13,7 @@ _HOMES = {
     "ActingMemory": "mtxl_rl.torso",
 }
 
-__all__ = ["ActingMemory", "MemoryState", "MemoryTransformer", "TorsoConfig"]  # noqa: F822
+__all__ = ["ActingMemory", "MemoryState", "MemoryTransformer", "TorsoConfig"]
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401

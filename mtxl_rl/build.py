@@ -23,7 +23,7 @@ def build_policy(config: TrainConfig, env: Any) -> Policy:  # noqa: ANN401
 
 
 def rollout_shape(
-    config: TrainConfig, observation_space: gymnasium.Space, policy: Policy
+    config: TrainConfig, observation_space: gymnasium.Space[Any], policy: Policy
 ) -> RolloutShape:
     """The sizes of the run's rollouts."""
     state = policy.torso.initial_state(1)

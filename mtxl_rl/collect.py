@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import gymnasium
 import numpy as np
@@ -19,6 +19,7 @@ from mtxl_rl.torso import MemoryState
 # B environments, T steps.
 
 
+@runtime_checkable
 class VectorEnv(Protocol):
     """What acting needs of `gymnasium.vector.VectorEnv`, with NEXT_STEP autoreset."""
 
@@ -34,7 +35,7 @@ class VectorEnv(Protocol):
 
 
 def observation_shapes(
-    space: gymnasium.Space,
+    space: gymnasium.Space[Any],
 ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     """Shape and tensor type of each leaf of an observation space, the action mask included."""
     leaves = space.spaces if isinstance(space, spaces.Dict) else {"obs": space}

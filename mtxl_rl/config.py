@@ -159,7 +159,7 @@ def choices(group: str) -> list[str]:
 def check_overrides(overrides: Sequence[str]) -> None:
     """Refuse names that do not exist, with the nearest that do."""
     given = [part.lstrip("+~").split("=", 1) for part in overrides]
-    groups = {key: value for key, value, *_ in (part + [""] for part in given) if key in GROUPS}
+    groups = {key: value for key, value, *_ in ([*part, ""] for part in given) if key in GROUPS}
     for group, value in groups.items():
         legal = choices(group)
         if value not in legal and "," not in value:
@@ -181,9 +181,9 @@ def _names(config: DictConfig, prefix: str = "") -> list[str]:
     names: list[str] = []
     for key in config:
         node = config._get_node(key)
-        names.append(f"{prefix}{key}")
+        names.append(prefix + str(key))
         if isinstance(node, DictConfig) and not node._is_none():
-            names += _names(node, f"{prefix}{key}.")
+            names += _names(node, f"{names[-1]}.")
     return names
 
 
@@ -232,8 +232,8 @@ def load_config(run_dir: Path, overrides: Sequence[str] = ()) -> TrainConfig:
         for override in overrides:
             key = override.split("=", 1)[0]
             if key not in names or key in GROUPS:
-                raise ValueError(f"option {key!r} is unknown or cannot change here"
-                                 f"{_nearest(key, [n for n in names if n not in GROUPS])}")  # fmt: skip
+                near = _nearest(key, [name for name in names if name not in GROUPS])
+                raise ValueError(f"option {key!r} is unknown or cannot change here{near}")
         merged = OmegaConf.merge(base, OmegaConf.from_dotlist(list(overrides)))
         assert isinstance(merged, DictConfig)
         return to_config(merged)

@@ -5,6 +5,7 @@ An observation is a dict of tensors everywhere: a Dict space's own keys, or the 
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -19,7 +20,7 @@ IMAGE_ENCODERS = ("cnn", "resnet")
 # Any leading axes, D width, C channels.
 
 
-def observation_leaves(space: gymnasium.Space) -> dict[str, gymnasium.Space]:
+def observation_leaves(space: gymnasium.Space[Any]) -> dict[str, gymnasium.Space[Any]]:
     """The leaves of an observation space, without the action mask."""
     if not isinstance(space, spaces.Dict):
         return {"obs": space}
@@ -33,7 +34,7 @@ def observation_leaves(space: gymnasium.Space) -> dict[str, gymnasium.Space]:
     return leaves
 
 
-def is_image(space: gymnasium.Space) -> bool:
+def is_image(space: gymnasium.Space[Any]) -> bool:
     """True for uint8 boxes of three axes."""
     return isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3
 
@@ -114,15 +115,14 @@ class VectorEncoder(nn.Module):
     def __init__(self, shape: tuple[int, ...], width: int) -> None:
         super().__init__()
         self.num_axes = len(shape)
-        self.layers = nn.Sequential(
-            nn.Linear(math.prod(shape), width), nn.ReLU(), nn.Linear(width, width)
-        )
+        self.first = nn.Linear(math.prod(shape), width)
+        self.second = nn.Linear(width, width)
 
     def forward(self, numbers: Tensor) -> Float[Tensor, "*batch D"]:
         """Encode numbers of any leading axes."""
-        numbers = numbers.to(self.layers[0].weight.dtype)
+        numbers = numbers.to(self.first.weight.dtype)
         batch = numbers.shape[: numbers.ndim - self.num_axes]
-        out: Tensor = self.layers(numbers.reshape(*batch, -1))
+        out: Tensor = self.second(torch.relu(self.first(numbers.reshape(*batch, -1))))
         return out
 
 
@@ -145,7 +145,7 @@ class DiscreteEncoder(nn.Module):
 class LeafEncoder(nn.Module):
     """The encoder that one space calls for."""
 
-    def __init__(self, space: gymnasium.Space, width: int, *, image: str, key: str) -> None:
+    def __init__(self, space: gymnasium.Space[Any], width: int, *, image: str, key: str) -> None:
         super().__init__()
         self.unsqueeze = isinstance(space, spaces.Discrete)
         if isinstance(space, spaces.Discrete):
@@ -174,7 +174,7 @@ class LeafEncoder(nn.Module):
 class ObservationEncoder(nn.Module):
     """The sum of the leaves' features."""
 
-    def __init__(self, space: gymnasium.Space, width: int, *, image: str) -> None:
+    def __init__(self, space: gymnasium.Space[Any], width: int, *, image: str) -> None:
         super().__init__()
         self.leaves = nn.ModuleDict({
             key: LeafEncoder(leaf, width, image=image, key=key)

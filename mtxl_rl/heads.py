@@ -4,7 +4,7 @@ Inside the library a discrete action is an integer tensor [..., components] (one
 Discrete), a continuous one a float tensor [..., dimensions] in units where the space is -1 .. 1.
 """
 
-from typing import Protocol
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -13,37 +13,6 @@ from gymnasium import spaces
 from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
-
-
-class ActionHead(Protocol):
-    """From features to a distribution over actions; `parameters` is a tensor [..., n]."""
-
-    action_shape: tuple[int, ...]
-    action_dtype: torch.dtype
-
-    def __call__(self, features: Tensor, mask: Tensor | None) -> Tensor:
-        """The distribution's parameters; `mask` is True where an action is legal."""
-        ...
-
-    def sample(self, parameters: Tensor, generator: torch.Generator | None) -> Tensor:
-        """A draw per row; the mode where `generator` is None."""
-        ...
-
-    def log_prob(self, parameters: Tensor, action: Tensor) -> Tensor:
-        """Log probability (density) of the actions."""
-        ...
-
-    def entropy(self, parameters: Tensor) -> Tensor:
-        """Entropy in nats."""
-        ...
-
-    def encode(self, action: Tensor) -> Tensor:
-        """The action as numbers, for the next step's input."""
-        ...
-
-    def to_env(self, action: Tensor) -> NDArray[np.generic]:
-        """The action as the environments want it."""
-        ...
 
 
 class CategoricalHead(nn.Module):
@@ -160,7 +129,7 @@ class GaussianHead(nn.Module):
         return np.where(bounded, scaled, np.clip(array, low, high)).astype(self.space.dtype)
 
 
-def build_head(space: gymnasium.Space, width: int) -> CategoricalHead | GaussianHead:
+def build_head(space: gymnasium.Space[Any], width: int) -> CategoricalHead | GaussianHead:
     """The head that an action space calls for.
 
     Raises:

@@ -10,7 +10,7 @@ from datetime import timedelta
 from types import TracebackType
 from typing import NamedTuple
 
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console, ConsoleOptions
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.segment import Segment
@@ -104,7 +104,9 @@ class Progress:
             self._tell()
             self._next_line = now + self._line_seconds
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+    def __rich_console__(
+        self, console: Console, options: ConsoleOptions
+    ) -> Iterator[Text | ProgressBar | Segment]:
         """Draw the display into the width there is."""
         width = options.max_width
         count = f"{self.step:,} / {self.total_steps:,} steps {self._percent()}"

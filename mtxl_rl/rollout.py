@@ -110,12 +110,10 @@ class Rollout:
         self.valid = zeros(batch, steps, dtype=torch.bool)
         self.is_first = zeros(batch, steps, dtype=torch.bool)
         self.bootstrap_value = zeros(batch)
-        memory = {"dtype": shape.memory_dtype, "device": device}
-        layers = shape.num_layers
-        self.timeline = torch.zeros(
-            batch, layers, shape.window_length + steps, shape.width, **memory
-        )
-        self.long_term = torch.zeros(spans, batch, layers, *shape.memory_shape, **memory)
+        layers, dtype = shape.num_layers, shape.memory_dtype
+        length = shape.window_length + steps
+        self.timeline = zeros(batch, layers, length, shape.width, dtype=dtype)
+        self.long_term = zeros(spans, batch, layers, *shape.memory_shape, dtype=dtype)
         self.window_length = zeros(spans, batch, dtype=torch.long)
         self.segment_step = zeros(spans, batch, dtype=torch.long)
 
@@ -162,7 +160,11 @@ class Rollout:
             yield self._spans(items, normalised, self.value + advantage)
 
     def _spans(self, items: Int[Tensor, " I"], advantage: Tensor, target: Tensor) -> Spans:
-        spans, length, window = self.shape.num_spans, self.shape.span_length, self.shape.window_length
+        spans, length, window = (
+            self.shape.num_spans,
+            self.shape.span_length,
+            self.shape.window_length,
+        )
         env, span = items // spans, items % spans
         step = span[:, None] * length + torch.arange(length, device=items.device)
         at = (env[:, None], step)

@@ -185,7 +185,7 @@ def _loop(this: Run, run_dir: Path) -> None:
 
 @contextmanager
 def _stop_requests() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM: the first ends the run after its iteration, the second at once."""
+    """Collect SIGINT and SIGTERM: the first ends the run after its iteration, a second at once."""
     requests: list[int] = []
 
     def ask(number: int, frame: FrameType | None) -> None:  # noqa: ARG001

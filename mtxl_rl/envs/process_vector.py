@@ -1,10 +1,12 @@
 """Many single environments in a few worker processes, behind Gymnasium's vector interface.
 
-For environments that take about a millisecond a step or more. Cheaper ones are faster in Gymnasium's
-SyncVectorEnv, without processes.
+For environments that take about a millisecond a step or more. Cheaper ones are faster in
+Gymnasium's SyncVectorEnv, without processes.
 """
 
 import contextlib
+import functools
+import itertools
 import math
 import multiprocessing
 import os
@@ -39,21 +41,25 @@ _Item = TypeVar("_Item")
 class ProcessVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
     """N environments spread over `num_workers` processes, several to a worker.
 
-    Env i is seeded with seed + i and lives in worker i * num_workers // N. Observations, rewards (float32)
-    and flags are written by the workers into shared memory; what step and reset return are copies. Autoreset
-    is NEXT_STEP: the step after an episode's end ignores the action and returns the reset observation with
-    reward 0. Observation spaces: Box, Discrete, MultiDiscrete, MultiBinary, and Dicts of these.
+    Env i is seeded with seed + i and lives in worker i * num_workers // N. Observations, rewards
+    (float32) and flags are written by the workers into shared memory; what step and reset return
+    are copies. Autoreset is NEXT_STEP: the step after an episode's end ignores the action and
+    returns the reset observation with reward 0. Observation spaces: Box, Discrete, MultiDiscrete,
+    MultiBinary, and Dicts of these.
 
-    An environment's exception is raised here as a RuntimeError with its message, and its traceback as a
-    note; a worker that dies is a RuntimeError too. Either closes the whole vector. Ctrl-C reaches only this
-    process: the workers ignore it and end when this process closes them or is gone.
+    An environment's exception is raised here as a RuntimeError with its message, and its traceback
+    as a note; a worker that dies is a RuntimeError too. Either closes the whole vector. Ctrl-C
+    reaches only this process: the workers ignore it and end when this process closes them or is
+    gone.
 
-    If every environment has `get_state()` and `set_state(state)`, then so has this (`supports_state`).
+    If every environment has `get_state()` and `set_state(state)`, then so has this
+    (`supports_state`).
 
-    Gymnasium's AsyncVectorEnv is not used because it starts one process per environment: with MuJoCo and
-    its OpenGL that is hundreds of megabytes for libraries alone, and 64 processes to wake in turn on a few
-    cores at every step. It also builds one more environment in the calling process to learn the spaces,
-    waits for ever for a worker that was killed, and lets Ctrl-C end the workers first.
+    Gymnasium's AsyncVectorEnv is not used because it starts one process per environment: with
+    MuJoCo and its OpenGL that is hundreds of megabytes for libraries alone, and 64 processes to
+    wake in turn on a few cores at every step. It also builds one more environment in the calling
+    process to learn the spaces, waits for ever for a worker that was killed, and lets Ctrl-C end
+    the workers first.
     """
 
     def __init__(
@@ -67,7 +73,7 @@ class ProcessVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
 
         Args:
             env_makers: one function per environment; pickled by cloudpickle, so a lambda will do.
-            num_workers: number of processes; None is the number of cores. Never more than environments.
+            num_workers: number of processes, never more than environments; None is one per core.
             context: `spawn` or `forkserver`. Not `fork`: it copies the locks of torch's threads.
         """
         self.closed = True  # until there is something to close
@@ -83,10 +89,7 @@ class ProcessVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
         self.closed = False
         try:
             self._start_workers(bounds, context=context)
-            pickles = [
-                pickle.dumps(CloudpickleWrapper(list(env_makers[first:last])))
-                for first, last in bounds
-            ]
+            pickles = [_pickle_makers(env_makers[first:last]) for first, last in bounds]
             self._take_spaces(self._call_each("make", pickles))
             self._share_memory()
         except BaseException:
@@ -102,8 +105,8 @@ class ProcessVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
         """Starts an episode in every environment; env i gets seed + i, or seed[i] of a list."""
         if options is not None and "reset_mask" in options:
             raise ValueError(
-                "options['reset_mask'] is for AutoresetMode.DISABLED; here an environment that has ended "
-                "resets at its next step, so leave it out"
+                "options['reset_mask'] is for AutoresetMode.DISABLED; here an environment that "
+                "has ended resets at its next step, so leave it out"
             )
         seeds = _seed_list(seed, num_envs=self.num_envs)
         replies = self._call_each(
@@ -112,7 +115,8 @@ class ProcessVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
         return self._observations(), self._merge_infos(replies)
 
     def step(
-        self, actions: Any
+        self,
+        actions: Any,  # noqa: ANN401 - the action space's
     ) -> tuple[Any, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
         """One step of every environment, or the reset of one that ended in the step before."""
         action_list = list(iterate(self.action_space, actions))
@@ -146,8 +150,8 @@ class ProcessVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
         self._check_supports_state()
         if len(state["envs"]) != self.num_envs:
             raise ValueError(
-                f"the state is of {len(state['envs'])} environments, but there are {self.num_envs}; "
-                f"make the vector with {len(state['envs'])}"
+                f"the state is of {len(state['envs'])} environments, but there are "
+                f"{self.num_envs}; make the vector with {len(state['envs'])}"
             )
         parts = [
             {key: values[w.first : w.last] for key, values in state.items()} for w in self._workers
@@ -221,7 +225,8 @@ class ProcessVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
         """Sends one command to every worker, then collects the replies in order."""
         if self.closed:
             raise RuntimeError(f"{command}: the environments are closed; make a new vector")
-        # Ctrl-C may have interrupted an earlier call: the number tells its late replies from this call's.
+        # Ctrl-C may have interrupted an earlier call: the number tells its late replies from this
+        # call's.
         self._call_number += 1
         try:
             for worker, argument in zip(self._workers, arguments, strict=True):
@@ -285,7 +290,7 @@ def _env_names(first: int, last: int) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class _Layout:
-    """Where each array lies in the shared memory; plain data, so that it can be sent to a worker."""
+    """Where each array lies in the shared memory: plain data, to be sent to the workers."""
 
     arrays: dict[_Path, tuple[int, tuple[int, ...], np.dtype[Any]]]
     size: int
@@ -331,7 +336,7 @@ def _space_leaves(
 ) -> dict[_Path, tuple[tuple[int, ...], np.dtype[Any]]]:
     """Shape and dtype of every array in one observation."""
     if isinstance(space, Dict):
-        leaves = {}
+        leaves: dict[_Path, tuple[tuple[int, ...], np.dtype[Any]]] = {}
         for key, child in space.spaces.items():
             leaves |= _space_leaves(child, (*path, key))
         return leaves
@@ -341,7 +346,8 @@ def _space_leaves(
             "it must be a Box, Discrete, MultiDiscrete or MultiBinary space or a Dict of these: "
             "wrap the environment to convert it"
         )
-    assert space.shape is not None and space.dtype is not None, space
+    assert space.shape is not None, space
+    assert space.dtype is not None, space
     return {path: (space.shape, np.dtype(space.dtype))}
 
 
@@ -355,6 +361,11 @@ def _unflatten(leaves: dict[_Path, NDArray[Any]]) -> Any:  # noqa: ANN401 - arra
             branch = branch.setdefault(key, {})
         branch[path[-1]] = leaf
     return tree
+
+
+def _pickle_makers(env_makers: Sequence[Callable[[], gymnasium.Env[Any, Any]]]) -> bytes:
+    # Gymnasium's wrapper pickles lambdas too, but is for one function: here one that returns all.
+    return pickle.dumps(CloudpickleWrapper(functools.partial(list, env_makers)))
 
 
 def _check_same_spaces(a: dict[str, Any], b: dict[str, Any]) -> None:
@@ -376,7 +387,7 @@ def _worker_bounds(num_envs: int, *, num_workers: int | None) -> list[tuple[int,
         raise ValueError(f"num_workers={num_workers} must be at least 1, or None for one per core")
     num_workers = min(num_workers, num_envs)
     edges = [i * num_envs // num_workers for i in range(num_workers + 1)]
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return list(itertools.pairwise(edges))
 
 
 def _num_cores() -> int:
@@ -392,14 +403,15 @@ def _seed_list(seed: int | Sequence[int | None] | None, *, num_envs: int) -> lis
         return [int(seed) + i for i in range(num_envs)]
     if len(seed) != num_envs:
         raise ValueError(
-            f"{len(seed)} seeds were given for {num_envs} environments; give one for each, or one int"
+            f"{len(seed)} seeds were given for {num_envs} environments; give one for each, "
+            "or one int"
         )
     return list(seed)
 
 
 @contextlib.contextmanager
 def _sigint_blocked() -> Iterator[None]:
-    """Children start with Ctrl-C blocked, so that none reaches them while they import; ours waits."""
+    """Children start with Ctrl-C blocked, so that none meets them while they import; ours waits."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -411,7 +423,7 @@ def _sigint_blocked() -> Iterator[None]:
 
 
 def _shut_down(workers: list[_Worker], memory: list[_SharedArrays]) -> None:
-    """Closes the pipes: their end tells a worker to end, also when it is this process that was killed."""
+    """Closes the pipes, which tells the workers to end, as it does when this process is killed."""
     for worker in workers:
         worker.pipe.close()
     started = [worker.process for worker in workers if worker.process.pid is not None]
@@ -458,7 +470,7 @@ class _WorkerEnvs:
 
     def make(self, makers: bytes) -> dict[str, Any]:
         """Makes the environments and describes them."""
-        for make_env in self._numbered(pickle.loads(makers).fn):
+        for make_env in self._numbered(pickle.loads(makers)()):
             self._envs.append(make_env())
         self._resets_next = [False] * len(self._envs)
         descriptions = [_describe(env) for env in self._envs]
@@ -524,7 +536,8 @@ class _WorkerEnvs:
             self._shared.close()
 
     def _numbered(self, items: list[_Item]) -> Iterator[_Item]:
-        for self._current, item in enumerate(items, start=self._first):
+        for index, item in enumerate(items, start=self._first):
+            self._current = index
             yield item
 
     def _write(self, obs: Any, *, reward: Any, terminated: bool, truncated: bool) -> None:  # noqa: ANN401

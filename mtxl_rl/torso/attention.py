@@ -40,7 +40,9 @@ class WindowAttention(nn.Module):
     queries against M + C keys, so the cost per step does not depend on T.
     """
 
-    def __init__(self, width: int, *, num_heads: int, window_length: int, num_persistent: int) -> None:
+    def __init__(
+        self, width: int, *, num_heads: int, window_length: int, num_persistent: int
+    ) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.window_length = window_length

@@ -23,7 +23,9 @@ class GRUGate(nn.Module):
         self.from_reset_stream = nn.Linear(width, width, bias=False)
         self.bias = nn.Parameter(torch.full((width,), float(bias)))
 
-    def forward(self, x: Float[Tensor, "... D"], y: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
+    def forward(
+        self, x: Float[Tensor, "... D"], y: Float[Tensor, "... D"]
+    ) -> Float[Tensor, "... D"]:
         """Join the sub-layer's output `y` to the stream `x`."""
         y_r, y_z, y_h = self.from_output(y).chunk(3, dim=-1)
         x_r, x_z = self.from_stream(x).chunk(2, dim=-1)

@@ -15,7 +15,7 @@ from mtxl_rl.torso.long_term import LongTermMemory, build_long_term
 
 
 class Layer(nn.Module):
-    """x -> gate(x, relu(attention)) -> gate(., relu(long-term read)) -> gate(., relu(feed-forward)).
+    """Three gated sub-layers: attention, the read of the long-term memory, feed-forward.
 
     Every sub-layer sees the layer-normalised stream and its output passes a ReLU before the gate
     (TrXL-I and the gating layer of GTrXL, arXiv 1910.06764, eqs. 4 and 5).
@@ -55,10 +55,10 @@ class Layer(nn.Module):
     def forward(
         self,
         timeline: Float[Tensor, "B K D"],
-        long_term: Float[Tensor, "B *memory"],
+        long_term: Float[Tensor, " B *memory"],
         clock: Clock,
         ends: SegmentEnds,
-    ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B *memory"]]:
+    ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, " B *memory"]]:
         """Outputs of the T steps given, and the long-term memory after them.
 
         Args:
@@ -82,7 +82,7 @@ class Layer(nn.Module):
         self,
         stream: Float[Tensor, "B D"],
         attended: Float[Tensor, "B D"],
-        long_term: Float[Tensor, "B *memory"],
+        long_term: Float[Tensor, " B *memory"],
     ) -> Float[Tensor, "B D"]:
         """The output of one step from what its attention gave and the memory that it reads."""
         stream = self.attention_gate(stream, torch.relu(attended))
@@ -100,7 +100,7 @@ class Layer(nn.Module):
     def _write(
         self, memory: LongTermMemory, inputs: Tensor, initial: Tensor, ends: SegmentEnds
     ) -> Tensor:
-        """All versions [B, J + 1, ...]: the memory given, then the one that each block's end makes."""
+        """All versions [B, J + 1, ...]: the memory given, then the one each block's end makes."""
         batch, num_blocks = ends.first_input.shape
         index = ends.first_input[..., None] + torch.arange(
             self.segment_length, device=inputs.device
@@ -112,9 +112,7 @@ class Layer(nn.Module):
         version = initial
         versions = [initial]
         for j in range(num_blocks):
-            version = memory.write(
-                version * continues[:, j], tuple(part[:, j] for part in encoded)
-            )
+            version = memory.write(version * continues[:, j], tuple(part[:, j] for part in encoded))
             versions.append(version)
         return torch.stack(versions, dim=1)
 

@@ -5,7 +5,7 @@ written once per segment and read at every step, and the two are apart: a step r
 it stood at the last segment boundary, however many steps one call holds.
 """
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from einops import rearrange
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 # H heads, E head width.
 
 
+@runtime_checkable
 class LongTermMemory(Protocol):
     """What a layer needs from its long-term memory. A memory of zeros is an empty one.
 
@@ -175,10 +176,15 @@ class DeltaMemory(nn.Module):
         pairs = self.key_value(steps).to(full)
         key, value = rearrange(pairs, "... (two h e) -> two ... h e", two=2, h=self.num_heads)
         strength = torch.sigmoid(self.strength(steps).to(full))
-        return nn.functional.normalize(key, dim=-1), value, strength, self._log_decay(steps, strength)
+        return (
+            nn.functional.normalize(key, dim=-1),
+            value,
+            strength,
+            self._log_decay(steps, strength),
+        )
 
     def _log_decay(self, steps: Tensor, strength: Tensor) -> Tensor:
-        """log a per step and head."""
+        """The log decay, log a, per step and head."""
         if self.retention is None:
             return torch.zeros_like(strength)
         logit = self.retention(steps).to(strength.dtype)

@@ -233,7 +233,7 @@ class MemoryTransformer(nn.Module):
         memory.pending *= goes_on
 
     def _count(self, memory: ActingMemory) -> None:
-        """Move the clocks on, and at a segment's end make the pending memory the one that is read."""
+        """Move the clocks on; at a segment's end the pending memory becomes the one read."""
         segment_length = self.config.segment_length
         memory.window_length.add_(1).clamp_(max=self.config.window_length)
         memory.segment_step.add_(1)

@@ -1,7 +1,7 @@
 """The memory of a batch of episodes, as a value. All zeros means "an episode starts here"."""
 
 from collections.abc import Callable
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -57,7 +57,7 @@ class MemoryState(NamedTuple):
         return torch.cat([field.flatten(1).float() if field.ndim > 1 else field[:, None].float()
                           for field in self], dim=1)  # fmt: skip
 
-    def from_flat(self, flat: Float[Tensor, "B n"]) -> Self:
+    def from_flat(self, flat: Float[Tensor, "B n"]) -> "MemoryState":
         """The inverse of `to_flat`; `self`, of any batch size, gives the shapes and dtypes.
 
         Raises:
@@ -70,7 +70,7 @@ class MemoryState(NamedTuple):
                 f"width {sum(sizes)}; build the torso with the sizes that the state was saved with"
             )
         parts = flat.split(sizes, dim=1)
-        return type(self)(*(
+        return MemoryState(*(
             part.reshape(len(flat), *field.shape[1:]).to(field.dtype)
             for part, field in zip(parts, self, strict=True)
         ))  # fmt: skip

@@ -1,8 +1,9 @@
 """The original Memory Maze as a Gymnasium environment, and many of them in worker processes."""
 
 import functools
+import operator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, SupportsIndex
 
 import gymnasium
 import numpy as np
@@ -27,9 +28,9 @@ class MemoryMazeOriginalConfig:
     name: str = "MemoryMaze-original"
     """The environment's name; leave it."""
     size: str = "9x9"
-    """Cells of the maze without its outer wall: 9x9, 11x11, 13x13 or 15x15 (9, 11, 13 or 15 for short)."""
+    """Cells without the outer wall: 9x9, 11x11, 13x13 or 15x15 (or 9, 11, 13 or 15)."""
     num_workers: int = 0
-    """Worker processes that share the environments; 0: one per core, but no more than environments."""
+    """Worker processes that share the environments, never more than these; 0: one per core."""
 
     def __post_init__(self) -> None:
         side = str(self.size)
@@ -44,13 +45,14 @@ class MemoryMazeOriginalConfig:
 class MemoryMazeOriginal(gymnasium.Env[NDArray[np.uint8], np.int64]):
     """One original Memory Maze: find the sphere whose colour frames the picture, again and again.
 
-    Observation: the walker's view, uint8 [64, 64, 3]. Actions: noop, forward, left, right, forward + left,
-    forward + right, each held for 0.25 s. Reward 1 for touching the right sphere. An episode is truncated
-    after 1,000 / 2,000 / 3,000 / 4,000 steps (9x9 / 11x11 / 13x13 / 15x15) and never terminates. Walls,
-    spheres and start are drawn anew for every episode.
+    Observation: the walker's view, uint8 [64, 64, 3]. Actions: noop, forward, left, right, forward
+    + left, forward + right, each held for 0.25 s. Reward 1 for touching the right sphere. An
+    episode is truncated after 1,000 / 2,000 / 3,000 / 4,000 steps (9x9 / 11x11 / 13x13 / 15x15) and
+    never terminates. Walls, spheres and start are drawn anew for every episode.
 
-    The stream of episodes is that of `memory_maze.tasks.memory_maze_9x9(seed=seed)`. `reset(seed=s)` is as
-    good as a new environment of seed s; `reset()` goes on to the next episode of the stream.
+    The stream of episodes is that of `memory_maze.tasks.memory_maze_9x9(seed=seed)`.
+    `reset(seed=s)` is as good as a new environment of seed s; `reset()` goes on to the next episode
+    of the stream.
 
     Pasukonis et al., Evaluating Long-Term Memory in 3D Mazes, https://arxiv.org/abs/2210.13383
     """
@@ -80,24 +82,26 @@ class MemoryMazeOriginal(gymnasium.Env[NDArray[np.uint8], np.int64]):
             raise ValueError(f"options={options}: the original Memory Maze has no reset options")
         super().reset(seed=seed)
         if seed is not None:
-            # The original is seeded where it is built: the layout generator keeps a stream of its own.
+            # The original is seeded where it is built: the layout generator keeps a stream of its
+            # own.
             self._simulation.close()
             self._simulation = Simulation(self._size, seed=seed)
         self._frame = self._simulation.reset()
         return self._frame.copy(), {}
 
     def step(
-        self, action: int | np.integer[Any]
+        self, action: SupportsIndex
     ) -> tuple[NDArray[np.uint8], float, bool, bool, dict[str, Any]]:
         """Holds the action for 0.25 s; the last flag but one says that the episode's time is up."""
         if self._frame is None:
             raise RuntimeError("step() before the first reset(): call reset() to start an episode")
-        if not 0 <= action < len(ACTIONS):
-            raise ValueError(f"action={action} must be a whole number from 0 to {len(ACTIONS) - 1}")
-        self._frame, reward, truncated = self._simulation.step(int(action))
+        index = operator.index(action)
+        if not 0 <= index < len(ACTIONS):
+            raise ValueError(f"action={index} must be a whole number from 0 to {len(ACTIONS) - 1}")
+        self._frame, reward, truncated = self._simulation.step(index)
         return self._frame.copy(), reward, False, truncated, {}
 
-    def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
+    def render(self) -> NDArray[np.uint8] | None:
         """The last frame, if render_mode is `rgb_array`."""
         if self.render_mode is None or self._frame is None:
             return None

@@ -1,7 +1,7 @@
 """Imports memory-maze and its kin quietly, and opens an OpenGL context without a display.
 
-The packages are optional, heavy and noisy: this module says in one sentence what is missing, and keeps
-their notices off the terminal. It knows nothing of the environment.
+The packages are optional, heavy and noisy: this module says in one sentence what is missing, and
+keeps their notices off the terminal. It knows nothing of the environment.
 """
 
 import contextlib
@@ -64,10 +64,10 @@ def _is_worth_showing(record: logging.LogRecord) -> bool:
 
 
 def choose_gl_backend() -> str:
-    """The backend that MUJOCO_GL names; where it names none, EGL, or OSMesa if EGL cannot be opened.
+    """The backend that MUJOCO_GL names; where it names none, EGL, or else OSMesa.
 
-    The choice is written to MUJOCO_GL, from which dm_control and mujoco take it. EGL on a CPU and OSMesa
-    draw the same frames, bit for bit.
+    The choice is written to MUJOCO_GL, from which dm_control and mujoco take it. EGL on a CPU and
+    OSMesa draw the same frames, bit for bit.
     """
     asked = os.environ.get("MUJOCO_GL", "").strip().lower()
     if asked:
@@ -80,7 +80,8 @@ def choose_gl_backend() -> str:
             os.environ["MUJOCO_GL"] = backend
             return backend
     raise RuntimeError(
-        "the original Memory Maze draws with OpenGL, and neither EGL nor OSMesa can be opened here: "
+        "the original Memory Maze draws with OpenGL, and neither EGL nor OSMesa "
+        "can be opened here: "
         f"{_APT_EGL}, or {_APT_OSMESA}"
     )
 
@@ -97,15 +98,16 @@ def _check_asked_backend(asked: str) -> None:
         )
     if asked == "osmesa" and not _opens("osmesa"):
         raise RuntimeError(
-            "MUJOCO_GL=osmesa, but the library OSMesa is not installed: apt-get install libosmesa6, "
-            f"or unset MUJOCO_GL and {_APT_EGL}"
+            "MUJOCO_GL=osmesa, but the library OSMesa is not installed: "
+            f"apt-get install libosmesa6, or unset MUJOCO_GL and {_APT_EGL}"
         )
 
 
 def _opens(backend: str) -> bool:
     """Whether the backend's library is here and works; loads no Python binding of OpenGL.
 
-    PyOpenGL fixes its platform at its first import, so trying a backend by importing it leaves no way back.
+    PyOpenGL fixes its platform at its first import, so trying a backend by importing it leaves no
+    way back.
     """
     if backend == "osmesa":
         return ctypes.util.find_library("OSMesa") is not None
@@ -117,7 +119,7 @@ def _opens(backend: str) -> bool:
 
 
 def _any_egl_device_opens(egl: ctypes.CDLL) -> bool:
-    """Asks for a display on every EGL device, as mujoco does; without a vendor library there is none."""
+    """Asks for a display on every EGL device, as mujoco does; without a driver there is none."""
     pointer, number = ctypes.c_void_p, ctypes.c_int
     find = egl.eglGetProcAddress
     find.restype, find.argtypes = pointer, [ctypes.c_char_p]
@@ -139,13 +141,14 @@ def _any_egl_device_opens(egl: ctypes.CDLL) -> bool:
 def open_gl_context(side: int) -> Any:  # noqa: ANN401 - mujoco's context classes share no type
     """A context with a buffer of `side` x `side` pixels: mujoco's own class for the chosen backend.
 
-    dm_control's classes open the same context, but run OSMesa on a thread of its own, which complains
-    at exit.
+    dm_control's classes open the same context, but run OSMesa on a thread of its own, which
+    complains at exit.
     """
     backend = choose_gl_backend()
     try:
         return importlib.import_module(f"mujoco.{backend}").GLContext(side, side)
     except (AttributeError, ImportError, RuntimeError) as error:
         raise RuntimeError(
-            f"OpenGL cannot be opened with MUJOCO_GL={backend} ({error}): {_APT_EGL}, or {_APT_OSMESA}"
+            f"OpenGL cannot be opened with MUJOCO_GL={backend} ({error}): "
+            f"{_APT_EGL}, or {_APT_OSMESA}"
         ) from error

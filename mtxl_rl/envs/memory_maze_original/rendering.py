@@ -29,8 +29,8 @@ class Renderer:
     def load(self, model: Any, *, camera: int) -> None:  # noqa: ANN401 - mujoco has no types
         """Uploads the model's textures and planes.
 
-        They are made anew for every model: an MjrContext keeps display lists of the planes of the model
-        that it was made for, and draws those whatever model it is given.
+        They are made anew for every model: an MjrContext keeps display lists of the planes of the
+        model that it was made for, and draws those whatever model it is given.
         """
         import mujoco
 
@@ -38,8 +38,8 @@ class Renderer:
         self._free_graphics()
         self._graphics = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._graphics)
-        # The scene, its options and the camera are those that dm_control's Camera makes for each frame;
-        # updating the scene overwrites all that a frame leaves in it.
+        # The scene, its options and the camera are those that dm_control's Camera makes for each
+        # frame; updating the scene overwrites all that a frame leaves in it.
         self._scene = mujoco.MjvScene(model, maxgeom=1000 + model.ngeom)
         self._option = mujoco.MjvOption()
         self._option.flags[mujoco.mjtVisFlag.mjVIS_RANGEFINDER] = False
@@ -83,7 +83,8 @@ class Renderer:
             self._graphics = None
 
     def __del__(self) -> None:
-        # Left to itself mujoco would free the graphics in whatever context is current, maybe another's.
+        # Left to itself mujoco would free the graphics in whatever context is current, maybe
+        # another's.
         self.close()
 
 
@@ -91,7 +92,8 @@ _open: weakref.WeakSet[Renderer] = weakref.WeakSet()
 
 
 def _close_at_exit(renderer: Renderer) -> None:
-    # Registered after the first context was opened, hence run before EGL's own exit handler ends it.
+    # Registered after the first context was opened, hence run before EGL's own exit handler ends
+    # it.
     if not _open:
         atexit.unregister(_close_all)
         atexit.register(_close_all)

@@ -1,9 +1,10 @@
 """The original Memory Maze's episodes, stepped and drawn by MuJoCo itself.
 
 What decides an episode is still the original's own code: the package memory-maze draws every random
-number, lays out the maze, places walker and targets, and says what is rewarded. Replaced is the machinery
-around it, dm_control's per-substep and per-frame Python. Each shortcut says why it changes nothing, and
-tests/envs/test_memory_maze_original.py compares rewards and frames with the untouched package.
+number, lays out the maze, places walker and targets, and says what is rewarded. Replaced is the
+machinery around it, dm_control's per-substep and per-frame Python. Each shortcut says why it
+changes nothing, and tests/envs/test_memory_maze_original.py compares rewards and frames with the
+untouched package.
 """
 
 from dataclasses import dataclass
@@ -25,9 +26,9 @@ ACTIONS = np.array(
 
 _BORDER = 2  # pixels of target colour around the frame
 
-# A sphere is touched when its centre is within 0.8 m of the ball's, and nothing else of the walker reaches
-# further. The ball's top speed is 2 m/s, 0.5 m in a control step, so one that starts a step 2 m away cannot
-# touch: 1.2 m is more than twice the way it can go.
+# A sphere is touched when its centre is within 0.8 m of the ball's, and nothing else of the walker
+# reaches further. The ball's top speed is 2 m/s, 0.5 m in a control step, so one that starts a step
+# 2 m away cannot touch: 1.2 m is more than twice the way it can go.
 _REACH = 0.8 + 1.2
 
 
@@ -62,7 +63,7 @@ class Simulation:
         import_packages()
         # The original subtracts this too, so that the sum of 5 ms steps reaches the limit.
         self.time_limit_seconds = size.seconds - 1e-3
-        self._random = np.random.RandomState(seed)  # noqa: NPY002 - the original's generator
+        self._random = np.random.RandomState(seed)
         self._task = _build_task(size, random=self._random)
         self._renderer = Renderer(side=FRAME_SIDE)
         self._physics: Any = None
@@ -70,8 +71,8 @@ class Simulation:
     def reset(self) -> NDArray[np.uint8]:
         """Starts the next episode and returns its first frame [64, 64, 3].
 
-        The hooks run in the order of dm_control's composer.Environment. Its other hooks are empty or only
-        prepare observations that Memory Maze does not show.
+        The hooks run in the order of dm_control's composer.Environment. Its other hooks are empty
+        or only prepare observations that Memory Maze does not show.
         """
         from dm_control import mjcf
 
@@ -135,8 +136,8 @@ class Simulation:
     def _advance(self) -> None:
         """All substeps in three calls: nobody looks in between.
 
-        dm_control's substep is mj_step2 then mj_step1 (its "legacy" order, which leaves positions and
-        velocities up to date), and mj_step is mj_step1 then mj_step2.
+        dm_control's substep is mj_step2 then mj_step1 (its "legacy" order, which leaves positions
+        and velocities up to date), and mj_step is mj_step1 then mj_step2.
         """
         import mujoco
 
@@ -147,8 +148,9 @@ class Simulation:
     def _advance_and_watch_targets(self) -> None:
         """Substep by substep, since a target counts as touched if any substep sees a contact.
 
-        The original looks through all contacts in Python for every target; here its own hook runs only in a
-        substep that has a contact with that target, the only case in which it does anything.
+        The original looks through all contacts in Python for every target; here its own hook runs
+        only in a substep that has a contact with that target, the only case in which it does
+        anything.
         """
         import mujoco
 
@@ -175,11 +177,14 @@ class Simulation:
 def _build_task(size: MazeSize, *, random: Any) -> Any:  # noqa: ANN401 - dm_control has no types
     """The task as memory_maze.tasks._memory_maze builds it, apart from two economies.
 
-    - The ten wall variations share one set of textures; the original loads the same eight images ten times
-      (88 textures, 600 MB). Each variation still chooses among eight, so the random draws are unchanged.
+    - The ten wall variations share one set of textures; the original loads the same eight images
+      ten times
+      (88 textures, 600 MB). Each variation still chooses among eight, so the random draws are
+      unchanged.
     - MuJoCo's off-screen buffer is as large as the frame, not 640 x 480, of which a corner is used.
 
-    The one random draw, the layout generator's seed, is the first of the stream, as in the original.
+    The one random draw, the layout generator's seed, is the first of the stream, as in the
+    original.
     """
     from dm_control.locomotion.arenas import labmaze_textures
     from memory_maze import maze

@@ -1,0 +1,93 @@
+# make train, make test, make check; `make help` says what they take.
+
+VENV := .venv
+BIN := $(VENV)/bin
+
+# A virtual environment that is there keeps its Python and its torch until another is asked for.
+PYTHON ?= $(or $(wildcard $(BIN)/python),python3)
+TORCH ?= $(or $(shell cat $(VENV)/.torch 2>/dev/null),torch)
+EXTRAS ?= memory-maze-original,video
+ARGS ?=
+
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+SHOW_VERSION := import sys; print(sys.version)
+comma := ,
+DEFAULT_ENV := $(if $(filter env=% resume=%,$(ARGS)),,env=MemoryMaze)
+
+.DEFAULT_GOAL := help
+.PHONY: help train test test-slow check clean FORCE
+
+help:
+	@echo "make train      train an agent; ARGS='env=TMaze total_steps=100000' are its options"
+	@echo "make test       the fast tests"
+	@echo "make test-slow  the tests that train until something is learned, minutes each"
+	@echo "make check      lint, format, types and the layers of the package"
+	@echo "make clean      remove $(VENV), builds and caches; runs/ stays"
+	@echo
+	@echo "All install into $(VENV) first, once. PYTHON=python3.12 picks the Python,"
+	@echo "TORCH=torch==2.13.0 the torch, EXTRAS=video what else is installed."
+
+train: $(VENV)/.installed
+	$(BIN)/python -m mtxl_rl.train $(strip $(DEFAULT_ENV) $(ARGS))
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
+
+test-slow: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis \
+		.import_linter_cache
+	find mtxl_rl tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The files below .venv record what is installed. The two that hold a text are rewritten only when
+# it changes, so that a second `make train` installs nothing.
+
+$(VENV)/.installed: pyproject.toml $(VENV)/.torch $(VENV)/.extras
+	@echo "installing mtxl_rl[$(EXTRAS)] into $(VENV); the first time takes minutes"
+	@$(PIP) install --quiet --editable ".[$(EXTRAS)]"
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml $(VENV)/.torch $(VENV)/.extras
+	@echo "installing mtxl_rl[$(EXTRAS)$(if $(EXTRAS),$(comma))dev] into $(VENV); the first time takes minutes"
+	@$(PIP) install --quiet --editable ".[$(EXTRAS)$(if $(EXTRAS),$(comma))dev]"
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.extras: FORCE $(VENV)/.python
+	@test "$$(cat $@ 2>/dev/null)" = "$(EXTRAS)" || echo "$(EXTRAS)" > $@
+
+$(VENV)/.torch: FORCE $(VENV)/.python
+	@test "$$(cat $@ 2>/dev/null)" = "$(TORCH)" || { \
+		echo "installing $(TORCH) into $(VENV)"; \
+		$(PIP) install --quiet $(TORCH) && echo "$(TORCH)" > $@; }
+
+# Python's version, and the virtual environment made with it.
+$(VENV)/.python: FORCE
+	@command -v $(PYTHON) >/dev/null || { \
+		echo "PYTHON=$(PYTHON) is not a program here; give one, as in PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c "$$CHECK_PYTHON" "$(EXTRAS)"
+	@asked="$$($(PYTHON) -c "$(SHOW_VERSION)")"; \
+	there="$$($(BIN)/python -c "$(SHOW_VERSION)" 2>/dev/null)"; \
+	test "$$there" = "$$asked" || $(PYTHON) -m venv --clear $(VENV) || exit 1; \
+	test "$$(cat $@ 2>/dev/null)" = "$$asked" || { \
+		$(PIP) install --quiet --upgrade pip && echo "$$asked" > $@; }
+
+define CHECK_PYTHON
+import sys
+version, extras = sys.version.split()[0], sys.argv[1]
+if sys.version_info < (3, 11):
+    sys.exit(f"mtxl_rl needs Python 3.11 or later and this is {version}; use PYTHON=python3.12")
+if sys.version_info >= (3, 13) and "memory-maze-original" in extras:
+    sys.exit(
+        f"labmaze has no wheels for Python 3.13 and later and this is {version}; use "
+        "PYTHON=python3.12, or EXTRAS=video to go without env=MemoryMaze-original"
+    )
+endef
+export CHECK_PYTHON

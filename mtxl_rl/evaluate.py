@@ -1,0 +1,216 @@
+"""Evaluate a trained agent: `python -m mtxl_rl.evaluate checkpoint=RUN_DIR`."""
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from mtxl_rl import checkpoint
+from mtxl_rl.build import build_policy
+from mtxl_rl.collect import Actor, observation_shapes
+from mtxl_rl.config import TrainConfig, load_config
+from mtxl_rl.encoders import channels_last, is_image
+from mtxl_rl.envs.registry import make_vector_env
+from mtxl_rl.policy import Policy
+from mtxl_rl.torso import ActingMemory
+from mtxl_rl.train import one_sentence_errors
+
+MEMORIES = ("on", "off", "noise")
+
+
+@dataclass(kw_only=True, slots=True)
+class EvaluateConfig:
+    """What `evaluate` takes, beside env.* options that change the run's environment."""
+
+    checkpoint: str = ""
+    """Folder of a run, or a checkpoint file in it."""
+    which: str = "latest"
+    """In a run's folder: latest or best."""
+    episodes: int = 100
+    """Episodes for each setting of the long-term memory."""
+    num_envs: int = 16
+    """Environments stepped together."""
+    seed: int = 1_000_000
+    """Seed of environments and actions; far from training's small seeds."""
+    memory: str = "on,off,noise"
+    """Settings of the long-term memory to compare: on, off (emptied), noise (random contents)."""
+    greedy: bool = False
+    """Take the most probable action instead of drawing one."""
+    video: str = ""
+    """Write what the agent sees in the first environment to this .mp4 or .gif file."""
+    video_steps: int = 500
+    """Longest video, in steps."""
+
+    def __post_init__(self) -> None:
+        """Check names and ranges."""
+        if not self.checkpoint:
+            raise ValueError("checkpoint= is missing; give the folder of a run")
+        if self.episodes < 1 or self.num_envs < 1:
+            raise ValueError(
+                f"episodes={self.episodes} and num_envs={self.num_envs} must be 1 or more"
+            )
+        for name in self.memory.split(","):
+            if name not in MEMORIES:
+                raise ValueError(f"memory={name} is unknown; choose from {', '.join(MEMORIES)}")
+        if self.video and Path(self.video).suffix not in (".mp4", ".gif"):
+            raise ValueError(f"video={self.video} must end in .mp4 or .gif")
+
+
+def evaluate(
+    policy: Policy,
+    env: Any,  # noqa: ANN401
+    *,
+    episodes: int,
+    memory: str,
+    generator: torch.Generator | None,
+    frames: list[NDArray[np.uint8]] | None = None,
+    max_frames: int = 0,
+) -> list[dict[str, float]]:
+    """The episodes' return, length and, where the environment tells, success.
+
+    Every environment plays the same number of episodes, so that long ones count as much as short.
+    """
+    actor = Actor(env, policy, shapes=observation_shapes(env.single_observation_space))
+    actor.reset(seed=None)
+    acting = policy.begin(policy.torso.initial_state(env.num_envs))
+    per_env = -(-episodes // env.num_envs)
+    ended = np.zeros(env.num_envs, dtype=np.int64)
+    counted: list[dict[str, float]] = []
+    while ended.min() < per_env:
+        inputs = actor.inputs()
+        if frames is not None and len(frames) < max_frames:
+            frames.append(inputs.observation["obs"][0].cpu().numpy())
+        _tamper(acting, memory)
+        outputs = policy.act(inputs, acting)
+        action = policy.action_head.sample(outputs.action_parameters, generator)
+        terminated, truncated = actor.step(action)
+        for i, episode in zip(np.flatnonzero(terminated | truncated), actor.ended, strict=True):
+            if ended[i] < per_env:
+                counted.append(episode)
+            ended[i] += 1
+        actor.ended.clear()
+    return counted
+
+
+def _tamper(acting: ActingMemory, memory: str) -> None:
+    """Empty the long-term memory, or replace it by noise as large as what is in it."""
+    if memory == "on":
+        return
+    if memory == "off":
+        acting.long_term.zero_()
+        return
+    scale = acting.long_term.square().mean().sqrt()
+    acting.long_term.copy_(torch.randn_like(acting.long_term) * scale)
+
+
+def mean_and_interval(numbers: Sequence[float]) -> tuple[float, float]:
+    """The mean and the half-width of its 95 % confidence interval (normal approximation)."""
+    array = np.asarray(numbers, dtype=np.float64)
+    half = 1.96 * array.std(ddof=1) / math.sqrt(len(array)) if len(array) > 1 else math.nan
+    return float(array.mean()), float(half)
+
+
+def run(config: EvaluateConfig, overrides: Sequence[str]) -> dict[str, list[dict[str, float]]]:
+    """Evaluate under every setting of the memory, print a table, and return the episodes."""
+    path = Path(config.checkpoint)
+    run_dir = path.parent.parent if path.is_file() else path
+    train = load_config(run_dir, overrides)
+    state = checkpoint.load(path, which=config.which)
+    names = config.memory.split(",")
+    if train.torso.long_term == "none":
+        names = ["on"]
+    results = {}
+    for name in names:
+        results[name] = _one(config, train, state, memory=name, film=name == names[0])
+    _print(results, train)
+    return results
+
+
+def _one(
+    config: EvaluateConfig, train: TrainConfig, state: dict[str, Any], *, memory: str, film: bool
+) -> list[dict[str, float]]:
+    torch.manual_seed(config.seed)
+    device = train.torch_device()
+    env = make_vector_env(train.env, num_envs=config.num_envs, seed=config.seed)
+    try:
+        space = env.single_observation_space
+        film = film and bool(config.video)
+        if film and not is_image(space):
+            raise ValueError(f"video= needs image observations; this environment shows {space}")
+        policy = build_policy(train, env).to(device)
+        policy.load_state_dict(state["agent"]["policy"])
+        generator = None if config.greedy else torch.Generator(device).manual_seed(config.seed)
+        frames: list[NDArray[np.uint8]] | None = [] if film else None
+        episodes = evaluate(
+            policy,
+            env,
+            episodes=config.episodes,
+            memory=memory,
+            generator=generator,
+            frames=frames,
+            max_frames=config.video_steps,
+        )
+        if frames:
+            assert space.shape is not None
+            write_video(Path(config.video), frames, hwc=channels_last(space.shape))
+        return episodes
+    finally:
+        env.close()
+
+
+def write_video(path: Path, frames: Sequence[NDArray[np.uint8]], *, hwc: bool) -> None:
+    """Write frames, enlarged to at least 256 pixels, at 10 per second."""
+    try:
+        import imageio.v2 as imageio
+    except ImportError as error:
+        raise ImportError("video= needs imageio: pip install 'mtxl_rl[video]'") from error
+    images = [frame if hwc else frame.transpose(1, 2, 0) for frame in frames]
+    factor = max(1, 256 // max(images[0].shape[:2]))
+    images = [image.repeat(factor, axis=0).repeat(factor, axis=1) for image in images]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".gif":
+        imageio.mimsave(path, images, duration=100, loop=0)
+    else:
+        imageio.mimsave(path, images, fps=10, macro_block_size=None)
+
+
+def _print(results: dict[str, list[dict[str, float]]], train: TrainConfig) -> None:
+    table = Table(title=f"{train.env.name}: mean +- 95 % confidence interval")
+    table.add_column("long-term memory")
+    keys = sorted({key for episodes in results.values() for key in episodes[0]})
+    for key in ["episodes", *keys]:
+        table.add_column(key, justify="right")
+    for name, episodes in results.items():
+        label = "none" if train.torso.long_term == "none" else name
+        cells = ["{:.3f} +- {:.3f}".format(*mean_and_interval([e[key] for e in episodes]))
+                 for key in keys]  # fmt: skip
+        table.add_row(label, str(len(episodes)), *cells)
+    Console().print(table)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    with one_sentence_errors():
+        bad = [part for part in given if "=" not in part]
+        if bad:
+            names = ", ".join(field.name for field in fields(EvaluateConfig))
+            raise ValueError(f"{bad[0]!r} is no option; options are name=value: {names}, env.*")
+        own = {field.name for field in fields(EvaluateConfig)}
+        mine = [part for part in given if part.split("=", 1)[0] in own]
+        theirs = [part for part in given if part not in mine]
+        changed = OmegaConf.from_dotlist(mine)
+        run(EvaluateConfig(**OmegaConf.to_container(changed)), theirs)  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    main()

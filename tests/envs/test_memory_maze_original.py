@@ -1,0 +1,319 @@
+import ctypes.util
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import AutoresetMode
+from numpy.typing import NDArray
+
+from mtxl_rl.envs.memory_maze_original import (
+    MemoryMazeOriginal,
+    MemoryMazeOriginalConfig,
+    make_memory_maze_original,
+    packages,
+)
+
+needs_packages = pytest.mark.skipif(
+    importlib.util.find_spec("memory_maze") is None, reason="memory-maze is not installed"
+)
+
+# A control step of either environment: the frame, the reward, whether the episode's time is up.
+Step = tuple[NDArray[np.uint8], float, bool]
+
+
+class Untouched:
+    """The package's own environment behind the few methods that the comparison drives."""
+
+    def __init__(self, size: str, *, seed: int) -> None:
+        packages.import_packages()
+        from memory_maze import tasks
+
+        self.outer = getattr(tasks, f"memory_maze_{size}")(seed=seed, image_only_obs=True)
+        self.task = self.outer.task
+
+    def limit_time(self, seconds: float) -> None:
+        """Ends episodes early."""
+        self._composer()._time_limit = seconds
+
+    def _composer(self) -> Any:  # noqa: ANN401
+        env = self.outer
+        while "env" in vars(env):
+            env = env.env
+        return env
+
+    @property
+    def physics(self) -> Any:  # noqa: ANN401
+        """The current episode's."""
+        return self._composer().physics
+
+    def reset(self) -> NDArray[np.uint8]:
+        """The first frame of the next episode."""
+        return np.array(self.outer.reset().observation)
+
+    def step(self, action: int) -> Step:
+        """The frame, the reward, the end."""
+        timestep = self.outer.step(action)
+        assert timestep.discount == 1.0
+        return np.array(timestep.observation), timestep.reward, timestep.last()
+
+    def close(self) -> None:
+        """Frees it."""
+        self.outer.close()
+
+
+class Ours:
+    """Our environment behind the same methods."""
+
+    def __init__(self, size: str, *, seed: int) -> None:
+        self.env = MemoryMazeOriginal(size=size, seed=seed)
+        self.task = self.env._simulation._task
+
+    def limit_time(self, seconds: float) -> None:
+        """Ends episodes early."""
+        self.env._simulation.time_limit_seconds = seconds
+
+    @property
+    def physics(self) -> Any:  # noqa: ANN401
+        """The current episode's."""
+        return self.env._simulation._physics
+
+    def reset(self) -> NDArray[np.uint8]:
+        """The first frame of the next episode."""
+        return self.env.reset()[0]
+
+    def step(self, action: int) -> Step:
+        """The frame, the reward, the end."""
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        assert not terminated
+        assert info == {}
+        return obs, reward, truncated
+
+    def close(self) -> None:
+        """Frees it."""
+        self.env.close()
+
+
+Play = Callable[[Any], list[Any]]
+
+
+def compare(play: Play, *, size: str, seed: int) -> list[Any]:
+    """Plays the same in both environments, one after the other: they share an OpenGL thread."""
+    records = []
+    for make in (Untouched, Ours):
+        env = make(size, seed=seed)
+        try:
+            records.append(play(env))
+        finally:
+            env.close()
+    for index, (expected, got) in enumerate(zip(*records, strict=True)):
+        np.testing.assert_equal(got, expected, err_msg=f"record {index}")
+    return records[0]
+
+
+def put_ball(env: Any, *, beside: int, distance: float) -> None:  # noqa: ANN401
+    """Puts the ball at a distance east of a target, in the raw state that both share."""
+    import mujoco
+
+    physics, task = env.physics, env.task
+    model, data = physics.model.ptr, physics.data.ptr
+    target = data.geom_xpos[physics.bind(task._targets[beside].geom).element_id]
+    for joint, value in zip(
+        task._walker._root_joints, target + np.array([distance, 0, 0]), strict=True
+    ):
+        index = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_JOINT, joint.full_identifier)
+        data.qpos[model.jnt_qposadr[index]] = value
+    mujoco.mj_forward(model, data)
+
+
+def walk(env: Any, num_steps: int) -> list[Any]:  # noqa: ANN401
+    """Mostly forward, into the walls and along them."""
+    rng, action, records = np.random.default_rng(0), 1, []
+    for _ in range(num_steps):
+        if rng.random() < 0.3:
+            action = int(rng.choice([0, 1, 1, 1, 2, 3, 4, 5]))
+        records.append(env.step(action))
+    return records
+
+
+@needs_packages
+@pytest.mark.parametrize(
+    ("size", "seed", "num_steps"), [("9x9", 3, 60), ("9x9", 11, 60), ("15x15", 5, 12)]
+)
+def test_frames_rewards_and_flags_equal_the_untouched_package(
+    size: str, seed: int, num_steps: int
+) -> None:
+    compare(lambda env: [env.reset(), *walk(env, num_steps)], size=size, seed=seed)
+
+
+@needs_packages
+def test_touching_targets_equals_the_untouched_package() -> None:
+    def play(env: Any) -> list[Any]:  # noqa: ANN401
+        records: list[Any] = [env.reset()]
+        for distance in (0.7, 0.85, 0.95):
+            for target in range(3):
+                put_ball(env, beside=target, distance=distance)
+                records += walk(env, 2)
+        return records
+
+    records = compare(play, size="9x9", seed=7)
+    rewards = [reward for _, reward, _ in records[1:]]
+    assert 1 <= sum(rewards) < len(rewards)
+
+
+@needs_packages
+def test_the_second_episode_and_the_end_of_the_first_equal_the_untouched_package() -> None:
+    def play(env: Any) -> list[Any]:  # noqa: ANN401
+        env.limit_time(2.0 - 1e-3)
+        first = [env.reset(), *walk(env, 8)]
+        # A reset in the middle of an episode too.
+        return [*first, env.reset(), *walk(env, 3), env.reset(), *walk(env, 2)]
+
+    records = compare(play, size="9x9", seed=1)
+    assert [last for _, _, last in records[1:9]] == [False] * 7 + [True]
+
+
+@needs_packages
+def test_an_episode_has_as_many_steps_as_the_time_limit_says() -> None:
+    env = MemoryMazeOriginal(size="9x9", seed=0)
+    env.reset()
+    simulation = env._simulation
+    simulation._frame = lambda: np.zeros((64, 64, 3), np.uint8)  # type: ignore[method-assign]
+    ends = [env.step(0)[3] for _ in range(1000)]
+    env.close()
+    assert ends == [False] * 999 + [True]
+
+
+@needs_packages
+def test_gymnasiums_checker_passes() -> None:
+    env = MemoryMazeOriginal(seed=0, render_mode="rgb_array")
+    check_env(env, skip_render_check=True)
+    env.close()
+
+
+@needs_packages
+def test_a_seed_starts_the_same_stream_anew_and_no_seed_goes_on() -> None:
+    env = MemoryMazeOriginal(seed=2)
+    first, second = env.reset()[0], env.reset()[0]
+    assert not np.array_equal(first, second)
+    other = MemoryMazeOriginal()
+    np.testing.assert_equal(other.reset(seed=2)[0], first)
+    # Two in one process: each draws in a context of its own.
+    np.testing.assert_equal(env.reset(seed=2)[0], first)
+    np.testing.assert_equal(other.reset()[0], second)
+    other.close()
+    np.testing.assert_equal(env.reset()[0], second)
+    env.close()
+    env.close()
+
+
+@needs_packages
+def test_the_vector_has_one_stream_per_environment() -> None:
+    vector = make_memory_maze_original(size="9x9", num_envs=3, seed=2, num_workers=2)
+    single = MemoryMazeOriginal(seed=4)
+    try:
+        assert vector.metadata["autoreset_mode"] == AutoresetMode.NEXT_STEP
+        np.testing.assert_equal(vector.reset()[0][2], single.reset()[0])
+        obs, rewards, terminated, truncated, infos = vector.step(np.array([0, 2, 1]))
+        np.testing.assert_equal(obs[2], single.step(1)[0])
+        assert obs.shape == (3, 64, 64, 3)
+        assert (rewards.tolist(), terminated.any(), truncated.any(), infos) == (
+            [0] * 3,
+            False,
+            False,
+            {},
+        )
+    finally:
+        vector.close()
+        single.close()
+
+
+QUIET = """
+from mtxl_rl.envs.memory_maze_original import MemoryMazeOriginal
+envs = [MemoryMazeOriginal(seed=seed) for seed in (0, 1)]
+for env in envs:
+    env.reset()
+    env.step(1)
+del envs[0]
+print(envs[0].reset()[0].shape)
+"""
+
+
+@needs_packages
+@pytest.mark.parametrize("backend", ["egl", "osmesa"])
+def test_nothing_is_printed_even_if_nobody_closes(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not packages._opens(backend):
+        pytest.skip(f"no {backend} here")
+    monkeypatch.setenv("MUJOCO_GL", backend)
+    monkeypatch.delenv("PYOPENGL_PLATFORM", raising=False)
+    done = subprocess.run(
+        [sys.executable, "-c", QUIET], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "(64, 64, 3)\n", "")
+
+
+def test_importing_the_environments_imports_none_of_the_packages() -> None:
+    code = (
+        "import sys, mtxl_rl.envs.memory_maze_original;"
+        "print({'torch', 'mujoco', 'dm_control', 'labmaze', 'gym', 'OpenGL'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+def test_a_missing_package_names_the_pip_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ImportError, match=r"pip install 'mtxl_rl\[memory-maze-original\]'"):
+        make_memory_maze_original(size="9x9", num_envs=1, seed=0)
+    sentence = packages.missing_package_message("labmaze", python=(3, 13))
+    assert "no wheels for Python 3.13 and later" in sentence
+    assert "3.13" not in packages.missing_package_message("labmaze", python=(3, 12))
+
+
+@pytest.mark.parametrize(
+    ("asked", "sentence"),
+    [
+        ("", "neither EGL nor OSMesa can be opened.*libegl1 libegl-mesa0 libgl1.*libosmesa6"),
+        ("egl", "MUJOCO_GL=egl, but EGL cannot be opened.*libegl1 libegl-mesa0 libgl1"),
+        ("osmesa", "MUJOCO_GL=osmesa, but the library OSMesa is not installed.*libosmesa6"),
+        ("off", "MUJOCO_GL=off .* one of egl, osmesa, glfw"),
+    ],
+)
+def test_a_missing_opengl_library_names_its_package(
+    asked: str, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ctypes.util, "find_library", lambda _: None)
+    monkeypatch.setattr(packages.ctypes, "CDLL", _no_library)
+    monkeypatch.setattr(packages.platform, "system", lambda: "Linux")
+    monkeypatch.setenv("MUJOCO_GL", asked)
+    with pytest.raises(RuntimeError, match=sentence):
+        packages.choose_gl_backend()
+
+
+def _no_library(name: str) -> None:
+    raise OSError(f"{name}: cannot open shared object file")
+
+
+def test_without_egl_osmesa_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    monkeypatch.setattr(packages, "_opens", lambda backend: backend == "osmesa")
+    monkeypatch.setattr(packages.platform, "system", lambda: "Linux")
+    assert packages.choose_gl_backend() == "osmesa"
+    assert packages.os.environ["MUJOCO_GL"] == "osmesa"
+
+
+def test_settings_take_short_sizes_and_refuse_unknown_ones() -> None:
+    assert MemoryMazeOriginalConfig(size="15").size == "15x15"
+    assert MemoryMazeOriginalConfig(size="11x11").size == "11x11"
+    with pytest.raises(ValueError, match="size='10x10' must be one of 9x9, 11x11, 13x13, 15x15"):
+        MemoryMazeOriginalConfig(size="10")
+    with pytest.raises(ValueError, match="num_workers=-1"):
+        MemoryMazeOriginalConfig(num_workers=-1)
+    with pytest.raises(ValueError, match="size='10x10' must be one of"):
+        make_memory_maze_original(size="10x10", num_envs=1, seed=0)

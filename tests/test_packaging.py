@@ -1,0 +1,78 @@
+"""The wheel holds the library and nothing else, and importing the library is cheap."""
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def wheel_files(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    """Names in a wheel built from a copy, links included, so that no `build/` is left behind."""
+    if not (ROOT / "pyproject.toml").is_file():
+        pytest.skip("the tests are not beside the sources")
+    pytest.importorskip("setuptools", minversion="77")
+    source = tmp_path_factory.mktemp("source") / "checkout"
+    source.mkdir()
+    for path in ROOT.iterdir():
+        if path.is_symlink():
+            (source / path.name).symlink_to(path.readlink())
+        elif path.name in ("mtxl_rl", "tests"):
+            ignore = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(path, source / path.name, symlinks=True, ignore=ignore)
+        elif path.name in ("pyproject.toml", "README.md", "LICENSE", "MANIFEST.in"):
+            shutil.copy(path, source)
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", "dist"]
+    build = subprocess.run(command, cwd=source, capture_output=True, text=True, check=False)
+    assert build.returncode == 0, build.stdout + build.stderr
+    (wheel,) = (source / "dist").glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        return set(archive.namelist())
+
+
+def files(*patterns: str) -> set[str]:
+    package = ROOT / "mtxl_rl"
+    return {str(path.relative_to(ROOT)) for pattern in patterns for path in package.rglob(pattern)}
+
+
+def test_the_wheel_says_that_it_is_typed(wheel_files: set[str]) -> None:
+    assert "mtxl_rl/py.typed" in wheel_files
+
+
+def test_every_module_and_every_yaml_file_is_in_the_wheel(wheel_files: set[str]) -> None:
+    expected = files("*.py", "*.yaml")
+    assert "mtxl_rl/configs/env/MemoryMaze.yaml" in expected
+    assert expected <= wheel_files
+
+
+def test_the_wheel_has_one_name_at_its_top(wheel_files: set[str]) -> None:
+    tops = {name.split("/")[0] for name in wheel_files}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"mtxl_rl"}
+
+
+def test_the_wheel_carries_its_license(wheel_files: set[str]) -> None:
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in wheel_files)
+
+
+def test_importing_the_library_loads_nothing_heavy() -> None:
+    program = """
+import sys
+import mtxl_rl
+heavy = {"torch", "gymnasium", "envpool", "numpy", "hydra", "rich", "tensorboard"}
+sys.exit(", ".join(sorted(heavy & set(sys.modules))) or 0)
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert run.stderr == ""
+    assert run.returncode == 0
+
+
+def test_every_public_name_can_be_imported() -> None:
+    program = "import mtxl_rl; [getattr(mtxl_rl, name) for name in mtxl_rl.__all__]"
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -1,0 +1,228 @@
+"""The invariants of the torso, over random shapes, cuts and resets, in float64."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from mtxl_rl.torso import MemoryState, MemoryTransformer, TorsoConfig
+
+TOLERANCE = 1e-9
+KINDS = [("delta", "none"), ("delta", "coupled"), ("delta", "free"), ("none", "none")]
+cases = st.tuples(
+    st.sampled_from(KINDS), st.integers(1, 4), st.integers(0, 3), st.integers(0, 10**6)
+)
+
+
+class Case:
+    """A random torso with random features and resets, from few numbers."""
+
+    def __init__(self, drawn: tuple[tuple[str, str], int, int, int]) -> None:
+        (kind, decay), segment, extra, seed = drawn
+        torch.manual_seed(seed)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.config = TorsoConfig(
+            width=8,
+            num_layers=1 + seed % 3,
+            num_heads=2,
+            window_length=segment + extra,
+            segment_length=segment,
+            num_persistent=seed % 2,
+            long_term=kind,
+            decay=decay,
+        )
+        self.torso = MemoryTransformer(self.config).double()
+        self.batch, self.steps = 3, 5 + seed % 17
+        self.x = torch.randn(self.batch, self.steps, 8).double()
+        self.is_first = torch.rand(self.batch, self.steps) < 0.12
+
+    def cuts(self) -> list[slice]:
+        """The steps in random pieces."""
+        slices, begin = [], 0
+        while begin < self.steps:
+            size = int(torch.randint(1, 9, (), generator=self.generator))
+            slices.append(slice(begin, min(begin + size, self.steps)))
+            begin += size
+        return slices
+
+    def forward(
+        self, x: Tensor, state: MemoryState, is_first: Tensor
+    ) -> tuple[Tensor, MemoryState]:
+        """The torso's whole-sequence path."""
+        y, after = self.torso(x, state, is_first)
+        return y, after
+
+
+def assert_equal(left: MemoryState, right: MemoryState) -> None:
+    for a, b in zip(left, right, strict=True):
+        torch.testing.assert_close(a, b, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+@settings(max_examples=40, deadline=None)
+@given(cases)
+def test_any_cut_gives_equal_outputs_states_and_gradients(drawn: tuple) -> None:
+    case = Case(drawn)
+    weight = torch.randn(case.batch, case.steps, 8).double()
+    results = []
+    for cuts in ([slice(0, case.steps)], case.cuts(), [slice(t, t + 1) for t in range(case.steps)]):
+        x = case.x.clone().requires_grad_()
+        state, parts = case.torso.initial_state(case.batch), []
+        for cut in cuts:
+            y, state = case.forward(x[:, cut], state, case.is_first[:, cut])
+            parts.append(y)
+        (torch.cat(parts, 1) * weight).sum().backward()
+        assert x.grad is not None
+        results.append((torch.cat(parts, 1).detach(), state.detach(), x.grad))
+    for y, state, gradient in results[1:]:
+        torch.testing.assert_close(y, results[0][0], rtol=TOLERANCE, atol=TOLERANCE)
+        assert_equal(state, results[0][1])
+        torch.testing.assert_close(gradient, results[0][2], rtol=TOLERANCE, atol=TOLERANCE)
+
+
+@settings(max_examples=40, deadline=None)
+@given(cases)
+def test_acting_step_by_step_equals_the_sequence(drawn: tuple) -> None:
+    case = Case(drawn)
+    y, after = case.forward(case.x, case.torso.initial_state(case.batch), case.is_first)
+    acting = case.torso.begin(case.torso.initial_state(case.batch), num_steps=4)
+    restart = int(torch.randint(0, case.steps, (), generator=case.generator))
+    outputs = []
+    for t in range(case.steps):
+        if t == restart:
+            acting = case.torso.begin(acting.state(), num_steps=3)
+        outputs.append(case.torso.act(case.x[:, t], acting, case.is_first[:, t]))
+    torch.testing.assert_close(torch.stack(outputs, 1), y, rtol=TOLERANCE, atol=TOLERANCE)
+    assert_equal(acting.state(), after)
+
+
+def test_acting_equals_the_sequence_within_1e5_in_float32() -> None:
+    case = Case((("delta", "none"), 4, 3, 14))
+    torso = case.torso.float()
+    x = torch.randn(3, 200, 8)
+    is_first = torch.rand(3, 200) < 0.02
+    y, _ = torso(x, torso.initial_state(3), is_first)
+    acting = torso.begin(torso.initial_state(3), num_steps=64)
+    outputs = torch.stack([torso.act(x[:, t], acting, is_first[:, t]) for t in range(200)], 1)
+    assert (outputs - y).abs().max() < 1e-5
+
+
+@settings(max_examples=30, deadline=None)
+@given(cases)
+def test_nothing_before_a_reset_changes_anything_after_it(drawn: tuple) -> None:
+    case = Case(drawn)
+    at = int(torch.randint(1, case.steps, (), generator=case.generator))
+    case.is_first[:, at] = True
+    other = case.x.clone()
+    other[:, :at] = torch.randn(case.batch, at, 8).double()
+    start = case.torso.initial_state(case.batch)
+    y, state = case.forward(case.x, start, case.is_first)
+    z, other_state = case.forward(other, start, case.is_first)
+    fresh, fresh_state = case.forward(case.x[:, at:], start, case.is_first[:, at:])
+    assert torch.equal(y[:, at:], z[:, at:])
+    assert all(torch.equal(a, b) for a, b in zip(state, other_state, strict=True))
+    torch.testing.assert_close(y[:, at:], fresh, rtol=TOLERANCE, atol=TOLERANCE)
+    assert_equal(state, fresh_state)
+
+
+@settings(max_examples=30, deadline=None)
+@given(cases)
+def test_rows_never_mix_and_the_future_never_leaks_back(drawn: tuple) -> None:
+    case = Case(drawn)
+    start = case.torso.initial_state(case.batch)
+    y, _ = case.forward(case.x, start, case.is_first)
+    other = case.x.clone()
+    at = int(torch.randint(0, case.steps, (), generator=case.generator))
+    other[0, at:] += 1
+    z, _ = case.forward(other, start, case.is_first)
+    torch.testing.assert_close(y[1:], z[1:], rtol=TOLERANCE, atol=TOLERANCE)
+    torch.testing.assert_close(y[0, :at], z[0, :at], rtol=TOLERANCE, atol=TOLERANCE)
+    assert not torch.allclose(y[0, at], z[0, at])
+
+
+@settings(max_examples=30, deadline=None)
+@given(cases)
+def test_zeroing_a_row_of_the_state_is_a_reset_of_that_row(drawn: tuple) -> None:
+    case = Case(drawn)
+    _, state = case.forward(case.x, case.torso.initial_state(case.batch), case.is_first)
+    following = torch.randn(case.batch, case.steps, 8).double()
+    reset = torch.zeros(case.batch, case.steps, dtype=torch.bool)
+    reset[0, 0] = True
+    by_flag, flag_state = case.forward(following, state, reset)
+    flat = state.to_flat()
+    flat[0] = 0
+    for zeroed in (state.reset(reset[:, 0]), state.from_flat(flat)):
+        by_zero, zero_state = case.forward(following, zeroed, torch.zeros_like(reset))
+        torch.testing.assert_close(by_flag[0], by_zero[0], rtol=TOLERANCE, atol=TOLERANCE)
+        assert_equal(flag_state.rows([0]), zero_state.rows([0]))
+
+
+def test_gradients_reach_a_step_through_a_question_many_segments_later() -> None:
+    torch.manual_seed(0)
+    config = TorsoConfig(width=8, num_layers=1, num_heads=2, window_length=4, segment_length=4)
+    torso = MemoryTransformer(config).double()
+    x = torch.randn(1, 40, 8).double().requires_grad_()
+    state, begin = torso.initial_state(1), 0
+    for begin in range(0, 40, 10):  # four calls: the forward never detaches
+        y, state = torso(x[:, begin : begin + 10], state, torch.zeros(1, 10, dtype=torch.bool))
+    y[0, -1].sum().backward()
+    assert x.grad is not None
+    assert x.grad[0, 0].abs().max() > 0
+    without = MemoryTransformer(
+        TorsoConfig(
+            width=8, num_layers=1, num_heads=2, window_length=4, segment_length=4, long_term="none"
+        )
+    ).double()
+    x = x.detach().requires_grad_()
+    y, _ = without(x, without.initial_state(1), torch.zeros(1, 40, dtype=torch.bool))
+    y[0, -1].sum().backward()
+    assert x.grad is not None
+    assert x.grad[0, :35].abs().max() == 0
+
+
+def test_gates_are_near_the_identity_at_initialisation() -> None:
+    torch.manual_seed(0)
+    torso = MemoryTransformer(TorsoConfig(width=64, num_layers=1, num_heads=4)).double()
+    x = torch.randn(4, 32, 64).double()
+    first = torch.zeros(4, 32, dtype=torch.bool)
+    first[:, 0] = True
+    y, _ = torso(x, torso.initial_state(4), first)
+    similarity = torch.cosine_similarity(y, torso.norm(x), dim=-1)
+    assert similarity.min() > 0.7, similarity.min()
+
+
+@pytest.mark.parametrize("decay", ["none", "coupled", "free"])
+def test_memories_stay_bounded_over_a_million_steps(decay: str) -> None:
+    torch.manual_seed(0)
+    config = TorsoConfig(width=8, num_layers=1, num_heads=1, window_length=256, segment_length=256,
+                         decay=decay)  # fmt: skip
+    torso = MemoryTransformer(config)
+    state, calm = torso.initial_state(1), torch.zeros(1, 16384, dtype=torch.bool)
+    early = 0.0
+    with torch.no_grad():
+        for call in range(62):  # 62 x 16,384 > 1e6
+            y, state = torso(torch.randn(1, 16384, 8), state, calm)
+            early = early or float(state.long_term.norm())
+            assert y.isfinite().all()
+            assert state.long_term.norm() < 3 * early + 10, call
+
+
+def test_a_flat_state_of_another_torso_is_refused() -> None:
+    torso = MemoryTransformer(TorsoConfig(width=8, num_heads=2))
+    with pytest.raises(ValueError, match="flat state of width 5 was given"):
+        torso.initial_state(2).from_flat(torch.zeros(2, 5))
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"num_heads": 3}, "must divide torso.width"),
+        ({"window_length": 8, "segment_length": 9}, "must be at most"),
+        ({"long_term": "slot"}, "choose one of delta, none"),
+        ({"long_term": "none", "decay": "free"}, "has no effect"),
+        ({"width": 0}, "must be 1 or more"),
+    ],
+)
+def test_illegal_sizes_are_refused_with_what_is_legal(options: dict, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        TorsoConfig(**options)
