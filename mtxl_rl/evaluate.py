@@ -16,13 +16,13 @@ from rich.table import Table
 
 from mtxl_rl import checkpoint
 from mtxl_rl.build import build_policy
+from mtxl_rl.cli import one_sentence_errors
 from mtxl_rl.collect import Actor, observation_shapes
 from mtxl_rl.config import TrainConfig, load_config
 from mtxl_rl.encoders import channels_last, is_image
 from mtxl_rl.envs.registry import make_vector_env
 from mtxl_rl.policy import Policy
 from mtxl_rl.torso import ActingMemory
-from mtxl_rl.train import one_sentence_errors
 
 MEMORIES = ("on", "off", "noise")
 
@@ -147,7 +147,7 @@ def _one(
         if film and not is_image(space):
             raise ValueError(f"video= needs image observations; this environment shows {space}")
         policy = build_policy(train, env).to(device)
-        policy.load_state_dict(state["agent"]["policy"])
+        _load_weights(policy, state, where=config.checkpoint)
         generator = None if config.greedy else torch.Generator(device).manual_seed(config.seed)
         frames: list[NDArray[np.uint8]] | None = [] if film else None
         episodes = evaluate(
@@ -165,6 +165,16 @@ def _one(
         return episodes
     finally:
         env.close()
+
+
+def _load_weights(policy: Policy, state: dict[str, Any], *, where: str) -> None:
+    try:
+        policy.load_state_dict(state["agent"]["policy"])
+    except (KeyError, RuntimeError) as error:
+        raise ValueError(
+            f"{where} does not fit the policy that its config.yaml describes "
+            "(another version of mtxl_rl, or an edited config); train it again"
+        ) from error
 
 
 def write_video(path: Path, frames: Sequence[NDArray[np.uint8]], *, hwc: bool) -> None:

@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from mtxl_rl import checkpoint
 from mtxl_rl.agents.ppo import PPO, NonFiniteLossError
 from mtxl_rl.build import build_policy, bytes_table, predicted_bytes, rollout_shape
+from mtxl_rl.cli import one_sentence_errors
 from mtxl_rl.collect import Actor, Collector
 from mtxl_rl.config import (
     TrainConfig,
@@ -226,18 +227,6 @@ def _hydra_main(composed: DictConfig) -> None:
     """For `--multirun`, `--cfg job`, `--help` and the rest of Hydra's flags."""
     with one_sentence_errors():
         run(to_config(composed))
-
-
-@contextmanager
-def one_sentence_errors() -> Iterator[None]:
-    """End the program with one sentence and exit code 1; MTXL_RL_TRACEBACK=1 shows where."""
-    try:
-        yield
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
-        if os.environ.get("MTXL_RL_TRACEBACK"):
-            raise
-        sys.stderr.write(f"error: {error}\n")
-        raise SystemExit(1) from None
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -441,7 +441,9 @@ def _shut_down(workers: list[_Worker], memory: list[_SharedArrays]) -> None:
 
 def _work(pipe: Connection, first: int) -> None:
     """A worker's life: answers commands until the pipe ends."""
+    # A terminal and a job scheduler signal the whole group; when to end is the parent's decision.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     envs = _WorkerEnvs(first)
     try:
         while True:
