@@ -73,11 +73,13 @@ def save(
     score = None if score is None else float(score)  # A NumPy float could not be read back.
     header = {"format": FORMAT, "version": VERSION, "step": step, "score": score}
     torch.save({**header, "state": state}, buffer)
-    with _explained(path, size=buffer.getbuffer().nbytes):
+    # Not getbuffer(): a view that an exception keeps alive crashes CPython 3.12 as it exits.
+    content = buffer.getvalue()
+    with _explained(path, size=len(content)):
         folder.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(folder)
         with _replacing(path) as temporary:
-            _write(temporary, buffer.getbuffer())
+            _write(temporary, content)
         if _is_best(folder / _BEST, score=score):
             with _replacing(folder / _BEST) as temporary:
                 _link(path, temporary)
@@ -273,7 +275,7 @@ def _remove_leftovers(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _write(path: Path, content: memoryview) -> None:
+def _write(path: Path, content: bytes) -> None:
     with path.open("wb") as file:
         file.write(content)
         file.flush()

@@ -80,6 +80,13 @@ def is_alive(pid: int) -> bool:
     return "Z" not in Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
 
 
+def is_deaf_to_ctrl_c_from_birth(pid: int) -> bool:
+    """Whether SIGINT is blocked: a worker inherits that, so that none meets it while it imports."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    blocked = next(int(line.split()[1], 16) for line in lines if line.startswith("SigBlk"))
+    return bool(blocked >> (signal.SIGINT - 1) & 1)
+
+
 @pytest.fixture
 def vector() -> Iterator[ProcessVectorEnv]:
     made = ProcessVectorEnv([Counter, lambda: Counter(4), Counter], num_workers=2)
@@ -234,6 +241,7 @@ def test_ctrl_c_and_the_parents_death_end_the_workers_quietly(
     assert process.stdout is not None
     pids = [int(pid) for pid in process.stdout.readline().split()]
     assert len(pids) == 2
+    assert all(is_deaf_to_ctrl_c_from_birth(pid) for pid in pids)
     if how == signal.SIGINT:
         os.killpg(process.pid, how)  # as a terminal does
     else:

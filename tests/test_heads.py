@@ -1,0 +1,60 @@
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from mtxl_rl.encoders import ObservationEncoder
+from mtxl_rl.heads import CategoricalHead, GaussianHead, build_head
+
+
+def test_a_masked_action_is_never_drawn_and_has_no_entropy() -> None:
+    head = CategoricalHead(spaces.Discrete(4), 8)
+    mask = torch.tensor([[True, False, True, False]]).expand(500, 4)
+    parameters = head(torch.randn(500, 8), mask)
+    actions = head.sample(parameters, torch.Generator().manual_seed(0))
+    assert set(actions.flatten().tolist()) == {0, 2}
+    assert (head.entropy(parameters) <= np.log(2) + 1e-6).all()
+    assert head.log_prob(parameters, actions).isfinite().all()
+
+
+def test_draws_follow_the_probabilities() -> None:
+    head = CategoricalHead(spaces.MultiDiscrete([2, 3]), 8)
+    logs = torch.tensor([0.25, 0.75, 0.1, 0.2, 0.7]).log().expand(20_000, 5)
+    actions = head.sample(logs, torch.Generator().manual_seed(0))
+    assert abs(float((actions[:, 0] == 1).float().mean()) - 0.75) < 0.02
+    assert abs(float((actions[:, 1] == 2).float().mean()) - 0.7) < 0.02
+    expected = torch.tensor([0.75 * 0.7]).log()
+    torch.testing.assert_close(head.log_prob(logs[:1], torch.tensor([[1, 2]])), expected)
+
+
+def test_the_gaussian_maps_its_units_to_the_bounds() -> None:
+    head = GaussianHead(spaces.Box(np.float32([-2, 0]), np.float32([2, 10])), 8)
+    found = head.to_env(torch.tensor([[-1.0, 1.0], [0.0, 0.0], [5.0, -5.0]]))
+    assert found.tolist() == [[-2, 10], [0, 5], [2, 0]]
+    parameters = torch.tensor([[0.5, -0.5, 0.0, 0.3]])
+    normal = torch.distributions.Normal(parameters[:, :2], parameters[:, 2:].exp())
+    action = torch.tensor([[0.1, 0.2]])
+    torch.testing.assert_close(head.log_prob(parameters, action), normal.log_prob(action).sum(-1))
+
+
+def test_a_space_without_a_head_or_an_encoder_is_refused() -> None:
+    with pytest.raises(ValueError, match="no head covers"):
+        build_head(spaces.MultiBinary(3), 8)
+    with pytest.raises(ValueError, match="no encoder covers"):
+        ObservationEncoder(spaces.Text(5), 8, image="cnn")
+
+
+@pytest.mark.parametrize("kind", ["cnn", "resnet"])
+@pytest.mark.parametrize("shape", [(64, 64, 3), (3, 64, 64), (7, 7, 3)])
+def test_images_of_either_layout_give_features_for_any_leading_axes(
+    kind: str, shape: tuple
+) -> None:
+    torch.manual_seed(0)
+    space = spaces.Dict({"see": spaces.Box(0, 255, shape, np.uint8), "n": spaces.Discrete(5)})
+    encoder = ObservationEncoder(space, 16, image=kind)
+    pixels = torch.randint(0, 256, (2, 3, *shape), dtype=torch.uint8)
+    number = torch.randint(0, 5, (2, 3))
+    both = encoder({"see": pixels, "n": number})
+    assert both.shape == (2, 3, 16)
+    one = encoder({"see": pixels[:, 1], "n": number[:, 1]})
+    torch.testing.assert_close(both[:, 1], one, rtol=1e-4, atol=1e-5)

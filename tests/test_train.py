@@ -1,0 +1,181 @@
+"""Training end to end: the commands in processes of their own, and what a user can do wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from mtxl_rl import checkpoint
+from mtxl_rl.config import compose_config, device_overrides
+from mtxl_rl.envs.registry import make_vector_env
+from mtxl_rl.train import Run, run
+
+TINY = [
+    "env=TMaze", "env.corridor_length=9", "model=tiny", "num_envs=4", "ppo.rollout_length=32",
+    "torso.window_length=4", "torso.segment_length=4", "ppo.bptt_segments=4", "device=cpu",
+]  # fmt: skip
+
+
+def rows(run_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def command(*arguments: str, module: str = "train") -> list[str]:
+    return [sys.executable, "-m", f"mtxl_rl.{module}", *arguments]
+
+
+def test_stopping_and_resuming_equals_not_stopping_bit_for_bit(tmp_path: Path) -> None:
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    total = 8 * 4 * 32
+    run(compose_config([*TINY, f"total_steps={total}", f"run_dir={whole}"]))
+    config = compose_config([*TINY, f"total_steps={total}", f"run_dir={halves}"])
+    env = make_vector_env(config.env, num_envs=4, seed=0)
+    first = Run(config, env)
+    first.collector.reset(seed=None)
+    for _ in range(4):
+        first.iterate()
+    first.save(halves)
+    env.close()
+    (halves / "config.yaml").write_text((whole / "config.yaml").read_text())
+    subprocess.run(command(f"resume={halves}"), check=True, capture_output=True, timeout=120)
+    one, two = checkpoint.load(whole), checkpoint.load(halves)
+    assert one["step"] == two["step"] == total
+    for key, weight in one["agent"]["policy"].items():
+        assert torch.equal(weight, two["agent"]["policy"][key]), key
+    for key, field in one["collector"]["memory"].items():
+        assert torch.equal(field, two["collector"]["memory"][key]), key
+    assert one["env"]["generator"] == two["env"]["generator"]
+
+
+def test_acting_and_learning_agree_in_every_iteration(tmp_path: Path) -> None:
+    for refresh in ("never", "epoch"):
+        folder = tmp_path / refresh
+        options = [f"ppo.memory_refresh={refresh}", "ppo.learning_rate=0.003", "total_steps=2000"]
+        run(compose_config([*TINY, *options, f"run_dir={folder}"]))
+        found = rows(folder)
+        assert len(found) > 10
+        assert max(row["ppo/ratio_deviation"] for row in found) < 1e-5
+        assert ("memory/drift" in found[-1]) == (refresh == "epoch")
+        assert {"step", "episode/return", "time/env_steps_per_second"} <= set(found[-1])
+
+
+@pytest.mark.parametrize("env_id", ["Pendulum-v1", "CartPole-v1"])
+def test_gymnasium_environments_train(tmp_path: Path, env_id: str) -> None:
+    overrides = ["env=Gymnasium", f"env.id={env_id}", *TINY[2:], "total_steps=512"]
+    folder = run(compose_config([*overrides, f"run_dir={tmp_path / 'run'}"]))
+    assert rows(folder)[-1]["ppo/ratio_deviation"] < 1e-5
+
+
+def test_sigterm_finishes_the_iteration_saves_and_exits_zero(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    process = subprocess.Popen(
+        command(*TINY, "total_steps=100000000", f"run_dir={folder}"),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not (folder / "metrics.jsonl").exists() or not rows_or_none(folder):
+        assert time.monotonic() < deadline, process.communicate()
+        time.sleep(0.1)
+    os.kill(process.pid, signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "resume=" in out
+    assert checkpoint.load(folder)["step"] == rows(folder)[-1]["step"]
+
+
+def rows_or_none(folder: Path) -> list[dict]:
+    text = (folder / "metrics.jsonl").read_text()
+    return [] if not text.endswith("\n") else rows(folder)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["env=TMaze", "totl_steps=3"], "did you mean total_steps"),
+        (["env=TMaze", "env.coridor_length=3"], "did you mean env.corridor_length"),
+        (["env=TMaz"], "did you mean TMaze"),
+        (["num_envs=3"], "env= is missing"),
+        (["env=TMaze", "total_steps=many"], "total_steps"),
+        (["env=TMaze", "torso.num_heads=7"], "must divide"),
+        (["env=TMaze", "torso.segment_length=17"], "must be at most"),
+        (["env=TMaze", "ppo.rollout_length=100"], "try ppo.rollout_length=128"),
+        (["env=TMaze", "ppo.num_minibatches=5"], "choose one of"),
+        (["env=TMaze", "env.corridor_length=0"], "at least 1"),
+        (["env=TMaze", "device=cuda:77"], "CUDA devices"),
+        (["env=TMaze", "device=tpu"], "choose auto, cpu"),
+        (["env=TMaze", "policy.precision=int8"], "choose one of float32"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_sentence(overrides: list[str], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence) as error:
+        compose_config(overrides)
+    assert "\n" not in str(error.value)
+
+
+def test_mistakes_end_with_exit_code_one_and_no_traceback(tmp_path: Path) -> None:
+    for arguments in (
+        ["train", "env=Nowhere"],
+        ["evaluate", f"checkpoint={tmp_path}"],
+        ["train", "x"],
+    ):
+        done = subprocess.run(command(*arguments[1:], module=arguments[0]), capture_output=True,
+                              text=True, timeout=60, check=False)  # fmt: skip
+        assert done.returncode == 1
+        assert done.stderr.startswith("error: ")
+        assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_run_is_never_overwritten(tmp_path: Path) -> None:
+    overrides = [*TINY, "total_steps=128", f"run_dir={tmp_path / 'run'}"]
+    run(compose_config(overrides))
+    with pytest.raises(ValueError, match="already holds a run"):
+        run(compose_config(overrides))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_harms_no_weight(tmp_path: Path) -> None:
+    config = compose_config([*TINY, f"run_dir={tmp_path / 'run'}"])
+    env = make_vector_env(config.env, num_envs=4, seed=0)
+    this = Run(config, env)
+    this.collector.reset(seed=None)
+    rollout, _ = this.collector.collect()
+    rollout.reward[0, 3] = float("inf")
+    with pytest.raises(RuntimeError, match="non-finite"):
+        this.agent.update(rollout, progress=0.0)
+    assert all(weight.isfinite().all() for weight in this.policy.parameters())
+    env.close()
+
+
+def test_dry_run_prints_bytes_and_trains_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    run(compose_config([*TINY, "dry_run=true", f"run_dir={tmp_path / 'run'}"]))
+    out = capsys.readouterr().out
+    assert "timeline" in out
+    assert "model" in out
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_command_line_wins_over_the_devices_defaults() -> None:
+    assert device_overrides(["env=TMaze", "device=cpu"]) == []
+    added = device_overrides(["env=TMaze", "device=cuda", "model=tiny"])
+    assert "num_envs=512" in added
+    assert not any(part.startswith("model=") for part in added)
+
+
+def test_the_trained_policy_can_be_evaluated_with_the_memory_on_off_and_noise(
+    tmp_path: Path,
+) -> None:
+    run(compose_config([*TINY, "total_steps=128", f"run_dir={tmp_path / 'run'}"]))
+    done = subprocess.run(
+        command(f"checkpoint={tmp_path / 'run'}", "episodes=10", "num_envs=5",
+                "env.corridor_length=20", module="evaluate"),
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    assert "noise" in done.stdout
+    assert "21.000" in done.stdout
