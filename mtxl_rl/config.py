@@ -37,8 +37,8 @@ class TrainConfig:
     """Seeds weights, actions, minibatches and environments."""
     device: str = "auto"
     """cpu, cuda, cuda:N, or auto: cuda where there is one."""
-    num_threads: int = 0
-    """Threads of torch on the CPU; 0 leaves torch's choice."""
+    num_threads: int = 1
+    """Threads of torch on the CPU; 0: torch's choice, which collapses when cores are shared."""
     num_envs: int = 32
     """Environments, B."""
     total_steps: int = 1_000_000

@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import threading
 import time
 import traceback
 import weakref
@@ -21,6 +22,7 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from multiprocessing.shared_memory import SharedMemory
+from types import FrameType
 from typing import Any, TypeVar
 
 import gymnasium
@@ -249,7 +251,8 @@ class _Worker:
 
     def send(self, message: Any) -> None:  # noqa: ANN401
         try:
-            self.pipe.send(message)
+            with _ctrl_c_waits():
+                self.pipe.send(message)
         except OSError:
             raise self._death() from None
 
@@ -261,7 +264,8 @@ class _Worker:
                 while not self.pipe.poll(_SECONDS_BETWEEN_LIFE_CHECKS):
                     if not self.process.is_alive() and not self.pipe.poll():
                         raise self._death()
-                number, error, reply = self.pipe.recv()
+                with _ctrl_c_waits():
+                    number, error, reply = self.pipe.recv()
             except (EOFError, OSError):
                 raise self._death() from None
             if number == call_number:
@@ -423,6 +427,23 @@ def _sigint_blocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def _ctrl_c_waits() -> Iterator[None]:
+    """Lets Ctrl-C take effect after the block: half a message would spoil all that follow."""
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield
+        return
+    arrived: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda number, frame: arrived.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if arrived:
+        handler(*arrived[0])
 
 
 def _shut_down(workers: list[_Worker], memory: list[_SharedArrays]) -> None:

@@ -177,6 +177,29 @@ def test_the_second_episode_and_the_end_of_the_first_equal_the_untouched_package
     assert [last for _, _, last in records[1:9]] == [False] * 7 + [True]
 
 
+# Seed 68 puts the current target at the maze's centre, where the walker is while the original looks
+# for the first contacts: it counts as touched, is invisible in the first frame, and pays at once.
+FREE_REWARD_SEED = 68
+
+
+@needs_packages
+def test_the_originals_free_reward_is_kept() -> None:
+    def play(env: Any) -> list[Any]:  # noqa: ANN401
+        return [env.reset(), *walk(env, 3)]
+
+    records = compare(play, size="9x9", seed=FREE_REWARD_SEED)
+    assert records[1][1] == 1.0
+
+
+@needs_packages
+def test_a_reset_right_after_a_reset_equals_the_untouched_package() -> None:
+    # The target that counts as touched is skipped when the next episode's target is drawn.
+    def play(env: Any) -> list[Any]:  # noqa: ANN401
+        return [env.reset(), env.reset(), *walk(env, 1)]
+
+    compare(play, size="9x9", seed=FREE_REWARD_SEED)
+
+
 @needs_packages
 def test_an_episode_has_as_many_steps_as_the_time_limit_says() -> None:
     env = MemoryMazeOriginal(size="9x9", seed=0)

@@ -215,8 +215,8 @@ def make():
 if __name__ == "__main__":
     vector = ProcessVectorEnv([make] * 2, num_workers=2)
     vector.reset(seed=0)
-    print(*(worker.process.pid for worker in vector._workers), flush=True)
     try:
+        print(*(worker.process.pid for worker in vector._workers), flush=True)
         while True:
             vector.step(np.zeros(2, int))
     except KeyboardInterrupt:

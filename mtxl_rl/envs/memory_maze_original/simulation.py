@@ -42,11 +42,6 @@ class MazeSize:
     max_rooms: int = 6
     room_max_size: int = 5
 
-    @property
-    def episode_length(self) -> int:
-        """Steps of an episode."""
-        return self.seconds * CONTROL_STEPS_PER_SECOND
-
 
 SIZES = {
     "9x9": MazeSize(cells=9, num_targets=3, seconds=250),
@@ -178,9 +173,8 @@ def _build_task(size: MazeSize, *, random: Any) -> Any:  # noqa: ANN401 - dm_con
     """The task as memory_maze.tasks._memory_maze builds it, apart from two economies.
 
     - The ten wall variations share one set of textures; the original loads the same eight images
-      ten times
-      (88 textures, 600 MB). Each variation still chooses among eight, so the random draws are
-      unchanged.
+      ten times (88 textures, 600 MB). Each variation still chooses among eight, so the random draws
+      are unchanged.
     - MuJoCo's off-screen buffer is as large as the frame, not 640 x 480, of which a corner is used.
 
     The one random draw, the layout generator's seed, is the first of the stream, as in the
