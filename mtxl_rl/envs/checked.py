@@ -84,7 +84,8 @@ class CheckedVectorEnv(VectorWrapper[Any, Any, Any, Any, Any]):
     @property
     def supports_state(self) -> bool:
         """Whether `get_state` and `set_state` work, for an exact resume."""
-        return isinstance(self.env, SupportsState)
+        # A vector of processes has the methods whatever its environments can do, and says so.
+        return isinstance(self.env, SupportsState) and getattr(self.env, "supports_state", True)
 
     def reset(
         self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
