@@ -58,6 +58,8 @@ class EvaluateConfig:
             raise ValueError(
                 f"episodes={self.episodes} and num_envs={self.num_envs} must be 1 or more"
             )
+        # YAML reads a bare on or off as a truth value.
+        self.memory = {"True": "on", "False": "off"}.get(str(self.memory), str(self.memory))
         for name in self.memory.split(","):
             if name not in MEMORIES:
                 raise ValueError(f"memory={name} is unknown; choose from {', '.join(MEMORIES)}")
@@ -139,6 +141,8 @@ def _one(
     config: EvaluateConfig, train: TrainConfig, state: dict[str, Any], *, memory: str, film: bool
 ) -> list[dict[str, float]]:
     torch.manual_seed(config.seed)
+    if train.num_threads:
+        torch.set_num_threads(train.num_threads)
     device = train.torch_device()
     env = make_vector_env(train.env, num_envs=config.num_envs, seed=config.seed)
     try:

@@ -165,7 +165,7 @@ def test_gradients_reach_a_step_through_a_question_many_segments_later() -> None
     state, begin = torso.initial_state(1), 0
     for begin in range(0, 40, 10):  # four calls: the forward never detaches
         y, state = torso(x[:, begin : begin + 10], state, torch.zeros(1, 10, dtype=torch.bool))
-    y[0, -1].sum().backward()
+    y[0, -1, 0].backward()
     assert x.grad is not None
     assert x.grad[0, 0].abs().max() > 0
     without = MemoryTransformer(
@@ -175,7 +175,7 @@ def test_gradients_reach_a_step_through_a_question_many_segments_later() -> None
     ).double()
     x = x.detach().requires_grad_()
     y, _ = without(x, without.initial_state(1), torch.zeros(1, 40, dtype=torch.bool))
-    y[0, -1].sum().backward()
+    y[0, -1, 0].backward()
     assert x.grad is not None
     assert x.grad[0, :35].abs().max() == 0
 
@@ -192,6 +192,7 @@ def test_gates_are_near_the_identity_at_initialisation() -> None:
 
 
 @pytest.mark.parametrize("decay", ["none", "coupled", "free"])
+@pytest.mark.slow
 def test_memories_stay_bounded_over_a_million_steps(decay: str) -> None:
     torch.manual_seed(0)
     config = TorsoConfig(width=8, num_layers=1, num_heads=1, window_length=256, segment_length=256,
