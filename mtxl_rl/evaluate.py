@@ -20,11 +20,12 @@ from mtxl_rl.cli import one_sentence_errors
 from mtxl_rl.collect import Actor, observation_shapes
 from mtxl_rl.config import TrainConfig, load_config
 from mtxl_rl.encoders import channels_last, is_image
-from mtxl_rl.envs.registry import make_vector_env
+from mtxl_rl.envs.registry import make_vector_env, stream_seed
 from mtxl_rl.policy import Policy
 from mtxl_rl.torso import ActingMemory
 
 MEMORIES = ("on", "off", "noise")
+_EVALUATION = 2**31  # The second word of the key to its seeds; training has its step there.
 
 
 @dataclass(kw_only=True, slots=True)
@@ -39,8 +40,8 @@ class EvaluateConfig:
     """Episodes for each setting of the long-term memory."""
     num_envs: int = 16
     """Environments stepped together."""
-    seed: int = 1_000_000
-    """Seed of environments and actions; far from training's small seeds."""
+    seed: int = 0
+    """Seed of environments and actions; no training run draws the same environments."""
     memory: str = "on,off,noise"
     """Settings of the long-term memory to compare: on, off (emptied), noise (random contents)."""
     greedy: bool = False
@@ -144,7 +145,8 @@ def _one(
     if train.num_threads:
         torch.set_num_threads(train.num_threads)
     device = train.torch_device()
-    env = make_vector_env(train.env, num_envs=config.num_envs, seed=config.seed)
+    seed = stream_seed(config.seed, _EVALUATION)
+    env = make_vector_env(train.env, num_envs=config.num_envs, seed=seed)
     try:
         space = env.single_observation_space
         film = film and bool(config.video)

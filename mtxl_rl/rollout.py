@@ -138,6 +138,16 @@ class Rollout:
         self.window_length[span] = window_length
         self.segment_step[span] = segment_step
 
+    def refresh(self, span: int, *, long_term: Tensor, window: Tensor, valid: Tensor) -> None:
+        """Replace the memory before a span: the `valid` [B, M] entries of the window, and the rest.
+
+        Entries that are not valid there may be valid for an earlier span, so they stay.
+        """
+        step = span * self.shape.span_length
+        held = self.timeline[:, :, step : step + self.shape.window_length]
+        torch.where(valid[:, None, :, None], window, held, out=held)
+        self.long_term[span] = long_term
+
     def minibatches(
         self,
         advantage: Float[Tensor, "B T"],
@@ -157,9 +167,15 @@ class Rollout:
         count = self.shape.num_envs * self.shape.num_spans
         order = torch.randperm(count, generator=generator).to(self.timeline.device)
         for items in order.chunk(num_minibatches):
-            yield self._spans(items, normalised, self.value + advantage)
+            yield self.spans(items, normalised, self.value + advantage)
 
-    def _spans(self, items: Int[Tensor, " I"], advantage: Tensor, target: Tensor) -> Spans:
+    def spans(
+        self,
+        items: Int[Tensor, " I"],
+        advantage: Float[Tensor, "B T"],
+        target: Float[Tensor, "B T"],
+    ) -> Spans:
+        """The chosen spans; span g of environment b is item b x G + g."""
         spans, length, window = (
             self.shape.num_spans,
             self.shape.span_length,

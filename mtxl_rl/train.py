@@ -34,7 +34,7 @@ from mtxl_rl.config import (
     save_config,
     to_config,
 )
-from mtxl_rl.envs.registry import make_vector_env
+from mtxl_rl.envs.registry import make_vector_env, stream_seed
 from mtxl_rl.metrics import MetricsLogger
 from mtxl_rl.progress import Progress
 
@@ -102,7 +102,7 @@ class Run:
                 )
                 self.collector.generator.set_state(state["collector"]["generator"])
                 self.collector.episodes.load_state_dict(state["collector"]["episodes"])
-                self.collector.reset(seed=self.config.seed + self.step)
+                self.collector.reset(seed=stream_seed(self.config.seed, self.step))
                 return
             self.collector.load_state_dict(state["collector"])
             self.env.reset()
@@ -122,9 +122,8 @@ def run(config: TrainConfig) -> Path:
         OSError: the disk is full or the folder cannot be written.
         NonFiniteLossError: learning diverged; the message names the last checkpoint.
     """
-    env = make_vector_env(
-        config.env, num_envs=1 if config.dry_run else config.num_envs, seed=config.seed
-    )
+    num_envs = 1 if config.dry_run else config.num_envs
+    env = make_vector_env(config.env, num_envs=num_envs, seed=stream_seed(config.seed, 0))
     try:
         if config.dry_run:
             console.print(bytes_table(predicted_bytes(config, env)), highlight=False)

@@ -13,7 +13,7 @@ import torch
 
 from mtxl_rl import checkpoint
 from mtxl_rl.config import compose_config, device_overrides
-from mtxl_rl.envs.registry import make_vector_env
+from mtxl_rl.envs.registry import make_vector_env, stream_seed
 from mtxl_rl.train import Run, run
 
 TINY = [
@@ -35,7 +35,7 @@ def test_stopping_and_resuming_equals_not_stopping_bit_for_bit(tmp_path: Path) -
     total = 8 * 4 * 32
     run(compose_config([*TINY, f"total_steps={total}", f"run_dir={whole}"]))
     config = compose_config([*TINY, f"total_steps={total}", f"run_dir={halves}"])
-    env = make_vector_env(config.env, num_envs=4, seed=0)
+    env = make_vector_env(config.env, num_envs=4, seed=stream_seed(0, 0))
     first = Run(config, env)
     first.collector.reset(seed=None)
     for _ in range(4):

@@ -10,7 +10,7 @@ from torch import Tensor
 from mtxl_rl.policy import Policy, PolicyInputs
 from mtxl_rl.returns import explained_variance, gae
 from mtxl_rl.rollout import Rollout, Spans
-from mtxl_rl.torso import MemoryState
+from mtxl_rl.torso import MemoryState, valid_window
 
 REFRESH = ("never", "epoch")
 
@@ -169,29 +169,25 @@ class PPO:
 
     @torch.no_grad()
     def refresh(self, rollout: Rollout) -> Float[Tensor, ""]:
-        """Recompute the timeline and the snapshots with the present weights.
+        """Recompute the memories at the spans' starts with the present weights.
+
+        The rollout's first ones stay: what led to them is no longer stored.
 
         Returns:
             The drift: the norm of the change of the spans' start memories over their norm.
         """
         shape = rollout.shape
-        everyone = torch.arange(shape.num_envs, device=self.device)
-        stored = rollout.long_term.clone()
-        timeline = rollout.timeline[:, :, : shape.window_length].clone()
-        stored_window = rollout.timeline.clone()
-        blank = torch.zeros_like(rollout.value)
-        state = None
-        for span in range(shape.num_spans):
-            spans = rollout._spans(everyone * shape.num_spans + span, blank, blank)
-            state = state or _memory(spans)
-            step = span * shape.span_length
-            rollout.timeline[:, :, step : step + shape.window_length] = state.window
-            rollout.long_term[span] = state.long_term
-            _, state = self.policy(_inputs(spans), state)
-        if shape.num_spans:
-            rollout.timeline[:, :, : shape.window_length] = timeline
-        change = (rollout.long_term - stored).norm() + (rollout.timeline - stored_window).norm()
-        return change / (stored.norm() + stored_window.norm() + 1e-8)
+        everyone = torch.arange(shape.num_envs, device=self.device) * shape.num_spans
+        stored, timeline = rollout.long_term.clone(), rollout.timeline.clone()
+        unused = torch.zeros_like(rollout.value)
+        state = _memory(rollout.spans(everyone, unused, unused))
+        for span in range(1, shape.num_spans):
+            before = rollout.spans(everyone + span - 1, unused, unused)
+            _, state = self.policy(_inputs(before), state)
+            valid = valid_window(state.window_length, shape.window_length)
+            rollout.refresh(span, long_term=state.long_term, window=state.window, valid=valid)
+        change = (rollout.long_term - stored).norm() + (rollout.timeline - timeline).norm()
+        return change / (stored.norm() + timeline.norm() + 1e-8)
 
     def state_dict(self) -> dict[str, Any]:
         """What an exact resume needs."""

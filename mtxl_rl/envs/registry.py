@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 from gymnasium.vector import VectorEnv
 
 from mtxl_rl.envs.checked import CheckedVectorEnv, nearest_names
@@ -65,6 +66,16 @@ def env_entry(name: str) -> EnvEntry:
             f"env.name={name} is unknown; the known names, nearest first, are {known}."
         )
     return ENVS[name]
+
+
+def stream_seed(*key: int) -> int:
+    """A seed for vector environments, far from that of any other key.
+
+    Most vector environments give environment i the seed plus i. So the runs of seeds 0 and 1 would
+    share nearly all environments; with seeds drawn from ``SeedSequence(key)`` two runs of n
+    environments share any with a probability of about n / 2^30.
+    """
+    return int(np.random.SeedSequence(key).generate_state(1)[0] >> 1)
 
 
 def make_vector_env(config: EnvConfig, *, num_envs: int, seed: int) -> CheckedVectorEnv:

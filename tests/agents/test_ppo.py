@@ -1,0 +1,142 @@
+"""The learner: its loss, its schedules, and the refresh of the memories that it starts from."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from mtxl_rl.agents.ppo import _inputs, _memory, ppo_loss
+from mtxl_rl.config import compose_config
+from mtxl_rl.envs.registry import make_vector_env
+from mtxl_rl.rollout import Spans
+from mtxl_rl.train import Run
+
+# Spans of 4 steps are shorter than the window of 8, and episodes of 6 steps reset inside both.
+OPTIONS = [
+    "env=TMaze", "env.corridor_length=5", "model=tiny", "num_envs=4", "device=cpu",
+    "torso.window_length=8", "torso.segment_length=4", "ppo.bptt_segments=1",
+    "ppo.rollout_length=32", "ppo.num_minibatches=4", "total_steps=1024",
+]  # fmt: skip
+
+
+@pytest.fixture
+def run(request: pytest.FixtureRequest) -> Iterator[Run]:
+    """A run whose second rollout is ready to be learned from."""
+    config = compose_config([*OPTIONS, *getattr(request, "param", [])])
+    env = make_vector_env(config.env, num_envs=4, seed=0)
+    this = Run(config, env)
+    this.collector.reset(seed=None)
+    this.iterate()
+    this.collector.collect()
+    yield this
+    env.close()
+
+
+def all_spans(run: Run) -> Spans:
+    """Every span, those of an environment in order."""
+    rollout = run.collector.rollout
+    unused = torch.zeros_like(rollout.value)
+    return rollout.spans(torch.arange(4 * rollout.shape.num_spans), unused, unused)
+
+
+def values(run: Run) -> Tensor:
+    """The values [B, T] that the learner computes from the stored memories."""
+    spans = all_spans(run)
+    with torch.no_grad():
+        outputs, _ = run.policy(_inputs(spans), _memory(spans))
+    return outputs.value.view(4, -1)
+
+
+def test_refreshing_with_the_same_weights_changes_nothing(run: Run) -> None:
+    before = values(run)
+    rollout = run.collector.rollout
+    assert torch.allclose(before, rollout.value, atol=1e-5)
+    assert float(run.agent.refresh(rollout)) < 1e-6
+    assert torch.allclose(values(run), before, atol=1e-5)
+
+
+def test_refreshed_memories_are_those_that_the_new_weights_make(run: Run) -> None:
+    rollout = run.collector.rollout
+    with torch.no_grad():
+        for weight in run.policy.parameters():
+            weight.add_(0.02 * torch.randn_like(weight))
+    stale = values(run)
+    assert float(run.agent.refresh(rollout)) > 1e-3
+    everyone = torch.arange(4) * rollout.shape.num_spans
+    unused = torch.zeros_like(rollout.value)
+    state, whole = None, []
+    for span in range(rollout.shape.num_spans):
+        spans = rollout.spans(everyone + span, unused, unused)
+        with torch.no_grad():
+            outputs, state = run.policy(_inputs(spans), state or _memory(spans))
+        whole.append(outputs.value)
+    assert torch.allclose(values(run), torch.cat(whole, dim=1), atol=1e-5)
+    assert not torch.allclose(stale, torch.cat(whole, dim=1), atol=1e-3)
+
+
+def a_minibatch(*, items: int = 3, steps: int = 5) -> tuple[Spans, dict[str, Tensor]]:
+    """Random stored numbers, and what a policy might say of them now."""
+    generator = torch.Generator().manual_seed(0)
+
+    def random() -> Tensor:
+        return torch.randn(items, steps, generator=generator)
+
+    empty = torch.zeros(0)
+    fields = dict.fromkeys(Spans._fields, empty) | {
+        "log_prob": -random().abs(),
+        "value": random(),
+        "advantage": random(),
+        "value_target": random(),
+        "valid": random() > -0.5,
+    }
+    said = {"log_prob": -random().abs(), "entropy": random().abs(), "value": random()}
+    return Spans(**fields), said  # type: ignore[arg-type]
+
+
+COEFFICIENTS = {"clip_coef": 0.2, "value_coef": 0.5, "entropy_coef": 0.01}
+
+
+def test_the_loss_is_the_papers_step_by_step() -> None:
+    spans, said = a_minibatch()
+    terms = []
+    for i in range(3):
+        for t in range(5):
+            if not spans.valid[i, t]:
+                continue
+            ratio = (said["log_prob"][i, t] - spans.log_prob[i, t]).exp()
+            advantage = spans.advantage[i, t]
+            clipped = min(max(ratio, torch.tensor(0.8)), torch.tensor(1.2))
+            surrogate = min(ratio * advantage, clipped * advantage)
+            value_loss = 0.5 * (said["value"][i, t] - spans.value_target[i, t]) ** 2
+            terms.append(-surrogate + 0.5 * value_loss - 0.01 * said["entropy"][i, t])
+    loss, _ = ppo_loss(**said, spans=spans, **COEFFICIENTS)
+    assert torch.allclose(loss, torch.stack(terms).mean(), atol=1e-6)
+
+
+def test_rows_that_are_not_valid_weigh_nothing() -> None:
+    spans, said = a_minibatch()
+    before, _ = ppo_loss(**said, spans=spans, **COEFFICIENTS)
+    wild = {key: torch.where(spans.valid, field, 3.0) for key, field in said.items()}
+    other = spans._replace(advantage=torch.where(spans.valid, spans.advantage, -77.0))
+    after, metrics = ppo_loss(**wild, spans=other, **COEFFICIENTS)
+    assert torch.equal(before, after)
+    assert float(metrics["ppo/ratio_deviation"]) < float("inf")
+
+
+@pytest.mark.parametrize("run", [["ppo.target_kl=1e-12", "ppo.num_epochs=9"]], indirect=True)
+def test_a_large_kl_stops_the_remaining_epochs(run: Run) -> None:
+    assert run.agent.update(run.collector.rollout, progress=0.0)["ppo/epochs"] < 9
+
+
+@pytest.mark.parametrize(
+    "run",
+    [["ppo.learning_rate=0.01", "ppo.final_learning_rate=0.002", "ppo.ratio_bound=1e9"]],
+    indirect=True,
+)
+def test_schedules_are_linear_in_the_progress(run: Run) -> None:
+    found = [
+        run.agent.update(run.collector.rollout, progress=progress)["ppo/learning_rate"]
+        for progress in (0.0, 0.5, 1.0, 1.5)
+    ]
+    assert found == pytest.approx([0.01, 0.006, 0.002, 0.002])
