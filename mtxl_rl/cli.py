@@ -14,5 +14,7 @@ def one_sentence_errors() -> Iterator[None]:
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         if os.environ.get("MTXL_RL_TRACEBACK"):
             raise
-        sys.stderr.write(f"error: {error}\n")
+        # An OSError's own text starts with its number, which tells a user nothing.
+        bare = isinstance(error, OSError) and error.strerror and error.filename is None
+        sys.stderr.write(f"error: {error.strerror if bare else error}\n")
         raise SystemExit(1) from None

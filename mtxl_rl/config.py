@@ -1,6 +1,5 @@
 """The training run's configuration: composed by Hydra at the edge, a dataclass everywhere else."""
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -15,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mtxl_rl.agents.ppo import PPOConfig
+from mtxl_rl.envs.checked import nearest_names
 from mtxl_rl.envs.registry import ENVS
 from mtxl_rl.policy import PolicyConfig
 from mtxl_rl.torso import TorsoConfig
@@ -44,9 +44,9 @@ class TrainConfig:
     total_steps: int = 1_000_000
     """Environment steps of the run, over all environments."""
     run_dir: str = ""
-    """Folder for config, metrics and checkpoints; empty: runs/<env>/<date_time>."""
+    """Folder of the run's files; empty: runs/<env>/<date_time>, or with resume the same folder."""
     resume: str = ""
-    """Folder of a run to go on with; its config is used and other options change it."""
+    """A run's folder, or a checkpoint in it, to go on from; other options change its config."""
     checkpoint_seconds: float = 60.0
     """Save at the end of an iteration when this long has passed since the last save; 0: always."""
     keep_checkpoints: int = 3
@@ -188,10 +188,9 @@ def _names(config: DictConfig, prefix: str = "") -> list[str]:
 
 
 def _nearest(name: str, legal: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, legal, n=3, cutoff=0.5)
-    if near:
-        return f"; did you mean {' or '.join(near)}?"
-    return f"; choose one of {', '.join(legal)}"
+    if len(legal) > 30:
+        return f"; did you mean {' or '.join(nearest_names(name, legal, count=3))}?"
+    return f"; choose one of {', '.join(nearest_names(name, legal))}"
 
 
 def _one_sentence(error: Exception) -> str:
@@ -209,6 +208,11 @@ def _one_sentence(error: Exception) -> str:
 def save_config(config: TrainConfig, path: Path) -> None:
     """Write the configuration as YAML."""
     path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+
+def run_folder(path: Path) -> Path:
+    """The folder of the run that `path` names: itself, or that of a checkpoint file in it."""
+    return path.parent.parent if path.is_file() else path
 
 
 def load_config(run_dir: Path, overrides: Sequence[str] = ()) -> TrainConfig:

@@ -18,7 +18,7 @@ from mtxl_rl import checkpoint
 from mtxl_rl.build import build_policy
 from mtxl_rl.cli import one_sentence_errors
 from mtxl_rl.collect import Actor, observation_shapes
-from mtxl_rl.config import TrainConfig, load_config
+from mtxl_rl.config import TrainConfig, load_config, run_folder
 from mtxl_rl.encoders import channels_last, is_image
 from mtxl_rl.envs.registry import make_vector_env, stream_seed
 from mtxl_rl.policy import Policy
@@ -125,8 +125,7 @@ def mean_and_interval(numbers: Sequence[float]) -> tuple[float, float]:
 def run(config: EvaluateConfig, overrides: Sequence[str]) -> dict[str, list[dict[str, float]]]:
     """Evaluate under every setting of the memory, print a table, and return the episodes."""
     path = Path(config.checkpoint)
-    run_dir = path.parent.parent if path.is_file() else path
-    train = load_config(run_dir, overrides)
+    train = load_config(run_folder(path), overrides)
     state = checkpoint.load(path, which=config.which)
     names = config.memory.split(",")
     if train.torso.long_term == "none":
@@ -200,8 +199,8 @@ def write_video(path: Path, frames: Sequence[NDArray[np.uint8]], *, hwc: bool) -
 
 
 def _print(results: dict[str, list[dict[str, float]]], train: TrainConfig) -> None:
-    table = Table(title=f"{train.env.name}: mean +- 95 % confidence interval")
-    table.add_column("long-term memory")
+    table = Table(title=f"{train.env.name}: mean +- 95 % confidence interval, by long-term memory")
+    table.add_column("memory")
     keys = sorted({key for episodes in results.values() for key in episodes[0]})
     for key in ["episodes", *keys]:
         table.add_column(key, justify="right")

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple
 
-_FILE = "metrics.jsonl"
+METRICS_FILE = "metrics.jsonl"
 
 
 class MetricsLogger:
@@ -28,7 +28,7 @@ class MetricsLogger:
     """
 
     def __init__(self, run_dir: Path | str) -> None:
-        self.path = Path(run_dir) / _FILE
+        self.path = Path(run_dir) / METRICS_FILE
         self._file: BinaryIO | None = None
         self._writer: Any = None  # A SummaryWriter, which takes 2 seconds to import.
         self._purge_step: int | None = None

@@ -4,6 +4,7 @@
 """
 
 import os
+import shutil
 import signal
 import sys
 import time
@@ -31,14 +32,16 @@ from mtxl_rl.config import (
     device_overrides,
     load_config,
     register_schemas,
+    run_folder,
     save_config,
     to_config,
 )
 from mtxl_rl.envs.registry import make_vector_env, stream_seed
-from mtxl_rl.metrics import MetricsLogger
+from mtxl_rl.metrics import METRICS_FILE, MetricsLogger
 from mtxl_rl.progress import Progress
 
 console = Console()
+SHOW_CURSOR = b"\x1b[?25h"
 
 
 class Run:
@@ -96,7 +99,7 @@ class Run:
             self.agent.load_state_dict(state["agent"])
             self.step = state["step"]
             if state["env"] is None:
-                console.print(
+                _say(
                     "These environments cannot be saved: they start new episodes, and the "
                     "memories are emptied. Weights, optimiser and schedules go on."
                 )
@@ -128,8 +131,8 @@ def run(config: TrainConfig) -> Path:
         if config.dry_run:
             console.print(bytes_table(predicted_bytes(config, env)), highlight=False)
             return Path()
-        run_dir = Path(config.resume or config.run_dir or _new_run_dir(config))
-        state = checkpoint.load(run_dir) if config.resume else None
+        run_dir = Path(config.run_dir or _new_run_dir(config))
+        state = _load(Path(config.resume), run_dir) if config.resume else None
         if state is None and (run_dir / "config.yaml").exists():
             raise ValueError(
                 f"run_dir={run_dir} already holds a run; go on with resume={run_dir}, or choose "
@@ -152,12 +155,33 @@ def run(config: TrainConfig) -> Path:
         env.close()
 
 
+def _load(source: Path, run_dir: Path) -> dict[str, Any]:
+    """The state to go on from; a run that goes on in another folder takes its metrics along."""
+    state = checkpoint.load(source)
+    old = run_folder(source)
+    if run_dir.resolve() != old.resolve():
+        if (run_dir / "config.yaml").exists():
+            raise ValueError(f"run_dir={run_dir} already holds a run; choose another run_dir")
+        run_dir.mkdir(parents=True, exist_ok=True)
+        shutil.copy(old / METRICS_FILE, run_dir)
+        return state
+    newest = checkpoint.latest(run_dir)
+    if newest is not None and checkpoint.read_header(newest).step > state["step"]:
+        raise ValueError(
+            f"resume={source} is at step {state['step']:,}, and this run went on to {newest}; give "
+            "run_dir=NEW_FOLDER to go on from there in a folder of its own"
+        )
+    return state
+
+
 def _loop(this: Run, run_dir: Path) -> None:
     """Iterations, metrics and checkpoints."""
     config = this.config
     saved = time.monotonic()
-    console.print(f"{run_dir}: {config.torch_device()}, {config.num_envs} environments, "
-                  f"{sum(p.numel() for p in this.policy.parameters()):,} weights")  # fmt: skip
+    _say(
+        f"{run_dir}: {config.torch_device()}, {config.num_envs} environments, "
+        f"{sum(p.numel() for p in this.policy.parameters()):,} weights"
+    )
     with (
         MetricsLogger(run_dir) as logger,
         _stop_requests() as stop,
@@ -178,9 +202,14 @@ def _loop(this: Run, run_dir: Path) -> None:
                 saved = time.monotonic()
         last = this.save(run_dir)
     verb = "stopped at" if this.step < config.total_steps else "finished after"
-    console.print(f"{verb} {this.step:,} steps; saved {last}")
+    _say(f"{verb} {this.step:,} steps; saved {last}")
     if this.step < config.total_steps:
-        console.print(f"go on with: python -m mtxl_rl.train resume={run_dir}")
+        _say(f"go on with: python -m mtxl_rl.train resume={run_dir}")
+
+
+def _say(sentence: str) -> None:
+    """One line, however long: a path that is cut cannot be copied."""
+    console.print(sentence, soft_wrap=True, highlight=False, markup=False)
 
 
 @contextmanager
@@ -190,6 +219,8 @@ def _stop_requests() -> Iterator[list[int]]:
 
     def ask(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
         if requests:
+            if sys.stdout.isatty():
+                os.write(1, SHOW_CURSOR)  # Nothing else runs any more that would.
             os._exit(128 + number)
         requests.append(number)
         os.write(2, b"\nstopping after this iteration; once more stops at once\n")
@@ -239,8 +270,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         resume = [part.split("=", 1)[1] for part in given if part.startswith("resume=")]
         if resume and resume[-1]:
             rest = [part for part in given if not part.startswith("resume=")]
-            config = load_config(Path(resume[-1]), rest)
+            config = load_config(run_folder(Path(resume[-1])), rest)
             config.resume = resume[-1]
+            if not any(part.startswith("run_dir=") for part in rest):
+                config.run_dir = str(run_folder(Path(resume[-1])))
             run(config)
         elif flags:
             register_schemas()

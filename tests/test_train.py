@@ -14,7 +14,7 @@ import torch
 from mtxl_rl import checkpoint
 from mtxl_rl.config import compose_config, device_overrides
 from mtxl_rl.envs.registry import make_vector_env, stream_seed
-from mtxl_rl.train import Run, run
+from mtxl_rl.train import Run, main, run
 
 TINY = [
     "env=TMaze", "env.corridor_length=9", "model=tiny", "num_envs=4", "ppo.rollout_length=32",
@@ -51,6 +51,21 @@ def test_stopping_and_resuming_equals_not_stopping_bit_for_bit(tmp_path: Path) -
     for key, field in one["collector"]["memory"].items():
         assert torch.equal(field, two["collector"]["memory"][key]), key
     assert one["env"]["generator"] == two["env"]["generator"]
+
+
+def test_an_earlier_checkpoint_goes_on_in_a_folder_of_its_own(tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    run(compose_config([*TINY, "total_steps=384", "checkpoint_seconds=0", f"run_dir={old}"]))
+    before = {path: path.read_bytes() for path in old.rglob("*") if path.is_file()}
+    earlier = old / "checkpoints" / "step_000000000128.pt"
+    with pytest.raises(SystemExit):
+        main([f"resume={earlier}"])
+    main([f"resume={earlier}", f"run_dir={new}"])
+    assert [row["step"] for row in rows(new)] == [128, 256, 384]
+    one, two = checkpoint.load(old), checkpoint.load(new)
+    for key, weight in one["agent"]["policy"].items():
+        assert torch.equal(weight, two["agent"]["policy"][key]), key
+    assert {path: path.read_bytes() for path in old.rglob("*") if path.is_file()} == before
 
 
 def test_acting_and_learning_agree_in_every_iteration(tmp_path: Path) -> None:
@@ -99,7 +114,7 @@ def rows_or_none(folder: Path) -> list[dict]:
     [
         (["env=TMaze", "totl_steps=3"], "did you mean total_steps"),
         (["env=TMaze", "env.coridor_length=3"], "did you mean env.corridor_length"),
-        (["env=TMaz"], "did you mean TMaze"),
+        (["env=TMaz"], "choose one of TMaze, "),
         (["num_envs=3"], "env= is missing"),
         (["env=TMaze", "total_steps=many"], "total_steps"),
         (["env=TMaze", "torso.num_heads=7"], "must divide"),

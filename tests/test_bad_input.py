@@ -1,0 +1,216 @@
+"""Everything that can be wrong with a run ends in one sentence, exit code 1, and nothing lost."""
+
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+from mtxl_rl import checkpoint, evaluate, train
+
+SIZES = [
+    "model=tiny", "num_envs=4", "ppo.rollout_length=16", "torso.window_length=4", "device=cpu",
+    "torso.segment_length=4", "ppo.bptt_segments=2", "checkpoint_seconds=0", "total_steps=256",
+]  # fmt: skip
+
+
+class Faulty(gymnasium.Env[Any, Any]):
+    """Well behaved for `good_steps` steps; then its observation or its reward is `fault`."""
+
+    def __init__(self, *, where: str = "", fault: float = 0.0, good_steps: int = 40) -> None:
+        self.observation_space = spaces.Box(-1, 1, (3,), np.float32)
+        self.action_space = spaces.Discrete(2)
+        self.where, self.fault, self.good_steps = where, fault, good_steps
+
+    def reset(  # noqa: D102
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed, options=options)
+        self.t = 0
+        return np.zeros(3, np.float32), {}
+
+    def step(self, action: int) -> tuple[Any, float, bool, bool, dict[str, Any]]:  # noqa: ARG002, D102
+        self.t += 1
+        wrong = self.fault if self.t > self.good_steps else 0.0
+        observation = np.full(3, wrong if self.where == "observation" else 0.0, np.float32)
+        return observation, wrong if self.where == "reward" else 0.0, False, False, {}
+
+
+class OddSpaces(Faulty):
+    """Spaces that no encoder or head covers."""
+
+    def __init__(self, *, odd: str) -> None:
+        super().__init__()
+        if odd == "observation":
+            self.observation_space = spaces.Text(3)
+        else:
+            self.action_space = spaces.Text(3)
+
+
+class OnlyOneAction(gymnasium.Env[Any, Any]):
+    """Allows one action at a time, and ends the program when another one is taken."""
+
+    def __init__(self) -> None:
+        mask = spaces.Box(0, 1, (5,), np.int8)
+        self.observation_space = spaces.Dict({"action_mask": mask, "x": spaces.Box(-1, 1, (2,))})
+        self.action_space = spaces.Discrete(5)
+
+    def _observe(self) -> dict[str, Any]:
+        self.allowed = int(self.np_random.integers(5))
+        mask = (np.arange(5) == self.allowed).astype(np.int8)
+        return {"action_mask": mask, "x": np.zeros(2, np.float32)}
+
+    def reset(  # noqa: D102
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed, options=options)
+        self.t = 0
+        return self._observe(), {}
+
+    def step(self, action: int) -> tuple[Any, float, bool, bool, dict[str, Any]]:  # noqa: D102
+        if action != self.allowed:
+            raise RuntimeError(f"action {action} was taken and only {self.allowed} is allowed")
+        self.t += 1
+        return self._observe(), 1.0, self.t == 7, False, {}
+
+
+def same_step_vector(num_envs: int) -> SyncVectorEnv:
+    return SyncVectorEnv([Faulty] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
+
+
+@pytest.fixture(autouse=True)
+def registered() -> Iterator[None]:
+    gymnasium.register("Faulty-v0", Faulty)
+    gymnasium.register("OddSpaces-v0", OddSpaces)
+    gymnasium.register("OnlyOneAction-v0", OnlyOneAction)
+    gymnasium.register("SameStep-v0", vector_entry_point=same_step_vector)
+    yield
+    for name in ("Faulty-v0", "OddSpaces-v0", "OnlyOneAction-v0", "SameStep-v0"):
+        gymnasium.registry.pop(name)
+
+
+def sentence(capsys: pytest.CaptureFixture, *arguments: str, module: ModuleType = train) -> str:
+    """What a command that must fail says."""
+    with pytest.raises(SystemExit) as stop:
+        module.main(list(arguments))
+    assert stop.value.code == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1, said
+    return said
+
+
+@pytest.mark.parametrize("where", ["observation", "reward"])
+@pytest.mark.parametrize("fault", ["nan", "inf"])
+def test_numbers_that_are_not_finite_name_their_source_and_leave_the_checkpoints(
+    tmp_path: Path, capsys: pytest.CaptureFixture, where: str, fault: str
+) -> None:
+    said = sentence(
+        capsys, "env=Gymnasium", "env.id=Faulty-v0", *SIZES, f"run_dir={tmp_path / 'run'}",
+        f"+env.kwargs.where={where}", f"+env.kwargs.fault={fault}",
+    )  # fmt: skip
+    assert where in said
+    assert fault in said.lower()
+    assert checkpoint.load(tmp_path / "run")["step"] == 128  # two whole iterations before step 41
+
+
+def test_an_autoreset_mode_that_hides_the_final_observation_is_refused(
+    capsys: pytest.CaptureFixture,
+) -> None:
+    said = sentence(capsys, "env=Gymnasium", "env.id=SameStep-v0", *SIZES)
+    assert "NEXT_STEP" in said
+
+
+@pytest.mark.parametrize("odd", ["observation", "action"])
+def test_spaces_that_nothing_covers_are_named(capsys: pytest.CaptureFixture, odd: str) -> None:
+    said = sentence(
+        capsys, "env=Gymnasium", "env.id=OddSpaces-v0", *SIZES, f"+env.kwargs.odd={odd}"
+    )
+    assert odd in said
+    assert "Text" in said
+
+
+def test_a_loss_that_diverges_names_the_last_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder = tmp_path / "run"
+    options = ["env=TMaze", "env.corridor_length=5", *SIZES, f"run_dir={folder}"]
+    train.main([*options, "total_steps=64"])
+    capsys.readouterr()
+    diverging = ["total_steps=9999", "ppo.learning_rate=1e38", "ppo.ratio_bound=1e30"]
+    said = sentence(capsys, f"resume={folder}", *diverging)
+    kept = checkpoint.latest(folder)
+    assert "ppo.learning_rate" in said
+    assert str(kept) in said
+    weights = checkpoint.load(folder)["agent"]["policy"].values()
+    assert all(weight.isfinite().all() for weight in weights)
+
+
+def a_run(tmp_path: Path) -> Path:
+    folder = tmp_path / "run"
+    train.main(["env=TMaze", *SIZES, "total_steps=64", f"run_dir={folder}"])
+    return folder
+
+
+def test_damaged_and_foreign_checkpoints_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder = a_run(tmp_path)
+    path = checkpoint.latest(folder)
+    assert path is not None
+    content = bytearray(path.read_bytes())
+    for damage, module, option in (
+        (content[: len(content) // 2], train, "resume"),
+        (content[: len(content) // 2], evaluate, "checkpoint"),
+        (b"not a checkpoint", train, "resume"),
+    ):
+        path.write_bytes(damage)
+        capsys.readouterr()
+        assert str(path) in sentence(capsys, f"{option}={folder}", module=module)
+        assert path.read_bytes() == bytes(damage)
+    torch.save({"weights": torch.zeros(3)}, path)
+    assert "not a checkpoint of mtxl_rl" in sentence(capsys, f"resume={folder}")
+
+
+def test_a_checkpoint_of_another_size_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder = a_run(tmp_path)
+    capsys.readouterr()
+    assert "does not fit" in sentence(capsys, f"resume={folder}", "torso.width=32")
+    assert "does not fit" in sentence(
+        capsys, f"checkpoint={folder}", "torso.num_layers=3", module=evaluate
+    )
+
+
+def test_a_disk_that_takes_no_more_ends_in_one_sentence_and_keeps_what_was_saved(
+    tmp_path: Path,
+) -> None:
+    folder = a_run(tmp_path)
+    saved = checkpoint.latest(folder)
+    assert saved is not None
+    size = saved.stat().st_size
+    code = "import sys; from mtxl_rl.train import main; main(sys.argv[1:])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, f"resume={folder}", "total_steps=256"],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2)),
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: cannot write the checkpoint")
+    assert done.stderr.count("\n") == 1
+    assert checkpoint.load(folder)["step"] == 64
+
+
+def test_action_masks_of_an_environment_are_obeyed(tmp_path: Path) -> None:
+    train.main(["env=Gymnasium", "env.id=OnlyOneAction-v0", *SIZES, f"run_dir={tmp_path / 'run'}"])
+    assert checkpoint.load(tmp_path / "run")["step"] == 256
