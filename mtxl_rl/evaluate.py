@@ -212,9 +212,24 @@ def _print(results: dict[str, list[dict[str, float]]], train: TrainConfig) -> No
     Console().print(table)
 
 
+def usage() -> str:
+    """What `--help` prints."""
+    defaults = "\n".join(f"  {field.name}={field.default}" for field in fields(EvaluateConfig))
+    return f"""\
+python -m mtxl_rl.evaluate checkpoint=RUN_DIR [option=value ...]
+
+{defaults}
+
+env.* options change the run's environment, as in env.corridor_length=1000.
+"""
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if {"-h", "--help"} & set(given):
+        sys.stdout.write(usage())
+        return
     with one_sentence_errors():
         bad = [part for part in given if "=" not in part]
         if bad:

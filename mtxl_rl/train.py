@@ -27,7 +27,9 @@ from mtxl_rl.build import build_policy, bytes_table, predicted_bytes, rollout_sh
 from mtxl_rl.cli import one_sentence_errors
 from mtxl_rl.collect import Actor, Collector
 from mtxl_rl.config import (
+    GROUPS,
     TrainConfig,
+    choices,
     compose_config,
     device_overrides,
     load_config,
@@ -252,6 +254,21 @@ def _arrays(state: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def usage() -> str:
+    """What `--help` prints."""
+    groups = "\n".join(f"  {group + '=':<8}{', '.join(choices(group))}" for group in GROUPS)
+    return f"""\
+python -m mtxl_rl.train env=NAME [option=value ...]     train an agent
+python -m mtxl_rl.train resume=RUN_DIR [option=value ...]     go on with a run
+python -m mtxl_rl.train env=NAME --cfg job     show every option and its value
+python -m mtxl_rl.train env=NAME -m seed=0,1,2 'run_dir=runs/${{seed}}'     one run after another
+
+{groups}
+
+Any value that --cfg job shows can be given, as in num_envs=64 or torso.window_length=32.
+"""
+
+
 @hydra.main(version_base="1.3", config_path="pkg://mtxl_rl.configs", config_name="train")
 def _hydra_main(composed: DictConfig) -> None:
     """For `--multirun`, `--cfg job`, `--help` and the rest of Hydra's flags."""
@@ -265,6 +282,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with one_sentence_errors():
         bad = [part for part in given if "=" not in part and not part.startswith(("-", "~"))]
         flags = [part for part in given if part.startswith("-")]
+        if {"-h", "--help"} & set(flags):
+            sys.stdout.write(usage())
+            return
         if bad and not flags:
             raise ValueError(f"{bad[0]!r} is no option; options are name=value, as in env=TMaze")
         resume = [part.split("=", 1)[1] for part in given if part.startswith("resume=")]
@@ -277,7 +297,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             run(config)
         elif flags:
             register_schemas()
-            sys.argv = [sys.argv[0], *device_overrides(given), *given]
+            # argparse wants the overrides together.
+            overrides = [part for part in given if "=" in part and not part.startswith("-")]
+            rest = [part for part in given if part not in overrides]
+            sys.argv = [sys.argv[0], *device_overrides(given), *overrides, *rest]
             _hydra_main()
         else:
             run(compose_config([*device_overrides(given), *given]))

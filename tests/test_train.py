@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mtxl_rl import checkpoint
-from mtxl_rl.config import compose_config, device_overrides
+from mtxl_rl.config import choices, compose_config, device_overrides
 from mtxl_rl.envs.registry import make_vector_env, stream_seed
 from mtxl_rl.train import Run, main, run
 
@@ -68,16 +68,21 @@ def test_an_earlier_checkpoint_goes_on_in_a_folder_of_its_own(tmp_path: Path) ->
     assert {path: path.read_bytes() for path in old.rglob("*") if path.is_file()} == before
 
 
-def test_acting_and_learning_agree_in_every_iteration(tmp_path: Path) -> None:
-    for refresh in ("never", "epoch"):
-        folder = tmp_path / refresh
-        options = [f"ppo.memory_refresh={refresh}", "ppo.learning_rate=0.003", "total_steps=2000"]
-        run(compose_config([*TINY, *options, f"run_dir={folder}"]))
-        found = rows(folder)
-        assert len(found) > 10
-        assert max(row["ppo/ratio_deviation"] for row in found) < 1e-5
-        assert ("memory/drift" in found[-1]) == (refresh == "epoch")
-        assert {"step", "episode/return", "time/env_steps_per_second"} <= set(found[-1])
+@pytest.mark.parametrize(
+    ("refresh", "precision", "bound"),
+    [("never", "float32", 1e-5), ("epoch", "float32", 1e-5), ("epoch", "bfloat16", 0.25)],
+)
+def test_acting_and_learning_agree_in_every_iteration(
+    tmp_path: Path, refresh: str, precision: str, bound: float
+) -> None:
+    options = [f"ppo.memory_refresh={refresh}", f"policy.precision={precision}"]
+    options += ["ppo.learning_rate=0.003", "total_steps=2000"]
+    run(compose_config([*TINY, *options, f"run_dir={tmp_path / 'run'}"]))
+    found = rows(tmp_path / "run")
+    assert len(found) > 10
+    assert max(row["ppo/ratio_deviation"] for row in found) < bound
+    assert ("memory/drift" in found[-1]) == (refresh == "epoch")
+    assert {"step", "episode/return", "time/env_steps_per_second"} <= set(found[-1])
 
 
 @pytest.mark.parametrize("env_id", ["Pendulum-v1", "CartPole-v1"])
@@ -131,6 +136,23 @@ def test_a_mistake_on_the_command_line_is_one_sentence(overrides: list[str], sen
     with pytest.raises(ValueError, match=sentence) as error:
         compose_config(overrides)
     assert "\n" not in str(error.value)
+
+
+def test_help_names_every_choice(capsys: pytest.CaptureFixture) -> None:
+    main(["--help"])
+    said = capsys.readouterr().out
+    for name in [*choices("env"), *choices("torso"), *choices("model")]:
+        assert name in said
+
+
+def test_flags_stand_anywhere_and_a_sweep_runs_all(tmp_path: Path) -> None:
+    shown = subprocess.run(
+        command(TINY[0], "--cfg", "job", *TINY[1:]), capture_output=True, text=True, check=True
+    ).stdout
+    assert "corridor_length: 9" in shown
+    sweep = ["-m", "seed=1,2", "total_steps=128", f"run_dir={tmp_path}/${{seed}}"]
+    subprocess.run(command(*TINY, *sweep), capture_output=True, check=True)
+    assert [len(rows(tmp_path / seed)) for seed in ("1", "2")] == [1, 1]
 
 
 def test_mistakes_end_with_exit_code_one_and_no_traceback(tmp_path: Path) -> None:

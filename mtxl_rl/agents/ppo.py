@@ -50,7 +50,7 @@ class PPOConfig:
     memory_refresh: str = "never"
     """Recompute the stored memories with the new weights: never, or before every later epoch."""
     ratio_bound: float = 0.0
-    """Largest |ratio - 1| allowed before an iteration's first update; 0: 1e-4, 1.0 in bfloat16."""
+    """Largest |ratio - 1| allowed before an iteration's first update; 0: 1e-4, 0.25 in bfloat16."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -128,7 +128,7 @@ class PPO:
         )
         self.generator = torch.Generator().manual_seed(torch.initial_seed())
         bfloat16 = policy.config.precision == "bfloat16"
-        self.ratio_bound = config.ratio_bound or (1.0 if bfloat16 else 1e-4)
+        self.ratio_bound = config.ratio_bound or (0.25 if bfloat16 else 1e-4)
         self.device = device
 
     def update(self, rollout: Rollout, *, progress: float) -> dict[str, float]:

@@ -1,0 +1,63 @@
+"""Agents learn what they must, by the memory that is claimed. Minutes each: `make test-slow`."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mtxl_rl import evaluate, train
+
+pytestmark = pytest.mark.slow
+
+
+def trained(folder: Path, *options: str) -> Path:
+    """A run, from the command line's options to its end."""
+    train.main([*options, "device=cpu", f"run_dir={folder}"])
+    return folder
+
+
+def best(folder: Path, metric: str) -> tuple[float, int]:
+    """The best mean over the last 100 episodes, and the step at which it was reached."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return max((row.get(metric, -np.inf), -row["step"]) for row in rows)
+
+
+def success(folder: Path, *overrides: str, episodes: int, memory: str = "on") -> dict[str, float]:
+    """The success rate under each setting of the long-term memory."""
+    config = evaluate.EvaluateConfig(
+        checkpoint=str(folder), episodes=episodes, num_envs=episodes, memory=memory
+    )
+    results = evaluate.run(config, overrides)
+    return {
+        name: float(np.mean([episode["success"] for episode in found]))
+        for name, found in results.items()
+    }
+
+
+def test_the_long_term_memory_solves_a_corridor_beyond_the_receptive_field(tmp_path: Path) -> None:
+    folder = trained(tmp_path / "run", "env=TMaze")
+    assert best(folder, "episode/success")[0] >= 0.98
+    found = success(folder, episodes=400, memory="on,off,noise")
+    assert found["on"] >= 0.97
+    assert abs(found["off"] - 0.5) < 0.1  # 4 standard errors
+    assert abs(found["noise"] - 0.5) < 0.1
+    assert success(folder, "env.corridor_length=2000", episodes=100)["on"] >= 0.98
+
+
+def test_without_long_term_memory_the_same_stack_stays_at_chance(tmp_path: Path) -> None:
+    folder = trained(tmp_path / "run", "env=TMaze", "torso=gtrxl", "total_steps=200000")
+    assert abs(success(folder, episodes=400)["on"] - 0.5) < 0.1
+
+
+def test_without_long_term_memory_a_corridor_inside_the_window_is_solved(tmp_path: Path) -> None:
+    folder = trained(
+        tmp_path / "run", "env=TMaze", "torso=gtrxl", "env.corridor_length=12", "total_steps=200000"
+    )
+    assert success(folder, episodes=200)["on"] >= 0.97
+
+
+def test_a_task_without_memory_is_solved_too(tmp_path: Path) -> None:
+    folder = trained(tmp_path / "run", "env=Gymnasium", "env.id=CartPole-v1", "model=tiny",
+                     "num_envs=16", "total_steps=300000")  # fmt: skip
+    assert best(folder, "episode/return")[0] >= 400
