@@ -1,6 +1,6 @@
 """Evaluate a trained agent: `python -m mtxl_rl.evaluate checkpoint=RUN_DIR`."""
 
-import math
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -15,15 +15,19 @@ from rich.console import Console
 from rich.table import Table
 
 from mtxl_rl import checkpoint
+from mtxl_rl.aggregates import mean_and_interval
 from mtxl_rl.build import build_policy
 from mtxl_rl.cli import one_sentence_errors
 from mtxl_rl.collect import Actor, observation_shapes
-from mtxl_rl.config import TrainConfig, load_config, run_folder
+from mtxl_rl.config import TrainConfig, choices, load_config, run_folder
 from mtxl_rl.encoders import channels_last, is_image
 from mtxl_rl.envs.registry import make_vector_env, stream_seed
 from mtxl_rl.policy import Policy
+from mtxl_rl.report import write_report
+from mtxl_rl.suite import Suite, SuiteConfig, run_suite
 from mtxl_rl.torso import ActingMemory
 
+console = Console()
 MEMORIES = ("on", "off", "noise")
 _EVALUATION = 2**31  # The second word of the key to its seeds; training has its step there.
 
@@ -46,6 +50,8 @@ class EvaluateConfig:
     """Settings of the long-term memory to compare: on, off (emptied), noise (random contents)."""
     greedy: bool = False
     """Take the most probable action instead of drawing one."""
+    output: str = ""
+    """Write every episode to this JSON file too."""
     video: str = ""
     """Write what the agent sees in the first environment to this .mp4 or .gif file."""
     video_steps: int = 500
@@ -115,13 +121,6 @@ def _tamper(acting: ActingMemory, memory: str) -> None:
     acting.long_term.copy_(torch.randn_like(acting.long_term) * scale)
 
 
-def mean_and_interval(numbers: Sequence[float]) -> tuple[float, float]:
-    """The mean and the half-width of its 95 % confidence interval (normal approximation)."""
-    array = np.asarray(numbers, dtype=np.float64)
-    half = 1.96 * array.std(ddof=1) / math.sqrt(len(array)) if len(array) > 1 else math.nan
-    return float(array.mean()), float(half)
-
-
 def run(config: EvaluateConfig, overrides: Sequence[str]) -> dict[str, list[dict[str, float]]]:
     """Evaluate under every setting of the memory, print a table, and return the episodes."""
     path = Path(config.checkpoint)
@@ -134,7 +133,44 @@ def run(config: EvaluateConfig, overrides: Sequence[str]) -> dict[str, list[dict
     for name in names:
         results[name] = _one(config, train, state, memory=name, film=name == names[0])
     _print(results, train)
+    if config.output:
+        _write(Path(config.output), config, train, state["step"], overrides, results)
     return results
+
+
+def evidence(train: TrainConfig, episodes: Sequence[dict[str, float]]) -> str:
+    """What these episodes can say of long-term memory: nothing if the windows reach so far."""
+    reach, longest = train.torso.receptive_field, int(max(e["length"] for e in episodes))
+    if train.torso.long_term == "none":
+        return f"no long-term memory: each layer's window together reaches {reach} steps back"
+    if longest <= reach:
+        return (
+            f"not evidence of long-term memory: the longest episode has {longest} steps, and the "
+            f"windows reach {reach} back"
+        )
+    return f"episodes of up to {longest} steps, of which the windows reach {reach} back"
+
+
+def _write(
+    path: Path,
+    config: EvaluateConfig,
+    train: TrainConfig,
+    step: int,
+    overrides: Sequence[str],
+    results: dict[str, list[dict[str, float]]],
+) -> None:
+    document = {
+        "checkpoint": config.checkpoint,
+        "step": step,
+        "seed": config.seed,
+        "overrides": list(overrides),
+        "evidence": evidence(train, next(iter(results.values()))),
+        "episodes": results,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(document))
+    temporary.replace(path)
 
 
 def _one(
@@ -209,19 +245,48 @@ def _print(results: dict[str, list[dict[str, float]]], train: TrainConfig) -> No
         cells = ["{:.3f} +- {:.3f}".format(*mean_and_interval([e[key] for e in episodes]))
                  for key in keys]  # fmt: skip
         table.add_row(label, str(len(episodes)), *cells)
-    Console().print(table)
+    console.print(table)
+    console.print(evidence(train, next(iter(results.values()))), soft_wrap=True, highlight=False)
 
 
 def usage() -> str:
     """What `--help` prints."""
     defaults = "\n".join(f"  {field.name}={field.default}" for field in fields(EvaluateConfig))
     return f"""\
-python -m mtxl_rl.evaluate checkpoint=RUN_DIR [option=value ...]
+python -m mtxl_rl.evaluate checkpoint=RUN_DIR [option=value ...]     evaluate a run
 
 {defaults}
 
 env.* options change the run's environment, as in env.corridor_length=1000.
+
+python -m mtxl_rl.evaluate suite=NAME [torsos=[mtxl,gtrxl]] [seeds=5] [episodes=100]
+    [jobs=2] [folder=results/NAME]     train what is missing, evaluate all, write a report
+
+  suites: {", ".join(choices("suite"))}, or a YAML file like them
 """
+
+
+def _suite(given: Sequence[str]) -> None:
+    """Train what is missing of a suite, evaluate it, and report."""
+    names = [field.name for field in fields(SuiteConfig)]
+    bad = [part for part in given if part.split("=", 1)[0] not in names]
+    if bad:
+        raise ValueError(f"{bad[0]!r} is no option with suite=; choose from {', '.join(names)}")
+    chosen = OmegaConf.merge(OmegaConf.structured(SuiteConfig), OmegaConf.from_dotlist(list(given)))
+    config = OmegaConf.to_object(chosen)
+    assert isinstance(config, SuiteConfig)
+    suite = Suite.load(config)
+    command = ["python", "-m", "mtxl_rl.evaluate", *given]
+    try:
+        failed = run_suite(suite)
+    except KeyboardInterrupt:
+        console.print(f"stopped; go on with: {' '.join(command)}", soft_wrap=True, highlight=False)
+        return
+    console.print(
+        f"report: {write_report(suite, command=command)}", soft_wrap=True, highlight=False
+    )
+    if failed:
+        raise RuntimeError("; ".join(failed))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -231,6 +296,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stdout.write(usage())
         return
     with one_sentence_errors():
+        if any(part.startswith("suite=") for part in given):
+            _suite(given)
+            return
         bad = [part for part in given if "=" not in part]
         if bad:
             names = ", ".join(field.name for field in fields(EvaluateConfig))
