@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from mtxl_rl.encoders import ACTION_MASK, IMAGE_ENCODERS, ObservationEncoder
-from mtxl_rl.heads import build_head
+from mtxl_rl.heads import ValueHead, build_head
 from mtxl_rl.torso import ActingMemory, MemoryState, MemoryTransformer, TorsoConfig
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -86,7 +86,7 @@ class Policy(nn.Module):
         )
         self.previous_reward = nn.Linear(1, width, bias=False) if policy.previous_reward else None
         self.torso = MemoryTransformer(torso)
-        self.value_head = nn.Linear(width, 1)
+        self.value_head = ValueHead(width)
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -95,10 +95,10 @@ class Policy(nn.Module):
         | weight      | start                     | why                                      |
         |-------------|---------------------------|------------------------------------------|
         | action head | orthogonal, gain 0.01     | a near-uniform first policy              |
-        | value head  | orthogonal, gain 1        | values of the reward's scale             |
+        | value head  | orthogonal, gain 1        | values spread like the returns (PopArt)  |
         | gates' bias | torso.gate_bias (in gates)| every sub-layer starts near the identity |
         """
-        for head, gain in ((self.action_head.output, 0.01), (self.value_head, 1.0)):
+        for head, gain in ((self.action_head.output, 0.01), (self.value_head.output, 1.0)):
             nn.init.orthogonal_(head.weight, gain)
             nn.init.zeros_(head.bias)
 
@@ -124,7 +124,7 @@ class Policy(nn.Module):
 
     def _autocast(self) -> torch.autocast:
         dtype = PRECISIONS[self.config.precision]
-        device = self.value_head.weight.device.type
+        device = self.value_head.output.weight.device.type
         return torch.autocast(device, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
 
     def _encode(self, inputs: PolicyInputs) -> Tensor:
@@ -140,6 +140,4 @@ class Policy(nn.Module):
 
     def _say(self, features: Tensor, inputs: PolicyInputs) -> PolicyOutputs:
         mask = inputs.observation.get(ACTION_MASK)
-        value = self.value_head(features)[..., 0]
-        full = torch.promote_types(value.dtype, torch.float32)
-        return PolicyOutputs(self.action_head(features, mask), value.to(full))
+        return PolicyOutputs(self.action_head(features, mask), self.value_head(features))

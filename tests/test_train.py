@@ -151,7 +151,7 @@ def test_flags_stand_anywhere_and_a_sweep_runs_all(tmp_path: Path) -> None:
     ).stdout
     assert "corridor_length: 9" in shown
     sweep = ["-m", "seed=1,2", "total_steps=128", f"run_dir={tmp_path}/${{seed}}"]
-    subprocess.run(command(*TINY, *sweep), capture_output=True, check=True)
+    subprocess.run(command(*TINY, *sweep), capture_output=True, check=True, cwd=tmp_path)
     assert [len(rows(tmp_path / seed)) for seed in ("1", "2")] == [1, 1]
 
 
