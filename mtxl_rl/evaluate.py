@@ -128,7 +128,7 @@ def run(config: EvaluateConfig, overrides: Sequence[str]) -> dict[str, list[dict
     train = load_config(run_dir, overrides)
     state = checkpoint.load(path, which=config.which)
     names = config.memory.split(",")
-    if train.torso.long_term == "none":
+    if not train.torso.has_long_term:
         names = ["on"]
     results = {}
     for name in names:
@@ -204,7 +204,7 @@ def _print(results: dict[str, list[dict[str, float]]], train: TrainConfig) -> No
     for key in ["episodes", *keys]:
         table.add_column(key, justify="right")
     for name, episodes in results.items():
-        label = "none" if train.torso.long_term == "none" else name
+        label = "none" if not train.torso.has_long_term else name
         cells = ["{:.3f} +- {:.3f}".format(*mean_and_interval([e[key] for e in episodes]))
                  for key in keys]  # fmt: skip
         table.add_row(label, str(len(episodes)), *cells)

@@ -1,7 +1,17 @@
 """The recurrent torso: a gated Memory Transformer-XL. It knows no reinforcement learning."""
 
+from mtxl_rl.torso.build import Torso, build_torso, count_parameters, match_parameters
 from mtxl_rl.torso.config import TorsoConfig
-from mtxl_rl.torso.memory_transformer import ActingMemory, MemoryTransformer
-from mtxl_rl.torso.state import MemoryState
+from mtxl_rl.torso.memory_transformer import MemoryTransformer
+from mtxl_rl.torso.state import ActingMemory, MemoryState
 
-__all__ = ["ActingMemory", "MemoryState", "MemoryTransformer", "TorsoConfig"]
+__all__ = [
+    "ActingMemory",
+    "MemoryState",
+    "MemoryTransformer",
+    "Torso",
+    "TorsoConfig",
+    "build_torso",
+    "count_parameters",
+    "match_parameters",
+]
