@@ -7,13 +7,22 @@ import importlib
 from typing import Any
 
 _HOMES = {
+    "ActingMemory": "mtxl_rl.torso",
     "MemoryState": "mtxl_rl.torso",
     "MemoryTransformer": "mtxl_rl.torso",
     "TorsoConfig": "mtxl_rl.torso",
-    "ActingMemory": "mtxl_rl.torso",
+    "build_torso": "mtxl_rl.torso",
+    "match_parameters": "mtxl_rl.torso",
 }
 
-__all__ = ["ActingMemory", "MemoryState", "MemoryTransformer", "TorsoConfig"]
+__all__ = [
+    "ActingMemory",
+    "MemoryState",
+    "MemoryTransformer",
+    "TorsoConfig",
+    "build_torso",
+    "match_parameters",
+]
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401

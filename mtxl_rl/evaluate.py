@@ -127,7 +127,7 @@ def run(config: EvaluateConfig, overrides: Sequence[str]) -> dict[str, list[dict
     train = load_config(run_folder(path), overrides)
     state = checkpoint.load(path, which=config.which)
     names = config.memory.split(",")
-    if train.torso.long_term == "none":
+    if not train.torso.has_long_term:
         names = ["on"]
     results = {}
     for name in names:
@@ -141,7 +141,7 @@ def run(config: EvaluateConfig, overrides: Sequence[str]) -> dict[str, list[dict
 def evidence(train: TrainConfig, episodes: Sequence[dict[str, float]]) -> str:
     """What these episodes can say of long-term memory: nothing if the windows reach so far."""
     reach, longest = train.torso.receptive_field, int(max(e["length"] for e in episodes))
-    if train.torso.long_term == "none":
+    if not train.torso.has_long_term:
         return f"no long-term memory: each layer's window together reaches {reach} steps back"
     if longest <= reach:
         return (
@@ -241,7 +241,7 @@ def _print(results: dict[str, list[dict[str, float]]], train: TrainConfig) -> No
     for key in ["episodes", *keys]:
         table.add_column(key, justify="right")
     for name, episodes in results.items():
-        label = "none" if train.torso.long_term == "none" else name
+        label = "none" if not train.torso.has_long_term else name
         cells = ["{:.3f} +- {:.3f}".format(*mean_and_interval([e[key] for e in episodes]))
                  for key in keys]  # fmt: skip
         table.add_row(label, str(len(episodes)), *cells)

@@ -167,13 +167,17 @@ class ValueHead(nn.Module):
     def adapt(self, targets: Float[Tensor, " n"]) -> None:
         """Move the statistics towards those of new value targets; all predictions stay."""
         old_mean, old_deviation = self.mean.clone(), self.deviation.clone()
-        rate = torch.where(self.num_updates == 0, 1.0, self.RATE)
         mean, variance = targets.mean(), targets.var(correction=0)
+        # Targets that are not finite stop the run later; the statistics stay as they are.
+        finite = mean.isfinite() & variance.isfinite()
+        mean = torch.where(finite, mean, old_mean)
+        variance = torch.where(finite, variance, self.variance)
+        rate = torch.where(self.num_updates == 0, 1.0, self.RATE)
         # Of the mixture of old and new: both variances, and that between the two means.
         between = rate * (1 - rate) * (mean - old_mean).square()
         self.variance.copy_((1 - rate) * self.variance + rate * variance + between)
         self.mean.lerp_(mean.to(self.mean.dtype), rate)
-        self.num_updates += 1
+        self.num_updates += finite
         self.output.weight.mul_(old_deviation / self.deviation)
         bias = (old_deviation * self.output.bias + old_mean - self.mean) / self.deviation
         self.output.bias.copy_(bias)

@@ -11,7 +11,14 @@ from torch import Tensor, nn
 
 from mtxl_rl.encoders import ACTION_MASK, IMAGE_ENCODERS, ObservationEncoder
 from mtxl_rl.heads import ValueHead, build_head
-from mtxl_rl.torso import ActingMemory, MemoryState, MemoryTransformer, TorsoConfig
+from mtxl_rl.torso import (
+    ActingMemory,
+    MemoryState,
+    Torso,
+    TorsoConfig,
+    build_torso,
+    match_parameters,
+)
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -60,7 +67,7 @@ class PolicyOutputs(NamedTuple):
 
 
 class Policy(nn.Module):
-    """Encoder + Memory Transformer-XL + heads.
+    """Encoder + torso + heads.
 
     Raises:
         ValueError: no encoder or head covers a space.
@@ -75,6 +82,7 @@ class Policy(nn.Module):
         policy: PolicyConfig,
     ) -> None:
         super().__init__()
+        torso = match_parameters(torso)
         width = torso.width
         self.config = policy
         self.encoder = ObservationEncoder(observation_space, width, image=policy.image_encoder)
@@ -85,7 +93,7 @@ class Policy(nn.Module):
             else None
         )
         self.previous_reward = nn.Linear(1, width, bias=False) if policy.previous_reward else None
-        self.torso = MemoryTransformer(torso)
+        self.torso: Torso = build_torso(torso)
         self.value_head = ValueHead(width)
         self.init_weights()
 

@@ -8,10 +8,35 @@ from torch import Tensor, nn
 from mtxl_rl.torso.attention import WindowAttention
 from mtxl_rl.torso.clock import Clock, SegmentEnds
 from mtxl_rl.torso.config import TorsoConfig
-from mtxl_rl.torso.gates import GRUGate
+from mtxl_rl.torso.gates import Gate, build_gate
 from mtxl_rl.torso.long_term import LongTermMemory, build_long_term
 
 # B rows, T steps, M window, K = M + T, S segment, J blocks of C <= S steps, D width.
+
+
+class FeedForward(nn.Module):
+    """The position-wise feed-forward sub-layer: norm, two linear maps, ReLU, gate."""
+
+    def __init__(self, config: TorsoConfig) -> None:
+        super().__init__()
+        width, hidden = config.width, config.feedforward_multiple * config.width
+        self.norm = nn.LayerNorm(width)
+        self.maps = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, width))
+        self.gate = gate_of(config)
+
+    def forward(self, stream: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
+        """The stream after the sub-layer."""
+        return self.gate(stream, torch.relu(self.maps(self.norm(stream))))
+
+
+def gate_of(config: TorsoConfig) -> Gate:
+    """A sub-layer's gate."""
+    return build_gate(
+        config.gate,
+        config.width,
+        bias=config.gate_bias,
+        mogrifier_rounds=config.mogrifier_rounds,
+    )
 
 
 class Layer(nn.Module):
@@ -23,7 +48,7 @@ class Layer(nn.Module):
 
     def __init__(self, config: TorsoConfig) -> None:
         super().__init__()
-        width, hidden = config.width, config.feedforward_multiple * config.width
+        width = config.width
         self.window_length = config.window_length
         self.segment_length = config.segment_length
         self.norm = nn.LayerNorm(width)
@@ -33,19 +58,15 @@ class Layer(nn.Module):
             window_length=config.window_length,
             num_persistent=config.num_persistent,
         )
-        self.attention_gate = GRUGate(width, bias=config.gate_bias)
+        self.attention_gate = gate_of(config)
         memory = build_long_term(
             config.long_term, width, num_heads=config.num_heads, decay=config.decay
         )
         self.long_term: LongTermMemory | None = memory
         if memory is not None:
             self.read_norm = nn.LayerNorm(width)
-            self.read_gate = GRUGate(width, bias=config.gate_bias)
-        self.feedforward_norm = nn.LayerNorm(width)
-        self.feedforward = nn.Sequential(
-            nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, width)
-        )
-        self.feedforward_gate = GRUGate(width, bias=config.gate_bias)
+            self.read_gate = gate_of(config)
+        self.feedforward = FeedForward(config)
 
     @property
     def memory_shape(self) -> tuple[int, ...]:
@@ -76,7 +97,7 @@ class Layer(nn.Module):
             found = self._read(self.long_term, self.read_norm(stream), versions, clock)
             stream = self.read_gate(stream, torch.relu(found))
             long_term = self._latest(versions, clock)
-        return self._feed_forward(stream), long_term
+        return self.feedforward(stream), long_term
 
     def step(
         self,
@@ -91,11 +112,7 @@ class Layer(nn.Module):
             selected = torch.ones(len(stream), 1, 1, 1, dtype=torch.bool, device=stream.device)
             found = self.long_term.read(steps, long_term[:, None, None], selected)
             stream = self.read_gate(stream, torch.relu(found[:, 0, 0]))
-        return self._feed_forward(stream)
-
-    def _feed_forward(self, stream: Tensor) -> Tensor:
-        hidden = self.feedforward(self.feedforward_norm(stream))
-        return self.feedforward_gate(stream, torch.relu(hidden))
+        return self.feedforward(stream)
 
     def _write(
         self, memory: LongTermMemory, inputs: Tensor, initial: Tensor, ends: SegmentEnds

@@ -9,19 +9,18 @@ from torch import Tensor, nn
 from mtxl_rl.torso.clock import Clock, SegmentEnds
 from mtxl_rl.torso.config import TorsoConfig
 from mtxl_rl.torso.layer import Layer
-from mtxl_rl.torso.state import MemoryState
+from mtxl_rl.torso.state import ActingMemory, MemoryState
 
 # B rows, T steps given, N layers, M window, S segment, D width, H heads, E head width,
 # R = M + 1 places of the ring.
 
 
 @dataclass(kw_only=True)
-class ActingMemory:
-    """A `MemoryState` in use: what acting step by step keeps, changed in place by `act`.
+class WindowedMemory(ActingMemory):
+    """What acting step by step keeps, changed in place by `act`.
 
     Keys and values are projected once per step and kept in rings of R = M + 1 places; the segment
     under way is written into `pending` step by step and becomes `long_term` at the boundary.
-    Built by `MemoryTransformer.begin`; good for as long as the weights stay the same.
     """
 
     timeline: Float[Tensor, "B N M_T D"]
@@ -34,10 +33,7 @@ class ActingMemory:
     """Projected position codes, twice around the ring, so that any rotation is a slice."""
     place: int
     """The ring's place of the next step."""
-    long_term: Float[Tensor, "N B *memory"]
-    pending: Float[Tensor, "N B *memory"]
-    window_length: Int[Tensor, " B"]
-    segment_step: Int[Tensor, " B"]
+    pending: Float[Tensor, "A B *memory"]
 
     def state(self) -> MemoryState:
         """The state after the steps taken: what `forward` would return."""
@@ -131,7 +127,7 @@ class MemoryTransformer(nn.Module):
     @torch.no_grad()
     def begin(
         self, state: MemoryState, *, num_steps: int = 128, timeline: Tensor | None = None
-    ) -> ActingMemory:
+    ) -> WindowedMemory:
         """Prepare to act: project the window's keys and values, replay the segment under way.
 
         Args:
@@ -156,7 +152,7 @@ class MemoryTransformer(nn.Module):
             codes = layer.attention.positions()
             positions.append(torch.cat([codes, codes], dim=1))
             pending.append(self._replay(layer, inputs, state.long_term[:, n], state.segment_step))
-        return ActingMemory(
+        return WindowedMemory(
             timeline=timeline,
             num_steps=0,
             keys=torch.stack(keys),
@@ -174,6 +170,7 @@ class MemoryTransformer(nn.Module):
         self, x: Float[Tensor, "B D"], memory: ActingMemory, is_first: Bool[Tensor, " B"]
     ) -> Float[Tensor, "B D"]:
         """The output of one step; `memory` moves on in place."""
+        assert isinstance(memory, WindowedMemory), type(memory)
         self._make_room(memory)
         self._forget(memory, is_first)
         num_places = self.config.window_length + 1
@@ -215,7 +212,7 @@ class MemoryTransformer(nn.Module):
         encoded = layer.long_term.encode(segment, live[:, None])
         return layer.long_term.write(long_term, tuple(part[:, 0] for part in encoded))
 
-    def _make_room(self, memory: ActingMemory) -> None:
+    def _make_room(self, memory: WindowedMemory) -> None:
         """Slide the timeline back to its beginning when it is full."""
         size = self.config.window_length
         if size + memory.num_steps < memory.timeline.shape[2]:
@@ -223,7 +220,7 @@ class MemoryTransformer(nn.Module):
         memory.timeline[:, :, :size] = memory.timeline[:, :, memory.num_steps :].clone()
         memory.num_steps = 0
 
-    def _forget(self, memory: ActingMemory, is_first: Tensor) -> None:
+    def _forget(self, memory: WindowedMemory, is_first: Tensor) -> None:
         """Reset the rows whose episode starts."""
         goes_on = ~is_first
         memory.window_length *= goes_on
@@ -232,7 +229,7 @@ class MemoryTransformer(nn.Module):
         memory.long_term *= goes_on
         memory.pending *= goes_on
 
-    def _count(self, memory: ActingMemory) -> None:
+    def _count(self, memory: WindowedMemory) -> None:
         """Move the clocks on; at a segment's end the pending memory becomes the one read."""
         segment_length = self.config.segment_length
         memory.window_length.add_(1).clamp_(max=self.config.window_length)
