@@ -4,8 +4,8 @@ Both are one operation: a recurrent cell that moves a carried vector x by an inp
 
     r = sigmoid(W_r y + U_r x),  z = sigmoid(W_z y + U_z x - b),  c = sigmoid(.. + b)
 
-`bias` is the start value of b, a number or one per feature. The larger it is, the nearer a cell
-starts to the identity: at 2, z is near 0.12 and c near 0.88.
+`bias` is the start value of b: a number, one per feature, or one per slot and feature. The larger
+it is, the nearer a cell starts to the identity: at 2, z is near 0.12 and c near 0.88.
 """
 
 from typing import Protocol, runtime_checkable
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 CELLS = ("gru", "brc", "nbrc")
 GATES = ("residual", "input", "output", "highway", "sigtanh", *CELLS)
 
-Bias = float | Float[Tensor, " D"]
+Bias = float | Float[Tensor, "*slots D"]
 
 
 @runtime_checkable
@@ -61,6 +61,13 @@ class GRUGate(nn.Module):
         h = torch.tanh(y_h + self.from_reset_stream(r * x))
         return torch.lerp(x, h.to(x.dtype), z.to(x.dtype))
 
+    def retention(
+        self, x: Float[Tensor, "... D"], y: Float[Tensor, "... D"]
+    ) -> Float[Tensor, "... D"]:
+        """What the gate keeps of `x`: 1 - z."""
+        y_z, x_z = self.from_output(y).chunk(3, dim=-1)[1], self.from_stream(x).chunk(2, dim=-1)[1]
+        return torch.sigmoid(self.bias - y_z - x_z)
+
 
 class BistableGate(nn.Module):
     """The bistable recurrent cells of Vecoven et al. 2020 (arXiv 2006.05252, section 3) as gates.
@@ -83,16 +90,24 @@ class BistableGate(nn.Module):
         self, x: Float[Tensor, "... D"], y: Float[Tensor, "... D"]
     ) -> Float[Tensor, "... D"]:
         """The gated sum of `x` and `y`."""
+        a, c, y_h = self._gates(x, y)
+        h = torch.tanh(y_h + a * x)
+        return torch.lerp(h.to(x.dtype), x, c.to(x.dtype))
+
+    def retention(
+        self, x: Float[Tensor, "... D"], y: Float[Tensor, "... D"]
+    ) -> Float[Tensor, "... D"]:
+        """What the gate keeps of `x`: c."""
+        return self._gates(x, y)[1]
+
+    def _gates(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         y_a, y_c, y_h = self.from_output(y).chunk(3, dim=-1)
         if self.from_stream is not None:
             x_a, x_c = self.from_stream(x).chunk(2, dim=-1)
         else:
             assert self.per_feature is not None
             x_a, x_c = self.per_feature[0] * x, self.per_feature[1] * x
-        a = 1 + torch.tanh(y_a + x_a)
-        c = torch.sigmoid(y_c + x_c + self.bias)
-        h = torch.tanh(y_h + a * x)
-        return torch.lerp(h.to(x.dtype), x, c.to(x.dtype))
+        return 1 + torch.tanh(y_a + x_a), torch.sigmoid(y_c + x_c + self.bias), y_h
 
 
 class ResidualGate(nn.Module):
@@ -177,12 +192,18 @@ def build_gate(kind: str, width: int, *, bias: Bias, mogrifier_rounds: int = 0) 
     return gate
 
 
+def build_cell(kind: str, width: int, *, bias: Bias) -> GRUGate | BistableGate:
+    """The recurrent cell of a name in `CELLS`."""
+    assert kind in CELLS, kind
+    if kind == "gru":
+        return GRUGate(width, bias=bias)
+    return BistableGate(width, bias=bias, neuromodulated=kind == "nbrc")
+
+
 def _build_gate(kind: str, width: int, bias: Bias) -> Gate:
     assert kind in GATES, kind
     if kind == "residual":
         return ResidualGate()
-    if kind == "gru":
-        return GRUGate(width, bias=bias)
     if kind in CELLS:
-        return BistableGate(width, bias=bias, neuromodulated=kind == "nbrc")
+        return build_cell(kind, width, bias=bias)
     return LinearGate(width, kind=kind, bias=bias)

@@ -7,19 +7,42 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mtxl_rl.torso import MemoryState, MemoryTransformer, TorsoConfig, build_torso
+from mtxl_rl.torso.config import SlotsConfig, TokensConfig
 from mtxl_rl.torso.gates import GATES
+from mtxl_rl.torso.positions import POSITIONS
 
 TOLERANCE = 1e-9
+SLOTS, TOKENS = {"long_term": "slots"}, {"long_term": "tokens"}
 SYSTEMS: dict[str, dict] = {
     "delta": {},
     "delta, coupled decay": {"decay": "coupled"},
     "delta, free decay": {"decay": "free"},
+    "delta in some layers": {"num_layers": 3, "memory_layers": [1, 3]},
+    "linear, fixed decay": {"long_term": "linear", "decay": "fixed"},
+    "linear, free decay": {"long_term": "linear", "decay": "free"},
+    "agalite": {"long_term": "agalite"},
+    "slots": SLOTS | {"slots": SlotsConfig(num_slots=3)},
+    "slots, BRC": SLOTS | {"slots": SlotsConfig(num_slots=2, cell="brc")},
+    "slots, nBRC, two iterations": SLOTS
+    | {"slots": SlotsConfig(num_slots=3, cell="nbrc", write_iterations=2)},
+    "slots, shared": SLOTS | {"slots": SlotsConfig(num_slots=3, is_shared=True)},
+    "slots, shared by some layers": SLOTS
+    | {"num_layers": 3, "memory_layers": [2, 3], "slots": SlotsConfig(is_shared=True)},
+    "slots, rotary": SLOTS | {"position": "rotary"},
+    "MemTransformer": TOKENS | {"tokens": TokensConfig(num_tokens=3)},
+    "MemCtrl": TOKENS | {"tokens": TokensConfig(num_tokens=2, separate_control=True)},
+    "MemBottleneck": TOKENS | {"tokens": TokensConfig(num_tokens=2, bottleneck=True)},
+    "tokens, all-attention, residual": TOKENS
+    | {"all_attention": True, "num_persistent": 2, "gate": "residual"},
     "gtrxl": {"long_term": "none"},
+    "transformer-xl": {"long_term": "none", "gate": "residual", "num_persistent": 0},
+    "all-attention": {"all_attention": True, "num_persistent": 5},
+    **{f"position {position}": {"position": position} for position in POSITIONS},
+    **{f"gate {gate}": {"gate": gate} for gate in GATES},
+    "mogrifier": {"mogrifier_rounds": 3},
     "gru": {"kind": "gru"},
     "lstm": {"kind": "lstm"},
     "none": {"kind": "none"},
-    **{f"gate {gate}": {"gate": gate} for gate in GATES},
-    "mogrifier": {"mogrifier_rounds": 3},
 }
 systems = pytest.mark.parametrize("name", SYSTEMS)
 few = settings(max_examples=3, deadline=None)
@@ -172,27 +195,40 @@ def test_zeroing_a_row_of_the_state_is_a_reset_of_that_row(name: str, drawn: tup
         assert_equal(flag_state.rows([0]), zero_state.rows([0]))
 
 
-def test_gradients_reach_a_step_through_a_question_many_segments_later() -> None:
+MEMORIES = [
+    name for name in SYSTEMS if name.startswith(("delta", "linear", "agalite", "slots", "Mem"))
+]
+
+
+@pytest.mark.parametrize("name", MEMORIES)
+def test_gradients_reach_a_step_through_a_question_many_segments_later(name: str) -> None:
     torch.manual_seed(0)
-    config = TorsoConfig(width=8, num_layers=1, num_heads=2, window_length=4, segment_length=4)
-    torso = MemoryTransformer(config).double()
-    x = torch.randn(1, 40, 8).double().requires_grad_()
-    state, begin = torso.initial_state(1), 0
-    for begin in range(0, 40, 10):  # four calls: the forward never detaches
+    sizes = {"width": 8, "num_layers": 1, "num_heads": 2, "window_length": 4, "segment_length": 4}
+    config = TorsoConfig(**(sizes | SYSTEMS[name]))
+    steps = 10 * config.segment_length
+    torso = build_torso(config).double()
+    x = torch.randn(1, steps, 8).double().requires_grad_()
+    state = torso.initial_state(1)
+    for begin in range(0, steps, 10):  # four calls: the forward never detaches
         y, state = torso(x[:, begin : begin + 10], state, torch.zeros(1, 10, dtype=torch.bool))
     y[0, -1, 0].backward()
     assert x.grad is not None
     assert x.grad[0, 0].abs().max() > 0
-    without = MemoryTransformer(
+
+
+def test_without_long_term_memory_no_gradient_passes_the_window() -> None:
+    torch.manual_seed(0)
+    torso = MemoryTransformer(
         TorsoConfig(
             width=8, num_layers=1, num_heads=2, window_length=4, segment_length=4, long_term="none"
         )
     ).double()
-    x = x.detach().requires_grad_()
-    y, _ = without(x, without.initial_state(1), torch.zeros(1, 40, dtype=torch.bool))
+    x = torch.randn(1, 40, 8).double().requires_grad_()
+    y, _ = torso(x, torso.initial_state(1), torch.zeros(1, 40, dtype=torch.bool))
     y[0, -1, 0].backward()
     assert x.grad is not None
     assert x.grad[0, :35].abs().max() == 0
+    assert x.grad[0, 35].abs().max() > 0
 
 
 def test_gates_are_near_the_identity_at_initialisation() -> None:
@@ -206,13 +242,13 @@ def test_gates_are_near_the_identity_at_initialisation() -> None:
     assert similarity.min() > 0.7, similarity.min()
 
 
-@pytest.mark.parametrize("decay", ["none", "coupled", "free"])
+@pytest.mark.parametrize("name", MEMORIES)
 @pytest.mark.slow
-def test_memories_stay_bounded_over_a_million_steps(decay: str) -> None:
+def test_memories_stay_bounded_over_a_million_steps(name: str) -> None:
     torch.manual_seed(0)
-    config = TorsoConfig(width=8, num_layers=1, num_heads=1, window_length=256, segment_length=256,
-                         decay=decay)  # fmt: skip
-    torso = MemoryTransformer(config)
+    sizes = {"width": 8, "num_layers": 1, "num_heads": 1, "window_length": 256,
+             "segment_length": 256}  # fmt: skip
+    torso = build_torso(TorsoConfig(**(sizes | SYSTEMS[name])))
     state, calm = torso.initial_state(1), torch.zeros(1, 16384, dtype=torch.bool)
     early = 0.0
     with torch.no_grad():
@@ -234,8 +270,19 @@ def test_a_flat_state_of_another_torso_is_refused() -> None:
     [
         ({"num_heads": 3}, "must divide torso.width"),
         ({"window_length": 8, "segment_length": 9}, "must be at most"),
-        ({"long_term": "slot"}, "choose one of delta, none"),
-        ({"long_term": "none", "decay": "free"}, "has no effect"),
+        ({"long_term": "slot"}, "choose one of delta, linear, agalite, slots, tokens, none"),
+        ({"long_term": "none", "decay": "free"}, "choose torso.decay=none"),
+        ({"long_term": "linear"}, "choose torso.decay=fixed or free"),
+        ({"decay": "fixed"}, "choose torso.decay=none or coupled or free"),
+        ({"position": "absolute"}, "choose one of sinusoidal, learned, rotary, none"),
+        ({"position": "rotary", "width": 12}, "try one of"),
+        ({"all_attention": True, "num_persistent": 0}, "num_persistent of 1 or more"),
+        ({"memory_layers": [3]}, "1 .. 2 in rising order"),
+        ({"memory_layers": [2, 1]}, "in rising order"),
+        ({"memory_layers": [1], "long_term": "none"}, "choose a long-term memory"),
+        ({"slots": SlotsConfig(num_slots=3)}, "set torso.long_term=slots"),
+        ({"long_term": "slots", "tokens": TokensConfig(bottleneck=True)}, "long_term=tokens"),
+        ({"kind": "lstm", "position": "none"}, "has no effect with torso.kind=lstm"),
         ({"width": 0}, "must be 1 or more"),
         ({"gate": "grue"}, "choose one of residual, input, output"),
         (
