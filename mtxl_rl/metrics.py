@@ -109,7 +109,7 @@ class MetricsLogger:
         return self._writer
 
 
-def read_rows(run_dir: Path | str) -> list[dict[str, float | None]]:
+def read_rows(run_dir: Path | str) -> list[dict[str, float | int | None]]:
     """The rows of a run's `metrics.jsonl`; a last one that is still being written is left out.
 
     Raises:

@@ -41,7 +41,7 @@ class PPOConfig:
     """Lambda of the advantage estimates."""
     clip_coef: float = 0.2
     """The ratio is clipped to 1 +- this."""
-    value_coef: float = 0.5
+    value_coef: float = 0.1
     """Weight of the value loss."""
     popart: bool = True
     """Scale values and their loss by the spread of the returns, which `ValueHead` follows."""

@@ -41,6 +41,9 @@ class WindowAttention(nn.Module):
         num_persistent: int,
         position: str,
         block_length: int,
+        one_kv_head: bool = False,
+        dropout: float = 0.0,
+        output_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
@@ -49,19 +52,23 @@ class WindowAttention(nn.Module):
         head_width = width // num_heads
         self.scale = head_width**-0.5
         self.query = nn.Linear(width, width, bias=False)
-        self.key_value = nn.Linear(width, 2 * width, bias=False)
+        self.num_kv_heads = 1 if one_kv_head else num_heads
+        self.key_value = nn.Linear(width, 2 * self.num_kv_heads * head_width, bias=False)
         self.position = build_positions(
             position, width, num_heads=num_heads, window_length=window_length
         )
         self.output = nn.Linear(width, width, bias=False)
         shape = (2, num_heads, num_persistent, head_width)
         self.persistent = nn.Parameter(torch.randn(shape) * self.scale)
+        self.dropout = nn.Dropout(dropout)
+        self.output_dropout = nn.Dropout(output_dropout)
 
     def keys_values(self, inputs: Float[Tensor, "B K D"]) -> Float[Tensor, "two B H K E"]:
         """Keys and values of normalised layer inputs."""
-        return rearrange(
-            self.key_value(inputs), "b k (two h e) -> two b h k e", two=2, h=self.num_heads
+        pairs = rearrange(
+            self.key_value(inputs), "b k (two h e) -> two b h k e", two=2, h=self.num_kv_heads
         )
+        return pairs.expand(-1, -1, self.num_heads, -1, -1)
 
     def forward(
         self,
@@ -93,7 +100,8 @@ class WindowAttention(nn.Module):
         out, weights = self._attend(query, logits, values.mT, pairs)
         if record is not None:
             self._note(record, weights, num_steps)
-        return self.output(rearrange(out, "b j h c e -> b (j c) (h e)")[:, :num_steps])
+        out = rearrange(out, "b j h c e -> b (j c) (h e)")[:, :num_steps]
+        return self.output_dropout(self.output(out))
 
     def step(
         self,
@@ -111,7 +119,7 @@ class WindowAttention(nn.Module):
         if pairs is not None:  # one block of one step
             q, logits, values = q[:, None], logits[:, None], values[:, None]
         out, _ = self._attend(q, logits, values, pairs)
-        return self.output(out.flatten(1))
+        return self.output_dropout(self.output(out.flatten(1)))
 
     def _attend(
         self, query: Tensor, logits: Tensor, values: Tensor, pairs: Pairs | None
@@ -126,7 +134,7 @@ class WindowAttention(nn.Module):
             contents.append(pairs.values)
         parts.append(logits)
         contents.append(values)
-        weights = torch.cat(parts, dim=-1).softmax(dim=-1).to(values.dtype)
+        weights = self.dropout(torch.cat(parts, dim=-1).softmax(dim=-1)).to(values.dtype)
         split = list(weights.split([part.shape[-1] for part in parts], dim=-1))
         out = split[0] @ contents[0]
         for weight, content in zip(split[1:], contents[1:], strict=True):

@@ -25,6 +25,7 @@ _TRANSFORMER_CHOICES = (
     "long_term",
     "decay",
     "memory_layers",
+    "sublayers",
     "slots",
     "tokens",
 )
@@ -70,6 +71,40 @@ class TokensConfig:
     def __post_init__(self) -> None:
         """Check the range."""
         _require_positive("tokens.num_tokens", self.num_tokens)
+
+
+@dataclass(kw_only=True, slots=True)
+class SublayersConfig:
+    """What attention and feed-forward are made of; the defaults are GTrXL's."""
+
+    activation: str = "relu"
+    """Of the feed-forward's hidden units: relu or gelu."""
+    glu: bool = False
+    """Hidden units that are products of an activated and a plain map (gated linear units)."""
+    output_relu: bool = True
+    """A ReLU on every sub-layer's output before its gate."""
+    one_kv_head: bool = False
+    """One head of keys and values for all heads of queries (multi-query attention)."""
+    attention_dropout: float = 0.0
+    """Of the attention's weights, while training. Not for agents: acting must equal learning."""
+    output_dropout: float = 0.0
+    """Of the attention's output, likewise."""
+    feedforward_dropout: float = 0.0
+    """Of the feed-forward's hidden units, likewise."""
+
+    def __post_init__(self) -> None:
+        """Check names and ranges."""
+        _require_one_of("sublayers.activation", self.activation, ("relu", "gelu"))
+        for name in ("attention_dropout", "output_dropout", "feedforward_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(
+                    f"torso.sublayers.{name}={getattr(self, name)} must be in 0 .. 1, 1 excluded"
+                )
+
+    @property
+    def has_dropout(self) -> bool:
+        """Whether anything is dropped while training."""
+        return max(self.attention_dropout, self.output_dropout, self.feedforward_dropout) > 0
 
 
 @dataclass(kw_only=True, slots=True)
@@ -119,6 +154,8 @@ class TorsoConfig:
     fixed (RetNet) or free (gated linear attention)."""
     memory_layers: list[int] = field(default_factory=list)
     """Layers that have a long-term memory, counted from 1; empty: all."""
+    sublayers: SublayersConfig = field(default_factory=SublayersConfig)
+    """What the sub-layers are made of."""
     slots: SlotsConfig = field(default_factory=SlotsConfig)
     """Settings of long_term=slots."""
     tokens: TokensConfig = field(default_factory=TokensConfig)

@@ -184,12 +184,28 @@ class MogrifiedGate(nn.Module):
         return self.gate(x, y)
 
 
-def build_gate(kind: str, width: int, *, bias: Bias, mogrifier_rounds: int = 0) -> Gate:
+class RectifiedGate(nn.Module):
+    """A gate behind a ReLU on the sub-layer's output (GTrXL, arXiv 1910.06764, eqs. 4 and 5)."""
+
+    def __init__(self, gate: Gate) -> None:
+        super().__init__()
+        self.gate = gate
+
+    def forward(
+        self, x: Float[Tensor, "... D"], y: Float[Tensor, "... D"]
+    ) -> Float[Tensor, "... D"]:
+        """The gated sum of `x` and the positive part of `y`."""
+        return self.gate(x, torch.relu(y))
+
+
+def build_gate(
+    kind: str, width: int, *, bias: Bias, mogrifier_rounds: int = 0, rectified: bool = False
+) -> Gate:
     """The gate of a name in `GATES`, behind a mogrifier where `mogrifier_rounds` > 0."""
     gate = _build_gate(kind, width, bias)
     if mogrifier_rounds:
         gate = MogrifiedGate(width, gate, num_rounds=mogrifier_rounds)
-    return gate
+    return RectifiedGate(gate) if rectified else gate
 
 
 def build_cell(kind: str, width: int, *, bias: Bias) -> GRUGate | BistableGate:

@@ -26,18 +26,32 @@ from mtxl_rl.torso.record import Record
 
 
 class FeedForward(nn.Module):
-    """The position-wise feed-forward sub-layer: norm, two linear maps, ReLU, gate."""
+    """The position-wise feed-forward sub-layer: norm, two linear maps, gate.
+
+    With `glu` the hidden units are products (Shazeer 2020, arXiv 2002.05202): f(V x) * W x.
+    """
 
     def __init__(self, config: TorsoConfig) -> None:
         super().__init__()
         width, hidden = config.width, config.feedforward_multiple * config.width
+        choices = config.sublayers
         self.norm = nn.LayerNorm(width)
-        self.maps = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, width))
+        self.expand = nn.Linear(width, hidden * (2 if choices.glu else 1))
+        self.activation = nn.GELU() if choices.activation == "gelu" else nn.ReLU()
+        self.is_glu = choices.glu
+        self.dropout = nn.Dropout(choices.feedforward_dropout)
+        self.contract = nn.Linear(hidden, width)
         self.gate = gate_of(config)
 
     def forward(self, stream: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
         """The stream after the sub-layer."""
-        return self.gate(stream, torch.relu(self.maps(self.norm(stream))))
+        hidden = self.expand(self.norm(stream))
+        if self.is_glu:
+            opened, hidden = hidden.chunk(2, dim=-1)
+            hidden = self.activation(opened) * hidden
+        else:
+            hidden = self.activation(hidden)
+        return self.gate(stream, self.contract(self.dropout(hidden)))
 
 
 class Layer(nn.Module):
@@ -126,13 +140,13 @@ class Layer(nn.Module):
         long_term: Float[Tensor, " B *memory"] | None,
     ) -> Float[Tensor, "B D"]:
         """The output of one step from what its attention gave and the memory that it reads."""
-        stream = self.attention_gate(stream, torch.relu(attended))
+        stream = self.attention_gate(stream, attended)
         if self.matrix is not None:
             assert long_term is not None
             steps = rearrange(self.read_norm(stream), "b d -> b 1 1 d")
             selected = torch.ones(len(stream), 1, 1, 1, dtype=torch.bool, device=stream.device)
             found = self.matrix.read(steps, long_term[:, None, None], selected)
-            stream = self.read_gate(stream, torch.relu(found[:, 0, 0]))
+            stream = self.read_gate(stream, found[:, 0, 0])
         return self._feed_forward(stream, None)
 
     def segments(
@@ -249,6 +263,7 @@ def gate_of(config: TorsoConfig) -> Gate:
         config.width,
         bias=config.gate_bias,
         mogrifier_rounds=config.mogrifier_rounds,
+        rectified=config.sublayers.output_relu,
     )
 
 
@@ -261,6 +276,9 @@ def attention_of(config: TorsoConfig) -> WindowAttention:
         num_persistent=config.num_persistent,
         position=config.position,
         block_length=config.segment_length if config.reads_slots else config.window_length,
+        one_kv_head=config.sublayers.one_kv_head,
+        dropout=config.sublayers.attention_dropout,
+        output_dropout=config.sublayers.output_dropout,
     )
 
 
@@ -334,7 +352,7 @@ def joined(
     gate: Gate, stream: Tensor, found: Tensor, record: Record | None, name: str
 ) -> Float[Tensor, "B T D"]:
     """The stream after a sub-layer that found `found`."""
-    after = gate(stream, torch.relu(found))
+    after = gate(stream, found)
     if record is not None:
         record[name] = distance(stream, after)
     return after

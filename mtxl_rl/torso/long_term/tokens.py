@@ -77,7 +77,7 @@ class TokenMemory(nn.Module):
         )
         weights = (query @ keys.mT * attention.scale).softmax(dim=-1)
         found = rearrange(weights.to(values.dtype) @ values, "b h l e -> b l (h e)")
-        tokens = gate(tokens, torch.relu(attention.output(found)))
+        tokens = gate(tokens, attention.output(found))
         if feedforward is not None:
             tokens = feedforward(tokens)
         return (self.norm(tokens) - self.start).to(memory.dtype)
