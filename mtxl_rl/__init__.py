@@ -8,8 +8,10 @@ from typing import Any
 
 _HOMES = {
     "ActingMemory": "mtxl_rl.torso",
+    "AutoregressiveWrapper": "mtxl_rl.language_model",
     "MemoryState": "mtxl_rl.torso",
     "MemoryTransformer": "mtxl_rl.torso",
+    "MemoryTransformerXL": "mtxl_rl.language_model",
     "TorsoConfig": "mtxl_rl.torso",
     "build_torso": "mtxl_rl.torso",
     "match_parameters": "mtxl_rl.torso",
@@ -17,8 +19,10 @@ _HOMES = {
 
 __all__ = [
     "ActingMemory",
+    "AutoregressiveWrapper",
     "MemoryState",
     "MemoryTransformer",
+    "MemoryTransformerXL",
     "TorsoConfig",
     "build_torso",
     "match_parameters",

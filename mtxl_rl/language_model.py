@@ -24,8 +24,9 @@ class MemoryTransformerXL(nn.Module):
     | lmem_len, mem_write_iters | slots, and rounds of attention and cell per write |
     | memory_layers | the layers, from 1, that write and read the slots; default all |
     | num_mem_kv | persistent key/value pairs per head |
-    | gru_gated_residual, mogrify_gru | nBRC gates (else plain residuals), with five mogrifier rounds |
-    | long_term | slots as in 2020, or another memory of the torso: delta, linear, agalite, tokens, none |
+    | gru_gated_residual | nBRC gates, or plain residuals |
+    | mogrify_gru | five mogrifier rounds before each gate |
+    | long_term | slots as in 2020, or another kind of `TorsoConfig.long_term` |
 
     What differs from 2020, and why, is in ARCHITECTURE.md.
 
@@ -80,6 +81,7 @@ class MemoryTransformerXL(nn.Module):
             gate="nbrc" if gru_gated_residual else "residual",
             mogrifier_rounds=5 if mogrify_gru else 0,
             long_term=long_term,
+            decay="fixed" if long_term == "linear" else "none",
             memory_layers=sorted(memory_layers or []) if has_memory else [],
             slots=slots,
             sublayers=SublayersConfig(
@@ -137,7 +139,8 @@ class MemoryTransformerXL(nn.Module):
     def _masked(self, x: Tensor, memories: MemoryState, mask: Tensor) -> tuple[Tensor, MemoryState]:
         """Rows in groups of as many tokens: padding is left out, so nothing can remember it."""
         counts = mask.sum(dim=1)
-        logits = self.to_logits[-1].weight.new_zeros(*x.shape, self.to_logits[-1].out_features)
+        num_tokens, like = self.token_emb.num_embeddings, self.token_emb.weight
+        logits = like.new_zeros(*x.shape, num_tokens)
         order = torch.argsort(~mask, dim=1, stable=True)  # the tokens first, in their order
         groups, index = [], []
         for count in counts.unique().tolist():
