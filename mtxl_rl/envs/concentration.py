@@ -66,7 +66,7 @@ class Concentration(VectorTask):
     Rules, rewards and lengths of popgym 1.0.7 (see `mtxl_rl.envs.cards`).
     """
 
-    state_names = ("deck", "is_open", "first", "shown")
+    state_names = ("deck", "faces", "num_open", "first", "shown")
 
     def __init__(
         self, config: ConcentrationConfig, *, num_envs: int, seed: int | Sequence[int] = 0
@@ -76,14 +76,17 @@ class Concentration(VectorTask):
             config,
             num_envs=num_envs,
             seed=seed,
-            observation_space=spaces.MultiDiscrete([self.num_kinds + 1] * self.num_cards),
+            observation_space=spaces.MultiDiscrete(
+                [self.num_kinds + 1] * self.num_cards, dtype=np.int8
+            ),
             num_actions=self.num_cards,
         )
         self.max_steps = config.max_steps
-        self.deck = np.zeros((num_envs, self.num_cards), dtype=np.int64)
+        self.deck = np.zeros((num_envs, self.num_cards), dtype=np.int8)
         """Kinds by place on the table."""
-        self.is_open = np.zeros((num_envs, self.num_cards), dtype=np.bool_)
-        """Cards of the pairs found."""
+        self.faces = np.full_like(self.deck, self.num_kinds)
+        """What lies open for good: kinds of the pairs found, `num_kinds` elsewhere."""
+        self.num_open = np.zeros(num_envs, dtype=np.int64)
         self.first = np.full(num_envs, _NO_CARD)
         """The first card of the turn, or -1."""
         self.shown = np.full((num_envs, 2), _NO_CARD)
@@ -91,7 +94,8 @@ class Concentration(VectorTask):
 
     def _start(self, rows: Rows) -> None:
         self.deck[rows] = self.streams.permutations(rows, self.num_cards) % self.num_kinds
-        self.is_open[rows] = False
+        self.faces[rows] = self.num_kinds
+        self.num_open[rows] = 0
         self.first[rows] = _NO_CARD
         self.shown[rows] = _NO_CARD
 
@@ -99,21 +103,23 @@ class Concentration(VectorTask):
         rows, first = self.all_rows, self.first
         is_second = first != _NO_CARD
         other = np.where(is_second, first, actions)
-        self.shown = np.stack([other, actions], axis=1)
-        was_open = self.is_open[rows, actions]
-        same_kind = self.deck[rows, other] == self.deck[rows, actions]
-        is_pair = is_second & ~was_open & same_kind & (other != actions)
-        self.is_open[rows, actions] |= is_pair
-        self.is_open[rows, other] |= is_pair
+        self.shown[:, 0], self.shown[:, 1] = other, actions
+        was_open = self.faces[rows, actions] != self.num_kinds
+        kind = self.deck[rows, actions]
+        is_pair = is_second & ~was_open & (kind == self.deck[rows, other]) & (other != actions)
+        found = np.flatnonzero(is_pair)
+        for card in (actions[found], other[found]):
+            self.faces[found, card] = kind[found]
+        self.num_open += 2 * is_pair
         self.first = np.where(is_second | was_open, _NO_CARD, actions)
         num_wrong = np.where(was_open, 1 + is_second, 2 * (is_second & ~is_pair))
         rewards = is_pair / (self.num_cards // 2) - num_wrong / self.max_steps
-        share_open = self.is_open.sum(axis=1) / self.num_cards
+        is_done = is_pair & (self.num_open == self.num_cards)
         out_of_time = self.step_index == self.max_steps - 1
-        return Outcome(rewards, is_pair & (share_open == 1), out_of_time, share_open)
+        return Outcome(rewards, is_done, out_of_time, self.num_open / self.num_cards)
 
-    def _observe(self) -> NDArray[np.int64]:
-        faces = np.where(self.is_open, self.deck, self.num_kinds)
+    def _observe(self) -> NDArray[np.int8]:
+        faces = self.faces.copy()
         rows = np.flatnonzero(self.shown[:, 0] != _NO_CARD)
         for card in self.shown[rows].T:
             faces[rows, card] = self.deck[rows, card]

@@ -98,9 +98,10 @@ class EndlessTMaze(VectorTask):
 
     def _enter(self, rows: Rows) -> None:
         self.position[rows] = 0
-        self.cue[rows] = self.streams.integers(rows, 2, 1)[:, 0]
+        draws = self.streams.uniform(rows, 2 if self.is_uniform else 1)
+        self.cue[rows] = draws[:, 0] < 0.5
         if self.is_uniform:
-            self.length[rows] = 1 + self.streams.integers(rows, self.longest, 1)[:, 0]
+            self.length[rows] = 1 + np.floor(draws[:, 1] * self.longest)
 
     def _advance(self, actions: NDArray[Any], live: Flags) -> Outcome:
         at_junction = self.position == self.length

@@ -18,10 +18,10 @@ _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 
 
 class RandomStreams:
-    """SplitMix64 in a counter's form: number n of a stream is ``mix(key + n * gamma)``.
+    """SplitMix64, one generator for each row: add gamma to the state, then mix its bits.
 
     Steele, Lea and Flood (2014), "Fast splittable pseudorandom number generators", figure 16. The
-    keys come from `numpy.random.SeedSequence`, so near seeds give unrelated streams.
+    first states come from `numpy.random.SeedSequence`, so near seeds give unrelated streams.
 
     Args:
         num_envs: Number of streams.
@@ -30,20 +30,19 @@ class RandomStreams:
 
     def __init__(self, num_envs: int, *, seed: int | Sequence[int]) -> None:
         if isinstance(seed, int | np.integer):
-            # A longer draw starts like a shorter one, so key i does not depend on num_envs.
-            self.keys = np.random.SeedSequence(int(seed)).generate_state(num_envs, np.uint64)
+            # A longer draw starts like a shorter one, so state i does not depend on num_envs.
+            self.state = np.random.SeedSequence(int(seed)).generate_state(num_envs, np.uint64)
         else:
             words = [np.random.SeedSequence(int(one)).generate_state(1, np.uint64) for one in seed]
-            self.keys = np.concatenate(words)
-        self.counters = np.zeros(num_envs, dtype=np.uint64)
+            self.state = np.concatenate(words)
+        self._steps: dict[int, NDArray[np.uint64]] = {}
 
     def uniform(self, rows: Rows, count: int) -> NDArray[np.float64]:
         """Numbers in [0, 1) with 53 random bits, [len(rows), count]; `rows` holds each row once."""
-        first = self.counters[rows]
-        self.counters[rows] = first + np.uint64(count)
-        index: NDArray[Any] = first[:, None] + np.arange(1, count + 1, dtype=np.uint64)
-        bits = _mix(self.keys[rows][:, None] + index * _GAMMA)
-        return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+        steps = self._steps_of(count)
+        states = self.state[rows, None] + steps
+        self.state[rows] = states[:, -1]
+        return (_mix(states) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
     def integers(self, rows: Rows, high: int, count: int) -> NDArray[np.int64]:
         """Whole numbers from 0 to high - 1, [len(rows), count]; the bias is under high / 2^53."""
@@ -52,6 +51,12 @@ class RandomStreams:
     def permutations(self, rows: Rows, length: int) -> NDArray[np.int64]:
         """A random order of 0 .. length - 1 for each row, [len(rows), length]."""
         return np.argsort(self.uniform(rows, length), axis=1)
+
+    def _steps_of(self, count: int) -> NDArray[np.uint64]:
+        """The first multiples of gamma, kept because tasks draw the same few counts."""
+        if count not in self._steps:
+            self._steps[count] = np.arange(1, count + 1, dtype=np.uint64) * _GAMMA
+        return self._steps[count]
 
 
 def _mix(bits: NDArray[Any]) -> NDArray[Any]:

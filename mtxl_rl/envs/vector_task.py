@@ -165,9 +165,8 @@ class VectorTask(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]], abc.ABC):
     def get_state(self) -> EnvState:
         """The whole state, random streams included, as copies."""
         state: EnvState = {name: getattr(self, name).copy() for name in self._all_state_names()}
-        # As int64: checkpoints hold no uint64.
-        state["stream_keys"] = self.streams.keys.copy().view(np.int64)
-        state["stream_counters"] = self.streams.counters.copy().view(np.int64)
+        # As int64: torch, whose tensors checkpoints hold, can do little with uint64.
+        state["streams"] = self.streams.state.copy().view(np.int64)
         state["settings"] = self._settings()
         return state
 
@@ -181,8 +180,7 @@ class VectorTask(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]], abc.ABC):
         for name in self._all_state_names():
             own = getattr(self, name)
             setattr(self, name, np.array(state[name], dtype=own.dtype).reshape(own.shape))
-        self.streams.keys = np.array(state["stream_keys"], dtype=np.int64).view(np.uint64)
-        self.streams.counters = np.array(state["stream_counters"], dtype=np.int64).view(np.uint64)
+        self.streams.state = np.array(state["streams"], dtype=np.int64).view(np.uint64)
 
     def _begin(self, rows: Rows) -> None:
         self.is_over[rows] = False
