@@ -13,6 +13,7 @@ from mtxl_rl.envs.cards import (
     RepeatPrevious,
     RepeatPreviousConfig,
 )
+from mtxl_rl.envs.color_cubes import LEVELS, ColorCubes, ColorCubesConfig
 from mtxl_rl.envs.concentration import Concentration, ConcentrationConfig
 from mtxl_rl.envs.endless_tmaze import EndlessTMaze, EndlessTMazeConfig
 from mtxl_rl.envs.memory_chain import MemoryChain, MemoryChainConfig
@@ -47,4 +48,5 @@ TASKS: dict[str, Task] = {
     "Autoencode": Task(AutoencodeConfig, Autoencode, _BY_DIFFICULTY),
     "CountRecall": Task(CountRecallConfig, CountRecall, _BY_DIFFICULTY),
     "Concentration": Task(ConcentrationConfig, Concentration, _BY_DIFFICULTY),
+    "ColorCubes": Task(ColorCubesConfig, ColorCubes, tuple({"level": level} for level in LEVELS)),
 }
