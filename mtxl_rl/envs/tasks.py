@@ -17,6 +17,8 @@ from mtxl_rl.envs.color_cubes import LEVELS, ColorCubes, ColorCubesConfig
 from mtxl_rl.envs.concentration import Concentration, ConcentrationConfig
 from mtxl_rl.envs.endless_tmaze import EndlessTMaze, EndlessTMazeConfig
 from mtxl_rl.envs.memory_chain import MemoryChain, MemoryChainConfig
+from mtxl_rl.envs.mortar_mayhem import VIEWS, MortarMayhem, MortarMayhemConfig
+from mtxl_rl.envs.mystery_path import MysteryPath, MysteryPathConfig
 from mtxl_rl.envs.tmaze import ActiveTMaze, ActiveTMazeConfig, TMaze, TMazeConfig
 from mtxl_rl.envs.vector_task import TaskConfig, VectorTask
 
@@ -49,4 +51,6 @@ TASKS: dict[str, Task] = {
     "CountRecall": Task(CountRecallConfig, CountRecall, _BY_DIFFICULTY),
     "Concentration": Task(ConcentrationConfig, Concentration, _BY_DIFFICULTY),
     "ColorCubes": Task(ColorCubesConfig, ColorCubes, tuple({"level": level} for level in LEVELS)),
+    "MortarMayhem": Task(MortarMayhemConfig, MortarMayhem, tuple({"view": view} for view in VIEWS)),
+    "MysteryPath": Task(MysteryPathConfig, MysteryPath, tuple({"view": view} for view in VIEWS)),
 }
