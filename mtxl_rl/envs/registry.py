@@ -1,7 +1,7 @@
 """The environments by name, and the one function that makes them."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from gymnasium.vector import VectorEnv
@@ -10,10 +10,14 @@ from mtxl_rl.envs.checked import CheckedVectorEnv, nearest_names
 from mtxl_rl.envs.envpool_env import EnvPoolConfig, make_envpool
 from mtxl_rl.envs.gymnasium_env import GymnasiumConfig, make_gymnasium
 from mtxl_rl.envs.memory_maze_original import MemoryMazeOriginalConfig
-from mtxl_rl.envs.tmaze import TMaze, TMazeConfig
+from mtxl_rl.envs.tasks import TASKS
 
-EnvConfig = TMazeConfig | MemoryMazeOriginalConfig | GymnasiumConfig | EnvPoolConfig
-"""The config of any environment; its `name` says which."""
+
+@runtime_checkable
+class EnvConfig(Protocol):
+    """The config of any environment: a dataclass whose `name` says which."""
+
+    name: str
 
 
 class EnvEntry(NamedTuple):
@@ -24,10 +28,6 @@ class EnvEntry(NamedTuple):
 
     config_class: type
     make: Callable[..., VectorEnv[Any, Any, Any]]
-
-
-def _make_tmaze(config: TMazeConfig, *, num_envs: int, seed: int) -> VectorEnv[Any, Any, Any]:
-    return TMaze(num_envs, corridor_length=config.corridor_length, seed=seed)
 
 
 def _make_memory_maze_original(
@@ -50,7 +50,7 @@ def _make_gymnasium(
 _MEMORY_MAZE_ORIGINAL = EnvEntry(MemoryMazeOriginalConfig, _make_memory_maze_original)
 
 ENVS: dict[str, EnvEntry] = {
-    "TMaze": EnvEntry(TMazeConfig, _make_tmaze),
+    **{name: EnvEntry(task.config_class, task.task_class) for name, task in TASKS.items()},
     "MemoryMaze": _MEMORY_MAZE_ORIGINAL,
     "MemoryMaze-original": _MEMORY_MAZE_ORIGINAL,
     "Gymnasium": EnvEntry(GymnasiumConfig, _make_gymnasium),

@@ -1,17 +1,15 @@
-"""A passive T-maze: a pure test of memory, thousands of corridors at a time in NumPy."""
+"""T-mazes: see a cue, remember it along a corridor, turn to its side at the junction."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from mtxl_rl.envs.checked import EnvState, reset_mask
+from mtxl_rl.envs.streams import Rows
+from mtxl_rl.envs.vector_task import Flags, Outcome, TaskDescription, VectorTask, check_at_least
 
 
 @dataclass(kw_only=True, slots=True)
@@ -22,16 +20,29 @@ class TMazeConfig:
     """The environment's name in the registry."""
     corridor_length: int = 100
     """Steps from the cue to the junction, at least 1: how long the cue must be remembered."""
+    num_distractors: int = 0
+    """Random bits in each observation that mean nothing, at least 0."""
 
     def __post_init__(self) -> None:
-        _check_corridor_length(self.corridor_length)
+        check_at_least("corridor_length", self.corridor_length, least=1, example=100)
+        check_at_least("num_distractors", self.num_distractors, least=0, example=6)
+
+    def describe(self) -> TaskDescription:
+        """What the task asks of an agent."""
+        noise = f" through {self.num_distractors} random bits" if self.num_distractors else ""
+        return TaskDescription(
+            horizon=self.corridor_length + 1,
+            reward_range=(-1.0, 1.0),
+            remembered=f"the first step's bit{noise}",
+            memory_window=self.corridor_length,
+        )
 
 
-class TMaze(VectorEnv[NDArray[np.float32], NDArray[Any], NDArray[Any]]):
+class TMaze(VectorTask):
     """Remember for `corridor_length` steps on which side the cue was, then turn to that side.
 
     An episode is `corridor_length` + 1 decisions. The observation is [cue is left, cue is right, at
-    the junction]:
+    the junction, distractors ...]:
 
     =================== ==================== ===================================
     decision            observation          what the action does
@@ -43,136 +54,137 @@ class TMaze(VectorEnv[NDArray[np.float32], NDArray[Any], NDArray[Any]]):
     =================== ==================== ===================================
 
     The final observation is zeros. Nothing tells the position, so a longer corridor shows a trained
-    agent nothing new.
+    agent nothing new. Distractors are fair random bits, drawn anew at every step.
 
     The agent is carried forward whatever it does. A maze in which it must walk also asks it to
     explore, and a failure would not tell whether it could not find the junction or could not
-    remember the cue. The task is that of Bakker (2001), "Reinforcement Learning with Long
-    Short-Term Memory". Ni et al. (2023), https://arxiv.org/abs/2307.03864, also start
-    their passive T-maze at the cue, to test memory apart from credit assignment; there it walks.
-
-    All environments draw from one generator, seeded with ``SeedSequence(seed)``: each time an
-    episode starts anywhere, a cue is drawn for every environment, and environment i takes the i-th
-    if it starts. So cues repeat with the seed, the number of environments and the order of calls.
-    All corridors have one length, so the environments stay in step.
+    remember the cue: `ActiveTMaze` is that maze. The task is that of Bakker (2001), "Reinforcement
+    Learning with Long Short-Term Memory". Ni et al. (2023), https://arxiv.org/abs/2307.03864, also
+    start their passive T-maze at the cue, to test memory apart from credit assignment; there it
+    walks. The distractors are those of AGaLiTe (Pramanik et al. 2023, arXiv 2310.15719).
 
     Args:
+        config: The corridor.
         num_envs: Number of environments, at least 1.
-        corridor_length: Steps from the cue to the junction, at least 1.
         seed: Seed of the cues; ``reset(seed=...)`` replaces it.
     """
 
-    metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
+    state_names = ("cue", "distractors")
 
     def __init__(
-        self, num_envs: int, *, corridor_length: int = 100, seed: int | Sequence[int] = 0
+        self, config: TMazeConfig, *, num_envs: int, seed: int | Sequence[int] = 0
     ) -> None:
-        _check_corridor_length(corridor_length)
-        self.num_envs = num_envs
-        self.corridor_length = corridor_length
-        self.single_observation_space = spaces.Box(0.0, 1.0, (3,), np.float32)
-        self.single_action_space = spaces.Discrete(2)
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(self.single_action_space, num_envs)
-        self.np_random = self._generator(seed)
-        self._cue = np.zeros(num_envs, dtype=np.int8)
-        # The decision that comes next; corridor_length + 1 where the episode is over.
-        self._decision = np.full(num_envs, corridor_length + 1, dtype=np.int64)
+        super().__init__(
+            config,
+            num_envs=num_envs,
+            seed=seed,
+            observation_space=spaces.Box(0.0, 1.0, (3 + config.num_distractors,), np.float32),
+            num_actions=2,
+        )
+        self.corridor_length = config.corridor_length
+        self.cue = np.zeros(num_envs, dtype=np.int64)
+        self.distractors = np.zeros((num_envs, config.num_distractors), dtype=np.float32)
 
-    def reset(
-        self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        """Start episodes everywhere, or in ``options["reset_mask"]``; a seed renews the cues."""
-        unknown = set(options or {}) - {"reset_mask"}
-        if unknown:
-            raise ValueError(
-                f"reset options {sorted(unknown)} are unknown; TMaze takes reset_mask only."
-            )
-        mask = reset_mask(options, num_envs=self.num_envs)
-        if seed is not None:
-            self.np_random = self._generator(seed)
-        self._start(np.ones(self.num_envs, dtype=np.bool_) if mask is None else mask)
-        return self._observe(), {}
+    def _start(self, rows: Rows) -> None:
+        self.cue[rows] = self.streams.integers(rows, 2, 1)[:, 0]
+        self._distract(rows)
 
-    def step(
-        self, actions: NDArray[Any]
-    ) -> tuple[
-        NDArray[np.float32],
-        NDArray[np.float32],
-        NDArray[np.bool_],
-        NDArray[np.bool_],
-        dict[str, Any],
-    ]:
-        """Carry every agent one cell; ``infos["success"]`` is 1 or 0 where an episode ends."""
-        self._check_actions(actions)
-        at_junction = self._decision == self.corridor_length
-        is_over = self._decision > self.corridor_length
-        is_right = actions == self._cue
-        self._decision += 1
-        if is_over.any():
-            self._start(is_over)
-        rewards = np.where(at_junction, np.where(is_right, 1, -1), 0).astype(np.float32)
-        infos: dict[str, Any] = {}
-        if at_junction.any():
-            success = (at_junction & is_right).astype(np.float32)
-            infos = {"success": success, "_success": at_junction.copy()}
-        return self._observe(), rewards, at_junction, np.zeros_like(at_junction), infos
-
-    def get_state(self) -> EnvState:
-        """The state, generator included, as copies."""
-        return {
-            "corridor_length": self.corridor_length,
-            "cue": self._cue.copy(),
-            "decision": self._decision.copy(),
-            "generator": json.dumps(self.np_random.bit_generator.state),
-        }
-
-    def set_state(self, state: EnvState) -> None:
-        """Go on from a state of `get_state` of a T-maze of the same size."""
-        cue, decision = np.asarray(state["cue"]), np.asarray(state["decision"])
-        given = (state["corridor_length"], len(cue))
-        own = (self.corridor_length, self.num_envs)
-        if given != own:
-            raise ValueError(
-                f"the saved T-maze has (corridor_length, num_envs)={given} and this one {own}; "
-                "make this one like the saved one to resume it."
-            )
-        self._cue = cue.astype(np.int8)
-        self._decision = decision.astype(np.int64)
-        self.np_random.bit_generator.state = json.loads(str(state["generator"]))
-
-    def _generator(self, seed: int | Sequence[int]) -> np.random.Generator:
-        if not isinstance(seed, int | np.integer) and len(seed) != self.num_envs:
-            raise ValueError(
-                f"reset got {len(seed)} seeds for {self.num_envs} environments; give one for each, "
-                "or a single int."
-            )
-        return np.random.default_rng(np.random.SeedSequence(seed))
-
-    def _start(self, mask: NDArray[np.bool_]) -> None:
-        cue = self.np_random.integers(2, size=self.num_envs, dtype=np.int8)
-        self._cue = np.where(mask, cue, self._cue)
-        self._decision[mask] = 0
+    def _advance(self, actions: NDArray[Any], live: Flags) -> Outcome:
+        at_junction = self.step_index == self.corridor_length
+        is_right = actions == self.cue
+        self._distract(np.flatnonzero(live))
+        rewards = np.where(at_junction, np.where(is_right, 1, -1), 0)
+        return Outcome(rewards, at_junction, np.zeros_like(at_junction), is_right)
 
     def _observe(self) -> NDArray[np.float32]:
-        is_start = self._decision == 0
-        observations = np.empty((self.num_envs, 3), dtype=np.float32)
-        observations[:, 0] = is_start & (self._cue == 0)
-        observations[:, 1] = is_start & (self._cue == 1)
-        observations[:, 2] = self._decision == self.corridor_length
+        is_start = self.step_index == 0
+        observations = np.empty((self.num_envs, 3 + self.distractors.shape[1]), dtype=np.float32)
+        observations[:, 0] = is_start & (self.cue == 0)
+        observations[:, 1] = is_start & (self.cue == 1)
+        observations[:, 2] = self.step_index == self.corridor_length
+        observations[:, 3:] = self.distractors
         return observations
 
-    def _check_actions(self, actions: NDArray[Any]) -> None:
-        if actions.shape != (self.num_envs,) or ((actions != 0) & (actions != 1)).any():
-            raise ValueError(
-                f"actions {actions} are not legal; give an array of shape ({self.num_envs},) of 0 "
-                "(left) and 1 (right)."
-            )
+    def _distract(self, rows: Rows) -> None:
+        count = self.distractors.shape[1]
+        if count:
+            self.distractors[rows] = self.streams.integers(rows, 2, count)
 
 
-def _check_corridor_length(corridor_length: int) -> None:
-    if corridor_length < 1:
-        raise ValueError(
-            f"env.corridor_length={corridor_length} must be at least 1, e.g. "
-            "env.corridor_length=100."
+@dataclass(kw_only=True, slots=True)
+class ActiveTMazeConfig:
+    """What ``env=ActiveTMaze`` takes."""
+
+    name: str = "ActiveTMaze"
+    """The environment's name in the registry."""
+    corridor_length: int = 20
+    """Cells from the start to the junction, at least 1."""
+
+    def __post_init__(self) -> None:
+        check_at_least("corridor_length", self.corridor_length, least=1, example=20)
+
+    def describe(self) -> TaskDescription:
+        """What the task asks of an agent."""
+        return TaskDescription(
+            horizon=2 * (self.corridor_length + 3),
+            reward_range=(-1.0, 1.0),
+            remembered="a bit that only a step away from the goal shows",
+            memory_window=self.corridor_length + 1,
         )
+
+
+class ActiveTMaze(VectorTask):
+    """The T-maze in which the agent walks, and the cue is off the path: it must fetch it first.
+
+    Cells -1 .. corridor_length in a line: the cue is at -1, the start at 0, the junction at the
+    end. The observation is [cue is left, cue is right, at the junction, at the start]; in the
+    corridor between it is zeros. Actions: 0 left, 1 right, 2 forward, 3 back. Left and right at the
+    junction end the episode, with reward 1 on the cue's side and -1 on the other; elsewhere they do
+    nothing, nor does forward at the junction or back at the cue. After ``2 * (corridor_length +
+    3)`` steps, twice what a perfect agent takes, the episode is truncated.
+
+    An agent that never looks for the cue gets 0 on average. After the active T-maze of Ni et al.
+    (2023), https://arxiv.org/abs/2307.03864, without its penalty for not moving forward.
+    """
+
+    state_names = ("cue", "cell")
+
+    def __init__(
+        self, config: ActiveTMazeConfig, *, num_envs: int, seed: int | Sequence[int] = 0
+    ) -> None:
+        super().__init__(
+            config,
+            num_envs=num_envs,
+            seed=seed,
+            observation_space=spaces.Box(0.0, 1.0, (4,), np.float32),
+            num_actions=4,
+        )
+        self.corridor_length = config.corridor_length
+        self.max_steps = config.describe().horizon
+        self.cue = np.zeros(num_envs, dtype=np.int64)
+        self.cell = np.zeros(num_envs, dtype=np.int64)
+
+    def _start(self, rows: Rows) -> None:
+        self.cue[rows] = self.streams.integers(rows, 2, 1)[:, 0]
+        self.cell[rows] = 0
+
+    def _advance(self, actions: NDArray[Any], live: Flags) -> Outcome:
+        turns = (self.cell == self.corridor_length) & (actions < 2)
+        is_right = turns & (actions == self.cue)
+        moved = self.cell + (actions == 2) - (actions == 3)
+        self.cell = np.where(live, np.clip(moved, -1, self.corridor_length), self.cell)
+        rewards = np.where(turns, np.where(is_right, 1, -1), 0)
+        out_of_time = ~turns & (self.step_index + 1 >= self.max_steps)
+        return Outcome(rewards, turns, out_of_time, is_right)
+
+    def _observe(self) -> NDArray[np.float32]:
+        at_cue = self.cell == -1
+        return np.stack(
+            [
+                at_cue & (self.cue == 0),
+                at_cue & (self.cue == 1),
+                self.cell == self.corridor_length,
+                self.cell == 0,
+            ],
+            axis=1,
+        ).astype(np.float32)

@@ -10,7 +10,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from mtxl_rl.envs.checked import CheckedVectorEnv, nearest_names, reset_mask
-from mtxl_rl.envs.tmaze import TMaze
+from mtxl_rl.envs.tmaze import TMaze, TMazeConfig
 
 BOX = spaces.Box(-np.inf, np.inf, (2,), np.float32)
 NUM_ENVS = 3
@@ -243,14 +243,14 @@ def test_a_reset_mask_of_no_use_is_refused(mask: np.ndarray) -> None:
 
 
 def test_only_an_environment_with_both_methods_supports_state() -> None:
-    assert CheckedVectorEnv(TMaze(2, corridor_length=3)).supports_state
+    assert CheckedVectorEnv(TMaze(TMazeConfig(corridor_length=3), num_envs=2)).supports_state
     assert not CheckedVectorEnv(Scripted()).supports_state
 
 
 def test_a_state_restored_before_any_reset_can_be_stepped() -> None:
-    source = CheckedVectorEnv(TMaze(2, corridor_length=3))
+    source = CheckedVectorEnv(TMaze(TMazeConfig(corridor_length=3), num_envs=2))
     source.reset()
-    target = CheckedVectorEnv(TMaze(2, corridor_length=3))
+    target = CheckedVectorEnv(TMaze(TMazeConfig(corridor_length=3), num_envs=2))
     target.set_state(source.get_state())
     np.testing.assert_array_equal(target.step(np.zeros(2))[0], source.step(np.zeros(2))[0])
 

@@ -14,11 +14,18 @@ from mtxl_rl.envs.checked import CheckedVectorEnv
 from mtxl_rl.envs.envpool_env import EnvPoolConfig
 from mtxl_rl.envs.gymnasium_env import GymnasiumConfig
 from mtxl_rl.envs.registry import EnvConfig, make_vector_env
+from mtxl_rl.envs.tasks import TASKS
 from mtxl_rl.envs.tmaze import TMazeConfig
 
 NUM_ENVS = 5
+BUILT_IN: dict[str, EnvConfig] = {
+    f"{name} {list(settings.values())}": config
+    for name, task in TASKS.items()
+    for settings, config in zip(task.variants, task.configs(), strict=True)
+}
 CONFIGS: dict[str, EnvConfig] = {
-    "TMaze": TMazeConfig(corridor_length=4),
+    **BUILT_IN,
+    "TMaze of 4": TMazeConfig(corridor_length=4),
     "Gymnasium CartPole": GymnasiumConfig(id="CartPole-v1"),
     "Gymnasium Pendulum": GymnasiumConfig(id="Pendulum-v1", kwargs={"max_episode_steps": 20}),
     "Gymnasium Taxi": GymnasiumConfig(id="Taxi-v4", kwargs={"max_episode_steps": 20}),
@@ -74,11 +81,11 @@ def flat(observations: Any) -> np.ndarray:  # noqa: ANN401
 
 def run_until_end(env: CheckedVectorEnv, actions: Iterator[Any]) -> Step:
     """The step in which the first episode ends."""
-    for action in itertools.islice(actions, 500):
+    for action in itertools.islice(actions, 4100):
         step = env.step(action)
         if (step[2] | step[3]).any():
             return step
-    raise AssertionError("no episode ended in 500 steps")
+    raise AssertionError("no episode ended in 4,100 steps")
 
 
 def trajectory(

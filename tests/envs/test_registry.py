@@ -7,13 +7,16 @@ import sys
 import pytest
 from omegaconf import OmegaConf
 
+from mtxl_rl.config import compose_config
 from mtxl_rl.envs.checked import CheckedVectorEnv
 from mtxl_rl.envs.registry import ENVS, env_entry, make_vector_env
+from mtxl_rl.envs.tasks import TASKS
 from mtxl_rl.envs.tmaze import TMazeConfig
 
 
 def test_every_known_name_is_there() -> None:
-    assert set(ENVS) == {"TMaze", "MemoryMaze", "MemoryMaze-original", "Gymnasium", "EnvPool"}
+    adapters = {"MemoryMaze", "MemoryMaze-original", "Gymnasium", "EnvPool"}
+    assert set(ENVS) == {*TASKS, *adapters}
 
 
 @pytest.mark.parametrize("name", ENVS)
@@ -24,7 +27,7 @@ def test_every_config_is_a_structured_config(name: str) -> None:
     assert next(iter(field.name for field in dataclasses.fields(config_class))) == "name"
 
 
-@pytest.mark.parametrize("name", ["TMaze", "MemoryMaze-original", "Gymnasium", "EnvPool"])
+@pytest.mark.parametrize("name", ENVS)
 def test_every_config_knows_its_name(name: str) -> None:
     assert env_entry(name).config_class().name in ENVS
     assert env_entry(env_entry(name).config_class().name).config_class is ENVS[name].config_class
@@ -37,7 +40,9 @@ def test_what_is_made_is_checked() -> None:
 
 
 def test_an_unknown_name_lists_the_known_ones_nearest_first() -> None:
-    with pytest.raises(ValueError, match=r"env.name=tmase is unknown.*first, are TMaze, .*EnvPool"):
+    with pytest.raises(
+        ValueError, match=r"env.name=tmase is unknown.*first, are TMaze, ActiveTMaze.*EnvPool"
+    ):
         make_vector_env(TMazeConfig(name="tmase"), num_envs=2, seed=0)
 
 
@@ -57,9 +62,16 @@ def test_a_size_or_seed_out_of_range_is_refused(num_envs: int, seed: int) -> Non
 def test_importing_the_registry_loads_no_heavy_package() -> None:
     code = (
         "import sys, mtxl_rl.envs.registry;"
-        "print({'torch', 'envpool', 'mujoco', 'dm_control', 'memory_maze'} & set(sys.modules))"
+        "heavy = {'torch', 'numba', 'labmaze', 'envpool', 'mujoco', 'dm_control', 'memory_maze'};"
+        "print(heavy & set(sys.modules))"
     )
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert result.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("name", ENVS)
+def test_every_environment_has_defaults_that_compose(name: str) -> None:
+    config = compose_config([f"env={name}"])
+    assert type(config.env) is env_entry(name).config_class

@@ -1,14 +1,19 @@
 """The T-maze: its rules, its cues, its exact resume."""
 
 import itertools
-import json
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtxl_rl.envs.tmaze import TMaze, TMazeConfig
+from mtxl_rl.envs.tmaze import ActiveTMaze, ActiveTMazeConfig, TMaze, TMazeConfig
+
+
+def make(num_envs: int, *, corridor_length: int, seed: int = 0, num_distractors: int = 0) -> TMaze:
+    config = TMazeConfig(corridor_length=corridor_length, num_distractors=num_distractors)
+    return TMaze(config, num_envs=num_envs, seed=seed)
+
 
 CUE_LEFT, CUE_RIGHT = [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]
 JUNCTION, NOTHING = [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]
@@ -17,7 +22,7 @@ JUNCTION, NOTHING = [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]
 @pytest.mark.parametrize("corridor_length", [1, 2, 3, 4])
 def test_every_sequence_of_actions_is_rewarded_by_its_last_one_only(corridor_length: int) -> None:
     sequences = np.array(list(itertools.product([0, 1], repeat=corridor_length + 1)))
-    env = TMaze(len(sequences), corridor_length=corridor_length, seed=1)
+    env = make(len(sequences), corridor_length=corridor_length, seed=1)
     observations, _ = env.reset()
     cue = observations[:, :2].argmax(axis=1)
     assert set(map(tuple, observations.tolist())) == {tuple(CUE_LEFT), tuple(CUE_RIGHT)}
@@ -40,7 +45,7 @@ def test_every_sequence_of_actions_is_rewarded_by_its_last_one_only(corridor_len
 
 
 def test_the_cue_comes_back_one_row_after_the_end() -> None:
-    env = TMaze(3, corridor_length=2)
+    env = make(3, corridor_length=2)
     env.reset()
     actions = np.zeros(3, dtype=np.int64)
     for _ in range(3):
@@ -53,7 +58,7 @@ def test_the_cue_comes_back_one_row_after_the_end() -> None:
 
 
 def test_who_remembers_the_cue_gets_every_reward() -> None:
-    env = TMaze(64, corridor_length=7, seed=5)
+    env = make(64, corridor_length=7, seed=5)
     observations, _ = env.reset()
     remembered = observations[:, 1].astype(np.int64)
     returns = np.zeros(64)
@@ -70,7 +75,7 @@ def test_who_remembers_the_cue_gets_every_reward() -> None:
 
 @pytest.mark.parametrize("policy", ["random", "left", "right"])
 def test_who_does_not_remember_is_right_half_the_time(policy: str) -> None:
-    env = TMaze(1000, corridor_length=1, seed=2)
+    env = make(1000, corridor_length=1, seed=2)
     env.reset()
     rng = np.random.default_rng(0)
     successes: list[float] = []
@@ -83,7 +88,7 @@ def test_who_does_not_remember_is_right_half_the_time(policy: str) -> None:
 
 
 def test_a_partial_reset_starts_only_the_rows_asked_for() -> None:
-    env = TMaze(4, corridor_length=3, seed=0)
+    env = make(4, corridor_length=3, seed=0)
     env.reset()
     actions = np.zeros(4, dtype=np.int64)
     env.step(actions)
@@ -100,7 +105,7 @@ def test_a_partial_reset_starts_only_the_rows_asked_for() -> None:
 
 
 def test_a_list_of_seeds_seeds_too() -> None:
-    env = TMaze(64, corridor_length=3)
+    env = make(64, corridor_length=3)
     first, _ = env.reset(seed=list(range(64)))
     second, _ = env.reset(seed=list(range(1, 65)))
     again, _ = env.reset(seed=list(range(64)))
@@ -109,7 +114,7 @@ def test_a_list_of_seeds_seeds_too() -> None:
 
 
 def test_a_reset_without_a_seed_draws_new_cues() -> None:
-    env = TMaze(64, corridor_length=3, seed=0)
+    env = make(64, corridor_length=3, seed=0)
     assert (env.reset()[0] != env.reset()[0]).any()
 
 
@@ -145,7 +150,7 @@ class OneCorridor:
 def test_the_batch_equals_single_corridors(
     corridor_length: int, num_envs: int, seed: int, data: st.DataObject
 ) -> None:
-    env = TMaze(num_envs, corridor_length=corridor_length, seed=seed)
+    env = make(num_envs, corridor_length=corridor_length, seed=seed)
     corridors = [OneCorridor(corridor_length) for _ in range(num_envs)]
     observations, _ = env.reset()
     cue = observations[:, 1].astype(int)
@@ -175,57 +180,72 @@ def test_the_batch_equals_single_corridors(
 
 @given(num_before=st.integers(0, 12), corridor_length=st.integers(1, 5), seed=st.integers(0, 1000))
 def test_a_state_can_be_taken_anywhere(num_before: int, corridor_length: int, seed: int) -> None:
-    env = TMaze(8, corridor_length=corridor_length, seed=seed)
+    env = make(8, corridor_length=corridor_length, seed=seed)
     env.reset()
     actions = np.arange(8) % 2
     for _ in range(num_before):
         env.step(actions)
     state = env.get_state()
     expected = [env.step(actions) for _ in range(15)]
-    restored = TMaze(8, corridor_length=corridor_length, seed=seed + 1)
+    restored = make(8, corridor_length=corridor_length, seed=seed + 1)
     restored.set_state(state)
     for step in expected:
         for ours, theirs in zip(restored.step(actions)[:4], step[:4], strict=True):
             np.testing.assert_array_equal(ours, theirs)
 
 
-def test_a_state_is_plain_and_a_copy() -> None:
-    env = TMaze(2, corridor_length=3)
-    env.reset()
-    state = env.get_state()
-    assert all(isinstance(value, np.ndarray | str | int) for value in state.values())
-    assert json.loads(str(state["generator"]))["bit_generator"] == "PCG64"
-    env.step(np.zeros(2, dtype=np.int64))
-    np.testing.assert_array_equal(np.asarray(state["decision"]), [0, 0])
-    env.set_state(state)
-    env.step(np.zeros(2, dtype=np.int64))
-    np.testing.assert_array_equal(np.asarray(state["decision"]), [0, 0])
-
-
-def test_a_state_of_another_maze_is_refused() -> None:
-    state = TMaze(2, corridor_length=3).get_state()
-    with pytest.raises(ValueError, match=r"\(3, 2\) and this one \(4, 2\); make this one like"):
-        TMaze(2, corridor_length=4).set_state(state)
-
-
-@pytest.mark.parametrize("actions", [[0, 2], [0, -1], [0], [[0, 1]]])
-def test_illegal_actions_are_refused(actions: list[int]) -> None:
-    env = TMaze(2, corridor_length=3)
-    env.reset()
-    with pytest.raises(ValueError, match=r"are not legal; give an array of shape \(2,\)"):
-        env.step(np.array(actions))
-
-
 def test_a_corridor_without_cells_is_refused() -> None:
     with pytest.raises(ValueError, match=r"env.corridor_length=0 must be at least 1, e.g. env"):
         TMazeConfig(corridor_length=0)
-    with pytest.raises(ValueError, match="must be at least 1"):
-        TMaze(2, corridor_length=-1)
 
 
-def test_unknown_reset_options_and_seeds_of_another_count_are_refused() -> None:
-    env = TMaze(2, corridor_length=3)
-    with pytest.raises(ValueError, match=r"\['maze'\] are unknown; TMaze takes reset_mask only"):
-        env.reset(options={"maze": 1})
-    with pytest.raises(ValueError, match="got 3 seeds for 2 environments"):
-        env.reset(seed=[1, 2, 3])
+def test_distractors_are_fair_bits_drawn_anew_and_the_rest_is_the_plain_maze() -> None:
+    plain, noisy = make(64, corridor_length=9), make(64, corridor_length=9, num_distractors=5)
+    seen = []
+    actions = np.zeros(64, dtype=np.int64)
+    ours, noisy_ones = plain.reset()[0], noisy.reset()[0]
+    for _ in range(9):
+        seen.append(noisy_ones[:, 3:])
+        ours, noisy_ones = plain.step(actions)[0], noisy.step(actions)[0]
+        np.testing.assert_array_equal(ours, noisy_ones[:, :3])
+    bits = np.stack(seen)
+    assert set(np.unique(bits)) == {0, 1}
+    # Five standard deviations of the mean of 2,880 coin flips.
+    assert bits.mean() == pytest.approx(0.5, abs=0.047)
+    assert (bits[1:] != bits[:-1]).mean() == pytest.approx(0.5, abs=0.05)
+
+
+def test_the_active_maze_pays_who_fetches_the_cue_first() -> None:
+    env = ActiveTMaze(ActiveTMazeConfig(corridor_length=5), num_envs=200, seed=3)
+    observations, _ = env.reset()
+    assert observations.tolist() == [[0, 0, 0, 1]] * 200
+    observations = env.step(np.full(200, 3))[0]
+    assert (observations[:, :2].sum(axis=1) == 1).all()
+    turn = observations[:, 1].astype(np.int64)
+    for cell in range(6):
+        observations, rewards, terminated, truncated, _ = env.step(np.full(200, 2))
+        assert observations.tolist() == [[0, 0, cell == 5, cell == 0]] * 200
+        assert not rewards.any()
+        assert not terminated.any()
+        assert not truncated.any()
+    _, rewards, terminated, _, infos = env.step(turn)
+    assert (rewards == 1).all()
+    assert terminated.all()
+    assert (infos["success"] == 1).all()
+
+
+def test_the_active_maze_gives_nothing_on_average_to_who_goes_straight() -> None:
+    env = ActiveTMaze(ActiveTMazeConfig(corridor_length=1), num_envs=4000, seed=0)
+    env.reset()
+    env.step(np.full(4000, 2))
+    rewards = env.step(np.zeros(4000, dtype=np.int64))[1]
+    assert set(rewards.tolist()) == {1, -1}
+    assert rewards.mean() == pytest.approx(0, abs=0.08)
+
+
+def test_the_active_maze_ends_with_the_time() -> None:
+    env = ActiveTMaze(ActiveTMazeConfig(corridor_length=2), num_envs=1)
+    env.reset()
+    ends = [env.step(np.array([3])) for _ in range(10)]
+    assert [bool(step[3][0]) for step in ends] == [False] * 9 + [True]
+    assert not any(step[2][0] for step in ends)

@@ -1,0 +1,179 @@
+"""Coloured cubes that teleport: a map that must be kept in mind and corrected piece by piece."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from mtxl_rl.envs.streams import Rows
+from mtxl_rl.envs.vector_task import (
+    Flags,
+    Outcome,
+    TaskDescription,
+    VectorTask,
+    check_at_least,
+    check_choice,
+)
+
+LEVELS = ("trivial", "medium", "extreme")
+TAKE = 4
+_MOVES = np.array([[-1, 0], [0, 1], [1, 0], [0, -1], [0, 0]])
+"""Rows and columns of up, right, down, left, take."""
+_TELEPORT_PROBABILITY = 0.1
+_HIDDEN, _POSITIONS, _ALL = 0, 1, 2
+
+
+@dataclass(kw_only=True, slots=True)
+class ColorCubesConfig:
+    """What ``env=ColorCubes`` takes."""
+
+    name: str = "ColorCubes"
+    """The environment's name in the registry."""
+    level: str = "trivial"
+    """trivial: 1 cube to take once. medium: 3 cubes that teleport, 3 to take. extreme: the same,
+    and teleports are shown without colours."""
+    grid_size: int = 7
+    """Cells along a side, at least 3."""
+
+    def __post_init__(self) -> None:
+        check_choice("level", self.level, choices=LEVELS)
+        check_at_least("grid_size", self.grid_size, least=3, example=7)
+
+    @property
+    def num_cubes(self) -> int:
+        """Cubes, each of its own colour; also how many must be taken."""
+        return 1 if self.level == "trivial" else 3
+
+    def describe(self) -> TaskDescription:
+        """What the task asks of an agent."""
+        moves = {
+            "trivial": "where the cube lies",
+            "medium": "where 3 cubes lie, corrected when one teleports",
+            "extreme": "where 3 cubes lie, and which one it was that teleported",
+        }
+        return TaskDescription(
+            horizon=4 * self.grid_size * self.num_cubes,
+            reward_range=(-1.0, float(self.num_cubes)),
+            remembered=moves[self.level],
+            memory_window=2 * (self.grid_size - 1),
+        )
+
+
+class ColorCubes(VectorTask):
+    """Walk to the cube of the wanted colour, which is not to be seen, and take it; again and again.
+
+    When a colour is asked for, the map is shown once: all cubes with their colours. Then it is
+    hidden; only the agent's own cell and the wanted colour stay in view. In each step a cube that
+    is not wanted teleports to a free cell with probability 0.1, and the map is shown once more, at
+    the level `extreme` without colours: then the agent must find out which cube moved. Taking the
+    wanted cube gives 1, sends it to a free cell and asks for the next colour; taking anything else
+    gives -1 and ends the episode. It is solved when as many cubes were taken as there are, and
+    truncated after ``4 * grid_size`` steps for each.
+
+    The observation is [agent's cell one-hot, wanted colour one-hot, for each cell: the colours
+    one-hot and whether a cube of hidden colour lies there]. Actions: 0 up, 1 right, 2 down, 3 left,
+    4 take.
+
+    The task is that of Shchendrigin et al. (2026), https://arxiv.org/abs/2601.15086: N cubes on a
+    grid, K phases, teleports of other cubes, complete or incomplete updates. The paper's levels are
+    N = K = 1, several cubes, and hidden colours. Grid size, N = K = 3, the teleports' probability,
+    the time limit and the end by a wrong take are ours: results are comparable among themselves.
+    """
+
+    state_names = ("agent", "cubes", "target", "shown", "num_taken")
+
+    def __init__(
+        self, config: ColorCubesConfig, *, num_envs: int, seed: int | Sequence[int] = 0
+    ) -> None:
+        self.size, self.num_cubes = config.grid_size, config.num_cubes
+        self.num_cells = self.size**2
+        length = self.num_cells + self.num_cubes + self.num_cells * (self.num_cubes + 1)
+        super().__init__(
+            config,
+            num_envs=num_envs,
+            seed=seed,
+            observation_space=spaces.Box(0.0, 1.0, (length,), np.float32),
+            num_actions=5,
+        )
+        self.hides_colours = config.level == "extreme"
+        self.max_steps = config.describe().horizon
+        self.agent = np.zeros(num_envs, dtype=np.int64)
+        """Its cell: row * size + column."""
+        self.cubes = np.zeros((num_envs, self.num_cubes), dtype=np.int64)
+        """Each colour's cell."""
+        self.target = np.zeros(num_envs, dtype=np.int64)
+        """The wanted colour."""
+        self.shown = np.zeros(num_envs, dtype=np.int64)
+        """What the last observation shows of the map: 0 nothing, 1 positions, 2 colours too."""
+        self.num_taken = np.zeros(num_envs, dtype=np.int64)
+
+    def _start(self, rows: Rows) -> None:
+        cells = self.streams.permutations(rows, self.num_cells)
+        self.agent[rows] = cells[:, 0]
+        self.cubes[rows] = cells[:, 1 : 1 + self.num_cubes]
+        self.target[rows] = self.streams.integers(rows, self.num_cubes, 1)[:, 0]
+        self.shown[rows] = _ALL
+        self.num_taken[rows] = 0
+
+    def _advance(self, actions: NDArray[Any], live: Flags) -> Outcome:
+        takes = live & (actions == TAKE)
+        is_right = takes & (self.agent == self.cubes[self.all_rows, self.target])
+        self.num_taken += is_right
+        is_done = is_right & (self.num_taken == self.num_cubes)
+        row, column = np.divmod(self.agent, self.size)
+        moved = np.clip(np.stack([row, column], axis=1) + _MOVES[actions], 0, self.size - 1)
+        self.agent = np.where(live, moved[:, 0] * self.size + moved[:, 1], self.agent)
+        self.shown[:] = _HIDDEN
+        if self.num_cubes > 1:
+            self._next_phase(np.flatnonzero(is_right & ~is_done))
+            self._disturb(np.flatnonzero(live & ~takes))
+        rewards = np.where(takes, np.where(is_right, 1, -1), 0)
+        terminated = is_done | (takes & ~is_right)
+        out_of_time = ~terminated & (self.step_index + 1 >= self.max_steps)
+        return Outcome(rewards, terminated, out_of_time, is_done)
+
+    def _next_phase(self, rows: Rows) -> None:
+        """The taken cube goes elsewhere, and a colour is asked for."""
+        if rows.size:
+            draws = self.streams.uniform(rows, 2)
+            self._teleport(rows, self.target[rows], draws[:, 0])
+            self.target[rows] = np.floor(draws[:, 1] * self.num_cubes)
+            self.shown[rows] = _ALL
+
+    def _disturb(self, rows: Rows) -> None:
+        """Now and then a cube that is not wanted goes elsewhere."""
+        draws = self.streams.uniform(rows, 3)
+        hit = draws[:, 0] < _TELEPORT_PROBABILITY
+        rows, draws = rows[hit], draws[hit]
+        if rows.size:
+            after_target = 1 + np.floor(draws[:, 1] * (self.num_cubes - 1)).astype(np.int64)
+            other = (self.target[rows] + after_target) % self.num_cubes
+            self._teleport(rows, other, draws[:, 2])
+            self.shown[rows] = _POSITIONS if self.hides_colours else _ALL
+
+    def _teleport(self, rows: Rows, colour: NDArray[Any], draws: NDArray[Any]) -> None:
+        """Put a cube on a cell that holds neither a cube nor the agent, each equally likely."""
+        is_free = np.ones((len(rows), self.num_cells), dtype=np.bool_)
+        local = np.arange(len(rows))
+        is_free[local[:, None], self.cubes[rows]] = False
+        is_free[local, self.agent[rows]] = False
+        chosen = np.floor(draws * is_free.sum(axis=1))
+        self.cubes[rows, colour] = (is_free.cumsum(axis=1) > chosen[:, None]).argmax(axis=1)
+
+    def _observe(self) -> NDArray[np.float32]:
+        shape = self.single_observation_space.shape
+        assert shape is not None
+        observations = np.zeros((self.num_envs, *shape), dtype=np.float32)
+        observations[self.all_rows, self.agent] = 1
+        observations[self.all_rows, self.num_cells + self.target] = 1
+        first_cell = self.num_cells + self.num_cubes
+        rows = np.flatnonzero(self.shown)
+        has_colour = self.shown[rows] == _ALL
+        for colour in range(self.num_cubes):
+            channel = np.where(has_colour, colour, self.num_cubes)
+            cell = self.cubes[rows, colour]
+            observations[rows, first_cell + cell * (self.num_cubes + 1) + channel] = 1
+        return observations

@@ -1,0 +1,65 @@
+"""One stream of random numbers for each environment of a batch, drawn for many at once.
+
+Environment i's numbers depend on the seed, on i and on how many it has drawn: not on how many
+environments stand beside it, nor on when they start. NumPy's generators could do that only one
+environment at a time.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Rows = NDArray[np.intp]
+"""Indices of environments."""
+
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+
+
+class RandomStreams:
+    """SplitMix64, one generator for each row: add gamma to the state, then mix its bits.
+
+    Steele, Lea and Flood (2014), "Fast splittable pseudorandom number generators", figure 16. The
+    first states come from `numpy.random.SeedSequence`, so near seeds give unrelated streams.
+
+    Args:
+        num_envs: Number of streams.
+        seed: An int for all, or one for each environment; each at least 0.
+    """
+
+    def __init__(self, num_envs: int, *, seed: int | Sequence[int]) -> None:
+        if isinstance(seed, int | np.integer):
+            # A longer draw starts like a shorter one, so state i does not depend on num_envs.
+            self.state = np.random.SeedSequence(int(seed)).generate_state(num_envs, np.uint64)
+        else:
+            words = [np.random.SeedSequence(int(one)).generate_state(1, np.uint64) for one in seed]
+            self.state = np.concatenate(words)
+        self._steps: dict[int, NDArray[np.uint64]] = {}
+
+    def uniform(self, rows: Rows, count: int) -> NDArray[np.float64]:
+        """Numbers in [0, 1) with 53 random bits, [len(rows), count]; `rows` holds each row once."""
+        steps = self._steps_of(count)
+        states = self.state[rows, None] + steps
+        self.state[rows] = states[:, -1]
+        return (_mix(states) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+    def integers(self, rows: Rows, high: int, count: int) -> NDArray[np.int64]:
+        """Whole numbers from 0 to high - 1, [len(rows), count]; the bias is under high / 2^53."""
+        return (self.uniform(rows, count) * high).astype(np.int64)
+
+    def permutations(self, rows: Rows, length: int) -> NDArray[np.int64]:
+        """A random order of 0 .. length - 1 for each row, [len(rows), length]."""
+        return np.argsort(self.uniform(rows, length), axis=1)
+
+    def _steps_of(self, count: int) -> NDArray[np.uint64]:
+        """The first multiples of gamma, kept because tasks draw the same few counts."""
+        if count not in self._steps:
+            self._steps[count] = np.arange(1, count + 1, dtype=np.uint64) * _GAMMA
+        return self._steps[count]
+
+
+def _mix(bits: NDArray[Any]) -> NDArray[Any]:
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return bits ^ (bits >> np.uint64(31))

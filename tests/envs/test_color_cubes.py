@@ -1,0 +1,117 @@
+"""Colour cubes: what is shown when, and that memory solves every level."""
+
+import numpy as np
+import pytest
+
+from mtxl_rl.envs.color_cubes import LEVELS, TAKE, ColorCubes, ColorCubesConfig
+
+
+class Rememberer:
+    """A perfect agent of one environment, which sees observations only."""
+
+    def __init__(self, config: ColorCubesConfig) -> None:
+        self.size, self.num_cubes = config.grid_size, config.num_cubes
+        self.cells: list[int] = []
+
+    def act(self, observation: np.ndarray) -> int:
+        """Correct the map by what is shown; walk to the wanted cube; take it."""
+        num_cells = self.size**2
+        agent = int(observation[:num_cells].argmax())
+        target = int(observation[num_cells : num_cells + self.num_cubes].argmax())
+        shown = observation[num_cells + self.num_cubes :].reshape(num_cells, self.num_cubes + 1)
+        if shown[:, : self.num_cubes].any():
+            self.cells = shown[:, : self.num_cubes].argmax(axis=0).tolist()
+        elif shown.any():
+            occupied = set(np.flatnonzero(shown[:, self.num_cubes]).tolist())
+            (new,) = occupied - set(self.cells)
+            self.cells = [cell if cell in occupied else new for cell in self.cells]
+        row, column = divmod(agent, self.size)
+        to_row, to_column = divmod(self.cells[target], self.size)
+        if row != to_row:
+            return 0 if to_row < row else 2
+        if column != to_column:
+            return 3 if to_column < column else 1
+        return TAKE
+
+
+def successes(config: ColorCubesConfig, *, forgets: bool, num_envs: int = 60) -> np.ndarray:
+    """One episode in each environment; who forgets sees the map only while it is shown."""
+    env = ColorCubes(config, num_envs=num_envs, seed=1)
+    observations, _ = env.reset()
+    agents = [Rememberer(config) for _ in range(num_envs)]
+    rng = np.random.default_rng(0)
+    success, ended = np.zeros(num_envs), np.zeros(num_envs, dtype=np.bool_)
+    for _ in range(env.max_steps):
+        is_shown = observations[:, env.num_cells + env.num_cubes :].any(axis=1)
+        actions = np.array([
+            rng.integers(TAKE + 1) if forgets and not is_shown[index] else agent.act(one)
+            for index, (agent, one) in enumerate(zip(agents, observations, strict=True))
+        ])  # fmt: skip
+        observations, _, terminated, truncated, infos = env.step(actions)
+        ends = (terminated | truncated) & ~ended
+        if ends.any():
+            success[ends] = infos["success"][ends]
+        ended |= ends
+    assert ended.all()
+    return success
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_who_remembers_takes_every_cube(level: str) -> None:
+    assert successes(ColorCubesConfig(level=level), forgets=False).mean() == 1
+
+
+def test_who_forgets_takes_hardly_any() -> None:
+    # A blind take is right with probability 1 / 48 or less.
+    assert successes(ColorCubesConfig(), forgets=True, num_envs=400).mean() < 0.1
+
+
+def test_a_perfect_agents_return_is_the_number_of_cubes_and_a_wrong_take_ends() -> None:
+    env = ColorCubes(ColorCubesConfig(level="medium"), num_envs=50, seed=0)
+    env.reset()
+    _, rewards, terminated, truncated, infos = env.step(np.full(50, TAKE))
+    assert (rewards == -1).all()
+    assert terminated.all()
+    assert not truncated.any()
+    assert not infos["success"].any()
+
+
+@pytest.mark.parametrize(("level", "shows_colours"), [("medium", True), ("extreme", False)])
+def test_a_tenth_of_the_steps_shows_a_teleport_of_another_cube(
+    level: str, shows_colours: bool
+) -> None:
+    env = ColorCubes(ColorCubesConfig(level=level), num_envs=2000, seed=0)
+    env.reset()
+    before = env.cubes.copy()
+    shown = env.step(np.zeros(2000, dtype=np.int64))[0][:, env.num_cells + env.num_cubes :]
+    moved = env.cubes != before
+    np.testing.assert_array_equal(moved.any(axis=1), shown.any(axis=1))
+    assert moved.any(axis=1).mean() == pytest.approx(0.1, abs=0.034)
+    assert not moved[env.all_rows, env.target].any()
+    assert moved.sum(axis=1).max() == 1
+    by_channel = shown.reshape(2000, env.num_cells, 4)[moved.any(axis=1)].sum(axis=1)
+    assert (by_channel == ([1, 1, 1, 0] if shows_colours else [0, 0, 0, 3])).all()
+
+
+def test_teleports_land_on_free_cells_only() -> None:
+    env = ColorCubes(ColorCubesConfig(level="medium", grid_size=3), num_envs=500, seed=0)
+    env.reset()
+    rng = np.random.default_rng(0)
+    for _ in range(36):
+        cubes, is_over = env.cubes.copy(), env.is_over.copy()
+        env.step(rng.integers(4, size=500))
+        assert (np.diff(np.sort(env.cubes, axis=1), axis=1) > 0).all()
+        moved = (env.cubes != cubes) & ~is_over[:, None]
+        assert not (moved & (env.cubes == env.agent[:, None])).any()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"level": "hard"}, "env.level=hard is unknown; choose one of trivial, medium, extreme"),
+        ({"grid_size": 2}, "env.grid_size=2 must be at least 3, e.g. env.grid_size=7"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ColorCubesConfig(**settings)  # type: ignore[arg-type]

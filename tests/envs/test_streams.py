@@ -1,0 +1,55 @@
+"""The random streams: their own, even, and the published generator."""
+
+import numpy as np
+import pytest
+
+from mtxl_rl.envs.streams import RandomStreams
+
+ROWS = np.arange(3)
+
+
+def test_the_generator_is_splitmix64() -> None:
+    streams = RandomStreams(1, seed=0)
+    streams.state[:] = 1234567
+    # The first numbers for this seed as other implementations list them.
+    expected = np.array(
+        [6457827717110365317, 3203168211198807973, 9817491932198370423], dtype=np.uint64
+    )
+    drawn = streams.uniform(np.array([0]), 3)[0]
+    np.testing.assert_array_equal(drawn, (expected >> np.uint64(11)) * 2.0**-53)
+
+
+def test_a_stream_does_not_depend_on_the_number_of_streams_nor_on_the_cut_of_draws() -> None:
+    few, many = RandomStreams(3, seed=5), RandomStreams(8, seed=5)
+    together = few.uniform(ROWS, 10)
+    one_by_one = [many.uniform(np.array([row, 7 - row]), 5)[0] for row in ROWS for _ in range(2)]
+    np.testing.assert_array_equal(together, np.reshape(one_by_one, (3, 10)))
+
+
+def test_streams_of_a_batch_and_of_near_seeds_differ() -> None:
+    states = [RandomStreams(64, seed=seed).state for seed in range(4)]
+    assert len(np.unique(states)) == 4 * 64
+
+
+def test_a_seed_for_each_row_seeds_that_row() -> None:
+    first, second = RandomStreams(3, seed=[4, 5, 6]), RandomStreams(3, seed=[6, 5, 4])
+    np.testing.assert_array_equal(first.state, second.state[::-1])
+
+
+@pytest.mark.parametrize("high", [2, 4, 13])
+def test_integers_are_even(high: int) -> None:
+    counts = np.bincount(RandomStreams(3, seed=1).integers(ROWS, high, 40_000).ravel())
+    expected = 120_000 / high
+    chi_squared = ((counts - expected) ** 2 / expected).sum()
+    # Beyond the 1 - 1e-6 quantile of chi squared with 12 degrees of freedom or fewer.
+    assert chi_squared < 54
+
+
+def test_each_card_lies_at_each_place_equally_often() -> None:
+    orders = RandomStreams(30_000, seed=2).permutations(np.arange(30_000), 5)
+    assert (np.sort(orders, axis=1) == np.arange(5)).all()
+    counts = np.array(
+        [[(orders[:, place] == card).sum() for card in range(5)] for place in range(5)]
+    )
+    # Five standard deviations of a binomial count.
+    np.testing.assert_allclose(counts, 6000, atol=5 * np.sqrt(30_000 * 0.2 * 0.8))
