@@ -8,10 +8,14 @@ from gymnasium.vector import VectorEnv
 from mtxl_rl.envs.checked import CheckedVectorEnv, nearest_names
 from mtxl_rl.envs.envpool_env import EnvPoolConfig, make_envpool
 from mtxl_rl.envs.gymnasium_env import GymnasiumConfig, make_gymnasium
+from mtxl_rl.envs.memory_maze.packages import check_packages
+from mtxl_rl.envs.memory_maze.spec import MemoryMazeConfig
 from mtxl_rl.envs.memory_maze_original import MemoryMazeOriginalConfig
 from mtxl_rl.envs.tmaze import TMaze, TMazeConfig
 
-EnvConfig = TMazeConfig | MemoryMazeOriginalConfig | GymnasiumConfig | EnvPoolConfig
+EnvConfig = (
+    TMazeConfig | MemoryMazeConfig | MemoryMazeOriginalConfig | GymnasiumConfig | EnvPoolConfig
+)
 """The config of any environment; its `name` says which."""
 
 
@@ -27,6 +31,16 @@ class EnvEntry(NamedTuple):
 
 def _make_tmaze(config: TMazeConfig, *, num_envs: int, seed: int) -> VectorEnv[Any, Any, Any]:
     return TMaze(num_envs, corridor_length=config.corridor_length, seed=seed)
+
+
+def _make_memory_maze(
+    config: MemoryMazeConfig, *, num_envs: int, seed: int
+) -> VectorEnv[Any, Any, Any]:
+    check_packages()
+    # Imported here because its packages are an extra, and numba takes a moment.
+    from mtxl_rl.envs.memory_maze.vector import MemoryMazeVectorEnv
+
+    return MemoryMazeVectorEnv(num_envs, config=config, seed=seed)
 
 
 def _make_memory_maze_original(
@@ -46,12 +60,10 @@ def _make_gymnasium(
     return make_gymnasium(config.id, num_envs=num_envs, seed=seed, kwargs=dict(config.kwargs))
 
 
-_MEMORY_MAZE_ORIGINAL = EnvEntry(MemoryMazeOriginalConfig, _make_memory_maze_original)
-
 ENVS: dict[str, EnvEntry] = {
     "TMaze": EnvEntry(TMazeConfig, _make_tmaze),
-    "MemoryMaze": _MEMORY_MAZE_ORIGINAL,
-    "MemoryMaze-original": _MEMORY_MAZE_ORIGINAL,
+    "MemoryMaze": EnvEntry(MemoryMazeConfig, _make_memory_maze),
+    "MemoryMaze-original": EnvEntry(MemoryMazeOriginalConfig, _make_memory_maze_original),
     "Gymnasium": EnvEntry(GymnasiumConfig, _make_gymnasium),
     "EnvPool": EnvEntry(EnvPoolConfig, make_envpool),
 }

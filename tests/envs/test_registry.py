@@ -24,7 +24,9 @@ def test_every_config_is_a_structured_config(name: str) -> None:
     assert next(iter(field.name for field in dataclasses.fields(config_class))) == "name"
 
 
-@pytest.mark.parametrize("name", ["TMaze", "MemoryMaze-original", "Gymnasium", "EnvPool"])
+@pytest.mark.parametrize(
+    "name", ["TMaze", "MemoryMaze", "MemoryMaze-original", "Gymnasium", "EnvPool"]
+)
 def test_every_config_knows_its_name(name: str) -> None:
     assert env_entry(name).config_class().name in ENVS
     assert env_entry(env_entry(name).config_class().name).config_class is ENVS[name].config_class
@@ -57,7 +59,8 @@ def test_a_size_or_seed_out_of_range_is_refused(num_envs: int, seed: int) -> Non
 def test_importing_the_registry_loads_no_heavy_package() -> None:
     code = (
         "import sys, mtxl_rl.envs.registry;"
-        "print({'torch', 'envpool', 'mujoco', 'dm_control', 'memory_maze'} & set(sys.modules))"
+        "print({'torch', 'envpool', 'mujoco', 'dm_control', 'memory_maze', 'numba', 'labmaze'}"
+        " & set(sys.modules))"
     )
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
