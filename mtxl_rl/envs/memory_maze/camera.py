@@ -15,9 +15,11 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int32, UInt64
+from jaxtyping import Float32, Float64, Int32, UInt64
 from numpy.typing import NDArray
 
+from mtxl_rl.envs.memory_maze.kernels import kernel
+from mtxl_rl.envs.memory_maze.spec import CELL
 from mtxl_rl.envs.memory_maze.textures import LOG2_SIDE, NUM_HALF_OCTAVES
 
 COS_PITCH, SIN_PITCH = 0.99503719, 0.09950372
@@ -27,6 +29,10 @@ HEIGHT = 0.9
 """Above the floor, with the ball at rest."""
 TAN_HALF_VIEW = math.tan(math.radians(40.0))
 AMBIENT, DIFFUSE = 0.3, 0.6
+SUBPIXELS = np.array([[0.375, 0.125], [0.875, 0.375], [0.125, 0.625], [0.625, 0.875]]) - 0.5
+"""The four places of a pixel, from its middle, where OpenGL's drivers test what covers it."""
+TOP_HEIGHT = 100.0
+_TOP_PADDING = 1.1  # the top camera sees this many times the maze's side
 _SKY_COLOR = np.array([0.4, 0.6, 0.8])
 
 
@@ -67,7 +73,37 @@ def view_tables(side: int, *, finest: int) -> ViewTables:
 
 
 def sky_color(sine: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Red, green, blue [..., 3], 0 to 255, at the sine of an elevation; MuJoCo's gradient."""
-    position = np.arcsin(sine) / (math.pi / 2)
-    share = 0.5 * (1 + math.sqrt(2) * position / np.sqrt(1 + position**2))
+    """Red, green, blue [..., 3], 0 to 255, at the sine of an elevation."""
+    share = np.array([sky_share(float(one)) for one in sine.ravel()]).reshape(sine.shape)
     return 255 * share[..., None] * _SKY_COLOR
+
+
+@kernel
+def sky_share(sine: float) -> float:
+    """How much of the sky's colour is left at the sine of an elevation; MuJoCo's gradient."""
+    position = math.asin(sine) / (math.pi / 2)
+    share = 0.5 * (1.0 + math.sqrt(2.0) * position / math.sqrt(1.0 + position * position))
+    return min(max(share, 0.0), 1.0)
+
+
+def walker_cameras(
+    position: Float64[np.ndarray, "B 5"],
+) -> Float64[np.ndarray, "B 4 3"]:
+    """Place, ahead, right and up of the camera of walkers at x, y, height, heading, roll."""
+    cos, sin = np.cos(position[:, 3]), np.sin(position[:, 3])
+    zero, one = np.zeros_like(cos), np.ones_like(cos)
+    place = [position[:, 0] + AHEAD * cos, position[:, 1] + AHEAD * sin, HEIGHT + position[:, 2]]
+    ahead = [COS_PITCH * cos, COS_PITCH * sin, -SIN_PITCH * one]
+    up = [SIN_PITCH * cos, SIN_PITCH * sin, COS_PITCH * one]
+    return np.stack([np.stack(v, -1) for v in (place, ahead, [sin, -cos, zero], up)], axis=1)
+
+
+def top_cameras(num_envs: int) -> Float64[np.ndarray, "B 4 3"]:
+    """Place, ahead, right and up of cameras that look down."""
+    camera = np.array([[0.0, 0.0, TOP_HEIGHT], [0.0, 0.0, -1.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    return np.tile(camera, (num_envs, 1, 1))
+
+
+def tan_half_top_view(grid: int) -> float:
+    """Of the camera above a maze of `grid` cells on a side with the outer wall."""
+    return _TOP_PADDING * grid * CELL / 2 / TOP_HEIGHT

@@ -23,7 +23,13 @@ from jaxtyping import Float64, Int16, UInt8
 from numpy.typing import NDArray
 
 from mtxl_rl.envs.memory_maze.kernels import kernel
-from mtxl_rl.envs.memory_maze.spec import CELL, MAX_NUM_TARGETS, MazeSize
+from mtxl_rl.envs.memory_maze.spec import (
+    BALL_RADIUS,
+    CELL,
+    MAX_NUM_TARGETS,
+    TARGET_RADIUS,
+    MazeSize,
+)
 
 FREE = 255
 """In a grid of wall blocks or wall textures: no wall."""
@@ -32,8 +38,6 @@ WALL_TEXTURES = ("blue", "cerise", "green_bright", "green", "purple", "red_brigh
 _NUM_WALL_CHARACTERS = 10  # '0' .. '9'; the blocks of 3 x 3 use the first nine.
 _NUM_RAYS = 10
 _RAY_HEIGHT = 0.1
-_BALL_RADIUS = 0.2
-_TARGET_RADIUS = 0.6
 _NO_HIT = 1e30
 
 
@@ -292,9 +296,9 @@ class EpisodeStream:
         index = self._random.randint(len(maze.spawn_cells))
         spawns = cell_centers(maze.spawn_cells[index : index + 1], grid=self._size.grid)
         x, y = float(spawns[0, 0]), float(spawns[0, 1])
-        spheres = [(*target, self._target_height, _TARGET_RADIUS) for target in targets]
+        spheres = [(*target, self._target_height, TARGET_RADIUS) for target in targets]
         if self._original_quirks:
-            spheres.append((0.0, 0.0, _BALL_RADIUS, _BALL_RADIUS))
+            spheres.append((0.0, 0.0, BALL_RADIUS, BALL_RADIUS))
         angles = 2 * np.pi * np.arange(_NUM_RAYS) / _NUM_RAYS
         longest = int(np.argmax(ray_lengths(x, y, angles, maze.wall_block, np.array(spheres))))
         # The original's remap of the draw is tanh(arctanh(u)), which is u but for rounding.

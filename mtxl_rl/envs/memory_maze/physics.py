@@ -30,14 +30,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtxl_rl.envs.memory_maze.kernels import inlined, kernel
-from mtxl_rl.envs.memory_maze.spec import CELL, SUBSTEP_SECONDS
+from mtxl_rl.envs.memory_maze.spec import BALL_RADIUS, CELL, SUBSTEP_SECONDS, TARGET_RADIUS
 
 # The model, in kg, m, s. The camera's kilogram sits 0.15 m ahead of the ball.
 _MASS = 22.00001
 _CAMERA_MOMENT = 0.15
 _HEADING_INERTIA = 1.18533229
 _ROLL_INERTIA = 0.016
-_RADIUS = 0.2
 _GRAVITY = 9.81
 _HEADING_DAMPING, _ROLL_DAMPING = 20.0, 5.0
 _HEADING_GEAR, _ROLL_GEAR = 30.0, 50.0
@@ -101,7 +100,7 @@ def _floor_force(
         velocity: [5], in the walker's frame.
         forces: [5], free of contacts.
     """
-    arm = _RADIUS + 0.5 * distance
+    arm = BALL_RADIUS + 0.5 * distance
     spin = forces[4] / _ROLL_INERTIA
     turn = (forces[3] - _LEVER * forces[1]) / (_SQRT_HEADING * _SQRT_HEADING)
     left = forces[1] / _MASS - _LEVER * turn
@@ -176,21 +175,25 @@ def _friction_in_ball(
 ) -> tuple[float, float, float]:
     """The f that minimises sum_i (a_i f_i^2 / 2 + b_i f_i) within |f| <= radius.
 
-    f_i = -b_i / (a_i + multiplier), where the multiplier is zero, or the root of |f| = radius.
+    f_i = -b_i / (a_i + multiplier), where the multiplier is zero, or the root of |f|^2 = radius^2.
+    MuJoCo takes at most 20 steps of Newton's method from zero, and gives up, f = 0, on matrices
+    that are almost singular; both show in walks along walls.
     """
     multiplier = 0.0
     squared = 0.0
     f0 = f1 = f2 = 0.0
-    for _ in range(30):
-        i0, i1, i2 = 1.0 / (a0 + multiplier), 1.0 / (a1 + multiplier), 1.0 / (a2 + multiplier)
+    for _ in range(20):
+        d0, d1, d2 = a0 + multiplier, a1 + multiplier, a2 + multiplier
+        if d0 * d1 * d2 < 1e-10:
+            return 0.0, 0.0, 0.0
+        i0, i1, i2 = 1.0 / d0, 1.0 / d1, 1.0 / d2
         f0, f1, f2 = -b0 * i0, -b1 * i1, -b2 * i2
         squared = f0 * f0 + f1 * f1 + f2 * f2
         if squared - radius * radius < 1e-10:
             break
-        # Newton on 1 / |f|, which is almost linear in the multiplier.
         slope = f0 * f0 * i0 + f1 * f1 * i1 + f2 * f2 * i2
-        step = (math.sqrt(squared) / radius - 1.0) * squared / slope
-        if step < 1e-14 * multiplier:
+        step = 0.5 * (squared - radius * radius) / slope
+        if step < 1e-10:
             break
         multiplier += step
     if multiplier > 0.0:
@@ -237,18 +240,18 @@ def _set_contact(
         toward_forward: Direction from the ball to the wall in the walker's frame.
         toward_left: Likewise.
     """
-    arm = _RADIUS + 0.5 * distance
+    arm = BALL_RADIUS + 0.5 * distance
     if is_floor:
         _whiten_row(rows[0], 0.0, 0.0, 1.0, 0.0, 0.0)
         _whiten_row(rows[1], 1.0, 0.0, 0.0, 0.0, -arm)
         _whiten_row(rows[2], 0.0, 1.0, 0.0, 0.0, 0.0)
         _whiten_row(rows[3], 0.0, 0.0, 0.0, _TORSION, 0.0)
     else:
-        f, l = toward_forward, toward_left  # noqa: E741
-        _whiten_row(rows[0], -f, -l, 0.0, 0.0, 0.0)
-        _whiten_row(rows[1], -l, f, 0.0, arm, 0.0)
-        _whiten_row(rows[2], 0.0, 0.0, 1.0, 0.0, -f * arm)
-        _whiten_row(rows[3], 0.0, 0.0, 0.0, 0.0, _TORSION * l)
+        ahead, aside = toward_forward, toward_left
+        _whiten_row(rows[0], -ahead, -aside, 0.0, 0.0, 0.0)
+        _whiten_row(rows[1], -aside, ahead, 0.0, arm, 0.0)
+        _whiten_row(rows[2], 0.0, 0.0, 1.0, 0.0, -ahead * arm)
+        _whiten_row(rows[3], 0.0, 0.0, 0.0, 0.0, _TORSION * aside)
     # Rows 2 and 3 are turned until they are orthogonal; row 1 already is.
     mixed = _dot(rows[2], rows[3])
     if mixed != 0.0:
@@ -537,7 +540,7 @@ def _find_walls(
     n = box_of_cell.shape[0]
     gx, gy = x / CELL + 0.5 * n, 0.5 * n - y / CELL
     column, row = int(gx), int(gy)
-    reach = _RADIUS / CELL + 1e-3
+    reach = BALL_RADIUS / CELL + 1e-3
     fx, fy = gx - column, gy - row
     first_column, last_column = column - (fx < reach), column + (fx > 1.0 - reach)
     first_row, last_row = row - (fy < reach), row + (fy > 1.0 - reach)
@@ -556,9 +559,9 @@ def _find_walls(
         top, bottom = (0.5 * n - boxes[box, 0]) * CELL, (0.5 * n - boxes[box, 2]) * CELL
         dx, dy = min(max(x, left), right) - x, min(max(y, bottom), top) - y
         length = math.sqrt(dx * dx + dy * dy)
-        if length > _RADIUS or length < 1e-12:
+        if length > BALL_RADIUS or length < 1e-12:
             continue
-        walls[count, 0] = length - _RADIUS
+        walls[count, 0] = length - BALL_RADIUS
         walls[count, 1], walls[count, 2] = dx / length, dy / length
         count += 1
     return count
@@ -620,22 +623,22 @@ def _touches(
     """Whether the walker at (x, y), z above its resting height, touches the sphere at (tx, ty)."""
     dx, dy = tx - x, ty - y
     if target_height < 0.5:
-        dz = z + _RADIUS - target_height
-        return dx * dx + dy * dy + dz * dz <= (0.6 + _RADIUS) ** 2
+        dz = z + BALL_RADIUS - target_height
+        return dx * dx + dy * dy + dz * dz <= (TARGET_RADIUS + BALL_RADIUS) ** 2
     # A floating sphere is out of the ball's reach and meets the head: an upright cylinder of
     # radius 0.1 m with its top at 0.59 m, and ahead of it the face, a lying one.
     if dx * dx + dy * dy > 1.0:
         return False
     horizontal = max(math.sqrt(dx * dx + dy * dy) - 0.1, 0.0)
     above = target_height - (z + 0.59)
-    if horizontal * horizontal + above * above <= 0.36:
+    if horizontal * horizontal + above * above <= TARGET_RADIUS**2:
         return True
     cos, sin = math.cos(heading), math.sin(heading)
     forward, left = cos * dx + sin * dy - 0.1, -sin * dx + cos * dy
     ahead = max(abs(forward) - 0.035, 0.0)
     up = target_height - (z + 0.53)
     aside = max(math.sqrt(left * left + up * up) - 0.05, 0.0)
-    return ahead * ahead + aside * aside <= 0.36
+    return ahead * ahead + aside * aside <= TARGET_RADIUS**2
 
 
 @kernel
@@ -686,7 +689,7 @@ def move_walker(
             _wall_forces(num_walls, walls, position[2], local, forces, cos, sin, u, scratch)
         elif position[2] < 0.0:
             normal, forward, left, torque = _floor_force(position[2], local, forces)
-            arm = _RADIUS + 0.5 * position[2]
+            arm = BALL_RADIUS + 0.5 * position[2]
             forces[0] += forward
             forces[1] += left
             forces[2] += normal

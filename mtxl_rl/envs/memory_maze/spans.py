@@ -23,12 +23,13 @@ from mtxl_rl.envs.memory_maze.camera import (
     DIFFUSE,
     HEIGHT,
     SIN_PITCH,
+    SUBPIXELS,
     TAN_HALF_VIEW,
     ViewTables,
 )
 from mtxl_rl.envs.memory_maze.kernels import inlined, kernel
 from mtxl_rl.envs.memory_maze.layout import FREE
-from mtxl_rl.envs.memory_maze.spec import CELL
+from mtxl_rl.envs.memory_maze.spec import CELL, TARGET_RADIUS
 from mtxl_rl.envs.memory_maze.textures import (
     CORRIDOR_FLOOR,
     LOG2_SIDE,
@@ -45,7 +46,6 @@ _COS, _SIN = _F(COS_PITCH), _F(SIN_PITCH)
 _WIDEST = TAN_HALF_VIEW / (COS_PITCH - SIN_PITCH * TAN_HALF_VIEW) + 1e-3
 _RAYS_PER_PIXEL = 1.5
 _NEAREST = 1e-4  # a camera does not come closer to a face
-_SPHERE_RADIUS = 0.6
 # Texture coordinates are shifted by whole tiles to be positive: truncating is then rounding down.
 _TILES = _F(64.0)
 _FLOOR_LIGHT = (AMBIENT + DIFFUSE * SIN_PITCH) * 256
@@ -55,9 +55,7 @@ _BLOCK = 8  # columns that share a half octave
 _CHANNELS = np.uint64(0x000000FF00FF00FF)
 _ROUND = np.uint64(0x0000008000800080)
 _EIGHT = np.uint64(8)
-# The four places in a pixel where the original's renderer tests what covers it.
-_SUBPIXELS = np.array([[0.375, 0.125], [0.875, 0.375], [0.125, 0.625], [0.625, 0.875]], np.float32)
-_SUBPIXELS -= _HALF
+_SUBPIXELS = SUBPIXELS.astype(np.float32)
 
 # Columns of the table of faces.
 _LEFT, _PER_FORWARD, _PER_RIGHT, _ALONG, _ALONG_FORWARD, _ALONG_RIGHT, _LIGHT = range(7)
@@ -566,7 +564,7 @@ def _draw_sphere(
 ) -> None:
     """Draws a sphere whose centre is (dx, dy) on the grid and `up` from the camera."""
     side = image.shape[0]
-    radius = _F(_SPHERE_RADIUS / CELL)
+    radius = _F(TARGET_RADIUS / CELL)
     sphere = _Sphere(
         forward=dx * view.cos - dy * view.sin,
         right=dx * view.sin + dy * view.cos,

@@ -7,6 +7,8 @@ CELL = 2.0
 """Side of a cell in metres."""
 SUBSTEP_SECONDS = 0.005
 """The original's physics time step."""
+TARGET_RADIUS = 0.6
+BALL_RADIUS = 0.2
 MAX_NUM_TARGETS = 6
 TARGET_COLORS = (
     (170 / 220, 38 / 220, 30 / 220),  # red

@@ -13,7 +13,13 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from mtxl_rl.envs.checked import EnvState, Observations, reset_mask
-from mtxl_rl.envs.memory_maze.camera import view_tables
+from mtxl_rl.envs.memory_maze.camera import (
+    TAN_HALF_VIEW,
+    tan_half_top_view,
+    top_cameras,
+    view_tables,
+    walker_cameras,
+)
 from mtxl_rl.envs.memory_maze.kernels import announcing_compilation, kernel
 from mtxl_rl.envs.memory_maze.layout import FREE, Episode, EpisodeStream
 from mtxl_rl.envs.memory_maze.observe import (
@@ -27,13 +33,15 @@ from mtxl_rl.envs.memory_maze.observe import (
     maze_layouts,
 )
 from mtxl_rl.envs.memory_maze.physics import SCRATCH_ROWS, move_walker
+from mtxl_rl.envs.memory_maze.raycast import draw_scenes
 from mtxl_rl.envs.memory_maze.spans import draw_views
-from mtxl_rl.envs.memory_maze.spec import ACTIONS, TARGET_COLORS, MemoryMazeConfig
+from mtxl_rl.envs.memory_maze.spec import ACTIONS, TARGET_COLORS, TARGET_RADIUS, MemoryMazeConfig
 from mtxl_rl.envs.memory_maze.textures import load_atlas
 from mtxl_rl.envs.memory_maze.threads import Threads
 
 _CONTROLS = np.array(ACTIONS)
 _COLORS = np.array(TARGET_COLORS)
+_EAR_DISTANCE, _EAR_HEIGHT, _EAR_RADIUS, _EAR_LIGHT = 0.22, 0.6, 0.26, 0.7 * 255
 _MAX_SEED = 2**32 - 1
 # Next mazes are made a few at each step, so that environments in step do not all stop for them.
 _STEPS_TO_PREPARE_ALL = 64
@@ -142,10 +150,9 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         """Compiles everything by a step of the first environment, of which nothing is left."""
         self._wall_texture[0] = 0
         self._wall_texture[0, 1:-1, 1:-1] = FREE
-        self._targets[0] = 100.0
         self._move(np.zeros((self.num_envs, 2)), first=0, last=1)
         self._observe()
-        for array in (self._position, self._velocity, self._targets, self._wall_texture):
+        for array in (self._position, self._velocity, self._wall_texture):
             array[:1] = 0
 
     def reset(
@@ -379,22 +386,63 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
             self._draw_paths_and_maps()
 
     def _draw(self, first: int, last: int, images: NDArray[np.uint8]) -> None:
-        draw_views(
+        config = self.config
+        if config.top_camera or config.good_visibility:
+            self._cast(first, last, images)
+        else:
+            draw_views(
+                first,
+                last,
+                self._position,
+                self._wall_texture,
+                self._is_room,
+                config.wall_height,
+                self._targets,
+                self._target_rgb,
+                config.target_height,
+                self._atlas,
+                self._tables,
+                images,
+            )
+        width = border_width(config.camera_resolution)
+        draw_borders(first, last, width, self._target_rgb, self._current, images)
+
+    def _cast(self, first: int, last: int, images: NDArray[np.uint8]) -> None:
+        """Draws the views that see over walls."""
+        config = self.config
+        heights = np.full((*self._targets.shape[:2], 1), config.target_height)
+        radii = np.full_like(heights, TARGET_RADIUS)
+        spheres = np.concatenate([self._targets, heights, radii, self._target_rgb], axis=2)
+        if config.top_camera:
+            cameras = top_cameras(self.num_envs)
+            tan_half_view = tan_half_top_view(config.maze_size.grid)
+            spheres = np.concatenate([spheres, self._ears()], axis=1)
+        else:
+            cameras, tan_half_view = walker_cameras(self._position), TAN_HALF_VIEW
+        draw_scenes(
             first,
             last,
-            self._position,
+            cameras,
+            tan_half_view,
             self._wall_texture,
             self._is_room,
-            self.config.wall_height,
-            self._targets,
-            self._target_rgb,
-            self.config.target_height,
+            config.wall_height,
+            spheres,
             self._atlas,
-            self._tables,
             images,
         )
-        width = border_width(self.config.camera_resolution)
-        draw_borders(first, last, width, self._target_rgb, self._current, images)
+
+    def _ears(self) -> NDArray[np.float64]:
+        """The spheres [B, 2, 7] by which the walker is seen from above; the right one is red."""
+        x, y, height, heading, _ = self._position.T
+        ears = np.zeros((self.num_envs, 2, 7))
+        for k, side in enumerate((_EAR_DISTANCE, -_EAR_DISTANCE)):
+            ears[:, k, 0] = x + side * np.sin(heading)
+            ears[:, k, 1] = y - side * np.cos(heading)
+            ears[:, k, 2] = height + _EAR_HEIGHT
+        ears[:, :, 3] = _EAR_RADIUS
+        ears[:, 0, 4] = ears[:, 1, 6] = _EAR_LIGHT
+        return ears
 
     def _layouts(self) -> NDArray[np.uint8]:
         layouts = maze_layouts(self._wall_texture)
