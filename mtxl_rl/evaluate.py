@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
@@ -20,8 +19,8 @@ from mtxl_rl.build import build_policy
 from mtxl_rl.cli import one_sentence_errors
 from mtxl_rl.collect import Actor, observation_shapes
 from mtxl_rl.config import TrainConfig, choices, load_config, run_folder
-from mtxl_rl.encoders import channels_last, is_image
 from mtxl_rl.envs.registry import make_vector_env, stream_seed
+from mtxl_rl.film import Film
 from mtxl_rl.policy import Policy
 from mtxl_rl.report import write_report
 from mtxl_rl.suite import Suite, SuiteConfig, run_suite
@@ -53,9 +52,11 @@ class EvaluateConfig:
     output: str = ""
     """Write every episode to this JSON file too."""
     video: str = ""
-    """Write what the agent sees in the first environment to this .mp4 or .gif file."""
-    video_steps: int = 500
-    """Longest video, in steps."""
+    """Write what the first environment's agent sees, and its memory does, to this .mp4 or .gif."""
+    timeline: str = ""
+    """Draw what its memory does over time to this .png or .svg file."""
+    film_steps: int = 500
+    """Most steps of the video and of the timeline."""
 
     def __post_init__(self) -> None:
         """Check names and ranges."""
@@ -70,8 +71,10 @@ class EvaluateConfig:
         for name in self.memory.split(","):
             if name not in MEMORIES:
                 raise ValueError(f"memory={name} is unknown; choose from {', '.join(MEMORIES)}")
-        if self.video and Path(self.video).suffix not in (".mp4", ".gif"):
-            raise ValueError(f"video={self.video} must end in .mp4 or .gif")
+        for name, suffixes in (("video", (".mp4", ".gif")), ("timeline", (".png", ".svg"))):
+            given = getattr(self, name)
+            if given and Path(given).suffix not in suffixes:
+                raise ValueError(f"{name}={given} must end in {' or '.join(suffixes)}")
 
 
 def evaluate(
@@ -81,8 +84,7 @@ def evaluate(
     episodes: int,
     memory: str,
     generator: torch.Generator | None,
-    frames: list[NDArray[np.uint8]] | None = None,
-    max_frames: int = 0,
+    film: Film | None = None,
 ) -> list[dict[str, float]]:
     """The episodes' return, length and, where the environment tells, success.
 
@@ -96,8 +98,8 @@ def evaluate(
     counted: list[dict[str, float]] = []
     while ended.min() < per_env:
         inputs = actor.inputs()
-        if frames is not None and len(frames) < max_frames:
-            frames.append(inputs.observation["obs"][0].cpu().numpy())
+        if film is not None:
+            film.add(inputs)
         _tamper(acting, memory)
         outputs = policy.act(inputs, acting)
         action = policy.action_head.sample(outputs.action_parameters, generator)
@@ -183,26 +185,24 @@ def _one(
     seed = stream_seed(config.seed, _EVALUATION)
     env = make_vector_env(train.env, num_envs=config.num_envs, seed=seed)
     try:
-        space = env.single_observation_space
-        film = film and bool(config.video)
-        if film and not is_image(space):
-            raise ValueError(f"video= needs image observations; this environment shows {space}")
         policy = build_policy(train, env).to(device)
         _load_weights(policy, state, where=config.checkpoint)
         generator = None if config.greedy else torch.Generator(device).manual_seed(config.seed)
-        frames: list[NDArray[np.uint8]] | None = [] if film else None
+        camera = None
+        if film and (config.video or config.timeline):
+            camera = Film(policy, env.single_observation_space, max_steps=config.film_steps)
         episodes = evaluate(
             policy,
             env,
             episodes=config.episodes,
             memory=memory,
             generator=generator,
-            frames=frames,
-            max_frames=config.video_steps,
+            film=camera,
         )
-        if frames:
-            assert space.shape is not None
-            write_video(Path(config.video), frames, hwc=channels_last(space.shape))
+        if camera is not None and config.video:
+            camera.write_video(Path(config.video))
+        if camera is not None and config.timeline:
+            camera.write_timeline(Path(config.timeline))
         return episodes
     finally:
         env.close()
@@ -216,22 +216,6 @@ def _load_weights(policy: Policy, state: dict[str, Any], *, where: str) -> None:
             f"{where} does not fit the policy that its config.yaml describes "
             "(another version of mtxl_rl, or an edited config); train it again"
         ) from error
-
-
-def write_video(path: Path, frames: Sequence[NDArray[np.uint8]], *, hwc: bool) -> None:
-    """Write frames, enlarged to at least 256 pixels, at 10 per second."""
-    try:
-        import imageio.v2 as imageio
-    except ImportError as error:
-        raise ImportError("video= needs imageio: pip install 'mtxl_rl[video]'") from error
-    images = [frame if hwc else frame.transpose(1, 2, 0) for frame in frames]
-    factor = max(1, 256 // max(images[0].shape[:2]))
-    images = [image.repeat(factor, axis=0).repeat(factor, axis=1) for image in images]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".gif":
-        imageio.mimsave(path, images, duration=100, loop=0)
-    else:
-        imageio.mimsave(path, images, fps=10, macro_block_size=None)
 
 
 def _print(results: dict[str, list[dict[str, float]]], train: TrainConfig) -> None:

@@ -14,6 +14,8 @@ from mtxl_rl.heads import ValueHead, build_head
 from mtxl_rl.torso import (
     ActingMemory,
     MemoryState,
+    MemoryTransformer,
+    Record,
     Torso,
     TorsoConfig,
     build_torso,
@@ -117,6 +119,21 @@ class Policy(nn.Module):
         with self._autocast():
             features, state = self.torso(self._encode(inputs), state, inputs.is_first)
             return self._say(features, inputs), state
+
+    def inspect(self, inputs: PolicyInputs, state: MemoryState) -> list[Record]:
+        """What happens in each layer at T steps; see `MemoryTransformer.inspect`.
+
+        Raises:
+            ValueError: the torso is a baseline, which tells nothing.
+        """
+        if not isinstance(self.torso, MemoryTransformer):
+            raise ValueError(
+                f"torso.kind={self.torso.config.kind} tells nothing of its memory; only "
+                "torso.kind=transformer does"
+            )
+        with torch.no_grad(), self._autocast():
+            found = self.torso.inspect(self._encode(inputs), state, inputs.is_first)
+        return found.records
 
     def begin(self, state: MemoryState, *, timeline: Tensor | None = None) -> ActingMemory:
         """Prepare to act from `state`; see `MemoryTransformer.begin`."""

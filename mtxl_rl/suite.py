@@ -29,6 +29,7 @@ from rich.table import Table
 
 from mtxl_rl import checkpoint
 from mtxl_rl.config import choices, compose_config
+from mtxl_rl.torso import count_parameters
 
 console = Console()
 
@@ -98,6 +99,8 @@ class Suite:
     folder: Path
     total_steps: dict[str, int] = field(default_factory=dict)
     """Steps of each task's runs."""
+    parameters: dict[str, int] = field(default_factory=dict)
+    """Weights of each task's torsos: those of the default torso, which the others come nearest."""
 
     @classmethod
     def load(cls, config: SuiteConfig) -> "Suite":
@@ -125,7 +128,9 @@ class Suite:
             folder=Path(config.folder or Path("results") / path.stem),
         )
         for name, task in suite.tasks.items():
-            suite.total_steps[name] = compose_config(task.options).total_steps
+            one = compose_config(task.options)
+            suite.total_steps[name] = one.total_steps
+            suite.parameters[name] = count_parameters(one.torso)
         return suite
 
     def runs(self) -> list["SuiteRun"]:
@@ -187,7 +192,13 @@ class SuiteRun:
         if (self.folder / "config.yaml").exists():
             shutil.rmtree(self.folder)  # Killed before its first checkpoint: nothing to go on from.
         options = self.suite.tasks[self.task].options
-        return [*options, f"torso={self.torso}", f"seed={self.seed}", f"run_dir={self.folder}"]
+        return [
+            *options,
+            f"torso={self.torso}",
+            f"torso.num_parameters={self.suite.parameters[self.task]}",
+            f"seed={self.seed}",
+            f"run_dir={self.folder}",
+        ]
 
 
 Processes = dict[SuiteRun, "subprocess.Popen[bytes]"]

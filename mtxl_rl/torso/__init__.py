@@ -3,12 +3,14 @@
 from mtxl_rl.torso.build import Torso, build_torso, count_parameters, match_parameters
 from mtxl_rl.torso.config import TorsoConfig
 from mtxl_rl.torso.memory_transformer import MemoryTransformer, valid_window
+from mtxl_rl.torso.record import Record
 from mtxl_rl.torso.state import ActingMemory, MemoryState
 
 __all__ = [
     "ActingMemory",
     "MemoryState",
     "MemoryTransformer",
+    "Record",
     "Torso",
     "TorsoConfig",
     "build_torso",
