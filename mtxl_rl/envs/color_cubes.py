@@ -17,10 +17,11 @@ from mtxl_rl.envs.vector_task import (
     check_at_least,
     check_choice,
 )
+from mtxl_rl.envs.walker import step_table
 
 LEVELS = ("trivial", "medium", "extreme")
 TAKE = 4
-_MOVES = np.array([[-1, 0], [0, 1], [1, 0], [0, -1], [0, 0]])
+_MOVES = ((-1, 0), (0, 1), (1, 0), (0, -1), (0, 0))
 """Rows and columns of up, right, down, left, take."""
 _TELEPORT_PROBABILITY = 0.1
 _HIDDEN, _POSITIONS, _ALL = 0, 1, 2
@@ -100,6 +101,8 @@ class ColorCubes(VectorTask):
         )
         self.hides_colours = config.level == "extreme"
         self.max_steps = config.describe().horizon
+        self._length = length
+        self._after = step_table(_MOVES, size=self.size)
         self.agent = np.zeros(num_envs, dtype=np.int64)
         """Its cell: row * size + column."""
         self.cubes = np.zeros((num_envs, self.num_cubes), dtype=np.int64)
@@ -111,9 +114,9 @@ class ColorCubes(VectorTask):
         self.num_taken = np.zeros(num_envs, dtype=np.int64)
 
     def _start(self, rows: Rows) -> None:
-        cells = self.streams.permutations(rows, self.num_cells)
+        cells = self.streams.distinct(rows, self.num_cells, 1 + self.num_cubes)
         self.agent[rows] = cells[:, 0]
-        self.cubes[rows] = cells[:, 1 : 1 + self.num_cubes]
+        self.cubes[rows] = cells[:, 1:]
         self.target[rows] = self.streams.integers(rows, self.num_cubes, 1)[:, 0]
         self.shown[rows] = _ALL
         self.num_taken[rows] = 0
@@ -123,36 +126,26 @@ class ColorCubes(VectorTask):
         is_right = takes & (self.agent == self.cubes[self.all_rows, self.target])
         self.num_taken += is_right
         is_done = is_right & (self.num_taken == self.num_cubes)
-        row, column = np.divmod(self.agent, self.size)
-        moved = np.clip(np.stack([row, column], axis=1) + _MOVES[actions], 0, self.size - 1)
-        self.agent = np.where(live, moved[:, 0] * self.size + moved[:, 1], self.agent)
+        self.agent = np.where(live, self._after[self.agent, actions], self.agent)
         self.shown[:] = _HIDDEN
         if self.num_cubes > 1:
-            self._next_phase(np.flatnonzero(is_right & ~is_done))
-            self._disturb(np.flatnonzero(live & ~takes))
+            self._move_cubes(np.flatnonzero(live & ~is_done & (is_right | ~takes)), is_right)
         rewards = np.where(takes, np.where(is_right, 1, -1), 0)
         terminated = is_done | (takes & ~is_right)
         out_of_time = ~terminated & (self.step_index + 1 >= self.max_steps)
         return Outcome(rewards, terminated, out_of_time, is_done)
 
-    def _next_phase(self, rows: Rows) -> None:
-        """The taken cube goes elsewhere, and a colour is asked for."""
-        if rows.size:
-            draws = self.streams.uniform(rows, 2)
-            self._teleport(rows, self.target[rows], draws[:, 0])
-            self.target[rows] = np.floor(draws[:, 1] * self.num_cubes)
-            self.shown[rows] = _ALL
-
-    def _disturb(self, rows: Rows) -> None:
-        """Now and then a cube that is not wanted goes elsewhere."""
+    def _move_cubes(self, rows: Rows, is_right: Flags) -> None:
+        """A cube that was taken goes elsewhere, and now and then one that is not wanted."""
         draws = self.streams.uniform(rows, 3)
-        hit = draws[:, 0] < _TELEPORT_PROBABILITY
-        rows, draws = rows[hit], draws[hit]
-        if rows.size:
-            after_target = 1 + np.floor(draws[:, 1] * (self.num_cubes - 1)).astype(np.int64)
-            other = (self.target[rows] + after_target) % self.num_cubes
-            self._teleport(rows, other, draws[:, 2])
-            self.shown[rows] = _POSITIONS if self.hides_colours else _ALL
+        moves = is_right[rows] | (draws[:, 0] < _TELEPORT_PROBABILITY)
+        rows, draws = rows[moves], draws[moves]
+        was_taken, target = is_right[rows], self.target[rows]
+        after_target = 1 + np.floor(draws[:, 1] * (self.num_cubes - 1)).astype(np.int64)
+        other = (target + after_target) % self.num_cubes
+        self._teleport(rows, np.where(was_taken, target, other), draws[:, 2])
+        self.target[rows] = np.where(was_taken, np.floor(draws[:, 0] * self.num_cubes), target)
+        self.shown[rows] = np.where(was_taken | ~np.bool_(self.hides_colours), _ALL, _POSITIONS)
 
     def _teleport(self, rows: Rows, colour: NDArray[Any], draws: NDArray[Any]) -> None:
         """Put a cube on a cell that holds neither a cube nor the agent, each equally likely."""
@@ -164,9 +157,7 @@ class ColorCubes(VectorTask):
         self.cubes[rows, colour] = (is_free.cumsum(axis=1) > chosen[:, None]).argmax(axis=1)
 
     def _observe(self) -> NDArray[np.float32]:
-        shape = self.single_observation_space.shape
-        assert shape is not None
-        observations = np.zeros((self.num_envs, *shape), dtype=np.float32)
+        observations = np.zeros((self.num_envs, self._length), dtype=np.float32)
         observations[self.all_rows, self.agent] = 1
         observations[self.all_rows, self.num_cells + self.target] = 1
         first_cell = self.num_cells + self.num_cubes

@@ -17,15 +17,29 @@ from mtxl_rl.envs.vector_task import (
     check_at_least,
     check_choice,
 )
-from mtxl_rl.envs.walker import COMMANDS, NUM_HEADINGS, SIDE, stamp, stamp_agents, walk
+from mtxl_rl.envs.walker import (
+    COMMANDS,
+    NUM_HEADINGS,
+    SIDE,
+    Floor,
+    stamp,
+    stamp_agents,
+    step_table,
+)
 
 VIEWS = ("symbolic", "image")
 ARENA = 5
-COMMAND_STEPS = np.array([[1, 0], [0, 1], [-1, 0], [0, -1], [0, 0]])
+NUM_TILES = ARENA**2
+COMMAND_STEPS = ((1, 0), (0, 1), (-1, 0), (0, -1), (0, 0))
 """Columns and rows of right, down, left, up and stay."""
+STAY = 4
 _NO_SIGN = len(COMMAND_STEPS)
-_TILE = 14
-_MARGIN = (SIDE - ARENA * _TILE) // 2
+_AFTER = step_table(COMMAND_STEPS, size=ARENA)
+_IS_LEGAL = (np.arange(NUM_TILES)[:, None] != _AFTER) | (np.arange(len(COMMAND_STEPS)) == STAY)
+_NUM_LEGAL = _IS_LEGAL.sum(axis=1)
+_LEGAL = np.argsort(~_IS_LEGAL, axis=1, kind="stable")
+"""The commands that stay on the arena, by tile, before those that do not."""
+_TILE_PIXELS = 14
 
 
 @dataclass(kw_only=True, slots=True)
@@ -96,13 +110,13 @@ class MortarMayhem(VectorTask):
     there is 1 even if the last command fails.
     """
 
-    state_names = ("cell", "heading", "commands", "targets", "sign", "safe_tile")
+    state_names = ("tile", "heading", "commands", "targets", "sign", "safe_tile")
 
     def __init__(
         self, config: MortarMayhemConfig, *, num_envs: int, seed: int | Sequence[int] = 0
     ) -> None:
         self.is_image = config.view == "image"
-        length = 2 * ARENA**2 + NUM_HEADINGS + len(COMMAND_STEPS)
+        length = 2 * NUM_TILES + NUM_HEADINGS + len(COMMAND_STEPS)
         super().__init__(
             config,
             num_envs=num_envs,
@@ -116,11 +130,12 @@ class MortarMayhem(VectorTask):
         self.explosion_delay = config.explosion_delay
         self.explosion_duration = config.explosion_duration
         self._signs = _sign_schedule(config)
-        self.cell = np.zeros((num_envs, 2), dtype=np.int64)
-        """Column and row."""
+        self._floor = Floor(ARENA)
+        self.tile = np.zeros(num_envs, dtype=np.int64)
+        """The agent's: column * 5 + row."""
         self.heading = np.zeros(num_envs, dtype=np.int64)
         self.commands = np.zeros((num_envs, self.num_commands), dtype=np.int64)
-        self.targets = np.zeros((num_envs, self.num_commands, 2), dtype=np.int64)
+        self.targets = np.zeros((num_envs, self.num_commands), dtype=np.int64)
         """The right tile of each command."""
         self.sign = np.full(num_envs, _NO_SIGN)
         """The command on show, or 5."""
@@ -129,33 +144,29 @@ class MortarMayhem(VectorTask):
 
     def _start(self, rows: Rows) -> None:
         draws = self.streams.uniform(rows, 1 + self.num_commands)
-        tile = np.floor(draws[:, 0] * ARENA**2).astype(np.int64)
-        cell = np.stack(np.divmod(tile, ARENA), axis=1)
-        self.cell[rows] = cell
+        tile = np.floor(draws[:, 0] * NUM_TILES).astype(np.int64)
+        self.tile[rows] = tile
         self.heading[rows] = 0
         for index in range(self.num_commands):
-            stays_inside = ((cell[:, None] + COMMAND_STEPS) // ARENA == 0).all(axis=2)
-            chosen = np.floor(draws[:, 1 + index] * stays_inside.sum(axis=1))
-            command = (stays_inside.cumsum(axis=1) > chosen[:, None]).argmax(axis=1)
-            cell = cell + COMMAND_STEPS[command]
+            choice = np.floor(draws[:, 1 + index] * _NUM_LEGAL[tile]).astype(np.int64)
+            command = _LEGAL[tile, choice]
+            tile = _AFTER[tile, command]
             self.commands[rows, index] = command
-            self.targets[rows, index] = cell
+            self.targets[rows, index] = tile
         self.sign[rows] = self.commands[rows, 0]
         self.safe_tile[rows] = -1
 
     def _advance(self, actions: NDArray[Any], live: Flags) -> Outcome:
         is_showing = self.step_index < self.num_show_steps
-        moved, turned = walk(self.cell, self.heading, actions, size=ARENA)
-        may_move = live & ~is_showing
-        self.cell = np.where(may_move[:, None], moved, self.cell)
-        self.heading = np.where(may_move, turned, self.heading)
+        obeyed = np.where(live & ~is_showing, actions, 0)
+        self.tile, self.heading = self._floor.walk(self.tile, self.heading, obeyed)
         # Steps since the first explosion, which is step 0 of the first period.
         since = self.step_index - self.num_show_steps - self.explosion_delay
         index, phase = np.divmod(since, self.explosion_delay + self.explosion_duration)
-        index = np.clip(index, 0, self.num_commands - 1)
+        index = np.minimum(np.maximum(index, 0), self.num_commands - 1)
         is_deadly = (since >= 0) & (phase < self.explosion_duration)
         target = self.targets[self.all_rows, index]
-        is_right = (self.cell == target).all(axis=1)
+        is_right = self.tile == target
         passes = is_deadly & (phase == 0) & is_right
         is_done = passes & (index == self.num_commands - 1)
         self._show(is_deadly, target)
@@ -167,29 +178,26 @@ class MortarMayhem(VectorTask):
         which = self._signs[next_step]
         sign = self.commands[self.all_rows, which]
         self.sign = np.where(which < 0, _NO_SIGN, sign)
-        self.safe_tile = np.where(is_deadly, target[:, 0] * ARENA + target[:, 1], -1)
+        self.safe_tile = np.where(is_deadly, target, -1)
 
     def _observe(self) -> NDArray[Any]:
         return self._picture() if self.is_image else self._vector()
 
     def _vector(self) -> NDArray[np.float32]:
-        tiles = ARENA**2
-        # One entry more for no sign, and one for no safe tile; they are cut off.
-        length = tiles + NUM_HEADINGS + len(COMMAND_STEPS) + tiles
-        observations = np.zeros((self.num_envs, length), dtype=np.float32)
-        rows = self.all_rows
-        observations[rows, self.cell[:, 0] * ARENA + self.cell[:, 1]] = 1
-        observations[rows, tiles + self.heading] = 1
-        first_sign = tiles + NUM_HEADINGS
+        first_sign = NUM_TILES + NUM_HEADINGS
+        first_safe = first_sign + len(COMMAND_STEPS)
+        observations = np.zeros((self.num_envs, first_safe + NUM_TILES), dtype=np.float32)
+        observations[self.all_rows, self.tile] = 1
+        observations[self.all_rows, NUM_TILES + self.heading] = 1
         shows = np.flatnonzero(self.sign != _NO_SIGN)
         observations[shows, first_sign + self.sign[shows]] = 1
         deadly = np.flatnonzero(self.safe_tile >= 0)
-        observations[deadly, first_sign + len(COMMAND_STEPS) + self.safe_tile[deadly]] = 1
+        observations[deadly, first_safe + self.safe_tile[deadly]] = 1
         return observations
 
     def _picture(self) -> NDArray[np.uint8]:
         images = _ARENAS[self.safe_tile + 1]
-        centres = _MARGIN + _TILE // 2 + _TILE * self.cell
+        centres = self._floor.centres(self.tile, pixels=_TILE_PIXELS)
         stamp_agents(images, centres=centres, heading=self.heading)
         for which, sprite in enumerate(COMMANDS):
             rows = np.flatnonzero(self.sign == which)
@@ -207,15 +215,15 @@ def _sign_schedule(config: MortarMayhemConfig) -> NDArray[np.int64]:
 
 def _arenas() -> NDArray[np.uint8]:
     """The arena's picture where all is safe, and then for each safe tile."""
-    tiles = np.zeros((2, _TILE, _TILE, 3), dtype=np.uint8)
+    side = _TILE_PIXELS
+    tiles = np.zeros((2, side, side, 3), dtype=np.uint8)
     tiles[0], tiles[1] = (29, 60, 107), (112, 24, 36)
     tiles[0, 1:-1, 1:-1], tiles[1, 1:-1, 1:-1] = (21, 43, 77), (81, 18, 26)
-    images = np.zeros((1 + ARENA**2, SIDE, SIDE, 3), dtype=np.uint8)
+    images = np.zeros((1 + NUM_TILES, SIDE, SIDE, 3), dtype=np.uint8)
     for safe, image in enumerate(images, start=-1):
-        for tile in range(ARENA**2):
-            left, top = _MARGIN + _TILE * np.array(divmod(tile, ARENA))
-            is_deadly = int(safe not in (-1, tile))
-            image[top : top + _TILE, left : left + _TILE] = tiles[is_deadly]
+        for tile in range(NUM_TILES):
+            left, top = (SIDE - ARENA * side) // 2 + side * np.array(divmod(tile, ARENA))
+            image[top : top + side, left : left + side] = tiles[int(safe not in (-1, tile))]
     return images
 
 

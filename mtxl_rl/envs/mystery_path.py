@@ -26,7 +26,7 @@ from mtxl_rl.envs.vector_task import (
     check_at_least,
     check_choice,
 )
-from mtxl_rl.envs.walker import CROSS, NUM_HEADINGS, SIDE, stamp, stamp_agents, walk
+from mtxl_rl.envs.walker import CROSS, NUM_HEADINGS, SIDE, Floor, stamp, stamp_agents
 
 _CELL_PIXELS = SIDE // SIZE
 
@@ -89,13 +89,14 @@ class MysteryPath(VectorTask):
             num_actions=4,
         )
         self.max_steps = config.max_steps
-        self.cell = np.zeros((num_envs, 2), dtype=np.int64)
-        """Column and row."""
+        self._floor = Floor(SIZE)
+        self.cell = np.zeros(num_envs, dtype=np.int64)
+        """The agent's: column * 7 + row."""
         self.heading = np.zeros(num_envs, dtype=np.int64)
-        self.start = np.zeros((num_envs, 2), dtype=np.int64)
-        self.end = np.zeros((num_envs, 2), dtype=np.int64)
+        self.start = np.zeros(num_envs, dtype=np.int64)
+        self.end = np.zeros(num_envs, dtype=np.int64)
         self.is_path = np.zeros((num_envs, NUM_CELLS), dtype=np.bool_)
-        """The path's cells, each column * 7 + row."""
+        """The path's cells."""
         self.has_fallen = np.zeros(num_envs, dtype=np.bool_)
         """Where the agent is off the path, and goes back to the start next."""
 
@@ -105,9 +106,8 @@ class MysteryPath(VectorTask):
         first, last = np.floor(draws[:, 1:].T * SIZE).astype(np.int64)
         # Sides 0 and 1 lead across columns, 2 and 3 across rows; 1 and 3 lead backwards.
         near, far = np.where(side % 2 == 0, 0, SIZE - 1), np.where(side % 2 == 0, SIZE - 1, 0)
-        across = (side < 2)[:, None]
-        self.start[rows] = np.where(across, np.stack([near, first], 1), np.stack([first, near], 1))
-        self.end[rows] = np.where(across, np.stack([far, last], 1), np.stack([last, far], 1))
+        self.start[rows] = np.where(side < 2, near * SIZE + first, first * SIZE + near)
+        self.end[rows] = np.where(side < 2, far * SIZE + last, last * SIZE + far)
         self._lay_paths(rows)
         self.cell[rows] = self.start[rows]
         self.heading[rows] = 0
@@ -115,9 +115,7 @@ class MysteryPath(VectorTask):
 
     def _lay_paths(self, rows: Rows) -> None:
         while rows.size:  # walls can leave no way: then others are drawn
-            start, end = (
-                point[rows, 0] * SIZE + point[rows, 1] for point in (self.start, self.end)
-            )
+            start, end = self.start[rows], self.end[rows]
             draws = self.streams.uniform(rows, NUM_WALL_DRAWS + NUM_SEARCH_DRAWS)
             is_wall = draw_walls(draws[:, :NUM_WALL_DRAWS], start=start, end=end)
             for index, row in enumerate(rows):
@@ -131,10 +129,10 @@ class MysteryPath(VectorTask):
 
     def _advance(self, actions: NDArray[Any], live: Flags) -> Outcome:
         actions = np.where(live & ~self.has_fallen, actions, 0)
-        cell, self.heading = walk(self.cell, self.heading, actions, size=SIZE)
-        self.cell = np.where(self.has_fallen[:, None], self.start, cell)
-        is_done = (self.cell == self.end).all(axis=1)
-        self.has_fallen = ~self.is_path[self.all_rows, self._cell_index()]
+        cell, self.heading = self._floor.walk(self.cell, self.heading, actions)
+        self.cell = np.where(self.has_fallen, self.start, cell)
+        is_done = self.cell == self.end
+        self.has_fallen = ~self.is_path[self.all_rows, self.cell]
         out_of_time = ~is_done & (self.step_index + 1 >= self.max_steps)
         return Outcome(is_done, is_done, out_of_time, is_done)
 
@@ -143,18 +141,15 @@ class MysteryPath(VectorTask):
 
     def _vector(self) -> NDArray[np.float32]:
         observations = np.zeros((self.num_envs, NUM_CELLS + NUM_HEADINGS + 1), dtype=np.float32)
-        observations[self.all_rows, self._cell_index()] = 1
+        observations[self.all_rows, self.cell] = 1
         observations[self.all_rows, NUM_CELLS + self.heading] = 1
         observations[:, -1] = self.has_fallen
         return observations
 
     def _picture(self) -> NDArray[np.uint8]:
         images = np.zeros((self.num_envs, SIDE, SIDE, 3), dtype=np.uint8)
-        centres = _CELL_PIXELS // 2 + _CELL_PIXELS * self.cell
+        centres = self._floor.centres(self.cell, pixels=_CELL_PIXELS)
         stamp_agents(images, centres=centres, heading=self.heading)
         fallen = np.flatnonzero(self.has_fallen)
         stamp(images, fallen, centres=centres[fallen], sprite=CROSS)
         return images
-
-    def _cell_index(self) -> NDArray[np.int64]:
-        return self.cell[:, 0] * SIZE + self.cell[:, 1]

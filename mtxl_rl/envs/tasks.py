@@ -16,6 +16,7 @@ from mtxl_rl.envs.cards import (
 from mtxl_rl.envs.color_cubes import LEVELS, ColorCubes, ColorCubesConfig
 from mtxl_rl.envs.concentration import Concentration, ConcentrationConfig
 from mtxl_rl.envs.endless_tmaze import EndlessTMaze, EndlessTMazeConfig
+from mtxl_rl.envs.grid_memory_maze import SIZES, GridMemoryMaze, GridMemoryMazeConfig
 from mtxl_rl.envs.memory_chain import MemoryChain, MemoryChainConfig
 from mtxl_rl.envs.mortar_mayhem import VIEWS, MortarMayhem, MortarMayhemConfig
 from mtxl_rl.envs.mystery_path import MysteryPath, MysteryPathConfig
@@ -53,4 +54,7 @@ TASKS: dict[str, Task] = {
     "ColorCubes": Task(ColorCubesConfig, ColorCubes, tuple({"level": level} for level in LEVELS)),
     "MortarMayhem": Task(MortarMayhemConfig, MortarMayhem, tuple({"view": view} for view in VIEWS)),
     "MysteryPath": Task(MysteryPathConfig, MysteryPath, tuple({"view": view} for view in VIEWS)),
+    "GridMemoryMaze": Task(
+        GridMemoryMazeConfig, GridMemoryMaze, tuple({"size": size} for size in SIZES)
+    ),
 }

@@ -5,6 +5,7 @@ https://openreview.net/forum?id=jHc8dCx6DDr, and its grid controller (memory-gym
 are drawn here in NumPy from the same shapes and colours; edges of discs and lines differ by pixels.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,17 +19,45 @@ LEFT, RIGHT, FORWARD = 1, 2, 3
 """Actions; 0 does nothing."""
 NUM_HEADINGS = 4
 """North, west, south, east: a turn to the left adds one."""
-HEADING_STEPS = np.array([[0, -1], [-1, 0], [0, 1], [1, 0]])
+_HEADING_STEPS = ((0, -1), (-1, 0), (0, 1), (1, 0))
 """Columns and rows of a step forward, by heading."""
 
 
-def walk(
-    cell: NDArray[np.int64], heading: NDArray[np.int64], actions: NDArray[Any], *, size: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Cells [B, 2] (column, row) and headings [B] after the actions; the grid's edge stops."""
-    heading = (heading + (actions == LEFT) - (actions == RIGHT)) % NUM_HEADINGS
-    step = HEADING_STEPS[heading] * (actions == FORWARD)[:, None]
-    return np.clip(cell + step, 0, size - 1), heading
+def step_table(steps: Sequence[tuple[int, int]], *, size: int) -> NDArray[np.int64]:
+    """The cell (column * size + row) after each step from each cell, [cells, steps].
+
+    A step off the grid's edge goes along it, or nowhere.
+    """
+    cells = np.stack(np.divmod(np.arange(size**2), size), axis=1)
+    moved = np.clip(cells[:, None] + np.array(steps), 0, size - 1)
+    table: NDArray[np.int64] = moved[:, :, 0] * size + moved[:, :, 1]
+    return table
+
+
+class Floor:
+    """A grid of cells on which characters walk.
+
+    Args:
+        size: Cells along a side.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._ahead = step_table(_HEADING_STEPS, size=size)
+
+    def walk(
+        self, cell: NDArray[np.int64], heading: NDArray[np.int64], actions: NDArray[Any]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Cells and headings, each [B], after the actions; the grid's edge stops."""
+        heading = (heading + (actions == LEFT) - (actions == RIGHT)) % NUM_HEADINGS
+        return np.where(actions == FORWARD, self._ahead[cell, heading], cell), heading
+
+    def centres(self, cell: NDArray[np.int64], *, pixels: int) -> NDArray[np.int64]:
+        """The cells' middles in a picture in which they are `pixels` wide, [B, 2], column first."""
+        margin = (SIDE - self.size * pixels) // 2
+        columns_and_rows = np.stack(np.divmod(cell, self.size), axis=1)
+        centres: NDArray[np.int64] = margin + pixels // 2 + pixels * columns_and_rows
+        return centres
 
 
 class Sprite(NamedTuple):

@@ -171,10 +171,11 @@ class MortarMayhemGrid(MemoryGym):
         self.names = list(importlib.import_module("memory_gym.pygame_assets").Command.COMMANDS)[:5]
         commands = [self.names.index(name) for name in self.env._commands]
         steps = np.array([[1, 0], [0, 1], [-1, 0], [0, -1], [0, 0]])[commands]
+        targets = np.array(self.cell()) + np.cumsum(steps, axis=0)
         self.hidden = {
-            "cell": np.array(self.cell()),
+            "tile": self.one_hot(self.cell(), 5).argmax(),
             "commands": np.array(commands),
-            "targets": np.array(self.cell()) + np.cumsum(steps, axis=0),
+            "targets": targets[:, 0] * 5 + targets[:, 1],
             "sign": np.array(commands[0]),
         }
 
@@ -202,9 +203,9 @@ class MysteryPathGrid(MemoryGym):
         is_path = np.zeros(49, dtype=np.bool_)
         is_path[[x * 7 + y for x, y in self.way]] = True
         self.hidden = {
-            "cell": np.array(self.cell()),
-            "start": np.array(self.env.start),
-            "end": np.array(self.env.end),
+            "cell": self.one_hot(self.cell(), 7).argmax(),
+            "start": self.one_hot(self.env.start, 7).argmax(),
+            "end": self.one_hot(self.env.end, 7).argmax(),
             "is_path": is_path,
         }
 

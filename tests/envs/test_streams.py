@@ -53,3 +53,11 @@ def test_each_card_lies_at_each_place_equally_often() -> None:
     )
     # Five standard deviations of a binomial count.
     np.testing.assert_allclose(counts, 6000, atol=5 * np.sqrt(30_000 * 0.2 * 0.8))
+
+
+def test_distinct_numbers_are_distinct_and_every_order_is_as_likely() -> None:
+    drawn = RandomStreams(30_000, seed=3).distinct(np.arange(30_000), 4, 3)
+    orders, counts = np.unique(drawn, axis=0, return_counts=True)
+    assert len(orders) == 24
+    assert all(len(set(order)) == 3 for order in orders.tolist())
+    np.testing.assert_allclose(counts, 1250, atol=5 * np.sqrt(1250))
