@@ -48,8 +48,8 @@ class ViewTables(NamedTuple):
 
 
 @functools.cache
-def view_tables(side: int, *, finest: int) -> ViewTables:
-    """The tables for pictures of `side` pixels and textures from half octave `finest` on."""
+def view_tables(side: int) -> ViewTables:
+    """The tables for pictures of `side` pixels."""
     step = 2 * TAN_HALF_VIEW / side
     slope = -(np.arange(side) + 0.5 - side / 2) * step
     right = -slope[None, :]
@@ -68,7 +68,7 @@ def view_tables(side: int, *, finest: int) -> ViewTables:
         )
         texels = np.maximum(distance, along_column) * step * (1 << LOG2_SIDE) / 2
         half_octave = np.floor(2 * np.log2(texels) + 0.5)
-    half_octave = np.where(up < 0, half_octave, 0).clip(finest, NUM_HALF_OCTAVES - 1)
+    half_octave = np.where(up < 0, half_octave, 0).clip(0, NUM_HALF_OCTAVES - 1)
     return ViewTables(slope.astype(np.float32), sky, half_octave.astype(np.int32))
 
 

@@ -322,7 +322,7 @@ def _add_texel(
 ) -> None:
     """Adds a texture's bilinear colour at (u, v), in tiles, times a light, to color [3]."""
     half_octave = math.floor(2.0 * math.log2(max(footprint, 1e-9) * (1 << LOG2_SIDE)) + 0.5)
-    half_octave = min(max(half_octave, atlas.finest), NUM_HALF_OCTAVES - 1)
+    half_octave = min(max(half_octave, 0), NUM_HALF_OCTAVES - 1)
     side = 1 << (LOG2_SIDE - half_octave // 2)
     x, y = (u - math.floor(u)) * side - 0.5, (v - math.floor(v)) * side - 0.5
     x0, y0 = math.floor(x), math.floor(y)

@@ -469,7 +469,7 @@ def _add_wall(
         a, b = along_right - direction * q, row.up * q
         c1, c2 = sway - direction * w, _COS - row.up * w
         footprint = math.sqrt(max(a * a + b * b, c1 * c1 + c2 * c2)) * t * texels
-        half_octave = _half_octave(footprint, atlas.finest)
+        half_octave = _half_octave(footprint)
         offset = atlas.offsets[texture, half_octave]
         shift = np.int32(LOG2_SIDE - half_octave // 2)
         for column in range(block, block_end):
@@ -488,9 +488,9 @@ def _add_wall(
 
 
 @inlined
-def _half_octave(footprint: np.float32, finest: int) -> int:
+def _half_octave(footprint: np.float32) -> int:
     """The half octave, 2 log2(footprint) rounded, in which a pixel is about one texel."""
-    return int(min(max(_F(2.0) * math.log2(footprint) + _HALF, _F(finest)), _F(_COARSEST)))
+    return int(min(max(_F(2.0) * math.log2(footprint) + _HALF, _F(0.0)), _F(_COARSEST)))
 
 
 @inlined

@@ -33,29 +33,28 @@ class TextureAtlas(NamedTuple):
     multiplication."""
     offsets: Int32[np.ndarray, "textures half_octaves"]
     """Where each half octave begins."""
-    finest: int
-    """The finest half octave that is there."""
 
 
 @functools.cache
-def load_atlas(finest: int) -> TextureAtlas:
-    """The atlas from half octave `finest` on, an even number; shared by all environments.
-
-    A picture of 64 pixels needs half octave 2 at the finest (56 MB), one of 256 pixels needs 0.
-    """
+def load_atlas() -> TextureAtlas:
+    """The atlas, 140 MB, shared by all environments of a process."""
     parts: list[NDArray[np.uint64]] = []
     offsets = np.zeros((len(WALL_TEXTURES) + len(_FLOORS), NUM_HALF_OCTAVES), np.int32)
     total = 0
     for index, path in enumerate(_texture_paths()):
         levels = _mip_levels(read_png(path).astype(np.float32))
-        for half_octave in range(finest, NUM_HALF_OCTAVES):
+        for half_octave in range(NUM_HALF_OCTAVES):
+            if half_octave == 1:
+                # Only walls that the camera almost touches need it; it would take 84 MB.
+                offsets[index, 1] = offsets[index, 0]
+                continue
             level = levels[half_octave // 2]
             if half_octave % 2:
                 level = 0.5 * (level + _twice_as_large(levels[half_octave // 2 + 1]))
             offsets[index, half_octave] = total
             parts.append(_packed(level))
             total += len(parts[-1])
-    return TextureAtlas(np.concatenate(parts), offsets, finest)
+    return TextureAtlas(np.concatenate(parts), offsets)
 
 
 def _texture_paths() -> list[Path]:

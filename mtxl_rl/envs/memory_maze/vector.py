@@ -111,9 +111,8 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         size, count = self.config.maze_size, self.num_envs
         cells = (count, size.grid, size.grid)
         side = self.config.camera_resolution
-        finest = 2 if side < 128 else 0
-        self._atlas = load_atlas(finest)
-        self._tables = view_tables(side, finest=finest)
+        self._atlas = load_atlas()
+        self._tables = view_tables(side)
         self._images = np.zeros((count, side, side, 3), np.uint8)
         # The walkers: x, y, height above rest, heading, roll.
         self._position = np.zeros((count, 5))
