@@ -47,7 +47,8 @@ def test_a_video_has_a_frame_per_step_and_moves_a_cursor_over_the_memory(tmp_pat
     side = 36 * (256 // 36)
     assert first.shape[1] == side
     assert first.shape[0] > side
-    panels = [(frame[side:].min(axis=-1) > 150).all(axis=0)  # a palette has no pure white for frame in (first, last)]
+    # Above 150, since a palette has no pure white.
+    panels = [(frame[side:].min(axis=-1) > 150).all(axis=0) for frame in (first, last)]
     assert panels[0].argmax() < panels[1].argmax()
     film.write_video(tmp_path / "film.mp4")
     assert (tmp_path / "film.mp4").stat().st_size > 1000
