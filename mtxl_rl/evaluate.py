@@ -109,6 +109,8 @@ def evaluate(
                 counted.append(episode)
             ended[i] += 1
         actor.ended.clear()
+    if film is not None:
+        film.add(actor.inputs())  # It has the last step's reward.
     return counted
 
 
