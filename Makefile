@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # A virtual environment that is there keeps its Python and its torch until another is asked for.
 PYTHON ?= $(or $(wildcard $(BIN)/python),python3)
 TORCH ?= $(or $(shell cat $(VENV)/.torch 2>/dev/null),torch)
-EXTRAS ?= memory-maze-original,video
+EXTRAS ?= memory-maze,memory-maze-original,video,report
 ARGS ?=
 
 PIP := $(BIN)/python -m pip --disable-pip-version-check

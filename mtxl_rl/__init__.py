@@ -7,13 +7,26 @@ import importlib
 from typing import Any
 
 _HOMES = {
+    "ActingMemory": "mtxl_rl.torso",
+    "AutoregressiveWrapper": "mtxl_rl.language_model",
     "MemoryState": "mtxl_rl.torso",
     "MemoryTransformer": "mtxl_rl.torso",
+    "MemoryTransformerXL": "mtxl_rl.language_model",
     "TorsoConfig": "mtxl_rl.torso",
-    "ActingMemory": "mtxl_rl.torso",
+    "build_torso": "mtxl_rl.torso",
+    "match_parameters": "mtxl_rl.torso",
 }
 
-__all__ = ["ActingMemory", "MemoryState", "MemoryTransformer", "TorsoConfig"]
+__all__ = [
+    "ActingMemory",
+    "AutoregressiveWrapper",
+    "MemoryState",
+    "MemoryTransformer",
+    "MemoryTransformerXL",
+    "TorsoConfig",
+    "build_torso",
+    "match_parameters",
+]
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401

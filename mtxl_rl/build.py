@@ -34,10 +34,10 @@ def rollout_shape(
         span_length=config.span_length,
         observation=observation_shapes(observation_space),
         action=(head.action_shape, head.action_dtype),
-        num_layers=config.torso.num_layers,
-        window_length=config.torso.window_length,
-        width=config.torso.width,
-        memory_shape=tuple(state.long_term.shape[2:]),
+        num_layers=state.window.shape[1],
+        window_length=state.window.shape[2],
+        width=state.window.shape[3],
+        memory_shape=tuple(state.long_term.shape[1:]),
         memory_dtype=state.long_term.dtype,
     )
 

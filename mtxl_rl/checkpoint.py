@@ -142,6 +142,13 @@ def latest(run_dir: Path | str) -> Path | None:
     return next(iter(_step_files(Path(run_dir) / _FOLDER)), None)
 
 
+def step_of(path: Path) -> int:
+    """Return the step in the name of a file that `latest` found."""
+    match = _STEP_FILE.fullmatch(path.name)
+    assert match is not None, path
+    return int(match[1])
+
+
 def read_header(path: Path | str) -> Header:
     """Return the step and score of a checkpoint file without loading its tensors."""
     document = _read(Path(path), map_location="meta")
@@ -154,7 +161,7 @@ def truncate_after(run_dir: Path | str, *, step: int) -> list[Path]:
     For a run that goes back to an earlier checkpoint and goes on from there: the later ones
     belong to a course that was given up, and "latest" would find them.
     """
-    later = [path for path in _step_files(Path(run_dir) / _FOLDER) if _step_of(path) > step]
+    later = [path for path in _step_files(Path(run_dir) / _FOLDER) if step_of(path) > step]
     for path in later:
         path.unlink(missing_ok=True)
     return later
@@ -169,7 +176,7 @@ def _check_request(*, step: int, keep_last: int) -> None:
 
 def _check_no_later(folder: Path, *, step: int) -> None:
     newest = latest(folder.parent)
-    if newest is not None and _step_of(newest) > step:
+    if newest is not None and step_of(newest) > step:
         raise ValueError(
             f"{newest} is later than step={step}, so this run would not be the latest in its own "
             "folder; resume from it, call truncate_after, or choose another folder with run_dir="
@@ -211,13 +218,7 @@ def _step_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     found = (path for path in folder.iterdir() if _STEP_FILE.fullmatch(path.name))
-    return sorted(found, key=_step_of, reverse=True)
-
-
-def _step_of(path: Path) -> int:
-    match = _STEP_FILE.fullmatch(path.name)
-    assert match is not None, path
-    return int(match[1])
+    return sorted(found, key=step_of, reverse=True)
 
 
 def _newest_readable(path: Path) -> Path | None:

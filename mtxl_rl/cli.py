@@ -14,7 +14,8 @@ def one_sentence_errors() -> Iterator[None]:
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         if os.environ.get("MTXL_RL_TRACEBACK"):
             raise
-        # An OSError's own text starts with its number, which tells a user nothing.
-        bare = isinstance(error, OSError) and error.strerror and error.filename is None
-        sys.stderr.write(f"error: {error.strerror if bare else error}\n")
+        said = str(error)
+        if isinstance(error, OSError) and error.strerror and error.filename is None:
+            said = error.strerror  # Without the number that str() puts in front.
+        sys.stderr.write(f"error: {said}\n")
         raise SystemExit(1) from None

@@ -75,6 +75,11 @@ class TrainConfig:
                 f"{spans} spans of a rollout (num_envs={self.num_envs} x "
                 f"{self.ppo.rollout_length // span}); choose one of {legal}"
             )
+        if self.torso.sublayers.has_dropout:
+            raise ValueError(
+                "torso.sublayers has a dropout above 0, with which acting and learning cannot "
+                "agree; set it to 0 for an agent"
+            )
         self.torch_device()
 
     @property

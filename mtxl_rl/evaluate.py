@@ -1,6 +1,6 @@
 """Evaluate a trained agent: `python -m mtxl_rl.evaluate checkpoint=RUN_DIR`."""
 
-import math
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -9,21 +9,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
 from mtxl_rl import checkpoint
+from mtxl_rl.aggregates import mean_and_interval
 from mtxl_rl.build import build_policy
 from mtxl_rl.cli import one_sentence_errors
 from mtxl_rl.collect import Actor, observation_shapes
-from mtxl_rl.config import TrainConfig, load_config, run_folder
-from mtxl_rl.encoders import channels_last, is_image
+from mtxl_rl.config import TrainConfig, choices, load_config, run_folder
 from mtxl_rl.envs.registry import make_vector_env, stream_seed
+from mtxl_rl.film import Film
 from mtxl_rl.policy import Policy
+from mtxl_rl.report import write_report
+from mtxl_rl.suite import Suite, SuiteConfig, run_suite
 from mtxl_rl.torso import ActingMemory
 
+console = Console()
 MEMORIES = ("on", "off", "noise")
 _EVALUATION = 2**31  # The second word of the key to its seeds; training has its step there.
 
@@ -46,10 +49,14 @@ class EvaluateConfig:
     """Settings of the long-term memory to compare: on, off (emptied), noise (random contents)."""
     greedy: bool = False
     """Take the most probable action instead of drawing one."""
+    output: str = ""
+    """Write every episode to this JSON file too."""
     video: str = ""
-    """Write what the agent sees in the first environment to this .mp4 or .gif file."""
-    video_steps: int = 500
-    """Longest video, in steps."""
+    """Write what the first environment's agent sees, and its memory does, to this .mp4 or .gif."""
+    timeline: str = ""
+    """Draw what its memory does over time to this .png or .svg file."""
+    film_steps: int = 500
+    """Most steps of the video and of the timeline."""
 
     def __post_init__(self) -> None:
         """Check names and ranges."""
@@ -64,8 +71,10 @@ class EvaluateConfig:
         for name in self.memory.split(","):
             if name not in MEMORIES:
                 raise ValueError(f"memory={name} is unknown; choose from {', '.join(MEMORIES)}")
-        if self.video and Path(self.video).suffix not in (".mp4", ".gif"):
-            raise ValueError(f"video={self.video} must end in .mp4 or .gif")
+        for name, suffixes in (("video", (".mp4", ".gif")), ("timeline", (".png", ".svg"))):
+            given = getattr(self, name)
+            if given and Path(given).suffix not in suffixes:
+                raise ValueError(f"{name}={given} must end in {' or '.join(suffixes)}")
 
 
 def evaluate(
@@ -75,8 +84,7 @@ def evaluate(
     episodes: int,
     memory: str,
     generator: torch.Generator | None,
-    frames: list[NDArray[np.uint8]] | None = None,
-    max_frames: int = 0,
+    film: Film | None = None,
 ) -> list[dict[str, float]]:
     """The episodes' return, length and, where the environment tells, success.
 
@@ -90,8 +98,8 @@ def evaluate(
     counted: list[dict[str, float]] = []
     while ended.min() < per_env:
         inputs = actor.inputs()
-        if frames is not None and len(frames) < max_frames:
-            frames.append(inputs.observation["obs"][0].cpu().numpy())
+        if film is not None:
+            film.add(inputs)
         _tamper(acting, memory)
         outputs = policy.act(inputs, acting)
         action = policy.action_head.sample(outputs.action_parameters, generator)
@@ -101,6 +109,8 @@ def evaluate(
                 counted.append(episode)
             ended[i] += 1
         actor.ended.clear()
+    if film is not None:
+        film.add(actor.inputs())  # It has the last step's reward.
     return counted
 
 
@@ -115,26 +125,56 @@ def _tamper(acting: ActingMemory, memory: str) -> None:
     acting.long_term.copy_(torch.randn_like(acting.long_term) * scale)
 
 
-def mean_and_interval(numbers: Sequence[float]) -> tuple[float, float]:
-    """The mean and the half-width of its 95 % confidence interval (normal approximation)."""
-    array = np.asarray(numbers, dtype=np.float64)
-    half = 1.96 * array.std(ddof=1) / math.sqrt(len(array)) if len(array) > 1 else math.nan
-    return float(array.mean()), float(half)
-
-
 def run(config: EvaluateConfig, overrides: Sequence[str]) -> dict[str, list[dict[str, float]]]:
     """Evaluate under every setting of the memory, print a table, and return the episodes."""
     path = Path(config.checkpoint)
     train = load_config(run_folder(path), overrides)
     state = checkpoint.load(path, which=config.which)
     names = config.memory.split(",")
-    if train.torso.long_term == "none":
+    if not train.torso.has_long_term:
         names = ["on"]
     results = {}
     for name in names:
         results[name] = _one(config, train, state, memory=name, film=name == names[0])
     _print(results, train)
+    if config.output:
+        _write(Path(config.output), config, train, state["step"], overrides, results)
     return results
+
+
+def evidence(train: TrainConfig, episodes: Sequence[dict[str, float]]) -> str:
+    """What these episodes can say of long-term memory: nothing if the windows reach so far."""
+    reach, longest = train.torso.receptive_field, int(max(e["length"] for e in episodes))
+    if not train.torso.has_long_term:
+        return f"no long-term memory: each layer's window together reaches {reach} steps back"
+    if longest <= reach:
+        return (
+            f"not evidence of long-term memory: the longest episode has {longest} steps, and the "
+            f"windows reach {reach} back"
+        )
+    return f"episodes of up to {longest} steps, of which the windows reach {reach} back"
+
+
+def _write(
+    path: Path,
+    config: EvaluateConfig,
+    train: TrainConfig,
+    step: int,
+    overrides: Sequence[str],
+    results: dict[str, list[dict[str, float]]],
+) -> None:
+    document = {
+        "checkpoint": config.checkpoint,
+        "step": step,
+        "seed": config.seed,
+        "overrides": list(overrides),
+        "evidence": evidence(train, next(iter(results.values()))),
+        "episodes": results,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(document))
+    temporary.replace(path)
 
 
 def _one(
@@ -147,26 +187,24 @@ def _one(
     seed = stream_seed(config.seed, _EVALUATION)
     env = make_vector_env(train.env, num_envs=config.num_envs, seed=seed)
     try:
-        space = env.single_observation_space
-        film = film and bool(config.video)
-        if film and not is_image(space):
-            raise ValueError(f"video= needs image observations; this environment shows {space}")
         policy = build_policy(train, env).to(device)
         _load_weights(policy, state, where=config.checkpoint)
         generator = None if config.greedy else torch.Generator(device).manual_seed(config.seed)
-        frames: list[NDArray[np.uint8]] | None = [] if film else None
+        camera = None
+        if film and (config.video or config.timeline):
+            camera = Film(policy, env.single_observation_space, max_steps=config.film_steps)
         episodes = evaluate(
             policy,
             env,
             episodes=config.episodes,
             memory=memory,
             generator=generator,
-            frames=frames,
-            max_frames=config.video_steps,
+            film=camera,
         )
-        if frames:
-            assert space.shape is not None
-            write_video(Path(config.video), frames, hwc=channels_last(space.shape))
+        if camera is not None and config.video:
+            camera.write_video(Path(config.video))
+        if camera is not None and config.timeline:
+            camera.write_timeline(Path(config.timeline))
         return episodes
     finally:
         env.close()
@@ -182,22 +220,6 @@ def _load_weights(policy: Policy, state: dict[str, Any], *, where: str) -> None:
         ) from error
 
 
-def write_video(path: Path, frames: Sequence[NDArray[np.uint8]], *, hwc: bool) -> None:
-    """Write frames, enlarged to at least 256 pixels, at 10 per second."""
-    try:
-        import imageio.v2 as imageio
-    except ImportError as error:
-        raise ImportError("video= needs imageio: pip install 'mtxl_rl[video]'") from error
-    images = [frame if hwc else frame.transpose(1, 2, 0) for frame in frames]
-    factor = max(1, 256 // max(images[0].shape[:2]))
-    images = [image.repeat(factor, axis=0).repeat(factor, axis=1) for image in images]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".gif":
-        imageio.mimsave(path, images, duration=100, loop=0)
-    else:
-        imageio.mimsave(path, images, fps=10, macro_block_size=None)
-
-
 def _print(results: dict[str, list[dict[str, float]]], train: TrainConfig) -> None:
     table = Table(title=f"{train.env.name}: mean +- 95 % confidence interval, by long-term memory")
     table.add_column("memory")
@@ -205,23 +227,52 @@ def _print(results: dict[str, list[dict[str, float]]], train: TrainConfig) -> No
     for key in ["episodes", *keys]:
         table.add_column(key, justify="right")
     for name, episodes in results.items():
-        label = "none" if train.torso.long_term == "none" else name
+        label = "none" if not train.torso.has_long_term else name
         cells = ["{:.3f} +- {:.3f}".format(*mean_and_interval([e[key] for e in episodes]))
                  for key in keys]  # fmt: skip
         table.add_row(label, str(len(episodes)), *cells)
-    Console().print(table)
+    console.print(table)
+    console.print(evidence(train, next(iter(results.values()))), soft_wrap=True, highlight=False)
 
 
 def usage() -> str:
     """What `--help` prints."""
     defaults = "\n".join(f"  {field.name}={field.default}" for field in fields(EvaluateConfig))
     return f"""\
-python -m mtxl_rl.evaluate checkpoint=RUN_DIR [option=value ...]
+python -m mtxl_rl.evaluate checkpoint=RUN_DIR [option=value ...]     evaluate a run
 
 {defaults}
 
 env.* options change the run's environment, as in env.corridor_length=1000.
+
+python -m mtxl_rl.evaluate suite=NAME [torsos=[mtxl,gtrxl]] [seeds=5] [episodes=100]
+    [jobs=2] [folder=results/NAME]     train what is missing, evaluate all, write a report
+
+  suites: {", ".join(choices("suite"))}, or a YAML file like them
 """
+
+
+def _suite(given: Sequence[str]) -> None:
+    """Train what is missing of a suite, evaluate it, and report."""
+    names = [field.name for field in fields(SuiteConfig)]
+    bad = [part for part in given if part.split("=", 1)[0] not in names]
+    if bad:
+        raise ValueError(f"{bad[0]!r} is no option with suite=; choose from {', '.join(names)}")
+    chosen = OmegaConf.merge(OmegaConf.structured(SuiteConfig), OmegaConf.from_dotlist(list(given)))
+    config = OmegaConf.to_object(chosen)
+    assert isinstance(config, SuiteConfig)
+    suite = Suite.load(config)
+    command = ["python", "-m", "mtxl_rl.evaluate", *given]
+    try:
+        failed = run_suite(suite)
+    except KeyboardInterrupt:
+        console.print(f"stopped; go on with: {' '.join(command)}", soft_wrap=True, highlight=False)
+        return
+    console.print(
+        f"report: {write_report(suite, command=command)}", soft_wrap=True, highlight=False
+    )
+    if failed:
+        raise RuntimeError("; ".join(failed))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -231,6 +282,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stdout.write(usage())
         return
     with one_sentence_errors():
+        if any(part.startswith("suite=") for part in given):
+            _suite(given)
+            return
         bad = [part for part in given if "=" not in part]
         if bad:
             names = ", ".join(field.name for field in fields(EvaluateConfig))

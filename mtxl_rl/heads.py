@@ -129,6 +129,60 @@ class GaussianHead(nn.Module):
         return np.where(bounded, scaled, np.clip(array, low, high)).astype(self.space.dtype)
 
 
+class ValueHead(nn.Module):
+    """The value, predicted in units of the returns' own spread (PopArt).
+
+    V = mean + deviation * output(features). `adapt` follows the mean and the deviation of the value
+    targets and rewrites the weights so that no prediction changes (van Hasselt et al. 2016, arXiv
+    1602.07714, eqs. 9 and 10). A loss divided by the deviation then weighs the same in every task,
+    whatever the size of its rewards, beside the policy's loss in a torso that both share.
+    """
+
+    RATE = 0.1
+    """How far the statistics move to those of new targets: 0.1 per rollout forgets over ten."""
+    MIN_DEVIATION = 1e-3
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.output = nn.Linear(width, 1)
+        self.register_buffer("mean", torch.zeros(()))
+        self.register_buffer("variance", torch.ones(()))
+        self.register_buffer("num_updates", torch.zeros((), dtype=torch.long))
+        self.mean: Tensor
+        self.variance: Tensor
+        self.num_updates: Tensor
+
+    @property
+    def deviation(self) -> Float[Tensor, ""]:
+        """The targets' standard deviation; 1 before the first `adapt`."""
+        return self.variance.sqrt().clamp(min=self.MIN_DEVIATION)
+
+    def forward(self, features: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch"]:
+        """The values, in the rewards' units."""
+        out = self.output(features)[..., 0]
+        full = torch.promote_types(out.dtype, torch.float32)
+        return self.mean.to(full) + self.deviation.to(full) * out.to(full)
+
+    @torch.no_grad()
+    def adapt(self, targets: Float[Tensor, " n"]) -> None:
+        """Move the statistics towards those of new value targets; all predictions stay."""
+        old_mean, old_deviation = self.mean.clone(), self.deviation.clone()
+        mean, variance = targets.mean(), targets.var(correction=0)
+        # Targets that are not finite stop the run later; the statistics stay as they are.
+        finite = mean.isfinite() & variance.isfinite()
+        mean = torch.where(finite, mean, old_mean)
+        variance = torch.where(finite, variance, self.variance)
+        rate = torch.where(self.num_updates == 0, 1.0, self.RATE)
+        # Of the mixture of old and new: both variances, and that between the two means.
+        between = rate * (1 - rate) * (mean - old_mean).square()
+        self.variance.copy_((1 - rate) * self.variance + rate * variance + between)
+        self.mean.lerp_(mean.to(self.mean.dtype), rate)
+        self.num_updates += finite
+        self.output.weight.mul_(old_deviation / self.deviation)
+        bias = (old_deviation * self.output.bias + old_mean - self.mean) / self.deviation
+        self.output.bias.copy_(bias)
+
+
 def build_head(space: gymnasium.Space[Any], width: int) -> CategoricalHead | GaussianHead:
     """The head that an action space calls for.
 

@@ -109,6 +109,23 @@ class MetricsLogger:
         return self._writer
 
 
+def read_rows(run_dir: Path | str) -> list[dict[str, float | int | None]]:
+    """The rows of a run's `metrics.jsonl`; a last one that is still being written is left out.
+
+    Raises:
+        FileNotFoundError: the folder has no metrics.
+        ValueError: a row is no JSON object.
+    """
+    path = Path(run_dir) / METRICS_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"{run_dir} has no {METRICS_FILE}; give the folder of a run")
+    *lines, _ = path.read_text().split("\n")
+    try:
+        return [dict(json.loads(line)) for line in lines]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} holds a row that is no JSON object: {error}") from error
+
+
 class _Episode(NamedTuple):
     episode_return: float
     length: float

@@ -10,8 +10,17 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from mtxl_rl.encoders import ACTION_MASK, IMAGE_ENCODERS, ObservationEncoder
-from mtxl_rl.heads import build_head
-from mtxl_rl.torso import ActingMemory, MemoryState, MemoryTransformer, TorsoConfig
+from mtxl_rl.heads import ValueHead, build_head
+from mtxl_rl.torso import (
+    ActingMemory,
+    MemoryState,
+    MemoryTransformer,
+    Record,
+    Torso,
+    TorsoConfig,
+    build_torso,
+    match_parameters,
+)
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -60,7 +69,7 @@ class PolicyOutputs(NamedTuple):
 
 
 class Policy(nn.Module):
-    """Encoder + Memory Transformer-XL + heads.
+    """Encoder + torso + heads.
 
     Raises:
         ValueError: no encoder or head covers a space.
@@ -75,6 +84,7 @@ class Policy(nn.Module):
         policy: PolicyConfig,
     ) -> None:
         super().__init__()
+        torso = match_parameters(torso)
         width = torso.width
         self.config = policy
         self.encoder = ObservationEncoder(observation_space, width, image=policy.image_encoder)
@@ -85,8 +95,8 @@ class Policy(nn.Module):
             else None
         )
         self.previous_reward = nn.Linear(1, width, bias=False) if policy.previous_reward else None
-        self.torso = MemoryTransformer(torso)
-        self.value_head = nn.Linear(width, 1)
+        self.torso: Torso = build_torso(torso)
+        self.value_head = ValueHead(width)
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -95,10 +105,10 @@ class Policy(nn.Module):
         | weight      | start                     | why                                      |
         |-------------|---------------------------|------------------------------------------|
         | action head | orthogonal, gain 0.01     | a near-uniform first policy              |
-        | value head  | orthogonal, gain 1        | values of the reward's scale             |
+        | value head  | orthogonal, gain 1        | values spread like the returns (PopArt)  |
         | gates' bias | torso.gate_bias (in gates)| every sub-layer starts near the identity |
         """
-        for head, gain in ((self.action_head.output, 0.01), (self.value_head, 1.0)):
+        for head, gain in ((self.action_head.output, 0.01), (self.value_head.output, 1.0)):
             nn.init.orthogonal_(head.weight, gain)
             nn.init.zeros_(head.bias)
 
@@ -109,6 +119,21 @@ class Policy(nn.Module):
         with self._autocast():
             features, state = self.torso(self._encode(inputs), state, inputs.is_first)
             return self._say(features, inputs), state
+
+    def inspect(self, inputs: PolicyInputs, state: MemoryState) -> list[Record]:
+        """What happens in each layer at T steps; see `MemoryTransformer.inspect`.
+
+        Raises:
+            ValueError: the torso is a baseline, which tells nothing.
+        """
+        if not isinstance(self.torso, MemoryTransformer):
+            raise ValueError(
+                f"torso.kind={self.torso.config.kind} tells nothing of its memory; only "
+                "torso.kind=transformer does"
+            )
+        with torch.no_grad(), self._autocast():
+            found = self.torso.inspect(self._encode(inputs), state, inputs.is_first)
+        return found.records
 
     def begin(self, state: MemoryState, *, timeline: Tensor | None = None) -> ActingMemory:
         """Prepare to act from `state`; see `MemoryTransformer.begin`."""
@@ -124,7 +149,7 @@ class Policy(nn.Module):
 
     def _autocast(self) -> torch.autocast:
         dtype = PRECISIONS[self.config.precision]
-        device = self.value_head.weight.device.type
+        device = self.value_head.output.weight.device.type
         return torch.autocast(device, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
 
     def _encode(self, inputs: PolicyInputs) -> Tensor:
@@ -140,6 +165,4 @@ class Policy(nn.Module):
 
     def _say(self, features: Tensor, inputs: PolicyInputs) -> PolicyOutputs:
         mask = inputs.observation.get(ACTION_MASK)
-        value = self.value_head(features)[..., 0]
-        full = torch.promote_types(value.dtype, torch.float32)
-        return PolicyOutputs(self.action_head(features, mask), value.to(full))
+        return PolicyOutputs(self.action_head(features, mask), self.value_head(features))

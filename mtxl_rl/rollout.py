@@ -28,8 +28,10 @@ class RolloutShape:
     action: tuple[tuple[int, ...], torch.dtype]
     num_layers: int
     window_length: int
+    """0 in a torso without a window, which then has no timeline either."""
     width: int
     memory_shape: tuple[int, ...]
+    """Of one environment's long-term memories, [A, ...]."""
     memory_dtype: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
@@ -41,13 +43,18 @@ class RolloutShape:
         """Spans per environment, G."""
         return self.num_steps // self.span_length
 
+    @property
+    def timeline_length(self) -> int:
+        """Steps of the timeline, M + T."""
+        return self.window_length + self.num_steps if self.window_length else 0
+
     def bytes_by_part(self) -> dict[str, int]:
         """Bytes of the steps, the timeline (B N (M + T) D) and the snapshots."""
         batch, steps, item = self.num_envs, self.num_steps, self.memory_dtype.itemsize
         per_step = sum(_bytes(*leaf) for leaf in self.observation.values()) + 4 + 4 + 3
         steps_bytes = batch * (steps * per_step + (steps + 1) * (_bytes(*self.action) + 4))
-        timeline = self.num_layers * (self.window_length + steps) * self.width * item
-        memory = self.num_layers * _size(self.memory_shape) * item
+        timeline = self.num_layers * self.timeline_length * self.width * item
+        memory = _size(self.memory_shape) * item
         return {
             "steps": steps_bytes,
             "timeline": batch * timeline,
@@ -78,7 +85,7 @@ class Spans(NamedTuple):
     value_target: Float[Tensor, "I L"]
     window: Float[Tensor, "I N M D"]
     window_length: Int[Tensor, " I"]
-    long_term: Float[Tensor, "I N *memory"]
+    long_term: Float[Tensor, "I A *memory"]
     segment_step: Int[Tensor, " I"]
 
 
@@ -111,9 +118,8 @@ class Rollout:
         self.is_first = zeros(batch, steps, dtype=torch.bool)
         self.bootstrap_value = zeros(batch)
         layers, dtype = shape.num_layers, shape.memory_dtype
-        length = shape.window_length + steps
-        self.timeline = zeros(batch, layers, length, shape.width, dtype=dtype)
-        self.long_term = zeros(spans, batch, layers, *shape.memory_shape, dtype=dtype)
+        self.timeline = zeros(batch, layers, shape.timeline_length, shape.width, dtype=dtype)
+        self.long_term = zeros(spans, batch, *shape.memory_shape, dtype=dtype)
         self.window_length = zeros(spans, batch, dtype=torch.long)
         self.segment_step = zeros(spans, batch, dtype=torch.long)
 

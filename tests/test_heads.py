@@ -2,9 +2,11 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mtxl_rl.encoders import ObservationEncoder
-from mtxl_rl.heads import CategoricalHead, GaussianHead, build_head
+from mtxl_rl.heads import CategoricalHead, GaussianHead, ValueHead, build_head
 
 
 def test_a_masked_action_is_never_drawn_and_has_no_entropy() -> None:
@@ -58,3 +60,27 @@ def test_images_of_either_layout_give_features_for_any_leading_axes(
     assert both.shape == (2, 3, 16)
     one = encoder({"see": pixels[:, 1], "n": number[:, 1]})
     torch.testing.assert_close(both[:, 1], one, rtol=1e-4, atol=1e-5)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 10**6), st.floats(-1e3, 1e3), st.floats(1e-2, 1e3), st.integers(1, 5))
+def test_following_the_returns_changes_no_value(
+    seed: int, mean: float, deviation: float, updates: int
+) -> None:
+    torch.manual_seed(seed)
+    head = ValueHead(8).double()
+    features = torch.randn(5, 8).double()
+    before = head(features)
+    for _ in range(updates):
+        head.adapt(mean + deviation * torch.randn(1000).double())
+    assert torch.allclose(head(features), before, rtol=1e-9, atol=1e-9)
+    assert float(head.mean) == pytest.approx(mean, abs=0.2 * deviation)
+    assert float(head.deviation) == pytest.approx(deviation, rel=0.2)
+
+
+def test_values_start_in_the_rewards_own_units_and_constant_returns_are_harmless() -> None:
+    head = ValueHead(8)
+    assert float(head.deviation) == 1.0
+    head.adapt(torch.zeros(100))
+    assert float(head.deviation) == pytest.approx(ValueHead.MIN_DEVIATION)
+    assert head(torch.randn(3, 8)).isfinite().all()

@@ -11,7 +11,7 @@ SHAPE = RolloutShape(
     num_layers=2,
     window_length=5,
     width=6,
-    memory_shape=(2, 3, 3),
+    memory_shape=(2, 2, 3, 3),
 )
 
 

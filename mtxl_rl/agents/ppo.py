@@ -41,8 +41,10 @@ class PPOConfig:
     """Lambda of the advantage estimates."""
     clip_coef: float = 0.2
     """The ratio is clipped to 1 +- this."""
-    value_coef: float = 0.5
+    value_coef: float = 0.1
     """Weight of the value loss."""
+    popart: bool = True
+    """Scale values and their loss by the spread of the returns, which `ValueHead` follows."""
     max_grad_norm: float = 0.5
     """Gradients are clipped to this norm."""
     target_kl: float = 0.0
@@ -80,6 +82,7 @@ def ppo_loss(
     value: Float[Tensor, "I L"],
     spans: Spans,
     *,
+    value_deviation: Tensor | float = 1.0,
     clip_coef: float,
     value_coef: float,
     entropy_coef: float,
@@ -87,7 +90,8 @@ def ppo_loss(
     """The clipped surrogate, value and entropy terms, averaged over the valid steps.
 
     L = -min(rho A, clip(rho, 1 - c, 1 + c) A) + value_coef (V - target)^2 / 2 - entropy_coef H,
-    rho = exp(log_prob - stored log_prob); eqs. 7 and 9 of the paper.
+    rho = exp(log_prob - stored log_prob); eqs. 7 and 9 of the paper. V and the target are measured
+    in units of `value_deviation`.
     """
     weight = spans.valid / spans.valid.sum().clamp(min=1)
     log_ratio = log_prob - spans.log_prob
@@ -95,7 +99,8 @@ def ppo_loss(
     clipped = ratio.clamp(1 - clip_coef, 1 + clip_coef)
     surrogate = torch.minimum(ratio * spans.advantage, clipped * spans.advantage)
     policy_loss = -(weight * surrogate).sum()
-    value_loss = 0.5 * (weight * (value - spans.value_target).square()).sum()
+    value_error = (value - spans.value_target) / value_deviation
+    value_loss = 0.5 * (weight * value_error.square()).sum()
     mean_entropy = (weight * entropy).sum()
     loss = policy_loss + value_coef * value_loss - entropy_coef * mean_entropy
     with torch.no_grad():
@@ -152,6 +157,8 @@ class PPO:
             gamma=config.gamma,
             gae_lambda=config.gae_lambda,
         )
+        if config.popart:
+            self.policy.value_head.adapt((rollout.value + advantage)[rollout.valid])
         metrics: dict[str, list[Tensor]] = {}
         epochs = 0
         for epoch in range(config.num_epochs):
@@ -231,6 +238,7 @@ class PPO:
             head.entropy(outputs.action_parameters),
             outputs.value,
             spans,
+            value_deviation=self.policy.value_head.deviation if self.config.popart else 1.0,
             clip_coef=self.config.clip_coef,
             value_coef=self.config.value_coef,
             entropy_coef=entropy_coef,

@@ -9,6 +9,8 @@ from gymnasium.vector import VectorEnv
 from mtxl_rl.envs.checked import CheckedVectorEnv, nearest_names
 from mtxl_rl.envs.envpool_env import EnvPoolConfig, make_envpool
 from mtxl_rl.envs.gymnasium_env import GymnasiumConfig, make_gymnasium
+from mtxl_rl.envs.memory_maze.packages import check_packages
+from mtxl_rl.envs.memory_maze.spec import MemoryMazeConfig
 from mtxl_rl.envs.memory_maze_original import MemoryMazeOriginalConfig
 from mtxl_rl.envs.tasks import TASKS
 
@@ -30,6 +32,16 @@ class EnvEntry(NamedTuple):
     make: Callable[..., VectorEnv[Any, Any, Any]]
 
 
+def _make_memory_maze(
+    config: MemoryMazeConfig, *, num_envs: int, seed: int
+) -> VectorEnv[Any, Any, Any]:
+    check_packages()
+    # Imported here because its packages are an extra, and numba takes a moment.
+    from mtxl_rl.envs.memory_maze.vector import MemoryMazeVectorEnv
+
+    return MemoryMazeVectorEnv(num_envs, config=config, seed=seed)
+
+
 def _make_memory_maze_original(
     config: MemoryMazeOriginalConfig, *, num_envs: int, seed: int
 ) -> VectorEnv[Any, Any, Any]:
@@ -47,12 +59,10 @@ def _make_gymnasium(
     return make_gymnasium(config.id, num_envs=num_envs, seed=seed, kwargs=dict(config.kwargs))
 
 
-_MEMORY_MAZE_ORIGINAL = EnvEntry(MemoryMazeOriginalConfig, _make_memory_maze_original)
-
 ENVS: dict[str, EnvEntry] = {
     **{name: EnvEntry(task.config_class, task.task_class) for name, task in TASKS.items()},
-    "MemoryMaze": _MEMORY_MAZE_ORIGINAL,
-    "MemoryMaze-original": _MEMORY_MAZE_ORIGINAL,
+    "MemoryMaze": EnvEntry(MemoryMazeConfig, _make_memory_maze),
+    "MemoryMaze-original": EnvEntry(MemoryMazeOriginalConfig, _make_memory_maze_original),
     "Gymnasium": EnvEntry(GymnasiumConfig, _make_gymnasium),
     "EnvPool": EnvEntry(EnvPoolConfig, make_envpool),
 }

@@ -1,7 +1,20 @@
 """The recurrent torso: a gated Memory Transformer-XL. It knows no reinforcement learning."""
 
+from mtxl_rl.torso.build import Torso, build_torso, count_parameters, match_parameters
 from mtxl_rl.torso.config import TorsoConfig
-from mtxl_rl.torso.memory_transformer import ActingMemory, MemoryTransformer, valid_window
-from mtxl_rl.torso.state import MemoryState
+from mtxl_rl.torso.memory_transformer import MemoryTransformer, valid_window
+from mtxl_rl.torso.record import Record
+from mtxl_rl.torso.state import ActingMemory, MemoryState
 
-__all__ = ["ActingMemory", "MemoryState", "MemoryTransformer", "TorsoConfig", "valid_window"]
+__all__ = [
+    "ActingMemory",
+    "MemoryState",
+    "MemoryTransformer",
+    "Record",
+    "Torso",
+    "TorsoConfig",
+    "build_torso",
+    "count_parameters",
+    "match_parameters",
+    "valid_window",
+]

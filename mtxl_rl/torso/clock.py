@@ -57,6 +57,23 @@ class Clock(NamedTuple):
             has_version=~started | (step - start >= segment_length),
         )
 
+    def reads(self, segment_length: int) -> Bool[Tensor, "B J C two"]:
+        """Whether each step of block j reads version j, and version j + 1; steps past T read none.
+
+        A block has C = min(T, S) steps.
+        """
+        num_steps = self.age.shape[1] - 1
+        block = min(num_steps, segment_length)
+        num_blocks = -(-num_steps // block)
+        pad = num_blocks * block - num_steps
+        either = torch.arange(num_blocks, device=self.age.device)[:, None, None]
+        either = either + torch.arange(2, device=self.age.device)
+        version, has = (
+            torch.nn.functional.pad(field[:, :-1], (0, pad)).unflatten(1, (num_blocks, block))
+            for field in (self.version, self.has_version)
+        )
+        return (version[..., None] == either) & has[..., None]
+
 
 class SegmentEnds(NamedTuple):
     """The one segment, if any, that ends in each block of C steps."""

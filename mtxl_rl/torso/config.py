@@ -1,22 +1,128 @@
 """The torso's sizes and choices; what they mean is in ARCHITECTURE.md."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-LONG_TERM_KINDS = ("delta", "none")
-DECAYS = ("none", "coupled", "free")
+from mtxl_rl.torso.gates import CELLS, GATES
+from mtxl_rl.torso.positions import POSITIONS
+
+KINDS = ("transformer", "gru", "lstm", "none")
+# The long-term memories and the decays that each can have.
+DECAYS = {
+    "delta": ("none", "coupled", "free"),
+    "linear": ("fixed", "free"),
+    "agalite": ("none",),
+    "slots": ("none",),
+    "tokens": ("none",),
+    "none": ("none",),
+}
+
+# What only the transformer reads. Sizes are not here: presets set them for every kind.
+_TRANSFORMER_CHOICES = (
+    "gate",
+    "mogrifier_rounds",
+    "position",
+    "all_attention",
+    "long_term",
+    "decay",
+    "memory_layers",
+    "sublayers",
+    "slots",
+    "tokens",
+)
+
+
+@dataclass(kw_only=True, slots=True)
+class SlotsConfig:
+    """The `slots` memory."""
+
+    num_slots: int = 16
+    """Slots, L."""
+    cell: str = "gru"
+    """The gated cell that moves a slot: gru, brc or nbrc."""
+    write_iterations: int = 1
+    """Rounds of attention and cell per write."""
+    max_half_life: float = 32.0
+    """At the start, slots lose half of what they hold in 1 .. this many writes."""
+    is_shared: bool = False
+    """One memory for all layers that have one, written from all their inputs; or one per layer."""
+    detach_inputs: bool = False
+    """Cut the gradient from a write to the layer inputs it is made of (the rule of 2020)."""
+
+    def __post_init__(self) -> None:
+        """Check names and ranges."""
+        _require_positive("slots.num_slots", self.num_slots)
+        _require_positive("slots.write_iterations", self.write_iterations)
+        _require_one_of("slots.cell", self.cell, CELLS)
+        if self.max_half_life < 1:
+            raise ValueError(f"torso.slots.max_half_life={self.max_half_life} must be 1 or more")
+
+
+@dataclass(kw_only=True, slots=True)
+class TokensConfig:
+    """The `tokens` memory (Memory Transformer)."""
+
+    num_tokens: int = 8
+    """Memory tokens in front of each segment, L."""
+    separate_control: bool = False
+    """Update the tokens with weights of their own (MemCtrl) instead of the layer's."""
+    bottleneck: bool = False
+    """Steps see no other step, only the tokens (MemBottleneck)."""
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        _require_positive("tokens.num_tokens", self.num_tokens)
+
+
+@dataclass(kw_only=True, slots=True)
+class SublayersConfig:
+    """What attention and feed-forward are made of; the defaults are GTrXL's."""
+
+    activation: str = "relu"
+    """Of the feed-forward's hidden units: relu or gelu."""
+    glu: bool = False
+    """Hidden units that are products of an activated and a plain map (gated linear units)."""
+    output_relu: bool = True
+    """A ReLU on every sub-layer's output before its gate."""
+    one_kv_head: bool = False
+    """One head of keys and values for all heads of queries (multi-query attention)."""
+    attention_dropout: float = 0.0
+    """Of the attention's weights, while training. Not for agents: acting must equal learning."""
+    output_dropout: float = 0.0
+    """Of the attention's output, likewise."""
+    feedforward_dropout: float = 0.0
+    """Of the feed-forward's hidden units, likewise."""
+
+    def __post_init__(self) -> None:
+        """Check names and ranges."""
+        _require_one_of("sublayers.activation", self.activation, ("relu", "gelu"))
+        for name in ("attention_dropout", "output_dropout", "feedforward_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(
+                    f"torso.sublayers.{name}={getattr(self, name)} must be in 0 .. 1, 1 excluded"
+                )
+
+    @property
+    def has_dropout(self) -> bool:
+        """Whether anything is dropped while training."""
+        return max(self.attention_dropout, self.output_dropout, self.feedforward_dropout) > 0
 
 
 @dataclass(kw_only=True, slots=True)
 class TorsoConfig:
-    """A gated Memory Transformer-XL.
+    """A gated Memory Transformer-XL, or one of its baselines.
 
     Raises:
         ValueError: a size is not positive, `num_heads` does not divide `width`, `segment_length`
-            exceeds `window_length`, or a name is unknown.
+            exceeds `window_length`, a name is unknown, or a choice has no effect beside another.
     """
 
+    kind: str = "transformer"
+    """transformer; or a baseline: gru, lstm (N layers of the cell), none (N feed-forward layers
+    that remember nothing)."""
     width: int = 128
     """Features per step, D; a multiple of num_heads."""
+    num_parameters: int = 0
+    """Parameters of the torso: the width is chosen to come nearest; 0: as width says."""
     num_layers: int = 2
     """Layers, N."""
     num_heads: int = 4
@@ -29,24 +135,101 @@ class TorsoConfig:
     """Steps between two writes of the long-term memory, S; at most window_length."""
     num_persistent: int = 8
     """Learned key/value pairs per head that every step attends to, P; 0 or more."""
+    position: str = "sinusoidal"
+    """How the attention sees distance: sinusoidal (Transformer-XL, with its u and v), learned (a
+    table), rotary or none."""
+    all_attention: bool = False
+    """No feed-forward sub-layer: the persistent pairs take its place (All-attention)."""
+    gate: str = "gru"
+    """How sub-layers join the stream: gru, residual, input, output, highway, sigtanh, brc, nbrc."""
     gate_bias: float = 2.0
-    """Bias of the GRU gates: 2 starts every sub-layer near the identity (GTrXL, section 3.2)."""
+    """Bias of the gates: 2 starts every sub-layer near the identity (GTrXL, section 3.2)."""
+    mogrifier_rounds: int = 0
+    """Rounds in which a gate's inputs modulate each other before it (the mogrifier); 0: none."""
     long_term: str = "delta"
-    """Long-term memory: delta (a matrix per head, written by the delta rule) or none."""
+    """Long-term memory: delta (the delta rule), linear (linear attention with decay), agalite,
+    slots (the Memory Transformer-XL of 2020), tokens (the Memory Transformer) or none."""
     decay: str = "none"
-    """Decay of the delta memory: none, coupled (only while it writes) or free."""
+    """Decay of the delta memory: none, coupled (only while it writes) or free; of the linear one:
+    fixed (RetNet) or free (gated linear attention)."""
+    memory_layers: list[int] = field(default_factory=list)
+    """Layers that have a long-term memory, counted from 1; empty: all."""
+    sublayers: SublayersConfig = field(default_factory=SublayersConfig)
+    """What the sub-layers are made of."""
+    slots: SlotsConfig = field(default_factory=SlotsConfig)
+    """Settings of long_term=slots."""
+    tokens: TokensConfig = field(default_factory=TokensConfig)
+    """Settings of long_term=tokens."""
 
     def __post_init__(self) -> None:
         """Check every field against the others."""
-        for field in ("width", "num_layers", "num_heads", "feedforward_multiple", "window_length"):
-            _require_positive(field, getattr(self, field))
+        for name in ("width", "num_layers", "num_heads", "feedforward_multiple", "window_length"):
+            _require_positive(name, getattr(self, name))
         _require_positive("segment_length", self.segment_length)
-        if self.num_persistent < 0:
-            raise ValueError(f"torso.num_persistent={self.num_persistent} must be 0 or more")
-        if self.width % self.num_heads:
-            divisors = [h for h in range(1, self.width + 1) if self.width % h == 0 and h <= 64]
+        for name in ("num_persistent", "num_parameters", "mogrifier_rounds"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"torso.{name}={getattr(self, name)} must be 0 or more")
+        _require_one_of("kind", self.kind, KINDS)
+        _require_one_of("gate", self.gate, GATES)
+        _require_one_of("position", self.position, POSITIONS)
+        _require_one_of("long_term", self.long_term, tuple(DECAYS))
+        if self.kind == "transformer":
+            self._check_transformer()
+        else:
+            self._check_baseline()
+
+    @property
+    def head_width(self) -> int:
+        """Features per head, E."""
+        return self.width // self.num_heads
+
+    @property
+    def width_multiple(self) -> int:
+        """What `width` must be a multiple of: rotary positions turn pairs of a head's features."""
+        if self.kind != "transformer":
+            return 1
+        return self.num_heads * (2 if self.position == "rotary" else 1)
+
+    @property
+    def receptive_field(self) -> int:
+        """How many steps back the stack reaches without long-term memory: N x M."""
+        return self.num_layers * self.window_length if self.kind == "transformer" else 0
+
+    @property
+    def has_long_term(self) -> bool:
+        """Whether anything is remembered past the window, a recurrent state included."""
+        return self.long_term != "none" if self.kind == "transformer" else self.kind != "none"
+
+    @property
+    def layers_with_memory(self) -> tuple[int, ...]:
+        """The layers that have a long-term memory, counted from 0."""
+        if self.kind != "transformer" or self.long_term == "none":
+            return ()
+        return tuple(n - 1 for n in self.memory_layers) or tuple(range(self.num_layers))
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether one long-term memory serves all its layers."""
+        return self.long_term == "slots" and self.slots.is_shared
+
+    @property
+    def reads_slots(self) -> bool:
+        """Whether the attention reads the long-term memory, as keys without positions."""
+        return self.long_term in ("slots", "tokens")
+
+    @property
+    def reach(self) -> int:
+        """How many steps back a layer's attention sees, 0 .. M."""
+        is_bottleneck = self.long_term == "tokens" and self.tokens.bottleneck
+        return 0 if is_bottleneck else self.window_length
+
+    def _check_transformer(self) -> None:
+        if self.width % self.width_multiple:
+            per_head = 2 if self.position == "rotary" else 1
+            divisors = [h for h in range(1, 65) if self.width % (h * per_head) == 0]
+            what = "" if per_head == 1 else ", and what is left be even for torso.position=rotary"
             raise ValueError(
-                f"torso.num_heads={self.num_heads} must divide torso.width={self.width}; "
+                f"torso.num_heads={self.num_heads} must divide torso.width={self.width}{what}; "
                 f"try one of {divisors}"
             )
         if self.segment_length > self.window_length:
@@ -55,23 +238,48 @@ class TorsoConfig:
                 f"torso.window_length={self.window_length}: the long-term memory is written from "
                 "the steps in the window; lower the one or raise the other"
             )
-        _require_one_of("long_term", self.long_term, LONG_TERM_KINDS)
-        _require_one_of("decay", self.decay, DECAYS)
-        if self.long_term == "none" and self.decay != "none":
+        if self.all_attention and not self.num_persistent:
             raise ValueError(
-                f"torso.decay={self.decay} has no effect with torso.long_term=none; "
-                "set torso.decay=none or torso.long_term=delta"
+                "torso.all_attention=true needs torso.num_persistent of 1 or more: the pairs take "
+                "the feed-forward sub-layer's place"
+            )
+        self._check_long_term()
+
+    def _check_long_term(self) -> None:
+        legal = DECAYS[self.long_term]
+        if self.decay not in legal:
+            raise ValueError(
+                f"torso.decay={self.decay} does not go with torso.long_term={self.long_term}; "
+                f"choose torso.decay={' or '.join(legal)}"
+            )
+        for kind, default in (("slots", SlotsConfig()), ("tokens", TokensConfig())):
+            if self.long_term != kind and getattr(self, kind) != default:
+                raise ValueError(
+                    f"torso.{kind} has no effect with torso.long_term={self.long_term}; leave it "
+                    f"out, or set torso.long_term={kind}"
+                )
+        layers = sorted(set(self.memory_layers))
+        if layers != list(self.memory_layers) or not all(1 <= n <= self.num_layers for n in layers):
+            raise ValueError(
+                f"torso.memory_layers={list(self.memory_layers)} must be layers in "
+                f"1 .. {self.num_layers} in rising order, or empty for all"
+            )
+        if layers and self.long_term == "none":
+            raise ValueError(
+                f"torso.memory_layers={layers} has no effect with torso.long_term=none; leave it "
+                "out, or choose a long-term memory"
             )
 
-    @property
-    def head_width(self) -> int:
-        """Features per head, E."""
-        return self.width // self.num_heads
-
-    @property
-    def receptive_field(self) -> int:
-        """How many steps back the stack reaches without long-term memory: N x M."""
-        return self.num_layers * self.window_length
+    def _check_baseline(self) -> None:
+        defaults = TorsoConfig()
+        for choice in _TRANSFORMER_CHOICES:
+            value = getattr(self, choice)
+            if value == getattr(defaults, choice) or (choice, self.kind) == ("gate", "none"):
+                continue
+            raise ValueError(
+                f"torso.{choice}={value} has no effect with torso.kind={self.kind}; leave it out, "
+                "or set torso.kind=transformer"
+            )
 
 
 def _require_positive(field: str, value: int) -> None:

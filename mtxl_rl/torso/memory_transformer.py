@@ -1,6 +1,7 @@
 """The torso: a stack of gated Memory Transformer-XL layers, for whole segments and for acting."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -8,20 +9,22 @@ from torch import Tensor, nn
 
 from mtxl_rl.torso.clock import Clock, SegmentEnds
 from mtxl_rl.torso.config import TorsoConfig
-from mtxl_rl.torso.layer import Layer
-from mtxl_rl.torso.state import MemoryState
+from mtxl_rl.torso.layer import Layer, latest_version, note, slots_of, write_versions
+from mtxl_rl.torso.long_term import MatrixMemory, SlotMemory, SlotStore
+from mtxl_rl.torso.record import Record
+from mtxl_rl.torso.state import ActingMemory, MemoryState
 
 # B rows, T steps given, N layers, M window, S segment, D width, H heads, E head width,
-# R = M + 1 places of the ring.
+# R = M + 1 places of the ring, A long-term memories.
 
 
 @dataclass(kw_only=True)
-class ActingMemory:
-    """A `MemoryState` in use: what acting step by step keeps, changed in place by `act`.
+class WindowedMemory(ActingMemory):
+    """What acting step by step keeps, changed in place by `act`.
 
-    Keys and values are projected once per step and kept in rings of R = M + 1 places; the segment
-    under way is written into `pending` step by step and becomes `long_term` at the boundary.
-    Built by `MemoryTransformer.begin`; good for as long as the weights stay the same.
+    Keys and values are projected once per step and kept in rings of R = M + 1 places. Matrix
+    memories are written into `pending` step by step, which becomes `long_term` at the boundary;
+    slots are written there at once, from the segment's inputs on the timeline.
     """
 
     timeline: Float[Tensor, "B N M_T D"]
@@ -30,14 +33,11 @@ class ActingMemory:
     """Steps taken on the timeline, 0 .. its capacity T."""
     keys: Float[Tensor, "N B H R E"]
     values: Float[Tensor, "N B H R E"]
-    positions: Float[Tensor, "N H R2 E"]
-    """Projected position codes, twice around the ring, so that any rotation is a slice."""
+    codes: Tensor
+    """The layers' position codes, twice around the ring, so that any rotation is a slice."""
     place: int
     """The ring's place of the next step."""
-    long_term: Float[Tensor, "N B *memory"]
-    pending: Float[Tensor, "N B *memory"]
-    window_length: Int[Tensor, " B"]
-    segment_step: Int[Tensor, " B"]
+    pending: Float[Tensor, "A B *pending"]
 
     def state(self) -> MemoryState:
         """The state after the steps taken: what `forward` would return."""
@@ -58,6 +58,15 @@ def valid_window(window_length: Int[Tensor, " B"], size: int) -> Bool[Tensor, "B
     return distance <= window_length[:, None]
 
 
+class Inspection(NamedTuple):
+    """What `MemoryTransformer.inspect` returns."""
+
+    y: Float[Tensor, "B T D"]
+    state: MemoryState
+    records: list[Record]
+    """Per layer: see `MemoryTransformer.inspect`."""
+
+
 class MemoryTransformer(nn.Module):
     """A gated Memory Transformer-XL that maps features [B, T, D] to features [B, T, D].
 
@@ -73,19 +82,26 @@ class MemoryTransformer(nn.Module):
     def __init__(self, config: TorsoConfig) -> None:
         super().__init__()
         self.config = config
-        self.layers: nn.ModuleList = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
+        self.memory_of_layer = self._memory_of_layer(config)
+        self.layers: nn.ModuleList = nn.ModuleList(
+            Layer(config, has_memory=memory is not None) for memory in self.memory_of_layer
+        )
         self.norm = nn.LayerNorm(config.width)
+        self.shared: SlotMemory | None = None
+        """The slots that layers share, if they do."""
+        if config.is_shared:
+            self.shared = slots_of(config, num_sources=len(config.layers_with_memory))
 
     def initial_state(self, batch_size: int) -> MemoryState:
         """The state of `batch_size` episodes that are about to start: all zeros."""
         config, like = self.config, self.norm.weight
-        depth, memory_shape = config.num_layers, self._layer(0).memory_shape
-        zeros = like.new_zeros
+        num_memories = max((m + 1 for m in self.memory_of_layer if m is not None), default=1)
         count = torch.zeros(batch_size, dtype=torch.long, device=like.device)
+        window = (config.num_layers, config.window_length, config.width)
         return MemoryState(
-            window=zeros(batch_size, depth, config.window_length, config.width),
+            window=like.new_zeros(batch_size, *window),
             window_length=count,
-            long_term=zeros(batch_size, depth, *memory_shape),
+            long_term=like.new_zeros(batch_size, num_memories, *self._memory_shape()),
             segment_step=count.clone(),
         )
 
@@ -102,36 +118,35 @@ class MemoryTransformer(nn.Module):
             state: what was remembered before the first of them.
             is_first: True where the step's observation starts an episode.
         """
-        window_length = self.config.window_length
-        clock = Clock.of(
-            is_first,
-            state.window_length,
-            state.segment_step,
-            max_age=window_length,
-            segment_length=self.config.segment_length,
-        )
-        ends = SegmentEnds.of(
-            clock, window_length=window_length, segment_length=self.config.segment_length
-        )
-        windows, memories = [], []
-        for n in range(len(self.layers)):
-            timeline = torch.cat([state.window[:, n], x], dim=1)
-            x, memory = self._layer(n)(timeline, state.long_term[:, n], clock, ends)
-            windows.append(timeline[:, -window_length:])
-            memories.append(memory)
-        valid = valid_window(clock.age[:, -1], window_length)[:, None, :, None]
-        after = MemoryState(
-            window=torch.stack(windows, dim=1) * valid,
-            window_length=clock.age[:, -1],
-            long_term=torch.stack(memories, dim=1),
-            segment_step=clock.segment_step[:, -1],
-        )
-        return self.norm(x), after
+        return self._forward(x, state, is_first, None)
+
+    @torch.no_grad()
+    def inspect(
+        self, x: Float[Tensor, "B T D"], state: MemoryState, is_first: Bool[Tensor, "B T"]
+    ) -> Inspection:
+        """`forward`, with what happened in each layer.
+
+        | name | shape | meaning |
+        |---|---|---|
+        | attention/persistent | B T H P | weight on each persistent pair |
+        | attention/slots | B T H 3L | weight on each slot of the block's two versions and, last, on
+          the slots of an empty memory |
+        | attention/window | B T H M+1 | weight on the step at distance M .. 0 |
+        | moved/attention, moved/read, moved/feedforward | B T | how far the gated sub-layer moved
+          the stream, relative to its norm |
+        | memory/strength, memory/retention | B T H | of each step's write into a matrix memory |
+        | memory/moved, memory/retention | B J L | of the write into each slot at the end of a
+          segment in block j of min(S, T) steps, meaningless where none ends; shared slots tell it
+          in the first layer that has them |
+        """
+        records: list[Record] = [{} for _ in self.layers]
+        y, after = self._forward(x, state, is_first, records)
+        return Inspection(y, after, records)
 
     @torch.no_grad()
     def begin(
         self, state: MemoryState, *, num_steps: int = 128, timeline: Tensor | None = None
-    ) -> ActingMemory:
+    ) -> WindowedMemory:
         """Prepare to act: project the window's keys and values, replay the segment under way.
 
         Args:
@@ -145,23 +160,26 @@ class MemoryTransformer(nn.Module):
                 batch, self.config.num_layers, size + num_steps, self.config.width
             )
         timeline[:, :, :size] = state.window
-        keys, values, positions, pending = [], [], [], []
-        for n in range(len(self.layers)):
+        keys, values, codes = [], [], []
+        pending = [part[..., :0] for part in state.long_term.unbind(1)]
+        for n, memory in enumerate(self.memory_of_layer):
             layer = self._layer(n)
             inputs = layer.norm(state.window[:, n])
             # Places 1 .. M hold the steps -M .. -1; place 0 waits for the first step.
             pairs = layer.attention.keys_values(nn.functional.pad(inputs, (0, 0, 1, 0)))
             keys.append(pairs[0])
             values.append(pairs[1])
-            codes = layer.attention.positions()
-            positions.append(torch.cat([codes, codes], dim=1))
-            pending.append(self._replay(layer, inputs, state.long_term[:, n], state.segment_step))
-        return ActingMemory(
+            code = layer.attention.position.codes()
+            codes.append(torch.cat([code, code], dim=1))
+            if memory is not None and layer.matrix is not None:
+                long_term = state.long_term[:, memory]
+                pending[memory] = self._replay(layer.matrix, inputs, long_term, state.segment_step)
+        return WindowedMemory(
             timeline=timeline,
             num_steps=0,
             keys=torch.stack(keys),
             values=torch.stack(values),
-            positions=torch.stack(positions),
+            codes=torch.stack(codes),
             place=0,
             long_term=state.long_term.transpose(0, 1).clone(),
             pending=torch.stack(pending),
@@ -174,6 +192,7 @@ class MemoryTransformer(nn.Module):
         self, x: Float[Tensor, "B D"], memory: ActingMemory, is_first: Bool[Tensor, " B"]
     ) -> Float[Tensor, "B D"]:
         """The output of one step; `memory` moves on in place."""
+        assert isinstance(memory, WindowedMemory), type(memory)
         self._make_room(memory)
         self._forget(memory, is_first)
         num_places = self.config.window_length + 1
@@ -181,41 +200,172 @@ class MemoryTransformer(nn.Module):
         # Slot j of the ring lies (place - j) mod R steps back: a rotation of distances M .. 0.
         turn = slice(num_places - 1 - place, 2 * num_places - 1 - place)
         distance = torch.arange(num_places - 1, -1, -1, device=x.device).repeat(2)[turn]
-        visible = distance <= memory.window_length[:, None]
+        visible = distance <= memory.window_length.clamp(max=self.config.reach)[:, None]
         now = self.config.window_length + memory.num_steps
-        for n in range(len(self.layers)):
+        for n, index in enumerate(self.memory_of_layer):
             layer = self._layer(n)
             memory.timeline[:, n, now] = x
             inputs = layer.norm(x)
             pairs = layer.attention.keys_values(inputs[:, None])
             memory.keys[n, :, :, place] = pairs[0, :, :, 0]
             memory.values[n, :, :, place] = pairs[1, :, :, 0]
-            attended = layer.attention.step(
-                inputs, memory.keys[n], memory.values[n], memory.positions[n, :, turn], visible
-            )
-            x = layer.step(x, attended, memory.long_term[n])
-            if layer.long_term is not None:
-                memory.pending[n] = layer.long_term.write_step(memory.pending[n], inputs)
+            long_term = None if index is None else memory.long_term[index]
+            store = self._store(n)
+            slots = None
+            if store is not None and long_term is not None:
+                slots = layer.pairs_of_step(store, long_term)
+            ring = (memory.keys[n], memory.values[n], memory.codes[n, :, turn])
+            attended = layer.attention.step(inputs, *ring, visible, slots)
+            x = layer.step(x, attended, long_term)
+            if layer.matrix is not None and index is not None:
+                memory.pending[index] = layer.matrix.write_step(memory.pending[index], inputs)
         self._count(memory)
         return self.norm(x)
+
+    def _forward(
+        self, x: Tensor, state: MemoryState, is_first: Tensor, records: list[Record] | None
+    ) -> tuple[Tensor, MemoryState]:
+        if self.shared is None:
+            x, state = self._sequence(x, state, is_first, records)
+            return self.norm(x), state
+        parts = []
+        size = self.config.segment_length
+        for begin in range(0, x.shape[1], size):
+            block = slice(begin, begin + size)
+            own: list[Record] | None = None if records is None else [{} for _ in records]
+            part, state = self._shared_block(
+                self.shared, x[:, block], state, is_first[:, block], own
+            )
+            parts.append(part)
+            for record, more in zip(records or [], own or [], strict=True):
+                for name, field in more.items():
+                    record[name] = torch.cat([record[name], field], 1) if begin else field
+        return self.norm(torch.cat(parts, dim=1)), state
+
+    def _sequence(
+        self, x: Tensor, state: MemoryState, is_first: Tensor, records: list[Record] | None
+    ) -> tuple[Tensor, MemoryState]:
+        """All T steps layer by layer, each layer with a memory of its own or none."""
+        clock, ends = self._clock(state, is_first)
+        windows = []
+        memories = list(state.long_term.unbind(1))
+        for n, index in enumerate(self.memory_of_layer):
+            timeline = torch.cat([state.window[:, n], x], dim=1)
+            before = None if index is None else memories[index]
+            record = None if records is None else records[n]
+            x, after = self._layer(n)(timeline, before, clock, ends, record)
+            windows.append(timeline[:, -self.config.window_length :])
+            if index is not None and after is not None:
+                memories[index] = after
+        return x, self._after(windows, memories, clock)
+
+    def _shared_block(
+        self,
+        shared: SlotMemory,
+        x: Tensor,
+        state: MemoryState,
+        is_first: Tensor,
+        records: list[Record] | None,
+    ) -> tuple[Tensor, MemoryState]:
+        """At most S steps with slots that all layers read and write.
+
+        The write needs every layer's inputs up to the segment's end, and the steps after it need
+        the write. At most one segment of a row ends among the steps; so a first pass gives the
+        right inputs up to that end, and a second, where any row's end is not the last step, gives
+        the steps after it the memory that they read.
+        """
+        clock, ends = self._clock(state, is_first)
+        initial = state.long_term[:, 0]
+        versions = torch.stack([initial, initial], dim=1)
+        y, timelines = self._pass(shared, x, state, versions, clock, records)
+        encoded = shared.encode(*(
+            self._layer(n).segments(timelines[n], ends) for n in self.config.layers_with_memory
+        ))  # fmt: skip
+        versions = write_versions(shared, encoded, initial, ends)
+        if records is not None:
+            note(records[self.config.layers_with_memory[0]], shared.describe(versions, encoded))
+        # Asking the device would break a compiled graph; there the second pass always runs.
+        if torch.compiler.is_compiling() or bool((clock.version[:, :-1] > 0).any()):
+            y, timelines = self._pass(shared, x, state, versions, clock, records)
+        windows = [timeline[:, -self.config.window_length :] for timeline in timelines]
+        return y, self._after(windows, [latest_version(versions, clock)], clock)
+
+    def _pass(
+        self,
+        shared: SlotMemory,
+        x: Tensor,
+        state: MemoryState,
+        versions: Tensor,
+        clock: Clock,
+        records: list[Record] | None,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Outputs, and every layer's timeline, with given versions of the shared slots."""
+        timelines = []
+        for n, index in enumerate(self.memory_of_layer):
+            layer = self._layer(n)
+            timelines.append(torch.cat([state.window[:, n], x], dim=1))
+            pairs = None
+            if index is not None:
+                pairs = layer.pairs_of_versions(shared, versions, clock)
+            record = None if records is None else records[n]
+            x = layer.with_pairs(timelines[n], pairs, clock, record)
+        return x, timelines
+
+    def _clock(self, state: MemoryState, is_first: Tensor) -> tuple[Clock, SegmentEnds]:
+        sizes = self.config.window_length, self.config.segment_length
+        clock = Clock.of(
+            is_first,
+            state.window_length,
+            state.segment_step,
+            max_age=sizes[0],
+            segment_length=sizes[1],
+        )
+        return clock, SegmentEnds.of(clock, window_length=sizes[0], segment_length=sizes[1])
+
+    def _after(self, windows: list[Tensor], memories: list[Tensor], clock: Clock) -> MemoryState:
+        valid = valid_window(clock.age[:, -1], self.config.window_length)[:, None, :, None]
+        return MemoryState(
+            window=torch.stack(windows, dim=1) * valid,
+            window_length=clock.age[:, -1],
+            long_term=torch.stack(memories, dim=1),
+            segment_step=clock.segment_step[:, -1],
+        )
+
+    @staticmethod
+    def _memory_of_layer(config: TorsoConfig) -> list[int | None]:
+        """Which of the state's long-term memories each layer has."""
+        layers = config.layers_with_memory
+        return [
+            (0 if config.is_shared else layers.index(n)) if n in layers else None
+            for n in range(config.num_layers)
+        ]
+
+    def _memory_shape(self) -> tuple[int, ...]:
+        """The shape of one row of one long-term memory; (0,) without any."""
+        if self.shared is not None:
+            return self.shared.memory_shape
+        layers = self.config.layers_with_memory
+        return self._layer(layers[0]).memory_shape if layers else (0,)
 
     def _layer(self, n: int) -> Layer:
         layer = self.layers[n]
         assert isinstance(layer, Layer)
         return layer
 
+    def _store(self, n: int) -> SlotStore | None:
+        """The slots that layer n reads."""
+        return self._layer(n).store or self.shared
+
     def _replay(
-        self, layer: Layer, inputs: Tensor, long_term: Tensor, segment_step: Tensor
+        self, matrix: MatrixMemory, inputs: Tensor, long_term: Tensor, segment_step: Tensor
     ) -> Tensor:
         """The memory as the steps of the unfinished segment leave it."""
-        if layer.long_term is None:
-            return long_term.clone()
         live = valid_window(segment_step, self.config.segment_length)
         segment = inputs[:, None, -self.config.segment_length :]
-        encoded = layer.long_term.encode(segment, live[:, None])
-        return layer.long_term.write(long_term, tuple(part[:, 0] for part in encoded))
+        encoded = matrix.encode(segment, live[:, None])
+        return matrix.write(long_term, tuple(part[:, 0] for part in encoded))
 
-    def _make_room(self, memory: ActingMemory) -> None:
+    def _make_room(self, memory: WindowedMemory) -> None:
         """Slide the timeline back to its beginning when it is full."""
         size = self.config.window_length
         if size + memory.num_steps < memory.timeline.shape[2]:
@@ -223,23 +373,46 @@ class MemoryTransformer(nn.Module):
         memory.timeline[:, :, :size] = memory.timeline[:, :, memory.num_steps :].clone()
         memory.num_steps = 0
 
-    def _forget(self, memory: ActingMemory, is_first: Tensor) -> None:
+    def _forget(self, memory: WindowedMemory, is_first: Tensor) -> None:
         """Reset the rows whose episode starts."""
         goes_on = ~is_first
         memory.window_length *= goes_on
         memory.segment_step *= goes_on
-        goes_on = goes_on.view(-1, *[1] * (memory.long_term.ndim - 2))
-        memory.long_term *= goes_on
-        memory.pending *= goes_on
+        for part in (memory.long_term, memory.pending):
+            part *= goes_on.view(-1, *[1] * (part.ndim - 2))
 
-    def _count(self, memory: ActingMemory) -> None:
-        """Move the clocks on; at a segment's end the pending memory becomes the one read."""
-        segment_length = self.config.segment_length
+    def _count(self, memory: WindowedMemory) -> None:
+        """Move the clocks on; at a segment's end the memory that is read is the one written."""
         memory.window_length.add_(1).clamp_(max=self.config.window_length)
         memory.segment_step.add_(1)
-        ended = memory.segment_step == segment_length
-        memory.segment_step.remainder_(segment_length)
-        ended = ended.view(-1, *[1] * (memory.long_term.ndim - 2))
-        torch.where(ended, memory.pending, memory.long_term, out=memory.long_term)
+        ended = memory.segment_step == self.config.segment_length
+        memory.segment_step.remainder_(self.config.segment_length)
         memory.num_steps += 1
         memory.place = (memory.place + 1) % (self.config.window_length + 1)
+        written = self._written(memory, ended)
+        if written is not None:
+            ended = ended.view(-1, *[1] * (memory.long_term.ndim - 2))
+            torch.where(ended, written, memory.long_term, out=memory.long_term)
+
+    def _written(self, memory: WindowedMemory, ended: Tensor) -> Tensor | None:
+        """The memories after the segments that end now; None where it is known that none does.
+
+        Slots are written only when some row's segment ends: this one question to the device costs
+        less than the write. A compiled graph cannot ask and always writes.
+        """
+        if not self.config.reads_slots:
+            return memory.pending
+        if not (torch.compiler.is_compiling() or bool(ended.any())):
+            return None
+        last = self.config.window_length + memory.num_steps
+        segments = memory.timeline[:, :, last - self.config.segment_length : last]
+        layers = self.config.layers_with_memory
+        sources = [self._layer(n).norm(segments[:, n])[:, None] for n in layers]
+        by_memory = [sources] if self.shared is not None else [[source] for source in sources]
+        written = []
+        for n, index, source in zip(layers, range(len(by_memory)), by_memory, strict=False):
+            store = self._store(n)
+            assert store is not None
+            encoded = tuple(part[:, 0] for part in store.encode(*source))
+            written.append(store.write(memory.long_term[index], encoded))
+        return torch.stack(written)

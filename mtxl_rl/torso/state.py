@@ -1,13 +1,16 @@
 """The memory of a batch of episodes, as a value. All zeros means "an episode starts here"."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-# B rows (environments), N layers, M window length, D width.
+# B rows (environments), N layers, M window length, D width, A long-term memories: one per layer
+# that has one, or one that all share.
 
 
 class MemoryState(NamedTuple):
@@ -18,11 +21,13 @@ class MemoryState(NamedTuple):
     """
 
     window: Float[Tensor, "B N M D"]
-    """Each layer's inputs at the last M steps, the newest last; zero where not valid."""
+    """Each layer's inputs at the last M steps, the newest last; zero where not valid. M is 0 in a
+    torso without a window."""
     window_length: Int[Tensor, " B"]
     """How many of the window's steps, counted from the newest, belong to the episode: 0 .. M."""
-    long_term: Float[Tensor, "B N *memory"]
-    """Each layer's long-term memory, as it stood at the last segment boundary."""
+    long_term: Float[Tensor, "B A *memory"]
+    """The long-term memories, as they stood at the last segment boundary; in a recurrent torso
+    each layer's recurrent state, as the last step left it."""
     segment_step: Int[Tensor, " B"]
     """Steps since the last segment boundary: 0 .. S - 1."""
 
@@ -74,3 +79,19 @@ class MemoryState(NamedTuple):
             part.reshape(len(flat), *field.shape[1:]).to(field.dtype)
             for part, field in zip(parts, self, strict=True)
         ))  # fmt: skip
+
+
+@dataclass(kw_only=True)
+class ActingMemory(ABC):
+    """A `MemoryState` in use by a torso's `act`, which changes it in place.
+
+    Built by the torso's `begin`; good for as long as the weights stay the same.
+    """
+
+    long_term: Float[Tensor, "A B *memory"]
+    window_length: Int[Tensor, " B"]
+    segment_step: Int[Tensor, " B"]
+
+    @abstractmethod
+    def state(self) -> MemoryState:
+        """The state after the steps taken: what the torso's `forward` would return."""

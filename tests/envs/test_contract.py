@@ -13,6 +13,7 @@ from gymnasium.vector.utils import batch_space
 from mtxl_rl.envs.checked import CheckedVectorEnv
 from mtxl_rl.envs.envpool_env import EnvPoolConfig
 from mtxl_rl.envs.gymnasium_env import GymnasiumConfig
+from mtxl_rl.envs.memory_maze.spec import MemoryMazeConfig
 from mtxl_rl.envs.registry import EnvConfig, make_vector_env
 from mtxl_rl.envs.tasks import TASKS
 from mtxl_rl.envs.tmaze import TMazeConfig
@@ -28,6 +29,10 @@ BUILT_IN: dict[str, EnvConfig] = {
 CONFIGS: dict[str, EnvConfig] = {
     **BUILT_IN,
     "TMaze of 4": TMazeConfig(corridor_length=4),
+    "MemoryMaze": MemoryMazeConfig(num_threads=2, episode_length=20),
+    "MemoryMaze ExtraObs": MemoryMazeConfig(
+        num_threads=1, episode_length=20, extra_observations=True
+    ),
     "Gymnasium CartPole": GymnasiumConfig(id="CartPole-v1"),
     "Gymnasium Pendulum": GymnasiumConfig(id="Pendulum-v1", kwargs={"max_episode_steps": 20}),
     "Gymnasium Taxi": GymnasiumConfig(id="Taxi-v4", kwargs={"max_episode_steps": 20}),

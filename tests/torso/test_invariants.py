@@ -6,34 +6,67 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mtxl_rl.torso import MemoryState, MemoryTransformer, TorsoConfig
+from mtxl_rl.torso import MemoryState, MemoryTransformer, TorsoConfig, build_torso
+from mtxl_rl.torso.config import SlotsConfig, TokensConfig
+from mtxl_rl.torso.gates import GATES
+from mtxl_rl.torso.positions import POSITIONS
 
 TOLERANCE = 1e-9
-KINDS = [("delta", "none"), ("delta", "coupled"), ("delta", "free"), ("none", "none")]
-cases = st.tuples(
-    st.sampled_from(KINDS), st.integers(1, 4), st.integers(0, 3), st.integers(0, 10**6)
-)
+SLOTS, TOKENS = {"long_term": "slots"}, {"long_term": "tokens"}
+SYSTEMS: dict[str, dict] = {
+    "delta": {},
+    "delta, coupled decay": {"decay": "coupled"},
+    "delta, free decay": {"decay": "free"},
+    "delta in some layers": {"num_layers": 3, "memory_layers": [1, 3]},
+    "linear, fixed decay": {"long_term": "linear", "decay": "fixed"},
+    "linear, free decay": {"long_term": "linear", "decay": "free"},
+    "agalite": {"long_term": "agalite"},
+    "slots": SLOTS | {"slots": SlotsConfig(num_slots=3)},
+    "slots, BRC": SLOTS | {"slots": SlotsConfig(num_slots=2, cell="brc")},
+    "slots, nBRC, two iterations": SLOTS
+    | {"slots": SlotsConfig(num_slots=3, cell="nbrc", write_iterations=2)},
+    "slots, shared": SLOTS | {"slots": SlotsConfig(num_slots=3, is_shared=True)},
+    "slots, shared by some layers": SLOTS
+    | {"num_layers": 3, "memory_layers": [2, 3], "slots": SlotsConfig(is_shared=True)},
+    "slots, rotary": SLOTS | {"position": "rotary"},
+    "MemTransformer": TOKENS | {"tokens": TokensConfig(num_tokens=3)},
+    "MemCtrl": TOKENS | {"tokens": TokensConfig(num_tokens=2, separate_control=True)},
+    "MemBottleneck": TOKENS | {"tokens": TokensConfig(num_tokens=2, bottleneck=True)},
+    "tokens, all-attention, residual": TOKENS
+    | {"all_attention": True, "num_persistent": 2, "gate": "residual"},
+    "gtrxl": {"long_term": "none"},
+    "transformer-xl": {"long_term": "none", "gate": "residual", "num_persistent": 0},
+    "all-attention": {"all_attention": True, "num_persistent": 5},
+    **{f"position {position}": {"position": position} for position in POSITIONS},
+    **{f"gate {gate}": {"gate": gate} for gate in GATES},
+    "mogrifier": {"mogrifier_rounds": 3},
+    "gru": {"kind": "gru"},
+    "lstm": {"kind": "lstm"},
+    "none": {"kind": "none"},
+}
+systems = pytest.mark.parametrize("name", SYSTEMS)
+few = settings(max_examples=3, deadline=None)
+draws = st.tuples(st.integers(1, 4), st.integers(0, 3), st.integers(0, 10**6))
 
 
 class Case:
     """A random torso with random features and resets, from few numbers."""
 
-    def __init__(self, drawn: tuple[tuple[str, str], int, int, int]) -> None:
-        (kind, decay), segment, extra, seed = drawn
+    def __init__(self, name: str, drawn: tuple[int, int, int]) -> None:
+        segment, extra, seed = drawn
         torch.manual_seed(seed)
         self.generator = torch.Generator().manual_seed(seed)
-        self.config = TorsoConfig(
-            width=8,
-            num_layers=1 + seed % 3,
-            num_heads=2,
-            window_length=segment + extra,
-            segment_length=segment,
-            num_persistent=seed % 2,
-            long_term=kind,
-            decay=decay,
-        )
-        self.torso = MemoryTransformer(self.config).double()
-        self.batch, self.steps = 3, 5 + seed % 17
+        options = {
+            "width": 8,
+            "num_layers": 1 + seed % 3,
+            "num_heads": 2,
+            "window_length": segment + extra,
+            "segment_length": segment,
+            "num_persistent": seed % 2,
+        }
+        self.config = TorsoConfig(**(options | SYSTEMS[name]))
+        self.torso = build_torso(self.config).double()
+        self.batch, self.steps = 3, 5 + seed % 13
         self.x = torch.randn(self.batch, self.steps, 8).double()
         self.is_first = torch.rand(self.batch, self.steps) < 0.12
 
@@ -59,10 +92,11 @@ def assert_equal(left: MemoryState, right: MemoryState) -> None:
         torch.testing.assert_close(a, b, rtol=TOLERANCE, atol=TOLERANCE)
 
 
-@settings(max_examples=40, deadline=None)
-@given(cases)
-def test_any_cut_gives_equal_outputs_states_and_gradients(drawn: tuple) -> None:
-    case = Case(drawn)
+@systems
+@few
+@given(draws)
+def test_any_cut_gives_equal_outputs_states_and_gradients(name: str, drawn: tuple) -> None:
+    case = Case(name, drawn)
     weight = torch.randn(case.batch, case.steps, 8).double()
     results = []
     for cuts in ([slice(0, case.steps)], case.cuts(), [slice(t, t + 1) for t in range(case.steps)]):
@@ -80,10 +114,11 @@ def test_any_cut_gives_equal_outputs_states_and_gradients(drawn: tuple) -> None:
         torch.testing.assert_close(gradient, results[0][2], rtol=TOLERANCE, atol=TOLERANCE)
 
 
-@settings(max_examples=40, deadline=None)
-@given(cases)
-def test_acting_step_by_step_equals_the_sequence(drawn: tuple) -> None:
-    case = Case(drawn)
+@systems
+@few
+@given(draws)
+def test_acting_step_by_step_equals_the_sequence(name: str, drawn: tuple) -> None:
+    case = Case(name, drawn)
     y, after = case.forward(case.x, case.torso.initial_state(case.batch), case.is_first)
     acting = case.torso.begin(case.torso.initial_state(case.batch), num_steps=4)
     restart = int(torch.randint(0, case.steps, (), generator=case.generator))
@@ -97,7 +132,7 @@ def test_acting_step_by_step_equals_the_sequence(drawn: tuple) -> None:
 
 
 def test_acting_equals_the_sequence_within_1e5_in_float32() -> None:
-    case = Case((("delta", "none"), 4, 3, 14))
+    case = Case("delta", (4, 3, 14))
     torso = case.torso.float()
     x = torch.randn(3, 200, 8)
     is_first = torch.rand(3, 200) < 0.02
@@ -107,10 +142,11 @@ def test_acting_equals_the_sequence_within_1e5_in_float32() -> None:
     assert (outputs - y).abs().max() < 1e-5
 
 
-@settings(max_examples=30, deadline=None)
-@given(cases)
-def test_nothing_before_a_reset_changes_anything_after_it(drawn: tuple) -> None:
-    case = Case(drawn)
+@systems
+@few
+@given(draws)
+def test_nothing_before_a_reset_changes_anything_after_it(name: str, drawn: tuple) -> None:
+    case = Case(name, drawn)
     at = int(torch.randint(1, case.steps, (), generator=case.generator))
     case.is_first[:, at] = True
     other = case.x.clone()
@@ -125,25 +161,27 @@ def test_nothing_before_a_reset_changes_anything_after_it(drawn: tuple) -> None:
     assert_equal(state, fresh_state)
 
 
-@settings(max_examples=30, deadline=None)
-@given(cases)
-def test_rows_never_mix_and_the_future_never_leaks_back(drawn: tuple) -> None:
-    case = Case(drawn)
+@systems
+@few
+@given(draws)
+def test_rows_never_mix_and_the_future_never_leaks_back(name: str, drawn: tuple) -> None:
+    case = Case(name, drawn)
     start = case.torso.initial_state(case.batch)
     y, _ = case.forward(case.x, start, case.is_first)
     other = case.x.clone()
     at = int(torch.randint(0, case.steps, (), generator=case.generator))
-    other[0, at:] += 1
+    other[0, at:] = torch.randn(case.steps - at, 8).double()
     z, _ = case.forward(other, start, case.is_first)
     torch.testing.assert_close(y[1:], z[1:], rtol=TOLERANCE, atol=TOLERANCE)
     torch.testing.assert_close(y[0, :at], z[0, :at], rtol=TOLERANCE, atol=TOLERANCE)
     assert not torch.allclose(y[0, at], z[0, at])
 
 
-@settings(max_examples=30, deadline=None)
-@given(cases)
-def test_zeroing_a_row_of_the_state_is_a_reset_of_that_row(drawn: tuple) -> None:
-    case = Case(drawn)
+@systems
+@few
+@given(draws)
+def test_zeroing_a_row_of_the_state_is_a_reset_of_that_row(name: str, drawn: tuple) -> None:
+    case = Case(name, drawn)
     _, state = case.forward(case.x, case.torso.initial_state(case.batch), case.is_first)
     following = torch.randn(case.batch, case.steps, 8).double()
     reset = torch.zeros(case.batch, case.steps, dtype=torch.bool)
@@ -157,27 +195,40 @@ def test_zeroing_a_row_of_the_state_is_a_reset_of_that_row(drawn: tuple) -> None
         assert_equal(flag_state.rows([0]), zero_state.rows([0]))
 
 
-def test_gradients_reach_a_step_through_a_question_many_segments_later() -> None:
+MEMORIES = [
+    name for name in SYSTEMS if name.startswith(("delta", "linear", "agalite", "slots", "Mem"))
+]
+
+
+@pytest.mark.parametrize("name", MEMORIES)
+def test_gradients_reach_a_step_through_a_question_many_segments_later(name: str) -> None:
     torch.manual_seed(0)
-    config = TorsoConfig(width=8, num_layers=1, num_heads=2, window_length=4, segment_length=4)
-    torso = MemoryTransformer(config).double()
-    x = torch.randn(1, 40, 8).double().requires_grad_()
-    state, begin = torso.initial_state(1), 0
-    for begin in range(0, 40, 10):  # four calls: the forward never detaches
+    sizes = {"width": 8, "num_layers": 1, "num_heads": 2, "window_length": 4, "segment_length": 4}
+    config = TorsoConfig(**(sizes | SYSTEMS[name]))
+    steps = 10 * config.segment_length
+    torso = build_torso(config).double()
+    x = torch.randn(1, steps, 8).double().requires_grad_()
+    state = torso.initial_state(1)
+    for begin in range(0, steps, 10):  # four calls: the forward never detaches
         y, state = torso(x[:, begin : begin + 10], state, torch.zeros(1, 10, dtype=torch.bool))
     y[0, -1, 0].backward()
     assert x.grad is not None
     assert x.grad[0, 0].abs().max() > 0
-    without = MemoryTransformer(
+
+
+def test_without_long_term_memory_no_gradient_passes_the_window() -> None:
+    torch.manual_seed(0)
+    torso = MemoryTransformer(
         TorsoConfig(
             width=8, num_layers=1, num_heads=2, window_length=4, segment_length=4, long_term="none"
         )
     ).double()
-    x = x.detach().requires_grad_()
-    y, _ = without(x, without.initial_state(1), torch.zeros(1, 40, dtype=torch.bool))
+    x = torch.randn(1, 40, 8).double().requires_grad_()
+    y, _ = torso(x, torso.initial_state(1), torch.zeros(1, 40, dtype=torch.bool))
     y[0, -1, 0].backward()
     assert x.grad is not None
     assert x.grad[0, :35].abs().max() == 0
+    assert x.grad[0, 35].abs().max() > 0
 
 
 def test_gates_are_near_the_identity_at_initialisation() -> None:
@@ -191,13 +242,13 @@ def test_gates_are_near_the_identity_at_initialisation() -> None:
     assert similarity.min() > 0.7, similarity.min()
 
 
-@pytest.mark.parametrize("decay", ["none", "coupled", "free"])
+@pytest.mark.parametrize("name", MEMORIES)
 @pytest.mark.slow
-def test_memories_stay_bounded_over_a_million_steps(decay: str) -> None:
+def test_memories_stay_bounded_over_a_million_steps(name: str) -> None:
     torch.manual_seed(0)
-    config = TorsoConfig(width=8, num_layers=1, num_heads=1, window_length=256, segment_length=256,
-                         decay=decay)  # fmt: skip
-    torso = MemoryTransformer(config)
+    sizes = {"width": 8, "num_layers": 1, "num_heads": 1, "window_length": 256,
+             "segment_length": 256}  # fmt: skip
+    torso = build_torso(TorsoConfig(**(sizes | SYSTEMS[name])))
     state, calm = torso.initial_state(1), torch.zeros(1, 16384, dtype=torch.bool)
     early = 0.0
     with torch.no_grad():
@@ -219,9 +270,26 @@ def test_a_flat_state_of_another_torso_is_refused() -> None:
     [
         ({"num_heads": 3}, "must divide torso.width"),
         ({"window_length": 8, "segment_length": 9}, "must be at most"),
-        ({"long_term": "slot"}, "choose one of delta, none"),
-        ({"long_term": "none", "decay": "free"}, "has no effect"),
+        ({"long_term": "slot"}, "choose one of delta, linear, agalite, slots, tokens, none"),
+        ({"long_term": "none", "decay": "free"}, "choose torso.decay=none"),
+        ({"long_term": "linear"}, "choose torso.decay=fixed or free"),
+        ({"decay": "fixed"}, "choose torso.decay=none or coupled or free"),
+        ({"position": "absolute"}, "choose one of sinusoidal, learned, rotary, none"),
+        ({"position": "rotary", "width": 12}, "try one of"),
+        ({"all_attention": True, "num_persistent": 0}, "num_persistent of 1 or more"),
+        ({"memory_layers": [3]}, "1 .. 2 in rising order"),
+        ({"memory_layers": [2, 1]}, "in rising order"),
+        ({"memory_layers": [1], "long_term": "none"}, "choose a long-term memory"),
+        ({"slots": SlotsConfig(num_slots=3)}, "set torso.long_term=slots"),
+        ({"long_term": "slots", "tokens": TokensConfig(bottleneck=True)}, "long_term=tokens"),
+        ({"kind": "lstm", "position": "none"}, "has no effect with torso.kind=lstm"),
         ({"width": 0}, "must be 1 or more"),
+        ({"gate": "grue"}, "choose one of residual, input, output"),
+        (
+            {"kind": "gru", "gate": "highway"},
+            "torso.gate=highway has no effect with torso.kind=gru",
+        ),
+        ({"num_parameters": -1}, "must be 0 or more"),
     ],
 )
 def test_illegal_sizes_are_refused_with_what_is_legal(options: dict, sentence: str) -> None:

@@ -1,8 +1,15 @@
+"""Each long-term memory against its definition."""
+
 import pytest
 import torch
+from torch import Tensor
 
-from mtxl_rl.torso.attention import WindowAttention, skew
-from mtxl_rl.torso.long_term import DeltaMemory, delta_rule
+from mtxl_rl.torso import TorsoConfig, build_torso
+from mtxl_rl.torso.config import SlotsConfig, TokensConfig
+from mtxl_rl.torso.layer import Layer, matrix_of, slots_of
+from mtxl_rl.torso.long_term import MatrixMemory, SlotMemory, TokenMemory
+from mtxl_rl.torso.long_term.delta import delta_rule
+from mtxl_rl.torso.long_term.slots import Context, retention_biases
 
 
 @pytest.mark.parametrize("decays", [False, True])
@@ -32,35 +39,165 @@ def test_a_write_of_full_strength_is_read_back_and_spares_orthogonal_keys() -> N
     torch.testing.assert_close(after[0, 2:], start[0, 2:])
 
 
-@pytest.mark.parametrize("decay", ["none", "coupled", "free"])
-def test_steps_that_are_not_live_write_nothing(decay: str) -> None:
+def matrix(kind: str) -> MatrixMemory:
+    """A matrix memory with random weights in float64, by the name of its kind and decay."""
+    long_term, _, decay = kind.partition(" ")
+    config = TorsoConfig(width=8, num_heads=2, long_term=long_term, decay=decay or "none")
+    memory = matrix_of(config)
+    assert memory is not None
+    return memory.double()
+
+
+MATRICES = ["delta none", "delta coupled", "delta free", "linear fixed", "linear free", "agalite"]
+
+
+@pytest.mark.parametrize("kind", MATRICES)
+def test_a_segments_write_is_that_of_its_live_steps_one_by_one(kind: str) -> None:
     torch.manual_seed(0)
-    memory = DeltaMemory(8, num_heads=2, decay=decay).double()
+    memory = matrix(kind)
     steps = torch.randn(3, 1, 6, 8).double()
     start = torch.randn(3, *memory.memory_shape).double()
-    live = torch.zeros(3, 1, 6, dtype=torch.bool)
-    live[:, :, 4:] = True
-    written = memory.write(start, tuple(part[:, 0] for part in memory.encode(steps, live)))
-    by_step = start
-    for t in (4, 5):
-        by_step = memory.write_step(by_step, steps[:, 0, t])
-    torch.testing.assert_close(written, by_step, rtol=1e-12, atol=1e-12)
+    for begin in (0, 4):
+        live = (torch.arange(6) >= begin).expand(3, 1, 6)
+        written = memory.write(start, tuple(part[:, 0] for part in memory.encode(steps, live)))
+        by_step = start
+        for t in range(begin, 6):
+            by_step = memory.write_step(by_step, steps[:, 0, t])
+        torch.testing.assert_close(written, by_step, rtol=1e-12, atol=1e-12)
 
 
-def test_skew_moves_each_row_one_further() -> None:
-    scores = torch.arange(1, 7).view(2, 3)
-    assert skew(scores.float()).tolist() == [[1, 2, 3, 0], [0, 4, 5, 6]]
-
-
-def test_without_positions_the_attention_is_scaled_dot_product_attention() -> None:
+@pytest.mark.parametrize("kind", MATRICES)
+def test_an_empty_matrix_reads_as_no_version_at_all(kind: str) -> None:
     torch.manual_seed(0)
-    attention = WindowAttention(8, num_heads=2, window_length=5, num_persistent=0).double()
-    torch.nn.init.zeros_(attention.position.weight)
-    inputs, age = torch.randn(2, 17, 8).double(), torch.full((2, 12), 5)
-    query = attention.query(inputs[:, 5:]).unflatten(-1, (2, 4)).transpose(1, 2)
-    key, value = attention.keys_values(inputs)
-    distance = torch.arange(12)[:, None] + 5 - torch.arange(17)
-    mask = (distance >= 0) & (distance <= 5)
-    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    expected = attention.output(expected.transpose(1, 2).flatten(2))
-    torch.testing.assert_close(attention(inputs, age), expected)
+    memory = matrix(kind)
+    steps = torch.randn(2, 1, 3, 8).double()
+    empty = torch.zeros(2, 1, 1, *memory.memory_shape).double()
+    full = torch.randn(2, 1, 1, *memory.memory_shape).double()
+    some = torch.ones(2, 1, 3, 1, dtype=torch.bool)
+    assert torch.equal(memory.read(steps, empty, some), memory.read(steps, full, ~some))
+
+
+def test_agalite_is_its_papers_recurrence() -> None:
+    torch.manual_seed(0)
+    memory = matrix("agalite")
+    features = memory.features
+    x, later = torch.randn(5, 8).double(), torch.randn(1, 8).double()
+    wide = features.wide(x).detach().view(5, 5, 2, 4)  # step, part, head, feature
+    small = features.small(x).detach().view(5, 3, 2, 4)
+    key, gamma, _, value, beta = wide.unbind(1)
+    p_key, p_gamma, _ = small.unbind(1)
+    for head in range(2):
+        c, s = torch.zeros(16, 4).double(), torch.zeros(16).double()
+        for t in range(5):
+            g = torch.outer(p_gamma[t, head].sigmoid(), gamma[t, head].sigmoid()).flatten()
+            b = beta[t, head].sigmoid()
+            k = torch.outer(p_key[t, head].relu(), key[t, head].relu()).flatten()
+            c = torch.outer(1 - g, 1 - b) * c + torch.outer(g * k, b * value[t, head])
+            s = (1 - g) * s + g * k
+        stored = torch.zeros(1, *memory.memory_shape).double()
+        for t in range(5):
+            stored = memory.write_step(stored, x[t, None])
+        torch.testing.assert_close(stored[0, head], torch.cat([c, s[:, None]], 1))
+        query = features.queries(later)[0, head].detach()
+        found = features.normalise(query @ stored[0, head])
+        torch.testing.assert_close(found, query @ c / (query @ s + 1e-6))
+
+
+def test_linear_attention_is_its_quadratic_definition_however_the_keys_are_split() -> None:
+    torch.manual_seed(0)
+    queries, keys = torch.randn(3, 2, 7, 4).double(), 30 * torch.randn(3, 2, 11, 4).double()
+    values = torch.randn(3, 2, 11, 5).double()
+    quadratic = (queries.softmax(-1) @ keys.softmax(-2).mT) @ values
+    torch.testing.assert_close(Context.of(keys, values).attend(queries), quadratic)
+    parts = [Context.of(keys[..., part, :], values[..., part, :])
+             for part in (slice(0, 3), slice(3, 11))]  # fmt: skip
+    torch.testing.assert_close(parts[0].join(parts[1]).attend(queries), quadratic)
+
+
+def slot_memory(**options: object) -> SlotMemory:
+    """Slots in float64."""
+    torch.manual_seed(0)
+    settings = SlotsConfig(num_slots=4, **options)
+    config = TorsoConfig(width=8, num_heads=2, long_term="slots", slots=settings)
+    return slots_of(config, num_sources=2).double()
+
+
+def written(memory: SlotMemory, start: Tensor, *sources: Tensor) -> Tensor:
+    return memory.write(start, tuple(part[:, 0] for part in memory.encode(*sources)))
+
+
+@pytest.mark.parametrize("cell", ["gru", "brc", "nbrc"])
+def test_a_closed_gate_carries_slots_unchanged(cell: str) -> None:
+    memory = slot_memory(cell=cell, write_iterations=3)
+    torch.nn.init.constant_(memory.cell.bias, 60.0)
+    start, sources = torch.randn(2, 4, 8).double(), torch.randn(2, 2, 1, 5, 8).double()
+    after = start
+    for _ in range(200):
+        after = written(memory, after, *sources)
+    torch.testing.assert_close(after, start)
+
+
+def test_slots_are_told_apart_by_their_queries_alone() -> None:
+    memory = slot_memory()
+    start, sources = torch.randn(2, 4, 8).double(), torch.randn(2, 2, 1, 5, 8).double()
+    order = torch.tensor([2, 0, 3, 1])
+    straight = written(memory, start, *sources)
+    assert not torch.allclose(written(memory, start[:, order], *sources), straight[:, order])
+    for weight in (memory.identity, memory.cell.bias):
+        weight.data = weight.data[order]
+    torch.testing.assert_close(written(memory, start[:, order], *sources), straight[:, order])
+
+
+def test_layers_are_told_apart_in_a_shared_write() -> None:
+    memory = slot_memory()
+    start, sources = torch.zeros(2, 4, 8).double(), torch.randn(2, 2, 1, 5, 8).double()
+    once, swapped = written(memory, start, *sources), written(memory, start, *sources.flip(0))
+    assert not torch.allclose(once, swapped)
+
+
+def test_half_lives_spread_from_one_write_to_many() -> None:
+    biases = retention_biases(5, max_half_life=81.0)
+    half_lives = 1 / -torch.sigmoid(biases).log2()
+    torch.testing.assert_close(half_lives, torch.tensor([1.0, 3.0, 9.0, 27.0, 81.0]), rtol=1e-4,
+                               atol=0)  # fmt: skip
+
+
+def test_detached_slots_cut_the_gradient_to_what_was_written_and_keep_it_to_the_slots() -> None:
+    for detach, reaches in ((False, True), (True, False)):
+        memory = slot_memory(detach_inputs=detach)
+        start = torch.randn(2, 4, 8).double().requires_grad_()
+        sources = torch.randn(2, 2, 1, 5, 8).double().requires_grad_()
+        written(memory, start, *sources).sum().backward()
+        assert (sources.grad is not None) == reaches
+        assert start.grad is not None
+        assert start.grad.abs().max() > 0
+
+
+def test_tokens_are_updated_by_the_layers_own_weights_or_by_their_own() -> None:
+    counts = []
+    for separate in (False, True):
+        tokens = TokensConfig(num_tokens=3, separate_control=separate)
+        layer = Layer(TorsoConfig(width=8, num_heads=2, long_term="tokens", tokens=tokens),
+                      has_memory=True)  # fmt: skip
+        assert isinstance(layer.store, TokenMemory)
+        start, segment = torch.zeros(2, 3, 8), torch.randn(2, 1, 5, 8)
+        encoded = tuple(part[:, 0] for part in layer.store.encode(segment))
+        layer.store.write(start, encoded).sum().backward()
+        assert (layer.attention.query.weight.grad is None) == separate
+        counts.append(sum(weight.numel() for weight in layer.parameters()))
+    assert counts[0] < counts[1]
+
+
+def test_in_a_bottleneck_a_step_sees_no_other_step_of_its_segment() -> None:
+    torch.manual_seed(0)
+    tokens = TokensConfig(bottleneck=True)
+    config = TorsoConfig(width=8, num_heads=2, window_length=4, segment_length=4,
+                         long_term="tokens", tokens=tokens)  # fmt: skip
+    torso = build_torso(config).double()
+    x, calm = torch.randn(1, 8, 8).double(), torch.zeros(1, 8, dtype=torch.bool)
+    y, _ = torso(x, torso.initial_state(1), calm)
+    other = x.clone()
+    other[:, 0] = torch.randn(8).double()
+    z, _ = torso(other, torso.initial_state(1), calm)
+    torch.testing.assert_close(y[:, 1:4], z[:, 1:4])
+    assert (y[:, 4:] - z[:, 4:]).abs().amax(-1).min() > 1e-9

@@ -1,55 +1,17 @@
-"""Long-term memory: one interface and its first kind, the delta rule.
+"""The delta rule: a matrix per head that overwrites what it stored under a similar key."""
 
-A kind is a module with parameters only; the memory itself is a tensor of the caller's. It is
-written once per segment and read at every step, and the two are apart: a step reads the memory as
-it stood at the last segment boundary, however many steps one call holds.
-"""
-
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from mtxl_rl.torso.long_term.interface import read_matrix
+from mtxl_rl.torso.record import Record
+
 # B rows, J segments or blocks, S steps of a segment, C steps of a block, V versions, D width,
 # H heads, E head width.
-
-
-@runtime_checkable
-class LongTermMemory(Protocol):
-    """What a layer needs from its long-term memory. A memory of zeros is an empty one.
-
-    `encode` does everything of a write that does not depend on the memory, for all segments at
-    once; `write` is the short recurrence that is left. `write_step` is the same write step by step,
-    for acting: S of them from the memory at a segment's start give `write` of the whole segment.
-    """
-
-    memory_shape: tuple[int, ...]
-    """The shape of one row's memory in one layer."""
-
-    def encode(
-        self, segments: Float[Tensor, "B J S D"], live: Bool[Tensor, "B J S"] | None = None
-    ) -> tuple[Tensor, ...]:
-        """What the segments will write, tensors [B, J, ...]; only the steps marked `live` count."""
-        ...
-
-    def write(self, memory: Tensor, encoded: tuple[Tensor, ...]) -> Tensor:
-        """The memory [B, ...] after one segment, `encoded` being [B, ...] of that segment."""
-        ...
-
-    def write_step(self, memory: Tensor, step: Float[Tensor, "B D"]) -> Tensor:
-        """The memory after one more step of the segment."""
-        ...
-
-    def read(
-        self,
-        steps: Float[Tensor, "B J C D"],
-        memories: Float[Tensor, "B J V *memory"],
-        selected: Bool[Tensor, "B J C V"],
-    ) -> Float[Tensor, "B J C D"]:
-        """What each step reads from the version selected for it; none selected reads emptiness."""
-        ...
 
 
 class DeltaWrite(NamedTuple):
@@ -161,14 +123,16 @@ class DeltaMemory(nn.Module):
         selected: Bool[Tensor, "B J C V"],
     ) -> Float[Tensor, "B J C D"]:
         """W^T q of the selected version, normalised per head."""
-        query = rearrange(self.query(steps), "b j c (h e) -> b j h c 1 e", h=self.num_heads)
+        query = rearrange(self.query(steps), "b j c (h e) -> b j h c e", h=self.num_heads)
         query = nn.functional.normalize(query.to(memories.dtype), dim=-1)
-        # A version that a step does not read contributes nothing to one matrix product over all.
-        masked = query * rearrange(selected, "b j c v -> b j 1 c v 1")
         with torch.autocast(memories.device.type, enabled=False):
-            stacked = rearrange(memories, "b j v h e f -> b j h (v e) f")
-            found = self.norm(masked.flatten(-2) @ stacked)
+            found = self.norm(read_matrix(query, memories, selected))
         return self.output(rearrange(found, "b j h c f -> b j c (h f)"))
+
+    def describe(self, steps: Float[Tensor, "B T D"]) -> Record:
+        """Strength b and decay a of each step's write, [B, T, H]."""
+        _, _, strength, log_decay = self._gates(steps)
+        return {"memory/strength": strength, "memory/retention": log_decay.exp()}
 
     def _gates(self, steps: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Keys and values [..., H, E], strengths and log decays [..., H], in full precision."""
@@ -191,11 +155,3 @@ class DeltaMemory(nn.Module):
         if self.decay == "free":
             return nn.functional.logsigmoid(logit)
         return torch.log1p(-torch.sigmoid(-logit) * strength)
-
-
-def build_long_term(kind: str, width: int, *, num_heads: int, decay: str) -> DeltaMemory | None:
-    """The long-term memory of one layer; None for kind "none"."""
-    if kind == "none":
-        return None
-    assert kind == "delta", kind
-    return DeltaMemory(width, num_heads=num_heads, decay=decay)

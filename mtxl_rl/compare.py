@@ -1,0 +1,76 @@
+"""Compare runs: `python -m mtxl_rl.compare RUN RUN ...`, a table and the learning curves."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from mtxl_rl.cli import one_sentence_errors
+from mtxl_rl.config import load_config
+from mtxl_rl.metrics import read_rows
+from mtxl_rl.report import curve, draw_curves, save_figure
+
+console = Console()
+
+USAGE = """\
+python -m mtxl_rl.compare RUN RUN ... [metric=episode/return] [output=compare]
+
+  RUN      folder of a run
+  metric   which column of metrics.jsonl to compare
+  output   the curves are written to OUTPUT.png and OUTPUT.svg
+"""
+
+
+def compare(runs: Sequence[Path], *, metric: str, output: Path) -> None:
+    """Print the runs' last and best values of `metric`, and draw their curves.
+
+    Raises:
+        FileNotFoundError: a folder holds no run.
+        ValueError: no row of a run has the metric.
+    """
+    table = Table(title=metric, title_justify="left")
+    for column in ("run", "env", "torso", "seed", "steps", "last", "best", "at step", "steps/s"):
+        table.add_column(column, justify="left" if column in ("run", "env", "torso") else "right")
+    lines = {}
+    for run in runs:
+        config, rows, line = load_config(run), read_rows(run), curve(run, metric)
+        if not line.size:
+            known = sorted({key for row in rows for key in row})
+            raise ValueError(f"{run} has no {metric}; its metrics are {', '.join(known)}")
+        best = int(line[:, 1].argmax())
+        speed = float(np.median([row["time/env_steps_per_second"] or 0.0 for row in rows]))
+        table.add_row(
+            str(run), config.env.name, config.torso.long_term, str(config.seed),
+            f"{line[-1, 0]:,.0f}", f"{line[-1, 1]:.3f}", f"{line[best, 1]:.3f}",
+            f"{line[best, 0]:,.0f}", f"{speed:,.0f}",
+        )  # fmt: skip
+        lines[str(run)] = [line]
+    console.print(table)
+    figure = draw_curves({metric: lines}, labels={metric: metric})
+    save_figure(figure, output)
+    console.print(f"curves: {output}.png, {output}.svg", soft_wrap=True, highlight=False)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or {"-h", "--help"} & set(given):
+        sys.stdout.write(USAGE)
+        return
+    with one_sentence_errors():
+        options = dict(part.split("=", 1) for part in given if "=" in part)
+        runs = [Path(part) for part in given if "=" not in part]
+        unknown = options.keys() - {"metric", "output"}
+        if unknown:
+            raise ValueError(f"option {min(unknown)!r} is unknown; choose metric= or output=")
+        if not runs:
+            raise ValueError("no run was given; name the folders of the runs to compare")
+        metric = options.get("metric", "episode/return")
+        compare(runs, metric=metric, output=Path(options.get("output", "compare")))
+
+
+if __name__ == "__main__":
+    main()

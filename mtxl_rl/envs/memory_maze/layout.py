@@ -1,0 +1,382 @@
+"""The mazes of a seed, as the original draws them, and what an episode adds to one.
+
+The original draws from one `RandomState(seed)`, in this order: a seed for labmaze's generator; then
+for each episode one texture for the wall '*' (a choice of one) and for each of '0' .. '9' (of
+eight), the shuffle of the places for spheres (with fewer places than spheres all of this is drawn
+again), the current target, the spawn, the heading. A new current target is drawn when one is
+reached. `tests/envs/memory_maze` holds all of it against the original.
+
+Two faults of the original change what a seed gives, and are kept unless `original_quirks` is off:
+
+- the first heading is drawn around the longest of ten rays, and these still meet the walker's ball
+  at the origin, where the model was compiled;
+- a sphere at the origin counts as touched in the first step, for the same reason.
+
+Rows count from the top, y is up: cell (row, column) of a grid of n cells has its centre at
+x = 2 (column - (n - 1) / 2), y = -2 (row - (n - 1) / 2) metres.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float64, Int16, UInt8
+from numpy.typing import NDArray
+
+from mtxl_rl.envs.memory_maze.kernels import kernel
+from mtxl_rl.envs.memory_maze.spec import (
+    BALL_RADIUS,
+    CELL,
+    MAX_NUM_TARGETS,
+    TARGET_RADIUS,
+    MazeSize,
+)
+
+FREE = 255
+"""In a grid of wall blocks or wall textures: no wall."""
+WALL_TEXTURES = ("blue", "cerise", "green_bright", "green", "purple", "red_bright", "red", "yellow")
+"""In the order from which the original chooses."""
+_NUM_WALL_CHARACTERS = 10  # '0' .. '9'; the blocks of 3 x 3 use the first nine.
+_NUM_RAYS = 10
+_RAY_HEIGHT = 0.1
+_NO_HIT = 1e30
+
+
+class Maze(NamedTuple):
+    """A labmaze layout; n is the number of cells on a side with the outer wall."""
+
+    wall_block: UInt8[np.ndarray, "n n"]
+    """Which of 3 x 3 blocks a wall cell lies in (its texture is shared), or `FREE`."""
+    is_room: UInt8[np.ndarray, "n n"]
+    """1 where the floor is a room's, 0 in corridors."""
+    box_of_cell: Int16[np.ndarray, "n n"]
+    """The wall box that covers a cell, or -1."""
+    boxes: UInt8[np.ndarray, "boxes 4"]
+    """First row, first column, end row, end column (exclusive) of each collision box, in the
+    order of the original's geoms."""
+    target_cells: NDArray[np.int64]
+    """[places, 2]: (row, column) of where spheres may lie, in reading order."""
+    spawn_cells: NDArray[np.int64]
+    """[spawns, 2]: (row, column) of where the walker may start, in reading order."""
+
+
+class Episode(NamedTuple):
+    """A maze with everything that an episode draws."""
+
+    maze: Maze
+    wall_texture: UInt8[np.ndarray, "n n"]
+    """Index into `WALL_TEXTURES`, or `FREE`."""
+    targets: Float64[np.ndarray, "targets 2"]
+    """Centres of the spheres, x and y in metres."""
+    colors: UInt8[np.ndarray, " targets"]
+    """Index of each sphere's colour in `TARGET_COLORS`."""
+    current: int
+    """The sphere that is asked for."""
+    touched_at_start: int
+    """Bit k is set if sphere k counts as touched in the first step, wherever the walker is."""
+    spawn: tuple[float, float]
+    heading: float
+    """Radians, counter-clockwise from the x axis, in (-pi, pi]."""
+
+
+def cell_centers(cells: NDArray[Any], *, grid: int) -> NDArray[np.float64]:
+    """Metres [k, 2] (x, y) of cells [k, 2] (row, column)."""
+    offset = (grid - 1) / 2
+    rows, columns = cells[:, 0], cells[:, 1]
+    return np.stack([(columns - offset) * CELL, (offset - rows) * CELL], axis=1).astype(np.float64)
+
+
+class MazeGenerator:
+    """labmaze's endless sequence of mazes for one seed.
+
+    Args:
+        size: The task's size.
+        seed: labmaze's seed.
+        num_skipped: How many mazes to leave out: labmaze keeps its state to itself, so a saved
+            generator is made again and run forward, 0.1 ms a maze.
+    """
+
+    def __init__(self, size: MazeSize, *, seed: int, num_skipped: int = 0) -> None:
+        # Imported here because it is an extra.
+        import labmaze
+
+        self._maze = labmaze.RandomMaze(
+            height=size.grid,
+            width=size.grid,
+            max_rooms=size.max_rooms,
+            room_min_size=3,
+            room_max_size=size.room_max_side,
+            max_variations=26,
+            spawns_per_room=1,
+            objects_per_room=1,
+            simplify=True,
+            random_seed=seed,
+        )
+        self._block_of_cell = _blocks(size.grid)
+        for _ in range(num_skipped):
+            self._maze.regenerate()
+
+    def next_maze(self) -> Maze:
+        """The next layout."""
+        self._maze.regenerate()
+        entities = _characters(self._maze.entity_layer)
+        wall_block = np.where(entities == ord("*"), self._block_of_cell, np.uint8(FREE))
+        box_of_cell = np.full(entities.shape, -1, np.int16)
+        boxes = np.empty((entities.size, 4), np.uint8)
+        num_boxes = cover_walls(wall_block, box_of_cell, boxes)
+        return Maze(
+            wall_block=wall_block,
+            is_room=(_characters(self._maze.variations_layer) != ord(".")).astype(np.uint8),
+            box_of_cell=box_of_cell,
+            boxes=boxes[:num_boxes].copy(),
+            target_cells=np.argwhere(entities == ord("G")),
+            spawn_cells=np.argwhere(entities == ord("P")),
+        )
+
+
+def _characters(text_grid: Any) -> NDArray[np.uint32]:  # noqa: ANN401 - labmaze has no types
+    """A text grid's characters as numbers [n, n]."""
+    return np.array(text_grid, dtype="<U1").view(np.uint32).reshape(text_grid.shape)
+
+
+def _blocks(grid: int) -> NDArray[np.uint8]:
+    """The block, 0 .. 8 in reading order, of each cell; the original splits a side into thirds."""
+    third = np.searchsorted([1 * grid // 3, 2 * grid // 3], np.arange(grid), side="right")
+    return (third[:, None] * 3 + third[None, :]).astype(np.uint8)
+
+
+@kernel
+def cover_walls(
+    wall_block: NDArray[np.uint8], box_of_cell: NDArray[np.int16], boxes: NDArray[np.uint8]
+) -> int:
+    """Covers the walls of each block with boxes of odd sides; returns how many.
+
+    Boxes touch but do not overlap. Each starts at its block's first uncovered cell in reading
+    order and takes, of the heights 1, 3, 5, ..., the first that gives the largest area, where a
+    row more may only narrow the box. Which boxes there are matters: the ball touches each of them
+    apart.
+
+    Args:
+        wall_block: [n, n] block of each wall cell, or `FREE`.
+        box_of_cell: [n, n] is filled with each wall cell's box; must come filled with -1.
+        boxes: [at least the number of boxes, 4] is filled; see `Maze.boxes`.
+    """
+    n = wall_block.shape[0]
+    count = 0
+    for block in range(9):
+        for row in range(n):
+            for column in range(n):
+                if wall_block[row, column] != block or box_of_cell[row, column] >= 0:
+                    continue
+                end_row, end_column = _fit_box(row, column, wall_block, box_of_cell)
+                box_of_cell[row:end_row, column:end_column] = count
+                boxes[count, 0], boxes[count, 1] = row, column
+                boxes[count, 2], boxes[count, 3] = end_row, end_column
+                count += 1
+    return count
+
+
+@kernel
+def _fit_box(
+    row: int, column: int, wall_block: NDArray[np.uint8], box_of_cell: NDArray[np.int16]
+) -> tuple[int, int]:
+    """End row and end column of the box that starts at a cell."""
+    n = wall_block.shape[0]
+    block = wall_block[row, column]
+    end, best_area, best_row, best_column = n, 0, row, column
+    for y in range(row, n):
+        x = column
+        while x < end and wall_block[y, x] == block and box_of_cell[y, x] < 0:
+            x += 1
+        if x == column:
+            break
+        end = x if (x - column) % 2 == 1 else x - 1
+        num_rows = y - row + 1
+        if num_rows % 2 == 1 and (end - column) * num_rows > best_area:
+            best_area = (end - column) * num_rows
+            best_row, best_column = y + 1, end
+    return best_row, best_column
+
+
+class EpisodeStream:
+    """The episodes of one seed.
+
+    Args:
+        size: The task's size.
+        seed: As the original takes it, from 0 to 2**32 - 1.
+        target_height: Of the spheres' centres in metres: the rays may meet them.
+        randomize_colors: Shuffle all six colours for each episode.
+        original_quirks: Keep the two faults of the original.
+    """
+
+    def __init__(
+        self,
+        size: MazeSize,
+        *,
+        seed: int,
+        target_height: float,
+        randomize_colors: bool,
+        original_quirks: bool,
+    ) -> None:
+        self._size = size
+        self._target_height = target_height
+        self._randomize_colors = randomize_colors
+        self._original_quirks = original_quirks
+        self._random = np.random.RandomState(seed)
+        self._labmaze_seed = int(self._random.randint(2**31))
+        self._colors = list(range(MAX_NUM_TARGETS))
+        # Spheres that count as touched while the next target is drawn.
+        self._touched = 0
+        self._num_mazes = 0
+        self._generator: MazeGenerator | None = None
+        self._prepared: Maze | None = None
+
+    def prepare(self) -> None:
+        """Makes the next maze ahead of its episode, where that is off the hot path."""
+        if self._generator is None:
+            self._generator = MazeGenerator(
+                self._size, seed=self._labmaze_seed, num_skipped=self._num_mazes
+            )
+        if self._prepared is None:
+            self._prepared = self._generator.next_maze()
+
+    def next_episode(self) -> Episode:
+        """Draws the next episode."""
+        num_targets = self._size.num_targets
+        maze, textures = self._draw_maze()
+        while True:
+            if self._randomize_colors:
+                self._random.shuffle(self._colors)
+                self._touched = 0
+            places = list(range(len(maze.target_cells)))
+            self._random.shuffle(places)
+            if len(places) >= num_targets:
+                break
+            maze, textures = self._draw_maze()
+        targets = cell_centers(maze.target_cells[places[:num_targets]], grid=self._size.grid)
+        current = self.draw_target(self._touched)
+        spawn, heading = self._draw_pose(maze, targets)
+        is_at_origin = ~targets.any(axis=1) & self._original_quirks
+        self._touched = sum(1 << int(index) for index in np.flatnonzero(is_at_origin))
+        return Episode(
+            maze=maze,
+            wall_texture=np.where(maze.wall_block == FREE, FREE, textures[maze.wall_block % 10]),
+            targets=targets,
+            colors=np.array(self._colors[:num_targets], np.uint8),
+            current=current,
+            touched_at_start=self._touched,
+            spawn=spawn,
+            heading=heading,
+        )
+
+    def first_step_is_over(self) -> None:
+        """Spheres that counted as touched from the start no longer do."""
+        self._touched = 0
+
+    def draw_target(self, touched: int) -> int:
+        """A new current target: any sphere whose bit in `touched` is not set."""
+        while True:
+            index = int(self._random.randint(self._size.num_targets))
+            if not touched >> index & 1:
+                return index
+
+    def _draw_maze(self) -> tuple[Maze, NDArray[np.uint8]]:
+        """The next maze and the textures [10] of its blocks."""
+        self.prepare()
+        maze, self._prepared = self._prepared, None
+        assert maze is not None
+        self._num_mazes += 1
+        self._random.randint(1)  # the wall '*', of which nothing is left
+        num_textures = len(WALL_TEXTURES)
+        textures = self._random.randint(num_textures, size=_NUM_WALL_CHARACTERS)
+        return maze, textures.astype(np.uint8)
+
+    def _draw_pose(
+        self, maze: Maze, targets: NDArray[np.float64]
+    ) -> tuple[tuple[float, float], float]:
+        index = self._random.randint(len(maze.spawn_cells))
+        spawns = cell_centers(maze.spawn_cells[index : index + 1], grid=self._size.grid)
+        x, y = float(spawns[0, 0]), float(spawns[0, 1])
+        spheres = [(*target, self._target_height, TARGET_RADIUS) for target in targets]
+        if self._original_quirks:
+            spheres.append((0.0, 0.0, BALL_RADIUS, BALL_RADIUS))
+        angles = 2 * np.pi * np.arange(_NUM_RAYS) / _NUM_RAYS
+        longest = int(np.argmax(ray_lengths(x, y, angles, maze.wall_block, np.array(spheres))))
+        # The original's remap of the draw is tanh(arctanh(u)), which is u but for rounding.
+        turn = np.tanh(np.arctanh(self._random.uniform(-1, 1)))
+        angle = angles[longest] + np.pi * (1 + turn)
+        # By way of the quaternion of the turn about z, as the original does.
+        w, z = np.cos(angle / 2), np.sin(angle / 2)
+        return (x, y), -float(np.arctan2(2 * w * z, 1 - 2 * z * z))
+
+    def get_state(self) -> dict[str, Any]:
+        """The stream's place: a few numbers, and the generator's 624 words as "words"."""
+        _, words, position, _, _ = self._random.get_state(legacy=True)
+        return {
+            "labmaze_seed": self._labmaze_seed,
+            "num_mazes": self._num_mazes,
+            "colors": np.array(self._colors, np.uint8),
+            "touched": self._touched,
+            "words": np.array(words, np.uint32),
+            "position": int(position),
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on from a state of `get_state`."""
+        self._labmaze_seed = int(state["labmaze_seed"])
+        self._num_mazes = int(state["num_mazes"])
+        self._colors = [int(color) for color in state["colors"]]
+        self._touched = int(state["touched"])
+        words = np.asarray(state["words"], np.uint32)
+        self._random.set_state(("MT19937", words, int(state["position"]), 0, 0.0))
+        self._generator = self._prepared = None
+
+
+@kernel
+def ray_lengths(
+    x: float,
+    y: float,
+    angles: NDArray[np.float64],
+    wall_block: NDArray[np.uint8],
+    spheres: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """How far horizontal rays from (x, y), 0.1 m above the floor, reach to a wall or sphere.
+
+    Args:
+        x: Metres.
+        y: Metres.
+        angles: [rays] radians.
+        wall_block: [n, n], `FREE` where no wall is.
+        spheres: [spheres, 4]: x, y, z of the centre, radius.
+    """
+    n = wall_block.shape[0]
+    lengths = np.empty(len(angles))
+    for ray in range(len(angles)):
+        dx, dy = np.cos(angles[ray]), np.sin(angles[ray])
+        # In cells, rows down. The walls: from cell border to cell border.
+        column, row = int(x / CELL + n / 2), int(n / 2 - y / CELL)
+        to_column = (column + (dx > 0) - (x / CELL + n / 2)) / dx * CELL if dx != 0 else _NO_HIT
+        to_row = (row + (dy < 0) - (n / 2 - y / CELL)) / -dy * CELL if dy != 0 else _NO_HIT
+        length = 0.0
+        while wall_block[row, column] == FREE:
+            if to_column < to_row:
+                length = to_column
+                to_column += abs(CELL / dx)
+                column += 1 if dx > 0 else -1
+            else:
+                length = to_row
+                to_row += abs(CELL / dy)
+                row += -1 if dy > 0 else 1
+        # |origin + t (dx, dy, 0) - centre| = radius; from inside, the far side counts.
+        a = dx * dx + dy * dy
+        for k in range(len(spheres)):
+            ox, oy, oz = x - spheres[k, 0], y - spheres[k, 1], _RAY_HEIGHT - spheres[k, 2]
+            b = dx * ox + dy * oy
+            determinant = b * b - a * (ox * ox + oy * oy + oz * oz - spheres[k, 3] ** 2)
+            if determinant < 1e-15:
+                continue
+            near, far = (-b - np.sqrt(determinant)) / a, (-b + np.sqrt(determinant)) / a
+            hit = near if near >= 0 else far
+            if hit >= 0:
+                length = min(length, hit)
+        lengths[ray] = length
+    return lengths

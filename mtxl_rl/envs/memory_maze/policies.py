@@ -1,0 +1,181 @@
+"""Two policies that learn nothing: the oracle, which knows the maze, and the random one."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64, Int64
+from numpy.typing import NDArray
+
+from mtxl_rl.envs.memory_maze.kernels import kernel
+from mtxl_rl.envs.memory_maze.spec import CELL
+from mtxl_rl.envs.memory_maze.vector import MemoryMazeVectorEnv
+
+Policy = Callable[[MemoryMazeVectorEnv], NDArray[Any]]
+"""Actions [B] for the environments as they stand."""
+
+_FORWARD, _LEFT, _RIGHT, _FORWARD_LEFT, _FORWARD_RIGHT = 1, 2, 3, 4, 5
+_TURN_ON_THE_SPOT, _TURN_WHILE_WALKING = 1.2, 0.13  # radians; a step turns by 0.32
+_CLEARANCE = 0.21  # metres from the walker's middle to a wall
+
+
+def oracle(env: MemoryMazeVectorEnv) -> Int64[np.ndarray, " B"]:
+    """Walks to the target that is asked for on a shortest path, by the cells' centres.
+
+    It is far from perfect control, but the published oracle is of the same kind: its returns are
+    within a few per cent.
+    """
+    walkers = env.walkers()
+    return choose_steps(
+        walkers[:, :2],
+        walkers[:, 3],
+        env.current_targets(),
+        env.walls(),
+        _CLEARANCE,
+        _TURN_ON_THE_SPOT,
+    )
+
+
+def careful(env: MemoryMazeVectorEnv) -> Int64[np.ndarray, " B"]:
+    """Walks from cell centre to cell centre and turns on the spot, which keeps it off the walls."""
+    walkers = env.walkers()
+    return choose_steps(
+        walkers[:, :2], walkers[:, 3], env.current_targets(), env.walls(), CELL, 0.6
+    )
+
+
+def random_policy(seed: int) -> Policy:
+    """Uniform over the action space, in a stream of its own."""
+    rng = np.random.default_rng(seed)
+
+    def act(env: MemoryMazeVectorEnv) -> NDArray[Any]:
+        if env.config.discrete_actions:
+            return rng.integers(env.single_action_space.n, size=env.num_envs)  # type: ignore[attr-defined]
+        return rng.uniform(-1, 1, size=(env.num_envs, 2))
+
+    return act
+
+
+@kernel
+def choose_steps(
+    positions: Float64[np.ndarray, "B 2"],
+    headings: Float64[np.ndarray, " B"],
+    targets: Float64[np.ndarray, "B 2"],
+    walls: NDArray[np.bool_],
+    clearance: float,
+    spot_angle: float,
+) -> Int64[np.ndarray, " B"]:
+    """Actions that go to targets on shortest paths.
+
+    Args:
+        positions: Of the walkers, x and y in metres.
+        headings: Radians, counter-clockwise from the x axis.
+        targets: Where to go, x and y in metres.
+        walls: [B, n, n], rows from the top.
+        clearance: Metres from the walker's middle to a wall, where it leaves the cells' centres;
+            a cell's side or more: it never does.
+        spot_angle: Radians; beyond it, a walker turns on the spot.
+    """
+    count, n = walls.shape[0], walls.shape[1]
+    distance = np.empty((n, n), np.int64)
+    queue = np.empty((n * n, 2), np.int64)
+    actions = np.empty(count, np.int64)
+    for e in range(count):
+        goal_row, goal_column = _cell(targets[e], n)
+        _measure(goal_row, goal_column, walls[e], distance, queue)
+        x, y = _aim(positions[e], targets[e], walls[e], distance, clearance)
+        bearing = np.arctan2(y - positions[e, 1], x - positions[e, 0]) - headings[e]
+        actions[e] = _steer((bearing + np.pi) % (2 * np.pi) - np.pi, spot_angle)
+    return actions
+
+
+@kernel
+def _aim(
+    position: NDArray[np.float64],
+    target: NDArray[np.float64],
+    walls: NDArray[np.bool_],
+    distance: NDArray[np.int64],
+    clearance: float,
+) -> tuple[float, float]:
+    """The last place on a shortest path to which the way is straight and clear, or the next."""
+    n = len(walls)
+    row, column = _cell(position, n)
+    x, y = target[0], target[1]
+    is_next = True
+    while distance[row, column] > 0:
+        dr, dc = _downhill(row, column, distance)
+        row, column = row + dr, column + dc
+        next_x, next_y = target[0], target[1]
+        if distance[row, column] > 0:
+            next_x, next_y = (column - (n - 1) / 2) * CELL, ((n - 1) / 2 - row) * CELL
+        if not (is_next or _is_clear(position, next_x, next_y, walls, clearance)):
+            break
+        x, y = next_x, next_y
+        is_next = False
+    return x, y
+
+
+@kernel
+def _downhill(row: int, column: int, distance: NDArray[np.int64]) -> tuple[int, int]:
+    """The step to a neighbour that is nearer to the goal."""
+    for dr, dc in ((-1, 0), (1, 0), (0, -1), (0, 1)):
+        if distance[row + dr, column + dc] == distance[row, column] - 1:
+            return dr, dc
+    return 0, 0
+
+
+@kernel
+def _is_clear(
+    start: NDArray[np.float64], x: float, y: float, walls: NDArray[np.bool_], clearance: float
+) -> bool:
+    """Whether there is room for the walker along the straight way from its place to (x, y)."""
+    n = len(walls)
+    num = int(np.hypot(x - start[0], y - start[1]) / clearance) + 1
+    for k in range(1, num + 1):
+        along_x = start[0] + (x - start[0]) * k / num
+        along_y = start[1] + (y - start[1]) * k / num
+        for dx in (-clearance, clearance):
+            for dy in (-clearance, clearance):
+                row, column = int(n / 2 - (along_y + dy) / CELL), int(n / 2 + (along_x + dx) / CELL)
+                if walls[row, column]:
+                    return False
+    return True
+
+
+@kernel
+def _cell(place: NDArray[np.float64], n: int) -> tuple[int, int]:
+    """Row and column of a place (x, y) in metres."""
+    return int(n / 2 - place[1] / CELL), int(n / 2 + place[0] / CELL)
+
+
+@kernel
+def _steer(angle: float, spot_angle: float) -> int:
+    """The action that goes toward a direction, in radians to the left of the heading."""
+    if abs(angle) > spot_angle:
+        return _LEFT if angle > 0 else _RIGHT
+    if abs(angle) > _TURN_WHILE_WALKING:
+        return _FORWARD_LEFT if angle > 0 else _FORWARD_RIGHT
+    return _FORWARD
+
+
+@kernel
+def _measure(
+    row: int,
+    column: int,
+    walls: NDArray[np.bool_],
+    distance: NDArray[np.int64],
+    queue: NDArray[np.int64],
+) -> None:
+    """Steps from every floor cell to one cell, breadth first; -1 where there is no way."""
+    distance[:, :] = -1
+    distance[row, column] = 0
+    queue[0, 0], queue[0, 1] = row, column
+    head, tail = 0, 1
+    while head < tail:
+        r, c = queue[head, 0], queue[head, 1]
+        head += 1
+        for dr, dc in ((-1, 0), (1, 0), (0, -1), (0, 1)):
+            if not walls[r + dr, c + dc] and distance[r + dr, c + dc] < 0:
+                distance[r + dr, c + dc] = distance[r, c] + 1
+                queue[tail, 0], queue[tail, 1] = r + dr, c + dc
+                tail += 1

@@ -1,0 +1,702 @@
+"""Draws the walker's view: the fast renderer, for walls that are higher than the camera.
+
+No wall hides behind another one then, so a picture is a sequence of wall *faces* from left to
+right, and every picture row crosses every face once. A row becomes a list of *samples*, each a
+place in a texture, a pixel and a weight. Pixels on an edge take several, weighted by the share of
+the pixel that each covers (the original takes four samples a pixel there). All samples of a row
+are looked up in one go.
+
+Lengths are in cells here. t measures along the rays of `camera.py`: a ray meets a face where
+1 / t = forward * per_forward + right * per_right, which is linear in the pixel's column.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtxl_rl.envs.memory_maze.camera import (
+    AHEAD,
+    AMBIENT,
+    COS_PITCH,
+    DIFFUSE,
+    HEIGHT,
+    SIN_PITCH,
+    SUBPIXELS,
+    TAN_HALF_VIEW,
+    ViewTables,
+)
+from mtxl_rl.envs.memory_maze.kernels import inlined, kernel
+from mtxl_rl.envs.memory_maze.layout import FREE
+from mtxl_rl.envs.memory_maze.spec import CELL, TARGET_RADIUS
+from mtxl_rl.envs.memory_maze.textures import (
+    CORRIDOR_FLOOR,
+    LOG2_SIDE,
+    NUM_HALF_OCTAVES,
+    ROOM_FLOOR,
+    TextureAtlas,
+)
+
+_F = np.float32
+_HALF = _F(0.5)
+_ONE = _F(1.0)
+_COS, _SIN = _F(COS_PITCH), _F(SIN_PITCH)
+# The largest right / forward that any pixel has: the lowest row's corner.
+_WIDEST = TAN_HALF_VIEW / (COS_PITCH - SIN_PITCH * TAN_HALF_VIEW) + 1e-3
+_RAYS_PER_PIXEL = 1.5
+_NEAREST = 1e-4  # a camera does not come closer to a face
+# Texture coordinates are shifted by whole tiles to be positive: truncating is then rounding down.
+_TILES = _F(64.0)
+_FLOOR_LIGHT = (AMBIENT + DIFFUSE * SIN_PITCH) * 256
+_COARSEST = NUM_HALF_OCTAVES - 1
+_BLOCK = 8  # columns that share a half octave
+# The three channels in one word, 16 bits each.
+_CHANNELS = np.uint64(0x000000FF00FF00FF)
+_ROUND = np.uint64(0x0000008000800080)
+_EIGHT = np.uint64(8)
+_SUBPIXELS = SUBPIXELS.astype(np.float32)
+
+# Columns of the table of faces.
+_LEFT, _PER_FORWARD, _PER_RIGHT, _ALONG, _ALONG_FORWARD, _ALONG_RIGHT, _LIGHT = range(7)
+
+
+class _View(NamedTuple):
+    """The camera, on the grid: x counts columns and y rows from the top."""
+
+    x: np.float32
+    y: np.float32
+    cos: np.float32
+    """The direction ahead is (cos, -sin); to the right is (sin, cos)."""
+    sin: np.float32
+    height: np.float32
+    """Above the floor."""
+    top: np.float32
+    """The walls' top, above the camera."""
+    step: np.float32
+    """What right, or b, gains per pixel; see `camera.py`."""
+    center: np.float32
+    """The column whose ray has right = 0."""
+
+
+class _Row(NamedTuple):
+    """A row of the picture."""
+
+    number: int
+    forward: np.float32
+    up: np.float32
+    limit: np.float32
+    """A wall ends, at its top or at the floor, where 1 / t is smaller."""
+    limit_per_row: np.float32
+    """What `limit` gains per row."""
+
+
+class _Edge(NamedTuple):
+    """Where a face ends in a row, at its top or at the floor."""
+
+    value: np.float32
+    """The face's share of a pixel at column c is value + per_column c + 1 / 2, within 0 to 1."""
+    per_column: np.float32
+
+
+class _Hit(NamedTuple):
+    """A wall cell, and which of its faces a ray met."""
+
+    axis: int
+    """0: the face's outside looks to smaller columns, 1: larger columns, 2 and 3: rows."""
+    column: int
+    row: int
+
+
+class _Sphere(NamedTuple):
+    """A sphere as the camera sees it."""
+
+    forward: np.float32
+    right: np.float32
+    up: np.float32
+    radius: np.float32
+
+
+@kernel
+def draw_views(
+    first: int,
+    last: int,
+    poses: NDArray[np.float64],
+    wall_textures: NDArray[np.uint8],
+    is_room: NDArray[np.uint8],
+    wall_height: float,
+    targets: NDArray[np.float64],
+    target_colors: NDArray[np.float32],
+    target_height: float,
+    atlas: TextureAtlas,
+    tables: ViewTables,
+    images: NDArray[np.uint8],
+) -> None:
+    """Draws the views of environments first .. last - 1.
+
+    Args:
+        first: First environment.
+        last: One after the last.
+        poses: [environments, at least 4] x, y, height above rest in metres, heading in radians.
+        wall_textures: [environments, n, n] index of the wall's texture, `FREE` without a wall.
+        is_room: [environments, n, n] 1 where a room's floor is.
+        wall_height: In metres, above the camera.
+        targets: [environments, targets, 2] centres in metres.
+        target_colors: [environments, targets, 3] from 0 to 255.
+        target_height: Of the targets' centres in metres.
+        atlas: The textures.
+        tables: What depends on the picture's size alone.
+        images: [environments, side, side, 3] is filled.
+    """
+    side = images.shape[1]
+    max_faces = int(_RAYS_PER_PIXEL * side) + 1
+    faces = np.empty((max_faces, 7), np.float32)
+    face_textures = np.empty(max_faces, np.int64)
+    colors = np.empty(side, np.uint64)
+    for e in range(first, last):
+        _draw_view(
+            poses[e],
+            wall_textures[e],
+            is_room[e],
+            wall_height,
+            targets[e],
+            target_colors[e],
+            target_height,
+            atlas,
+            tables,
+            images[e],
+            faces,
+            face_textures,
+            colors,
+        )
+
+
+@kernel
+def _draw_view(
+    pose: NDArray[np.float64],
+    wall_texture: NDArray[np.uint8],
+    is_room: NDArray[np.uint8],
+    wall_height: float,
+    targets: NDArray[np.float64],
+    target_colors: NDArray[np.float32],
+    target_height: float,
+    atlas: TextureAtlas,
+    tables: ViewTables,
+    image: NDArray[np.uint8],
+    faces: NDArray[np.float32],
+    face_textures: NDArray[np.int64],
+    colors: NDArray[np.uint64],
+) -> None:
+    n, side = wall_texture.shape[0], image.shape[0]
+    height = (HEIGHT + pose[2]) / CELL
+    view = _View(
+        x=_F((pose[0] + AHEAD * math.cos(pose[3])) / CELL + 0.5 * n),
+        y=_F(0.5 * n - (pose[1] + AHEAD * math.sin(pose[3])) / CELL),
+        cos=_F(math.cos(pose[3])),
+        sin=_F(math.sin(pose[3])),
+        height=_F(height),
+        top=_F(wall_height / CELL - height),
+        step=_F(2 * TAN_HALF_VIEW / side),
+        center=_F(0.5 * side - 0.5),
+    )
+    num_faces = _find_faces(view, wall_texture, side, faces, face_textures)
+    for row in range(side):
+        _draw_row(row, view, num_faces, faces, face_textures, is_room, atlas, tables, colors)
+        for column in range(side):
+            color = ((colors[column] + _ROUND) >> _EIGHT) & _CHANNELS
+            image[row, column, 0] = color & np.uint64(255)
+            image[row, column, 1] = (color >> np.uint64(16)) & np.uint64(255)
+            image[row, column, 2] = color >> np.uint64(32)
+    for k in range(len(targets)):
+        _draw_sphere(
+            view,
+            _F(targets[k, 0] / CELL + 0.5 * n) - view.x,
+            _F(0.5 * n - targets[k, 1] / CELL) - view.y,
+            _F(target_height / CELL) - view.height,
+            target_colors[k],
+            num_faces,
+            faces,
+            tables.row_slope,
+            image,
+        )
+
+
+@kernel
+def _find_faces(
+    view: _View,
+    wall_texture: NDArray[np.uint8],
+    side: int,
+    faces: NDArray[np.float32],
+    face_textures: NDArray[np.int64],
+) -> int:
+    """Fills the table of faces by horizontal rays through the view; returns how many there are."""
+    num_rays = int(_RAYS_PER_PIXEL * side)
+    widest = _F(_WIDEST)
+    spacing = _F(2.0) * widest / _F(num_rays)
+    count = 0
+    last_line = last_texture = -1
+    last_hit = _Hit(-1, -1, -1)
+    for ray in range(num_rays + 1):
+        slope = -widest + spacing * _F(ray)
+        hit = _cast(view, slope, wall_texture)
+        line = _line(hit)
+        texture = int(wall_texture[hit.row, hit.column])
+        if hit.axis != last_hit.axis or line != last_line or texture != last_texture:
+            _set_face(view, hit.axis, line, faces[count])
+            face_textures[count] = texture
+            faces[count, _LEFT] = -widest - _ONE
+            if count > 0:
+                faces[count, _LEFT] = _edge_between(view, slope - spacing, slope, last_hit, hit)
+            count += 1
+        last_hit, last_line, last_texture = hit, line, texture
+    return count
+
+
+@inlined
+def _cast(view: _View, slope: np.float32, wall_texture: NDArray[np.uint8]) -> _Hit:
+    """The wall cell that the horizontal ray with right / forward = slope meets."""
+    dx, dy = view.cos + slope * view.sin, -view.sin + slope * view.cos
+    column, row = int(view.x), int(view.y)
+    per_column, per_row = _ONE / max(abs(dx), _F(1e-9)), _ONE / max(abs(dy), _F(1e-9))
+    column_step = 1 if dx >= 0 else -1
+    row_step = 1 if dy >= 0 else -1
+    to_column = per_column * abs(_F(column + (dx >= 0)) - view.x)
+    to_row = per_row * abs(_F(row + (dy >= 0)) - view.y)
+    crosses_column = True
+    while wall_texture[row, column] == FREE:
+        crosses_column = bool(to_column < to_row)
+        if crosses_column:
+            to_column += per_column
+            column += column_step
+        else:
+            to_row += per_row
+            row += row_step
+    if crosses_column:
+        return _Hit(0 if dx >= 0 else 1, column, row)
+    return _Hit(2 if dy >= 0 else 3, column, row)
+
+
+@inlined
+def _line(hit: _Hit) -> int:
+    """The grid line on which a face lies."""
+    return hit.column + hit.axis if hit.axis < 2 else hit.row + hit.axis - 2
+
+
+@kernel
+def _edge_between(
+    view: _View, low: np.float32, high: np.float32, left: _Hit, right: _Hit
+) -> np.float32:
+    """Where, as right / forward, one face ends and the next begins between two rays.
+
+    That is the nearest corner of the two faces' cells that lies between the rays.
+    """
+    best = _HALF * (low + high)
+    nearest = _F(1e30)
+    for corner in range(4):
+        hit = left if corner < 2 else right
+        line, end = _line(hit), corner % 2
+        dx = _F(line if hit.axis < 2 else hit.column + end) - view.x
+        dy = _F(hit.row + end if hit.axis < 2 else line) - view.y
+        forward = dx * view.cos - dy * view.sin
+        if forward > _F(1e-6) and forward < nearest:
+            slope = (dx * view.sin + dy * view.cos) / forward
+            if slope >= low - _F(1e-6) and slope <= high + _F(1e-6):
+                best, nearest = slope, forward
+    return best
+
+
+@inlined
+def _set_face(view: _View, axis: int, line: int, face: NDArray[np.float32]) -> None:
+    """Fills a face's row from its axis and the grid line on which it lies."""
+    sign = _ONE if axis % 2 == 0 else -_ONE
+    if axis < 2:
+        distance, forward, right = _F(line) - view.x, view.cos, view.sin
+        along, along_forward, along_right = view.y, -view.sin, view.cos
+        along_sign = sign
+    else:
+        distance, forward, right = _F(line) - view.y, -view.sin, view.cos
+        along, along_forward, along_right = view.x, view.cos, view.sin
+        along_sign = -sign
+    distance = max(sign * distance, _F(_NEAREST))
+    face[_PER_FORWARD] = sign * forward / distance
+    face[_PER_RIGHT] = sign * right / distance
+    # Textures run to the right as seen from outside.
+    face[_ALONG] = _TILES + along_sign * along
+    face[_ALONG_FORWARD] = along_sign * along_forward
+    face[_ALONG_RIGHT] = along_sign * along_right
+    face[_LIGHT] = _F(AMBIENT) + _F(DIFFUSE) * max(sign * forward * _COS, _F(0.0))
+
+
+@inlined
+def _draw_row(
+    number: int,
+    view: _View,
+    num_faces: int,
+    faces: NDArray[np.float32],
+    face_textures: NDArray[np.int64],
+    is_room: NDArray[np.uint8],
+    atlas: TextureAtlas,
+    tables: ViewTables,
+    colors: NDArray[np.uint64],
+) -> None:
+    """Fills a row's colours [side], times 256, face by face."""
+    side = len(colors)
+    colors[:] = np.uint64(0)
+    slope = tables.row_slope[number]
+    up = -_SIN + _COS * slope
+    reach = view.top if up >= 0 else view.height
+    per_row = (-view.step * _COS if up >= 0 else view.step * _COS) / reach
+    row = _Row(number, _COS + _SIN * slope, up, abs(up) / reach, per_row)
+    columns_per_slope = row.forward / view.step
+    # A face's left end in columns; a pixel reaches half a column to each side.
+    left = -_HALF
+    for j in range(num_faces):
+        right = _F(side) - _HALF
+        if j < num_faces - 1:
+            right = min(faces[j + 1, _LEFT] * columns_per_slope + view.center, right)
+        if right <= left:
+            continue
+        first, last = int(left + _HALF), min(int(right + _HALF), side - 1)
+        # How fast 1 / t passes the limit, per column and per row, turns their difference into
+        # pixels.
+        per_column = faces[j, _PER_RIGHT] * view.step
+        inverse = row.forward * faces[j, _PER_FORWARD] - per_column * view.center
+        down = -view.step * _SIN * faces[j, _PER_FORWARD] - row.limit_per_row
+        scale = _ONE / (math.sqrt(per_column * per_column + down * down) + _F(1e-9))
+        edge = _Edge((inverse - row.limit) * scale, per_column * scale)
+        ends = edge.value + edge.per_column * _F(first), edge.value + edge.per_column * _F(last)
+        if max(ends[0], ends[1]) > -_HALF:
+            _add_wall(
+                first, last, left, right, edge, row, view, faces[j], face_textures[j], atlas, colors
+            )
+        if min(ends[0], ends[1]) < _HALF:
+            if up >= 0:
+                _add_sky(first, last, left, right, edge, tables.sky[number], colors)
+            else:
+                _add_floor(
+                    first, last, left, right, edge, row, view, is_room, atlas, tables, colors
+                )
+        left = right
+
+
+@inlined
+def _share(column: np.float32, left: np.float32, right: np.float32) -> np.float32:
+    """The share of a pixel that lies between two columns."""
+    return min(column + _HALF, right) - max(column - _HALF, left)
+
+
+@inlined
+def _covered(column: np.float32, edge: _Edge) -> np.float32:
+    """The share of a pixel on the wall's side of its edge."""
+    return min(max(edge.value + edge.per_column * column + _HALF, _F(0.0)), _ONE)
+
+
+@inlined
+def _columns_above(
+    first: int, last: int, value: np.float32, per_column: np.float32
+) -> tuple[int, int]:
+    """The part [start, end) of columns first .. last where value + per_column c is positive."""
+    start, end = first, last + 1
+    if abs(per_column) < _F(1e-7):
+        if value <= 0:
+            end = start
+    else:
+        root = min(max(-value / per_column, _F(-2.0)), _F(10000.0))
+        if per_column > 0:
+            start = max(math.floor(root) + 1, first)
+        else:
+            end = min(math.ceil(root), last + 1)
+    return start, end
+
+
+@inlined
+def _bilinear(
+    texels: NDArray[np.uint64], offset: int, shift: np.int32, u: np.float32, v: np.float32
+) -> np.uint64:
+    """The colour at (u, v), in tiles, of a square of 1 << shift texels that starts at an offset."""
+    mask = (np.int32(1) << shift) - np.int32(1)
+    # In 1/256 of a texel, from the first texel's centre on.
+    side = np.int32(256) << shift
+    x = np.int32((u - _F(np.int32(u))) * _F(side)) + side - np.int32(128)
+    y = np.int32((v - _F(np.int32(v))) * _F(side)) + side - np.int32(128)
+    x0, y0 = (x >> np.int32(8)) & mask, (y >> np.int32(8)) & mask
+    x1, y1 = (x0 + np.int32(1)) & mask, (y0 + np.int32(1)) & mask
+    upper, lower = np.uint32(offset + (y0 << shift)), np.uint32(offset + (y1 << shift))
+    fx, fy = np.uint64(x & np.int32(255)), np.uint64(y & np.int32(255))
+    w11 = (fx * fy) >> _EIGHT
+    w10, w01 = fx - w11, fy - w11
+    w00 = np.uint64(256) - fx - w01
+    color = (
+        texels[upper + np.uint32(x0)] * w00
+        + texels[upper + np.uint32(x1)] * w10
+        + texels[lower + np.uint32(x0)] * w01
+        + texels[lower + np.uint32(x1)] * w11
+    )
+    return ((color + _ROUND) >> _EIGHT) & _CHANNELS
+
+
+@inlined
+def _add_wall(
+    first: int,
+    last: int,
+    left: np.float32,
+    right: np.float32,
+    edge: _Edge,
+    row: _Row,
+    view: _View,
+    face: NDArray[np.float32],
+    texture: int,
+    atlas: TextureAtlas,
+    colors: NDArray[np.uint64],
+) -> None:
+    """Adds a face to columns first .. last of a row."""
+    start, end = _columns_above(first, last, edge.value + _HALF, edge.per_column)
+    per_right, light = face[_PER_RIGHT], face[_LIGHT] * _F(256.0)
+    along_forward, along_right = face[_ALONG_FORWARD], face[_ALONG_RIGHT]
+    tilt, sway = _SIN * face[_PER_FORWARD], _SIN * along_forward
+    per_column, along_per_column = per_right * view.step, along_right * view.step
+    inverse = row.forward * face[_PER_FORWARD] - per_column * view.center
+    along = row.forward * along_forward - along_per_column * view.center
+    u0, v0 = face[_ALONG], _TILES + view.top
+    texels = view.step * _F(1 << LOG2_SIDE)
+    for block in range(start, end, _BLOCK):
+        block_end = min(block + _BLOCK, end)
+        # What the place in the texture gains per column and per row, in the block's middle.
+        c = _HALF * _F(block + block_end - 1)
+        t = _ONE / max(inverse + per_column * c, row.limit)
+        direction = along + along_per_column * c
+        q, w = per_right * t, tilt * t
+        a, b = along_right - direction * q, row.up * q
+        c1, c2 = sway - direction * w, _COS - row.up * w
+        footprint = math.sqrt(max(a * a + b * b, c1 * c1 + c2 * c2)) * t * texels
+        half_octave = _half_octave(footprint)
+        offset = atlas.offsets[texture, half_octave]
+        shift = np.int32(LOG2_SIDE - half_octave // 2)
+        for column in range(block, block_end):
+            c = _F(column)
+            # Beyond the edge, a pixel that the wall half covers shows the edge's texel.
+            t = _ONE / max(inverse + per_column * c, row.limit)
+            color = _bilinear(
+                atlas.texels,
+                offset,
+                shift,
+                u0 + t * (along + along_per_column * c),
+                v0 - t * row.up,
+            )
+            weight = light * _covered(c, edge) * _share(c, left, right)
+            colors[column] += color * np.uint64(np.int32(weight + _HALF))
+
+
+@inlined
+def _half_octave(footprint: np.float32) -> int:
+    """The half octave, 2 log2(footprint) rounded, in which a pixel is about one texel."""
+    return int(min(max(_F(2.0) * math.log2(footprint) + _HALF, _F(0.0)), _F(_COARSEST)))
+
+
+@inlined
+def _add_floor(
+    first: int,
+    last: int,
+    left: np.float32,
+    right: np.float32,
+    edge: _Edge,
+    row: _Row,
+    view: _View,
+    is_room: NDArray[np.uint8],
+    atlas: TextureAtlas,
+    tables: ViewTables,
+    colors: NDArray[np.uint64],
+) -> None:
+    """Adds the floor before a face to columns first .. last of a row."""
+    start, end = _columns_above(first, last, _HALF - edge.value, -edge.per_column)
+    t = view.height / -row.up
+    per_column = t * view.step
+    u0 = view.x + t * row.forward * view.cos - per_column * view.sin * view.center
+    v0 = view.y - t * row.forward * view.sin - per_column * view.cos * view.center
+    u_per_column, v_per_column = per_column * view.sin, per_column * view.cos
+    last_cell = _F(len(is_room)) - _F(1e-3)
+    for block in range(start, end, _BLOCK):
+        block_end = min(block + _BLOCK, end)
+        half_octave = tables.floor_half_octave[row.number, (block + block_end - 1) // 2]
+        corridor = atlas.offsets[CORRIDOR_FLOOR, half_octave]
+        room = atlas.offsets[ROOM_FLOOR, half_octave]
+        shift = np.int32(LOG2_SIDE - half_octave // 2)
+        for column in range(block, block_end):
+            c = _F(column)
+            # Where a pixel's centre lies behind the wall, it may lie outside of the maze.
+            u = min(max(u0 + u_per_column * c, _F(0.0)), last_cell)
+            v = min(max(v0 + v_per_column * c, _F(0.0)), last_cell)
+            offset = room if is_room[np.uint32(v), np.uint32(u)] else corridor
+            color = _bilinear(atlas.texels, offset, shift, u, v)
+            weight = _F(_FLOOR_LIGHT) * (_ONE - _covered(c, edge)) * _share(c, left, right)
+            colors[column] += color * np.uint64(np.int32(weight + _HALF))
+
+
+@inlined
+def _add_sky(
+    first: int,
+    last: int,
+    left: np.float32,
+    right: np.float32,
+    edge: _Edge,
+    sky: NDArray[np.uint64],
+    colors: NDArray[np.uint64],
+) -> None:
+    """Adds the sky above a face to columns first .. last of a row."""
+    start, end = _columns_above(first, last, _HALF - edge.value, -edge.per_column)
+    for column in range(start, end):
+        c = _F(column)
+        weight = _F(256.0) * (_ONE - _covered(c, edge)) * _share(c, left, right)
+        colors[column] += sky[column] * np.uint64(np.int32(weight + _HALF))
+
+
+@kernel
+def _draw_sphere(
+    view: _View,
+    dx: np.float32,
+    dy: np.float32,
+    up: np.float32,
+    color: NDArray[np.float32],
+    num_faces: int,
+    faces: NDArray[np.float32],
+    row_slope: NDArray[np.float32],
+    image: NDArray[np.uint8],
+) -> None:
+    """Draws a sphere whose centre is (dx, dy) on the grid and `up` from the camera."""
+    side = image.shape[0]
+    radius = _F(TARGET_RADIUS / CELL)
+    sphere = _Sphere(
+        forward=dx * view.cos - dy * view.sin,
+        right=dx * view.sin + dy * view.cos,
+        up=up,
+        radius=radius,
+    )
+    if sphere.forward < -radius or _is_hidden(sphere, num_faces, faces):
+        return
+    # The part of the picture that it can lie in: the cone around it, widened.
+    depth, lift = sphere.forward * _COS - up * _SIN, sphere.forward * _SIN + up * _COS
+    first_row, last_row, first_column, last_column = 0, side, 0, side
+    if depth > _F(1.1) * radius:
+        extent = _F(1.35) * radius / (depth - radius) / view.step + _ONE
+        middle_column = sphere.right / depth / view.step + view.center
+        middle_row = -lift / depth / view.step + view.center
+        first_row, last_row = _clipped(middle_row, extent, side)
+        first_column, last_column = _clipped(middle_column, extent, side)
+    for row in range(first_row, last_row):
+        for column in range(first_column, last_column):
+            right = (_F(column) - view.center) * view.step
+            share = _sphere_share(view, sphere, right, row_slope[row], num_faces, faces)
+            if share > 0:
+                light = _sphere_light(sphere, right, row_slope[row])
+                for k in range(3):
+                    below = _F(image[row, column, k])
+                    shaded = min(color[k] * light, _F(255.0))
+                    image[row, column, k] = np.uint8(below + (shaded - below) * share + _HALF)
+
+
+@inlined
+def _clipped(middle: np.float32, extent: np.float32, side: int) -> tuple[int, int]:
+    """Pixels [first, end) within `extent` of a middle and in the picture."""
+    first = min(max(middle - extent, _F(0.0)), _F(side))
+    end = min(max(middle + extent + _F(2.0), _F(0.0)), _F(side))
+    return int(first), int(end)
+
+
+@kernel
+def _is_hidden(sphere: _Sphere, num_faces: int, faces: NDArray[np.float32]) -> bool:
+    """Whether all of a sphere surely lies beside the view or behind walls."""
+    reach = _F(1.1) * sphere.radius
+    if sphere.forward < _F(1.2) * sphere.radius:
+        return False
+    low, high = (sphere.right - reach) / sphere.forward, (sphere.right + reach) / sphere.forward
+    low, high = max(low, -_F(_WIDEST)), min(high, _F(_WIDEST))
+    for j in range(num_faces):
+        a = max(faces[j, _LEFT], low)
+        b = min(faces[j + 1, _LEFT], high) if j < num_faces - 1 else high
+        if a < b:
+            per_forward, per_right = faces[j, _PER_FORWARD], faces[j, _PER_RIGHT]
+            farthest = min(per_forward + per_right * a, per_forward + per_right * b)
+            if farthest * (sphere.forward - reach) < _ONE:
+                return False
+    return True
+
+
+@inlined
+def _wall_inverse(
+    forward: np.float32, right: np.float32, num_faces: int, faces: NDArray[np.float32]
+) -> np.float32:
+    """1 / t at which a ray meets its face."""
+    slope = right / forward
+    j = 0
+    while j < num_faces - 1 and faces[j + 1, _LEFT] < slope:
+        j += 1
+    return forward * faces[j, _PER_FORWARD] + right * faces[j, _PER_RIGHT]
+
+
+@inlined
+def _sphere_share(
+    view: _View,
+    sphere: _Sphere,
+    right: np.float32,
+    slope: np.float32,
+    num_faces: int,
+    faces: NDArray[np.float32],
+) -> np.float32:
+    """The share of a pixel that shows the sphere: how many of its four places do."""
+    forward, up = _COS + _SIN * slope, -_SIN + _COS * slope
+    squared = forward * forward + right * right + up * up
+    along = (sphere.forward * forward + sphere.right * right + sphere.up * up) / squared
+    center = sphere.forward**2 + sphere.right**2 + sphere.up**2
+    # How far from the centre the ray passes, and how wide the pixel is there.
+    miss = math.sqrt(max(center - along * along * squared, _F(0.0)))
+    pixel = along * view.step * math.sqrt(squared)
+    if along <= 0 or miss > sphere.radius + pixel:
+        return _F(0.0)
+    if miss < sphere.radius - pixel:
+        t = along - math.sqrt((sphere.radius**2 - miss**2) / squared)
+        beyond = _wall_inverse(forward, right, num_faces, faces) * t - _ONE
+        is_clear = view.height + t * up > pixel and abs(beyond) > _F(0.1) and t > 0
+        if is_clear:
+            return _ONE if beyond < 0 else _F(0.0)
+    count = 0
+    for k in range(4):
+        r = right + _SUBPIXELS[k, 0] * view.step
+        b = slope - _SUBPIXELS[k, 1] * view.step
+        count += _shows_sphere(view, sphere, _COS + _SIN * b, r, -_SIN + _COS * b, num_faces, faces)
+    return _F(0.25) * _F(count)
+
+
+@kernel
+def _shows_sphere(
+    view: _View,
+    sphere: _Sphere,
+    forward: np.float32,
+    right: np.float32,
+    up: np.float32,
+    num_faces: int,
+    faces: NDArray[np.float32],
+) -> bool:
+    """Whether a ray meets the sphere, above the floor and before a wall."""
+    squared = forward * forward + right * right + up * up
+    along = (sphere.forward * forward + sphere.right * right + sphere.up * up) / squared
+    center = sphere.forward**2 + sphere.right**2 + sphere.up**2
+    inside = along * along - (center - sphere.radius**2) / squared
+    if inside <= 0:
+        return False
+    t = along - math.sqrt(inside)
+    if t <= 0 or view.height + t * up < 0:
+        return False
+    return bool(_wall_inverse(forward, right, num_faces, faces) * t < _ONE)
+
+
+@inlined
+def _sphere_light(sphere: _Sphere, right: np.float32, slope: np.float32) -> np.float32:
+    """The light where a pixel's ray meets the sphere, or comes nearest to it."""
+    forward, up = _COS + _SIN * slope, -_SIN + _COS * slope
+    squared = forward * forward + right * right + up * up
+    along = (sphere.forward * forward + sphere.right * right + sphere.up * up) / squared
+    center = sphere.forward**2 + sphere.right**2 + sphere.up**2
+    inside = along * along - (center - sphere.radius**2) / squared
+    t = along - math.sqrt(max(inside, _F(0.0)))
+    toward_camera = (t * up - sphere.up) * _SIN - (t * forward - sphere.forward) * _COS
+    return _F(AMBIENT) + _F(DIFFUSE) * max(toward_camera / sphere.radius, _F(0.0))

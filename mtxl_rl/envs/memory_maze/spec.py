@@ -1,0 +1,166 @@
+"""The tasks of Memory Maze by size and variant; plain data, nothing is compiled or loaded here."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+CELL = 2.0
+"""Side of a cell in metres."""
+SUBSTEP_SECONDS = 0.005
+"""The original's physics time step."""
+TARGET_RADIUS = 0.6
+BALL_RADIUS = 0.2
+MAX_NUM_TARGETS = 6
+TARGET_COLORS = (
+    (170 / 220, 38 / 220, 30 / 220),  # red
+    (99 / 220, 170 / 220, 88 / 220),  # green
+    (39 / 220, 140 / 220, 217 / 220),  # blue
+    (93 / 220, 105 / 220, 199 / 220),  # purple
+    (220 / 220, 193 / 220, 59 / 220),  # yellow
+    (220 / 220, 128 / 220, 107 / 220),  # salmon
+)
+ACTIONS = (
+    (0.0, 0.0),
+    (-1.0, 0.0),
+    (0.0, -1.0),
+    (0.0, 1.0),
+    (-1.0, -1.0),
+    (-1.0, 1.0),
+)
+"""(roll, steer) of noop, forward, left, right, forward + left, forward + right."""
+MIN_RESOLUTION, MAX_RESOLUTION = 64, 512
+
+
+class MazeSize(NamedTuple):
+    """What the original fixes for a size."""
+
+    side: int
+    """Cells on a side without the outer wall."""
+    num_targets: int
+    episode_seconds: float
+    max_rooms: int
+    room_max_side: int
+
+    @property
+    def grid(self) -> int:
+        """Cells on a side with the outer wall."""
+        return self.side + 2
+
+
+SIZES = {
+    "9x9": MazeSize(9, 3, 250, 6, 5),
+    "11x11": MazeSize(11, 4, 500, 6, 5),
+    "13x13": MazeSize(13, 5, 750, 6, 5),
+    "15x15": MazeSize(15, 6, 1000, 9, 3),
+    # Beyond the original: its largest task's six spheres, and time and rooms that grow on.
+    **{
+        f"{side}x{side}": MazeSize(side, MAX_NUM_TARGETS, 250 * (side - 7) / 2, side - 6, 5)
+        for side in range(17, 32, 2)
+    },
+}
+
+
+@dataclass(kw_only=True, slots=True)
+class MemoryMazeConfig:
+    """What ``env=MemoryMaze`` takes; the variants' options have the original's names."""
+
+    name: str = "MemoryMaze"
+    """The environment's name in the registry; leave it."""
+    size: str = "9x9"
+    """Cells without the outer wall: 9x9, 11x11, 13x13, 15x15, or on to 31x31; 9 means 9x9."""
+    good_visibility: bool = False
+    """Low walls, and spheres that float above them (``Vis``)."""
+    camera_resolution: int = 64
+    """Pixels on a side of the picture, 64 to 512 (256 is ``HD``)."""
+    top_camera: bool = False
+    """Looks from above the maze instead of from the walker (``Top``)."""
+    extra_observations: bool = False
+    """Observations are a dict: the image, and where everything is (``ExtraObs``)."""
+    show_path: bool = False
+    """Draws a map with the shortest path into the picture (``Oracle``)."""
+    control_freq: float = 4.0
+    """Actions a second (40 is ``HiFreq``): 200 / control_freq must be a whole number."""
+    randomize_colors: bool = False
+    """Each episode draws its spheres' colours from all six (``6CL``)."""
+    discrete_actions: bool = True
+    """The six actions; if false, an action is [roll, steer] in [-1, 1], and roll -1 is forward."""
+    episode_length: int = 0
+    """Actions of an episode; 0: the original's, 1,000 to 4,000 at 4 actions a second."""
+    original_quirks: bool = True
+    """Keeps two faults of the original that seeds depend on; see `layout.py`."""
+    num_threads: int = 0
+    """Threads that share the environments; 0: one for each core."""
+
+    def __post_init__(self) -> None:
+        side = str(self.size)
+        self.size = f"{side}x{side}" if side.isdecimal() else side
+        if self.size not in SIZES:
+            raise ValueError(
+                f"env.size={self.size} must be one of {', '.join(SIZES)}, e.g. env.size=9x9."
+            )
+        if not MIN_RESOLUTION <= self.camera_resolution <= MAX_RESOLUTION:
+            raise ValueError(
+                f"env.camera_resolution={self.camera_resolution} must be from {MIN_RESOLUTION} to "
+                f"{MAX_RESOLUTION}, e.g. env.camera_resolution=64."
+            )
+        substeps = 1 / SUBSTEP_SECONDS / self.control_freq if self.control_freq > 0 else 0.0
+        if substeps < 1 or abs(substeps - round(substeps)) > 1e-9:
+            raise ValueError(
+                f"env.control_freq={self.control_freq} must divide 200 substeps a second, e.g. "
+                "env.control_freq=4."
+            )
+        if self.episode_length < 0:
+            raise ValueError(
+                f"env.episode_length={self.episode_length} must be 0 (the original's) or a number "
+                "of actions, e.g. env.episode_length=1000."
+            )
+        if self.num_threads < 0:
+            raise ValueError(
+                f"env.num_threads={self.num_threads} must be 0 (one for each core) or a number of "
+                "threads, e.g. env.num_threads=1."
+            )
+
+    @property
+    def maze_size(self) -> MazeSize:
+        """The size's numbers."""
+        return SIZES[self.size]
+
+    @property
+    def num_substeps(self) -> int:
+        """Physics steps of one action."""
+        return round(1 / SUBSTEP_SECONDS / self.control_freq)
+
+    @property
+    def steps_per_episode(self) -> int:
+        """Actions of an episode."""
+        return self.episode_length or round(self.maze_size.episode_seconds * self.control_freq)
+
+    @property
+    def wall_height(self) -> float:
+        """In metres."""
+        return 0.4 if self.good_visibility else 1.5
+
+    @property
+    def target_height(self) -> float:
+        """Of the spheres' centres, in metres."""
+        return 1.1 if self.good_visibility else 0.0
+
+
+VARIANTS: dict[str, dict[str, bool | int | float]] = {
+    "": {},
+    "-Vis": {"good_visibility": True},
+    "-HD": {"camera_resolution": 256},
+    "-Top": {"camera_resolution": 256, "top_camera": True},
+    "-ExtraObs": {"extra_observations": True},
+    "-ExtraObs-Vis": {"extra_observations": True, "good_visibility": True},
+    "-ExtraObs-Top": {"extra_observations": True, "camera_resolution": 256, "top_camera": True},
+    "-Oracle": {"show_path": True},
+    "-Oracle-Top": {"show_path": True, "camera_resolution": 256, "top_camera": True},
+    "-Oracle-ExtraObs": {"extra_observations": True, "show_path": True},
+    "-HiFreq": {"control_freq": 40.0},
+    "-HiFreq-Vis": {"control_freq": 40.0, "good_visibility": True},
+    "-HiFreq-HD": {"control_freq": 40.0, "camera_resolution": 256},
+    "-6CL": {"randomize_colors": True},
+    "-6CL-Top": {"randomize_colors": True, "camera_resolution": 256, "top_camera": True},
+    "-6CL-ExtraObs": {"randomize_colors": True, "extra_observations": True},
+}
+"""The original's registered variants, by the end of their names."""

@@ -1,0 +1,95 @@
+"""The textures of walls and floors as mip pyramids with half octaves, in one array.
+
+OpenGL blends the two nearest mip levels for each pixel. Here every level and the mean of every two
+neighbours are made beforehand, and a pixel takes the nearest of these half octaves.
+"""
+
+import functools
+import importlib.util
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int32, UInt64
+from numpy.typing import NDArray
+
+from mtxl_rl.envs.memory_maze.layout import WALL_TEXTURES
+from mtxl_rl.envs.memory_maze.png import read_png
+
+CORRIDOR_FLOOR, ROOM_FLOOR = len(WALL_TEXTURES), len(WALL_TEXTURES) + 1
+"""Indices of the floors' textures, after those of the walls."""
+LOG2_SIDE = 10
+"""Textures have 1024 x 1024 texels; half octave h has 1024 >> (h // 2) on a side."""
+NUM_HALF_OCTAVES = 2 * LOG2_SIDE
+_STYLE = "style_01"
+_FLOORS = ("blue", "blue_bright")
+
+
+class TextureAtlas(NamedTuple):
+    """All textures."""
+
+    texels: UInt64[np.ndarray, " texels"]
+    """Red in bits 0 to 7, green in 16 to 23, blue in 32 to 39: three channels are blended by one
+    multiplication."""
+    offsets: Int32[np.ndarray, "textures half_octaves"]
+    """Where each half octave begins."""
+
+
+@functools.cache
+def load_atlas() -> TextureAtlas:
+    """The atlas, 140 MB, shared by all environments of a process."""
+    parts: list[NDArray[np.uint64]] = []
+    offsets = np.zeros((len(WALL_TEXTURES) + len(_FLOORS), NUM_HALF_OCTAVES), np.int32)
+    total = 0
+    for index, path in enumerate(_texture_paths()):
+        levels = _mip_levels(read_png(path).astype(np.float32))
+        for half_octave in range(NUM_HALF_OCTAVES):
+            if half_octave == 1:
+                # Only walls that the camera almost touches need it; it would take 84 MB.
+                offsets[index, 1] = offsets[index, 0]
+                continue
+            level = levels[half_octave // 2]
+            if half_octave % 2:
+                level = 0.5 * (level + _twice_as_large(levels[half_octave // 2 + 1]))
+            offsets[index, half_octave] = total
+            parts.append(_packed(level))
+            total += len(parts[-1])
+    return TextureAtlas(np.concatenate(parts), offsets)
+
+
+def _texture_paths() -> list[Path]:
+    # Importing labmaze is not needed to find its files.
+    spec = importlib.util.find_spec("labmaze")
+    assert spec is not None, "packages.check_packages() comes first"
+    assert spec.origin is not None, spec
+    folder = Path(spec.origin).parent / "assets" / _STYLE
+    names = [f"wall_{name}_d.png" for name in WALL_TEXTURES]
+    names += [f"floor_{name}_d.png" for name in _FLOORS]
+    return [folder / name for name in names]
+
+
+def _mip_levels(texels: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+    """The texture, its 2 x 2 means rounded as a driver does, the means of these, ..."""
+    levels = [texels]
+    while len(levels[-1]) > 1:
+        x = levels[-1]
+        mean = (x[0::2, 0::2] + x[1::2, 0::2] + x[0::2, 1::2] + x[1::2, 1::2]) * np.float32(0.25)
+        levels.append(np.floor(mean + np.float32(0.5)))
+    return levels
+
+
+def _twice_as_large(texels: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Bilinear, repeating at the borders, texel centres where OpenGL has them."""
+    for axis in (0, 1):
+        nearer = np.float32(0.75) * texels
+        before = nearer + np.float32(0.25) * np.roll(texels, 1, axis)
+        after = nearer + np.float32(0.25) * np.roll(texels, -1, axis)
+        shape = list(texels.shape)
+        shape[axis] *= 2
+        texels = np.stack([before, after], axis=axis + 1).reshape(shape)
+    return texels
+
+
+def _packed(level: NDArray[np.float32]) -> NDArray[np.uint64]:
+    rgb = np.floor(level + np.float32(0.5)).astype(np.uint64).reshape(-1, 3)
+    return rgb[:, 0] | rgb[:, 1] << np.uint64(16) | rgb[:, 2] << np.uint64(32)

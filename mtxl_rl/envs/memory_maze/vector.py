@@ -1,0 +1,628 @@
+"""Many Memory Mazes in one Gymnasium vector environment."""
+
+import dataclasses
+import json
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from gymnasium import Space, spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+
+from mtxl_rl.envs.checked import EnvState, Observations, reset_mask
+from mtxl_rl.envs.memory_maze.camera import (
+    TAN_HALF_VIEW,
+    tan_half_top_view,
+    top_cameras,
+    view_tables,
+    walker_cameras,
+)
+from mtxl_rl.envs.memory_maze.kernels import announcing_compilation, kernel
+from mtxl_rl.envs.memory_maze.layout import FREE, Episode, EpisodeStream
+from mtxl_rl.envs.memory_maze.observe import (
+    PATH,
+    border_width,
+    draw_borders,
+    draw_maps,
+    draw_paths,
+    egocentric,
+    grid_positions,
+    maze_layouts,
+)
+from mtxl_rl.envs.memory_maze.physics import SCRATCH_ROWS, move_walker
+from mtxl_rl.envs.memory_maze.raycast import draw_scenes
+from mtxl_rl.envs.memory_maze.spans import draw_views
+from mtxl_rl.envs.memory_maze.spec import ACTIONS, TARGET_COLORS, TARGET_RADIUS, MemoryMazeConfig
+from mtxl_rl.envs.memory_maze.textures import load_atlas
+from mtxl_rl.envs.memory_maze.threads import Threads
+
+_CONTROLS = np.array(ACTIONS)
+_COLORS = np.array(TARGET_COLORS)
+_EAR_DISTANCE, _EAR_HEIGHT, _EAR_RADIUS, _EAR_LIGHT = 0.22, 0.6, 0.26, 0.7 * 255
+_MAX_SEED = 2**32 - 1
+# Next mazes are made a few at each step, so that environments in step do not all stop for them.
+_STEPS_TO_PREPARE_ALL = 64
+
+
+class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
+    """Memory Mazes side by side: find the sphere whose colour frames the picture, again and again.
+
+    Observations: uint8 pictures [B, side, side, 3], or a dict with `extra_observations`. Actions:
+    noop, forward, left, right, forward + left, forward + right, or [roll, steer]; each is held for
+    1 / `control_freq` seconds. Reward 1 for touching the right sphere. Episodes are truncated after
+    1,000 / 2,000 / 3,000 / 4,000 steps (9x9 / 11x11 / 13x13 / 15x15, at 4 actions a second) and
+    never terminate. An environment that ended is reset by the next step (``NEXT_STEP``).
+
+    Environment i has the episodes of ``memory_maze.tasks.memory_maze_9x9(seed=seed + i)``. A reset
+    with a seed is as good as a new environment of that seed; one without goes on to the next
+    episode of the stream.
+
+    Pasukonis et al. (2023), https://arxiv.org/abs/2210.13383
+
+    Args:
+        num_envs: Number of environments B, at least 1.
+        config: The task; 9x9 by default.
+        seed: Of the first environment, or one for each; None draws one.
+        copy: Whether each step returns fresh arrays. If false, it draws into one batch of pictures
+            that the next step overwrites.
+        render_mode: None or ``rgb_array``.
+    """
+
+    metadata: dict[str, Any] = {  # noqa: RUF012 - Gymnasium declares it without ClassVar
+        "autoreset_mode": AutoresetMode.NEXT_STEP,
+        "render_modes": ["rgb_array"],
+        "render_fps": 4,
+    }
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        *,
+        config: MemoryMazeConfig | None = None,
+        seed: int | Sequence[int] | None = None,
+        copy: bool = True,
+        render_mode: str | None = None,
+    ) -> None:
+        if num_envs < 1:
+            raise ValueError(f"num_envs={num_envs} must be at least 1, e.g. num_envs=16.")
+        if render_mode not in (None, "rgb_array"):
+            raise ValueError(f"render_mode={render_mode!r} must be None or 'rgb_array'.")
+        self.config = config or MemoryMazeConfig()
+        self.num_envs = num_envs
+        self.render_mode = render_mode
+        self.metadata = {**self.metadata, "render_fps": self.config.control_freq}
+        self.single_observation_space = observation_space(self.config)
+        self.single_action_space = action_space(self.config)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._copy = copy
+        self._threads = Threads(num_envs, num_threads=self.config.num_threads)
+        self._allocate()
+        self._streams: list[EpisodeStream] = []
+        self._waiting: deque[int] = deque()
+        self._seed_streams(seed)
+        with announcing_compilation("the Memory Maze engine"):
+            self._warm_up()
+
+    def _allocate(self) -> None:
+        size, count = self.config.maze_size, self.num_envs
+        cells = (count, size.grid, size.grid)
+        side = self.config.camera_resolution
+        self._atlas = load_atlas()
+        self._tables = view_tables(side)
+        self._images = np.zeros((count, side, side, 3), np.uint8)
+        # The walkers: x, y, height above rest, heading, roll.
+        self._position = np.zeros((count, 5))
+        self._velocity = np.zeros((count, 5))
+        self._touched = np.zeros(count, np.int64)
+        # The episodes.
+        self._wall_texture = np.zeros(cells, np.uint8)
+        self._is_room = np.zeros(cells, np.uint8)
+        self._box_of_cell = np.full(cells, -1, np.int16)
+        self._boxes = np.zeros((count, size.grid**2, 4), np.uint8)
+        self._targets = np.zeros((count, size.num_targets, 2))
+        self._colors = np.zeros((count, size.num_targets), np.uint8)
+        self._target_rgb = np.zeros((count, size.num_targets, 3), np.float32)
+        self._current = np.zeros(count, np.int64)
+        self._touched_at_start = np.zeros(count, np.int64)
+        self._num_steps = np.zeros(count, np.int64)
+        self._ended = np.zeros(count, np.bool_)
+        self._is_running = False
+
+    def _seed_streams(self, seed: int | Sequence[int] | None) -> None:
+        self._streams = [self._new_stream(one) for one in seed_list(seed, num_envs=self.num_envs)]
+        self._waiting = deque(range(self.num_envs))
+
+    def _new_stream(self, seed: int) -> EpisodeStream:
+        return EpisodeStream(
+            self.config.maze_size,
+            seed=seed,
+            target_height=self.config.target_height,
+            randomize_colors=self.config.randomize_colors,
+            original_quirks=self.config.original_quirks,
+        )
+
+    def _warm_up(self) -> None:
+        """Compiles everything by a step of the first environment, of which nothing is left."""
+        self._wall_texture[0] = 0
+        self._wall_texture[0, 1:-1, 1:-1] = FREE
+        self._move(np.zeros((self.num_envs, 2)), first=0, last=1)
+        self._observe()
+        for array in (self._position, self._velocity, self._wall_texture):
+            array[:1] = 0
+
+    def reset(
+        self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observations, dict[str, Any]]:
+        """Start episodes everywhere, or in ``options["reset_mask"]``.
+
+        With a seed, environment i starts the first episode of seed + i, or of seed[i].
+        """
+        self._check_open("reset")
+        unknown = set(options or {}) - {"reset_mask"}
+        if unknown:
+            raise ValueError(
+                f"reset options {sorted(unknown)} are unknown; Memory Maze takes reset_mask only."
+            )
+        mask = reset_mask(options, num_envs=self.num_envs)
+        if mask is None:
+            mask = np.ones(self.num_envs, np.bool_)
+        elif not (self._is_running or mask.all()):
+            raise ValueError(
+                "reset_mask came before the first reset(): call reset() without it first."
+            )
+        if seed is not None:
+            seeds = seed_list(seed, num_envs=self.num_envs)
+            for index in np.flatnonzero(mask):
+                self._streams[index] = self._new_stream(seeds[index])
+        self._start(mask)
+        self._is_running = True
+        return self._observe(), {}
+
+    def step(
+        self, actions: NDArray[Any]
+    ) -> tuple[
+        Observations,
+        NDArray[np.float32],
+        NDArray[np.bool_],
+        NDArray[np.bool_],
+        dict[str, Any],
+    ]:
+        """Hold each action; where an episode ended in the step before, start the next instead."""
+        self._check_open("step")
+        if not self._is_running:
+            raise ValueError("step() came before the first reset(): call reset() first.")
+        starting = self._ended
+        self._move(self._controls(actions))
+        rewards = self._collect_rewards()
+        self._num_steps += 1
+        if starting.any():
+            self._start(starting)
+        truncated = self._num_steps >= self.config.steps_per_episode
+        self._ended = truncated
+        self._prepare_mazes()
+        return self._observe(), rewards, np.zeros_like(truncated), truncated.copy(), {}
+
+    def render(self) -> tuple[NDArray[np.uint8], ...] | None:
+        """The current pictures, if render_mode is ``rgb_array``."""
+        if self.render_mode is None or not self._is_running:
+            return None
+        return tuple(self._images.copy())
+
+    def render_pose(self, index: int, *, x: float, y: float, heading: float) -> NDArray[np.uint8]:
+        """What environment `index` would show with its walker elsewhere; it stays where it is.
+
+        Args:
+            index: The environment.
+            x: Metres, inside of the maze.
+            y: Metres.
+            heading: Radians, counter-clockwise from the x axis.
+        """
+        if not self._is_running:
+            raise ValueError("render_pose() came before the first reset(): call reset() first.")
+        half = self.config.maze_size.side  # in metres: cells have two
+        if not (abs(x) < half and abs(y) < half):
+            raise ValueError(f"x={x}, y={y} must lie within {half} m of the maze's centre.")
+        kept = self._position[index].copy()
+        image = self._images[index].copy()
+        try:
+            self._position[index] = (x, y, 0.0, heading, 0.0)
+            self._draw(index, index + 1, self._images)
+            image, self._images[index] = self._images[index].copy(), image
+        finally:
+            self._position[index] = kept
+        return image
+
+    def close_extras(self, **kwargs: Any) -> None:  # noqa: ANN401, ARG002
+        """Ends the threads; `close` calls it once."""
+        self._threads.close()
+
+    def get_state(self) -> EnvState:
+        """The state of all environments, as copies; also between `close` and nothing."""
+        self._check_open("get_state")
+        state: EnvState = {"task": self._task(), "is_running": int(self._is_running)}
+        state |= {name: array.copy() for name, array in self._state_arrays().items()}
+        streams = [stream.get_state() for stream in self._streams]
+        state |= {f"stream_{key}": np.array([s[key] for s in streams]) for key in streams[0]}
+        return state
+
+    def set_state(self, state: EnvState) -> None:
+        """Go on from a state of `get_state` of the same task and number of environments."""
+        self._check_open("set_state")
+        self._check_state(state, num_envs=self.num_envs)
+        for index in range(self.num_envs):
+            self._restore(index, state, row=index)
+        self._is_running = bool(state["is_running"])
+        self._observe()
+
+    def get_env_state(self, index: int) -> EnvState:
+        """The state of one environment: that of a vector of one, for branching."""
+        return {
+            key: value[index : index + 1] if isinstance(value, np.ndarray) else value
+            for key, value in self.get_state().items()
+        }
+
+    def set_env_state(self, index: int, state: EnvState) -> None:
+        """Let one environment go on from a state of `get_env_state`, of this or another vector."""
+        self._check_open("set_env_state")
+        self._check_state(state, num_envs=1)
+        if not (self._is_running and state["is_running"]):
+            raise ValueError("set_env_state() came before the first reset(): call reset() first.")
+        self._restore(index, state, row=0)
+        self._observe()
+
+    def observe(self) -> Observations:
+        """The current observations again, as after `set_state`."""
+        if not self._is_running:
+            raise ValueError("observe() came before the first reset(): call reset() first.")
+        return self._observe()
+
+    def walkers(self) -> NDArray[np.float64]:
+        """x, y in metres, height above rest, heading and roll in radians, [B, 5], as copies."""
+        return self._position.copy()
+
+    def current_targets(self) -> NDArray[np.float64]:
+        """Centres of the spheres that are asked for, [B, 2] in metres."""
+        return self._targets[np.arange(self.num_envs), self._current]
+
+    def walls(self) -> NDArray[np.bool_]:
+        """Where walls are, [B, n, n], rows from the top, the outer wall included."""
+        return self._wall_texture != FREE
+
+    def _move(
+        self, controls: NDArray[np.float64], *, first: int = 0, last: int | None = None
+    ) -> None:
+        arguments = (
+            self._position,
+            self._velocity,
+            controls,
+            self._ended,
+            self.config.num_substeps,
+            self._box_of_cell,
+            self._boxes,
+            self._targets,
+            self.config.target_height,
+            self._touched,
+        )
+        if last is None:
+            self._threads.run(_move_walkers, *arguments)
+        else:
+            _move_walkers(first, last, *arguments)
+
+    def _controls(self, actions: NDArray[Any]) -> NDArray[np.float64]:
+        given = np.asarray(actions)
+        if not self.config.discrete_actions:
+            legal = given.shape == (self.num_envs, 2) and np.issubdtype(given.dtype, np.number)
+            if not (legal and (np.abs(given) <= 1).all()):
+                raise ValueError(
+                    f"actions of shape {given.shape} and dtype {given.dtype} are not legal; give "
+                    f"numbers from -1 to 1 of shape ({self.num_envs}, 2)."
+                )
+            return given.astype(np.float64)
+        legal = given.shape == (self.num_envs,) and np.issubdtype(given.dtype, np.integer)
+        if not (legal and ((given >= 0) & (given < len(ACTIONS))).all()):
+            raise ValueError(
+                f"actions {given} are not legal; give whole numbers from 0 to {len(ACTIONS) - 1} "
+                f"of shape ({self.num_envs},)."
+            )
+        return _CONTROLS[given]
+
+    def _collect_rewards(self) -> NDArray[np.float32]:
+        """Rewards of the last move; draws new targets for those that were reached."""
+        if self._touched_at_start.any():
+            self._touched |= np.where(self._ended, 0, self._touched_at_start)
+            for index in np.flatnonzero(self._touched_at_start):
+                self._streams[index].first_step_is_over()
+            self._touched_at_start[:] = 0
+        reached = self._touched >> self._current & 1
+        for index in np.flatnonzero(reached):
+            # The original goes through the spheres in order and forgets those behind it.
+            current = int(self._current[index])
+            still_touched = int(self._touched[index]) >> current << current
+            self._current[index] = self._streams[index].draw_target(still_touched)
+        return reached.astype(np.float32)
+
+    def _start(self, mask: NDArray[np.bool_]) -> None:
+        for index in np.flatnonzero(mask):
+            self._place(int(index), self._streams[index].next_episode())
+            self._waiting.append(int(index))
+
+    def _place(self, index: int, episode: Episode) -> None:
+        boxes = episode.maze.boxes
+        self._position[index] = (*episode.spawn, 0.0, episode.heading, 0.0)
+        self._velocity[index] = 0.0
+        self._wall_texture[index] = episode.wall_texture
+        self._is_room[index] = episode.maze.is_room
+        self._box_of_cell[index] = episode.maze.box_of_cell
+        self._boxes[index, : len(boxes)] = boxes
+        self._targets[index] = episode.targets
+        self._colors[index] = episode.colors
+        self._target_rgb[index] = 255 * _COLORS[episode.colors]
+        self._current[index] = episode.current
+        self._touched_at_start[index] = episode.touched_at_start
+        self._num_steps[index] = 0
+        self._ended[index] = False
+
+    def _prepare_mazes(self) -> None:
+        for _ in range(min(len(self._waiting), 1 + self.num_envs // _STEPS_TO_PREPARE_ALL)):
+            self._streams[self._waiting.popleft()].prepare()
+
+    def _observe(self) -> Observations:
+        if self._copy:
+            # Drawn into directly: what was returned before stays as it is.
+            self._images = np.empty_like(self._images)
+        self._draw_all()
+        if not self.config.extra_observations:
+            return self._images
+        return self._extra_observations()
+
+    def _draw_all(self) -> None:
+        self._threads.run(self._draw, self._images)
+        if self.config.show_path:
+            self._draw_paths_and_maps()
+
+    def _draw(self, first: int, last: int, images: NDArray[np.uint8]) -> None:
+        config = self.config
+        if config.top_camera or config.good_visibility:
+            self._cast(first, last, images)
+        else:
+            draw_views(
+                first,
+                last,
+                self._position,
+                self._wall_texture,
+                self._is_room,
+                config.wall_height,
+                self._targets,
+                self._target_rgb,
+                config.target_height,
+                self._atlas,
+                self._tables,
+                images,
+            )
+        width = border_width(config.camera_resolution)
+        draw_borders(first, last, width, self._target_rgb, self._current, images)
+
+    def _cast(self, first: int, last: int, images: NDArray[np.uint8]) -> None:
+        """Draws the views that see over walls."""
+        config = self.config
+        heights = np.full((*self._targets.shape[:2], 1), config.target_height)
+        radii = np.full_like(heights, TARGET_RADIUS)
+        spheres = np.concatenate([self._targets, heights, radii, self._target_rgb], axis=2)
+        if config.top_camera:
+            cameras = top_cameras(self.num_envs)
+            tan_half_view = tan_half_top_view(config.maze_size.grid)
+            spheres = np.concatenate([spheres, self._ears()], axis=1)
+        else:
+            cameras, tan_half_view = walker_cameras(self._position), TAN_HALF_VIEW
+        draw_scenes(
+            first,
+            last,
+            cameras,
+            tan_half_view,
+            self._wall_texture,
+            self._is_room,
+            config.wall_height,
+            spheres,
+            self._atlas,
+            images,
+        )
+
+    def _ears(self) -> NDArray[np.float64]:
+        """The spheres [B, 2, 7] by which the walker is seen from above; the right one is red."""
+        x, y, height, heading, _ = self._position.T
+        ears = np.zeros((self.num_envs, 2, 7))
+        for k, side in enumerate((_EAR_DISTANCE, -_EAR_DISTANCE)):
+            ears[:, k, 0] = x + side * np.sin(heading)
+            ears[:, k, 1] = y - side * np.cos(heading)
+            ears[:, k, 2] = height + _EAR_HEIGHT
+        ears[:, :, 3] = _EAR_RADIUS
+        ears[:, 0, 4] = ears[:, 1, 6] = _EAR_LIGHT
+        return ears
+
+    def _layouts(self) -> NDArray[np.uint8]:
+        layouts = maze_layouts(self._wall_texture)
+        if self.config.show_path:
+            grid = self.config.maze_size.grid
+            start = grid_positions(self._position[:, :2], grid=grid)
+            end = grid_positions(self.current_targets(), grid=grid)
+            draw_paths(0, self.num_envs, layouts, start, end)
+        return layouts
+
+    def _draw_paths_and_maps(self) -> None:
+        position = grid_positions(self._position[:, :2], grid=self.config.maze_size.grid)
+        heading = self._position[:, 3].copy()
+        draw_maps(0, self.num_envs, self._layouts(), position, heading, self._images)
+
+    def _extra_observations(self) -> dict[str, NDArray[Any]]:
+        grid = self.config.maze_size.grid
+        xy, heading = self._position[:, :2], self._position[:, 3]
+        rows = np.arange(self.num_envs)
+        vectors = egocentric(self._targets, origin=xy, heading=heading)
+        positions = grid_positions(self._targets, grid=grid)
+        return {
+            "image": self._images,
+            "target_color": _COLORS[self._colors[rows, self._current]],
+            "agent_pos": grid_positions(xy, grid=grid),
+            "agent_dir": np.stack([np.cos(heading), np.sin(heading)], axis=-1),
+            "targets_vec": vectors,
+            "targets_pos": positions,
+            "target_vec": vectors[rows, self._current],
+            "target_pos": positions[rows, self._current],
+            "maze_layout": self._layouts(),
+        }
+
+    def _state_arrays(self) -> dict[str, NDArray[Any]]:
+        return {
+            "position": self._position,
+            "velocity": self._velocity,
+            "wall_texture": self._wall_texture,
+            "is_room": self._is_room,
+            "box_of_cell": self._box_of_cell,
+            "boxes": self._boxes,
+            "targets": self._targets,
+            "colors": self._colors,
+            "current": self._current,
+            "touched_at_start": self._touched_at_start,
+            "num_steps": self._num_steps,
+            "ended": self._ended,
+        }
+
+    def _task(self) -> str:
+        """What a state depends on, as JSON."""
+        fields = dataclasses.asdict(self.config)
+        for name in ("name", "num_threads", "extra_observations", "show_path", "top_camera"):
+            del fields[name]
+        del fields["camera_resolution"], fields["discrete_actions"]
+        return json.dumps(fields, sort_keys=True)
+
+    def _check_state(self, state: EnvState, *, num_envs: int) -> None:
+        if state.get("task") != self._task():
+            raise ValueError(
+                f"the state is of {state.get('task', 'another environment')} and this Memory Maze "
+                f"is {self._task()}; make this one like the saved one."
+            )
+        given = len(np.asarray(state["position"]))
+        if given != num_envs:
+            raise ValueError(
+                f"the state has {given} environments and {num_envs} are to be restored; make as "
+                "many as were saved."
+            )
+
+    def _restore(self, index: int, state: EnvState, *, row: int) -> None:
+        for name, array in self._state_arrays().items():
+            array[index] = state[name][row]  # type: ignore[index]
+        self._target_rgb[index] = 255 * _COLORS[self._colors[index]]
+        stream = {
+            key.removeprefix("stream_"): value[row]  # type: ignore[index]
+            for key, value in state.items()
+            if key.startswith("stream_")
+        }
+        self._streams[index].set_state(stream)
+        self._waiting.append(index)
+
+    def _check_open(self, method: str) -> None:
+        if self.closed:
+            raise ValueError(f"{method}() came after close(): make a new environment.")
+
+
+@kernel
+def _move_walkers(
+    first: int,
+    last: int,
+    position: NDArray[np.float64],
+    velocity: NDArray[np.float64],
+    controls: NDArray[np.float64],
+    is_still: NDArray[np.bool_],
+    num_substeps: int,
+    box_of_cell: NDArray[np.int16],
+    boxes: NDArray[np.uint8],
+    targets: NDArray[np.float64],
+    target_height: float,
+    touched: NDArray[np.int64],
+) -> None:
+    """Moves walkers first .. last - 1 in place, but for those that stand still."""
+    scratch = np.empty((SCRATCH_ROWS, 5))
+    for e in range(first, last):
+        touched[e] = 0
+        if not is_still[e]:
+            touched[e] = move_walker(
+                position[e],
+                velocity[e],
+                controls[e, 0],
+                controls[e, 1],
+                num_substeps,
+                box_of_cell[e],
+                boxes[e],
+                targets[e],
+                target_height,
+                scratch,
+            )
+
+
+def action_space(config: MemoryMazeConfig) -> Space[Any]:
+    """Of one environment."""
+    if config.discrete_actions:
+        return spaces.Discrete(len(ACTIONS))
+    return spaces.Box(-1.0, 1.0, (2,), np.float64)
+
+
+def observation_space(config: MemoryMazeConfig) -> Space[Any]:
+    """Of one environment."""
+    side, size = config.camera_resolution, config.maze_size
+    image = spaces.Box(0, 255, (side, side, 3), np.uint8)
+    if not config.extra_observations:
+        return image
+
+    def numbers(*shape: int) -> spaces.Box:
+        return spaces.Box(-np.inf, np.inf, shape, np.float64)
+
+    return spaces.Dict(
+        {
+            "image": image,
+            "target_color": numbers(3),
+            "agent_pos": numbers(2),
+            "agent_dir": numbers(2),
+            "targets_vec": numbers(size.num_targets, 2),
+            "targets_pos": numbers(size.num_targets, 2),
+            "target_vec": numbers(2),
+            "target_pos": numbers(2),
+            "maze_layout": spaces.Box(
+                0, PATH if config.show_path else 1, (size.side, size.side), np.uint8
+            ),
+        }
+    )
+
+
+def seed_list(seed: int | Sequence[int] | None, *, num_envs: int) -> list[int]:
+    """One seed for each environment: seed + i, or those that were given."""
+    if seed is None:
+        return [int(one) for one in np.random.SeedSequence().generate_state(num_envs)]
+    if isinstance(seed, int | np.integer):
+        seeds = [int(seed) + i for i in range(num_envs)]
+    else:
+        seeds = [int(one) for one in seed]
+    if len(seeds) != num_envs or not all(0 <= one <= _MAX_SEED for one in seeds):
+        raise ValueError(
+            f"seed={seed} is not legal for {num_envs} environments; give one int, or one for each, "
+            f"from 0 to {_MAX_SEED}."
+        )
+    return seeds
+
+
+def make_vector(
+    num_envs: int = 1,
+    *,
+    render_mode: str | None = None,
+    seed: int | Sequence[int] | None = None,
+    copy: bool = True,
+    **options: Any,  # noqa: ANN401 - gymnasium.make_vec passes a config's fields
+) -> MemoryMazeVectorEnv:
+    """What `gymnasium.make_vec` calls; options are the fields of `MemoryMazeConfig`."""
+    config = MemoryMazeConfig(**options)
+    return MemoryMazeVectorEnv(
+        num_envs, config=config, seed=seed, copy=copy, render_mode=render_mode
+    )

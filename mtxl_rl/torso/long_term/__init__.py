@@ -1,0 +1,19 @@
+"""Long-term memories: matrices that are read by a sub-layer, slots that the attention reads."""
+
+from mtxl_rl.torso.long_term.delta import DeltaMemory
+from mtxl_rl.torso.long_term.interface import MatrixMemory, SlotStore
+from mtxl_rl.torso.long_term.linear import AGaLiTeFeatures, LinearMemory, RetentionFeatures
+from mtxl_rl.torso.long_term.slots import SlotMemory
+from mtxl_rl.torso.long_term.tokens import Control, TokenMemory
+
+__all__ = [
+    "AGaLiTeFeatures",
+    "Control",
+    "DeltaMemory",
+    "LinearMemory",
+    "MatrixMemory",
+    "RetentionFeatures",
+    "SlotMemory",
+    "SlotStore",
+    "TokenMemory",
+]

@@ -1,0 +1,182 @@
+"""The baselines with the torso's call: GRU, LSTM, and no memory at all. None has a window."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from mtxl_rl.torso.config import TorsoConfig
+from mtxl_rl.torso.layer import FeedForward
+from mtxl_rl.torso.state import ActingMemory, MemoryState
+
+# B rows, T steps, N layers, D width, P parts of a cell's state (GRU: h; LSTM: h and c), R runs.
+
+
+@dataclass(kw_only=True)
+class WindowlessMemory(ActingMemory):
+    """What a torso without a window keeps: its recurrent state alone."""
+
+    window: Float[Tensor, "B N 0 D"]
+
+    def state(self) -> MemoryState:
+        """The state after the steps taken."""
+        return MemoryState(
+            window=self.window,
+            window_length=self.window_length,
+            long_term=self.long_term.transpose(0, 1).clone(),
+            segment_step=self.segment_step,
+        )
+
+    @classmethod
+    def of(cls, state: MemoryState) -> "WindowlessMemory":
+        """The state, ready to act from."""
+        return cls(
+            window=state.window,
+            window_length=state.window_length,
+            long_term=state.long_term.transpose(0, 1).clone(),
+            segment_step=state.segment_step,
+        )
+
+
+def empty_state(config: TorsoConfig, like: Tensor, batch_size: int, *memory: int) -> MemoryState:
+    """All zeros, with no window and a memory [N, *memory]; without a segment clock, it stays 0."""
+    count = torch.zeros(batch_size, dtype=torch.long, device=like.device)
+    return MemoryState(
+        window=like.new_zeros(batch_size, config.num_layers, 0, config.width),
+        window_length=count,
+        long_term=like.new_zeros(batch_size, config.num_layers, *memory),
+        segment_step=count.clone(),
+    )
+
+
+class Runs:
+    """The runs of a batch between resets, as one packed batch of independent sequences.
+
+    So one call of torch's fused kernels takes any mixture of resets: the work is that of B x T
+    steps, in as many time steps as the longest run has. The runs' lengths are read on the host.
+    """
+
+    def __init__(self, is_first: Bool[Tensor, "B T"]) -> None:
+        starts = is_first.clone()
+        starts[:, 0] = True
+        run = starts.flatten().cumsum(0).view_as(starts) - 1
+        length = run.flatten().bincount()
+        rank = length.argsort(descending=True, stable=True).argsort()[run]
+        step = torch.arange(starts.shape[1], device=is_first.device)
+        position = step - torch.where(starts, step, 0).cummax(dim=1).values
+        self.num_runs = len(length)
+        self.order = (position * self.num_runs + rank).flatten().argsort()
+        self.first: Int[Tensor, " B"] = rank[:, 0]
+        self.last: Int[Tensor, " B"] = rank[:, -1]
+        length = length.cpu()
+        self.batch_sizes = (length > torch.arange(int(length.max()))[:, None]).sum(1)
+
+    def pack(self, x: Float[Tensor, "B T D"]) -> PackedSequence:
+        """The steps of all runs, the longest run first."""
+        return PackedSequence(x.flatten(0, 1)[self.order], self.batch_sizes)
+
+    def unpack(self, packed: PackedSequence, like: Float[Tensor, "B T D"]) -> Tensor:
+        """The inverse of `pack`, in the shape of `like`."""
+        return packed.data[self.order.argsort()].view_as(like)
+
+    def starts(self, state: Float[Tensor, "N B D"]) -> Float[Tensor, "N R D"]:
+        """What each run starts from: its row's state for a row's first run, zero for the others."""
+        zeros = state.new_zeros(state.shape[0], self.num_runs, state.shape[2])
+        return zeros.index_copy(1, self.first, state)
+
+
+class RecurrentTorso(nn.Module):
+    """N layers of GRU or LSTM cells, whose state is zero wherever an episode starts.
+
+    The state's `long_term` is [B, N, P, D].
+    """
+
+    def __init__(self, config: TorsoConfig) -> None:
+        super().__init__()
+        self.config = config
+        cell = nn.LSTM if config.kind == "lstm" else nn.GRU
+        self.num_parts = 2 if config.kind == "lstm" else 1
+        self.cells: nn.LSTM | nn.GRU = cell(config.width, config.width, config.num_layers)
+        self.norm = nn.LayerNorm(config.width)
+
+    def initial_state(self, batch_size: int) -> MemoryState:
+        """The state of `batch_size` episodes that are about to start: all zeros."""
+        shape = (self.num_parts, self.config.width)
+        return empty_state(self.config, self.norm.weight, batch_size, *shape)
+
+    def forward(
+        self, x: Float[Tensor, "B T D"], state: MemoryState, is_first: Bool[Tensor, "B T"]
+    ) -> tuple[Float[Tensor, "B T D"], MemoryState]:
+        """The outputs of T >= 1 steps and the state after them; see `MemoryTransformer.forward`."""
+        runs = Runs(is_first)
+        before = state.long_term * ~is_first[:, :1, None, None]
+        parts = [runs.starts(part.transpose(0, 1)) for part in before.unbind(2)]
+        packed, parts = self._run(runs.pack(x), parts)
+        y = self.norm(runs.unpack(packed, x))
+        after = torch.stack([part[:, runs.last].transpose(0, 1) for part in parts], dim=2)
+        return y, state._replace(long_term=after)
+
+    def begin(
+        self, state: MemoryState, *, num_steps: int = 128, timeline: Tensor | None = None
+    ) -> WindowlessMemory:
+        """Prepare to act from `state`; the timeline of a torso without a window is empty."""
+        del num_steps, timeline
+        return WindowlessMemory.of(state)
+
+    @torch.no_grad()
+    def act(
+        self, x: Float[Tensor, "B D"], memory: ActingMemory, is_first: Bool[Tensor, " B"]
+    ) -> Float[Tensor, "B D"]:
+        """The output of one step; `memory` moves on in place."""
+        memory.long_term *= ~is_first[:, None, None]
+        parts = [part.contiguous() for part in memory.long_term.unbind(2)]
+        y, parts = self._run(x[None], parts)
+        memory.long_term.copy_(torch.stack(parts, dim=2))
+        return self.norm(y[0])
+
+    def _run(self, steps: Any, parts: list[Tensor]) -> tuple[Any, list[Tensor]]:  # noqa: ANN401
+        """The cells over steps, plain or packed, from and to the parts of their state."""
+        if self.num_parts == 2:
+            y, after = self.cells(steps, (parts[0], parts[1]))
+            return y, list(after)
+        y, h = self.cells(steps, parts[0])
+        return y, [h]
+
+
+class FeedForwardTorso(nn.Module):
+    """N gated feed-forward sub-layers: what the transformer is without any memory."""
+
+    def __init__(self, config: TorsoConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.layers = nn.Sequential(*(FeedForward(config) for _ in range(config.num_layers)))
+        self.norm = nn.LayerNorm(config.width)
+
+    def initial_state(self, batch_size: int) -> MemoryState:
+        """An empty state."""
+        return empty_state(self.config, self.norm.weight, batch_size, 0)
+
+    def forward(
+        self, x: Float[Tensor, "B T D"], state: MemoryState, is_first: Bool[Tensor, "B T"]
+    ) -> tuple[Float[Tensor, "B T D"], MemoryState]:
+        """The outputs of T >= 1 steps; the state stays empty."""
+        del is_first
+        return self.norm(self.layers(x)), state
+
+    def begin(
+        self, state: MemoryState, *, num_steps: int = 128, timeline: Tensor | None = None
+    ) -> WindowlessMemory:
+        """Prepare to act; nothing is remembered."""
+        del num_steps, timeline
+        return WindowlessMemory.of(state)
+
+    @torch.no_grad()
+    def act(
+        self, x: Float[Tensor, "B D"], memory: ActingMemory, is_first: Bool[Tensor, " B"]
+    ) -> Float[Tensor, "B D"]:
+        """The output of one step."""
+        del memory, is_first
+        return self.norm(self.layers(x))
