@@ -1,14 +1,40 @@
 """Any environment registered with Gymnasium, as a vector environment."""
 
+import contextlib
 import importlib
+import io
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 
 from mtxl_rl.envs.checked import nearest_names
+from mtxl_rl.envs.covered_spaces import cover
+
+
+class Package(NamedTuple):
+    """A package whose environments are known by how their ids begin."""
+
+    prefix: str
+    module: str
+    """What registers them when it is imported."""
+    extra: str
+    """Ours that installs it."""
+
+
+PACKAGES = (
+    Package("popgym-", "popgym", "popgym"),
+    Package("MiniGrid-", "minigrid", "minigrid"),
+    Package("BabyAI-", "minigrid", "minigrid"),
+    Package("MiniWorld-", "miniworld", "miniworld"),
+    Package("Vizdoom", "vizdoom.gymnasium_wrapper", "vizdoom"),
+    Package("ALE/", "ale_py", "atari"),
+    Package("bsuite/", "shimmy", "bsuite"),
+    Package("dm_control/", "shimmy", "dm-control"),
+)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -18,7 +44,9 @@ class GymnasiumConfig:
     name: str = "Gymnasium"
     """The environment's name in the registry."""
     id: str = ""
-    """Gymnasium's id with its version, e.g. CartPole-v1; module:id imports that module first."""
+    """Gymnasium's id with its version, e.g. CartPole-v1; module:id imports that module first.
+
+    The modules of popgym, minigrid, miniworld, vizdoom, ale_py and shimmy need not be named."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Arguments for `gymnasium.make_vec`, which hands all but its own to the environment."""
 
@@ -53,6 +81,7 @@ def make_gymnasium(
     if make_kwargs["vectorization_mode"] != "vector_entry_point":
         given = make_kwargs.get("vector_kwargs", {})
         make_kwargs["vector_kwargs"] = {"autoreset_mode": AutoresetMode.NEXT_STEP, **given}
+        make_kwargs["wrappers"] = [*make_kwargs.get("wrappers", []), cover]
     try:
         env = gymnasium.make_vec(spec.id, num_envs=num_envs, **make_kwargs)
     except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
@@ -66,8 +95,11 @@ def _spec(env_id: str) -> gymnasium.envs.registration.EnvSpec:
     if not env_id:
         raise ValueError("env=Gymnasium needs env.id=..., e.g. env.id=CartPole-v1.")
     module, _, name = env_id.rpartition(":")
-    if module:
-        _import_registering(module, env_id=env_id)
+    package = next((one for one in PACKAGES if name.startswith(one.prefix)), None)
+    if package is not None and name not in gymnasium.registry:
+        _import_registering(module or package.module, env_id=env_id, extra=package.extra)
+    elif module:
+        _import_registering(module, env_id=env_id, extra=None)
     spec = gymnasium.registry.get(name)
     if spec is None:
         nearest = ", ".join(nearest_names(name, gymnasium.registry, count=5))
@@ -78,13 +110,18 @@ def _spec(env_id: str) -> gymnasium.envs.registration.EnvSpec:
     return spec
 
 
-def _import_registering(module: str, *, env_id: str) -> None:
+def _import_registering(module: str, *, env_id: str, extra: str | None) -> None:
+    """Import what registers ids, without the notices that some packages print."""
     try:
-        importlib.import_module(module)
+        if module == "miniworld" and not os.environ.get("DISPLAY"):
+            importlib.import_module("pyglet").options["headless"] = True
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            importlib.import_module(module)
     except ImportError as error:
+        pip_line = f"pip install 'mtxl_rl[{extra}]'" if extra else "pip, if a package has it"
         raise ImportError(
             f"env.id={env_id} needs the module {module}, which cannot be imported ({error}); "
-            "install the package that has it."
+            f"install it with {pip_line}."
         ) from error
 
 
