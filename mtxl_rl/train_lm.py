@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mtxl_rl.cli import one_sentence_errors
+from mtxl_rl.config import from_options
 from mtxl_rl.language_model import MemoryTransformerXL
 from mtxl_rl.metrics import MetricsLogger
 
@@ -103,7 +103,7 @@ def recall_text(num_characters: int, *, gap: int, seed: int) -> bytes:
     return "".join(parts).encode()[:num_characters]
 
 
-def rows_of(text: bytes, config: LMConfig) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]:
+def rows_of(text: bytes, config: LMConfig) -> tuple[Int[Tensor, "B T1"], Int[Tensor, "B T2"]]:
     """The text as rows for training, and its last tenth as rows for evaluation.
 
     Raises:
@@ -233,19 +233,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stdout.write(usage())
         return
     with one_sentence_errors():
-        names = [field.name for field in fields(LMConfig)]
-        bad = [part for part in given if part.split("=", 1)[0] not in names or "=" not in part]
-        if bad:
-            raise ValueError(
-                f"{bad[0]!r} is no option; choose from {', '.join(names)}, as in dim=64"
-            )
-        try:
-            chosen = OmegaConf.merge(OmegaConf.structured(LMConfig), OmegaConf.from_dotlist(given))
-            config = OmegaConf.to_object(chosen)
-        except OmegaConfBaseException as error:
-            raise ValueError(str(error).splitlines()[0]) from error
-        assert isinstance(config, LMConfig)
-        run(config)
+        run(from_options(LMConfig, given))
 
 
 if __name__ == "__main__":
