@@ -45,7 +45,7 @@ def test_the_command_trains_logs_and_saves(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [10, 20, 30, 40]
     bits = [row["lm/bits_per_character"] for row in rows]
-    assert bits[-1] < bits[0] < 8
+    assert bits[-1] < bits[0] - 0.3
     assert 0 <= rows[-1]["lm/answer_accuracy"] <= 1
     model = MemoryTransformerXL(
         num_tokens=256, dim=16, depth=1, heads=2, seq_len=8, mem_len=8, num_mem_kv=4,
