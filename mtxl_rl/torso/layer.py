@@ -110,16 +110,20 @@ class Layer(nn.Module):
             ends: the segments that end among the steps.
             record: where to note what happens inside.
         """
-        if self.store is None:
-            return self._with_matrix(timeline, long_term, clock, ends, record)
-        assert long_term is not None
-        encoded = self.store.encode(self.segments(timeline, ends))
-        versions = write_versions(self.store, encoded, long_term, ends)
-        if record is not None:
-            note(record, self.store.describe(versions, encoded))
-        pairs = self.pairs_of_versions(self.store, versions, clock)
-        y = self.with_pairs(timeline, pairs, clock, record)
-        return y, latest_version(versions, clock)
+        inputs = self.norm(timeline)
+        stream = timeline[:, self.window_length :]
+        pairs, versions = None, None
+        if self.store is not None:
+            versions = self._write(self.store, inputs, long_term, ends, record)
+            pairs = self.pairs_of_versions(self.store, versions, clock)
+        stream = self._attend(inputs, stream, pairs, clock, record)
+        if self.matrix is not None:
+            versions = self._write(self.matrix, inputs, long_term, ends, record)
+            found = self._read(self.matrix, self.read_norm(stream), versions, clock)
+            stream = joined(self.read_gate, stream, found, record, "moved/read")
+        if versions is not None:
+            long_term = latest_version(versions, clock)
+        return self._feed_forward(stream, record), long_term
 
     def with_pairs(
         self,
@@ -128,7 +132,7 @@ class Layer(nn.Module):
         clock: Clock,
         record: Record | None = None,
     ) -> Float[Tensor, "B T D"]:
-        """Outputs of the steps given, in a layer that has no matrix memory."""
+        """Outputs of the steps given, in a layer that has no memory of its own."""
         stream = timeline[:, self.window_length :]
         stream = self._attend(self.norm(timeline), stream, pairs, clock, record)
         return self._feed_forward(stream, record)
@@ -185,28 +189,25 @@ class Layer(nn.Module):
         pairs = self.attention.keys_values(inputs.flatten(1, 2))
         return rearrange(pairs, "two b h (v l) e -> two b v h l e", v=memory.shape[1])
 
-    def _with_matrix(
+    def _write(
         self,
-        timeline: Tensor,
+        memory: MatrixMemory | SlotStore,
+        inputs: Tensor,
         long_term: Tensor | None,
-        clock: Clock,
         ends: SegmentEnds,
         record: Record | None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """`forward` of a layer that has a matrix memory or none."""
-        inputs = self.norm(timeline)
-        stream = timeline[:, self.window_length :]
-        stream = self._attend(inputs, stream, None, clock, record)
-        if self.matrix is not None:
-            assert long_term is not None
-            encoded = self.matrix.encode(gather_segments(inputs, ends, self.segment_length))
-            versions = write_versions(self.matrix, encoded, long_term, ends)
-            found = self._read(self.matrix, self.read_norm(stream), versions, clock)
-            stream = joined(self.read_gate, stream, found, record, "moved/read")
-            long_term = latest_version(versions, clock)
-            if record is not None:
+    ) -> Tensor:
+        """All versions of the layer's own memory."""
+        assert long_term is not None
+        encoded = memory.encode(gather_segments(inputs, ends, self.segment_length))
+        versions = write_versions(memory, encoded, long_term, ends)
+        if record is not None:
+            if memory is self.matrix:
                 note(record, self.matrix.describe(inputs[:, self.window_length :]))
-        return self._feed_forward(stream, record), long_term
+            else:
+                assert self.store is not None
+                note(record, self.store.describe(versions, encoded))
+        return versions
 
     def _attend(
         self,

@@ -45,7 +45,7 @@ SYSTEMS: dict[str, dict] = {
     "none": {"kind": "none"},
 }
 systems = pytest.mark.parametrize("name", SYSTEMS)
-few = settings(max_examples=3, deadline=None)
+few = settings(max_examples=2, deadline=None)
 draws = st.tuples(st.integers(1, 4), st.integers(0, 3), st.integers(0, 10**6))
 
 

@@ -13,6 +13,10 @@ from mtxl_rl.torso.record import Record
 
 # B rows, J segments, S steps of a segment, D width, H heads, E head width, L slots, X keys.
 
+# At the usual start a softmax over a segment is nearly its mean, and what is written hardly depends
+# on what happened. Larger queries and keys let each feature of a key pick a few steps.
+QUERY_GAIN, KEY_GAIN = 3.0, 6.0
+
 
 class Context(NamedTuple):
     """Keys and values as linear attention keeps them: sums over the keys, per feature of the key.
@@ -94,6 +98,9 @@ class SlotMemory(nn.Module):
         self.query = nn.Linear(width, width, bias=False)
         self.key_value = nn.Linear(width, 2 * width, bias=False)
         self.output = nn.Linear(width, width, bias=False)
+        with torch.no_grad():
+            self.query.weight *= QUERY_GAIN
+            self.key_value.weight[:width] *= KEY_GAIN
         # The half-life is counted in writes, the cell's bias acts once per iteration.
         bias = retention_biases(num_slots, max_half_life=write_iterations * max_half_life)
         self.cell = build_cell(cell, width, bias=bias[:, None].expand(num_slots, width))
