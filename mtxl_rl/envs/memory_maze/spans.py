@@ -478,8 +478,8 @@ def _add_wall(
         q, w = per_right * t, tilt * t
         a, b = along_right - direction * q, row.up * q
         c1, c2 = sway - direction * w, _COS - row.up * w
-        footprint = math.sqrt(max(a * a + b * b, c1 * c1 + c2 * c2)) * t * texels
-        half_octave = _half_octave(footprint)
+        gain = t * texels
+        half_octave = _half_octave(max(a * a + b * b, c1 * c1 + c2 * c2) * gain * gain)
         offset = np.uint32(atlas.offsets[texture, half_octave])
         shift = np.uint32(LOG2_SIDE - half_octave // 2)
         fine = _F(np.int32(256) << np.int32(shift))
@@ -500,9 +500,9 @@ def _add_wall(
 
 
 @inlined
-def _half_octave(footprint: np.float32) -> int:
-    """The half octave, 2 log2(footprint) rounded, in which a pixel is about one texel."""
-    return int(min(max(_F(2.0) * math.log2(footprint) + _HALF, _F(0.0)), _F(_COARSEST)))
+def _half_octave(squared: np.float32) -> int:
+    """The half octave in which a pixel is about one texel, by its squared extent in the finest."""
+    return int(min(max(math.log2(squared) + _HALF, _F(0.0)), _F(_COARSEST)))
 
 
 @inlined
