@@ -25,6 +25,7 @@ method in five unknowns (`_solve_contacts`).
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,6 +69,30 @@ _FLOOR_ANGLE = 0.5 * math.atan2(
 _FLOOR_COS, _FLOOR_SIN = math.cos(_FLOOR_ANGLE), math.sin(_FLOOR_ANGLE)
 _FLOOR_A = float(np.sum((_FLOOR_COS * _FLOOR_LEFT + _FLOOR_SIN * _FLOOR_TORSION) ** 2))
 _FLOOR_B = float(np.sum((_FLOOR_COS * _FLOOR_TORSION - _FLOOR_SIN * _FLOOR_LEFT) ** 2))
+
+
+class Scratch(NamedTuple):
+    """Working memory of `move_walker`."""
+
+    rows: NDArray[np.float64]
+    """[contacts, 4, 5] whitened Jacobians."""
+    fours: NDArray[np.float64]
+    """[3, contacts, 4] what belongs to these rows."""
+    vectors: NDArray[np.float64]
+    """[17, 5]."""
+    walls: NDArray[np.float64]
+    """[contacts - 1, 3]; see `_find_walls`."""
+
+
+@kernel
+def new_scratch() -> Scratch:
+    """Working memory of any content."""
+    return Scratch(
+        np.empty((_MAX_CONTACTS, 4, 5)),
+        np.empty((3, _MAX_CONTACTS, 4)),
+        np.empty((17, 5)),
+        np.empty((_MAX_CONTACTS - 1, 3)),
+    )
 
 
 @inlined
@@ -292,7 +317,7 @@ def _set_forces(
             forces[j] = -force / sliding * missing[j]
 
 
-@kernel
+@inlined
 def _set_gradient(
     num_contacts: int,
     rows: NDArray[np.float64],
@@ -350,7 +375,7 @@ def _add_contact_hessian(
             hessian[a, b] += weight * g[a] * g[b] + curvature * (friction - w[a] * w[b])
 
 
-@kernel
+@inlined
 def _factorize(matrix: NDArray[np.float64]) -> None:
     """The L D L' factors of a positive definite matrix [5, 5], in place of its lower half."""
     for j in range(5):
@@ -366,7 +391,7 @@ def _factorize(matrix: NDArray[np.float64]) -> None:
             matrix[i, j] = total * inverse
 
 
-@kernel
+@inlined
 def _substitute(factors: NDArray[np.float64], vector: NDArray[np.float64]) -> None:
     """Solves for a vector [5], in place, with the factors of `_factorize`."""
     for i in range(5):
@@ -457,7 +482,7 @@ def _solve_contacts(
             return
 
 
-@kernel
+@inlined
 def _noslip_contact(
     rows: NDArray[np.float64],
     reference: NDArray[np.float64],
@@ -567,7 +592,7 @@ def _find_walls(
     return count
 
 
-@kernel
+@inlined
 def _wall_forces(
     num_walls: int,
     walls: NDArray[np.float64],
@@ -577,14 +602,12 @@ def _wall_forces(
     cos: float,
     sin: float,
     u: NDArray[np.float64],
-    scratch: NDArray[np.float64],
+    scratch: Scratch,
 ) -> None:
     """Adds the forces of floor and walls to `forces` [5]; u [5] is the solver's warm start."""
-    rows = scratch[:20].reshape(_MAX_CONTACTS, 4, 5)
-    reference = scratch[20:24].reshape(_MAX_CONTACTS, 4)
-    missing = scratch[24:28].reshape(_MAX_CONTACTS, 4)
-    contact_forces = scratch[28:32].reshape(_MAX_CONTACTS, 4)
-    stiffness, velocity, free, final = scratch[32], scratch[33], scratch[34], scratch[35]
+    rows, vectors = scratch.rows, scratch.vectors
+    reference, missing, contact_forces = scratch.fours[0], scratch.fours[1], scratch.fours[2]
+    stiffness, velocity, free, final = vectors[0], vectors[1], vectors[2], vectors[3]
     velocity[0] = _SQRT_MASS * local_velocity[0]
     velocity[1] = _SQRT_MASS * (local_velocity[1] + _LEVER * local_velocity[3])
     velocity[2] = _SQRT_MASS * local_velocity[2]
@@ -604,7 +627,7 @@ def _wall_forces(
         )
         count += 1
     _solve_contacts(
-        count, rows, reference, stiffness, u, free, missing, contact_forces, scratch[36:46]
+        count, rows, reference, stiffness, u, free, missing, contact_forces, vectors[4:14]
     )
     _noslip(count, rows, reference, stiffness, free, contact_forces, final)
     # Back to forces: W' (u - free).
@@ -652,7 +675,7 @@ def move_walker(
     boxes: NDArray[np.uint8],
     targets: NDArray[np.float64],
     target_height: float,
-    scratch: NDArray[np.float64],
+    scratch: Scratch,
 ) -> int:
     """Moves one walker in place for one action; returns bit k set where it touched target k.
 
@@ -666,11 +689,11 @@ def move_walker(
         boxes: [boxes, 4]; see `layout.Maze`.
         targets: [targets, 2] centres in metres.
         target_height: Of the targets' centres.
-        scratch: [SCRATCH_ROWS, 5] of any content.
+        scratch: Of any content.
     """
     h = SUBSTEP_SECONDS
-    walls = scratch[46:50].reshape(20)[:12].reshape(4, 3)
-    local, forces, u = scratch[50], scratch[51], scratch[52]
+    walls = scratch.walls
+    local, forces, u = scratch.vectors[14], scratch.vectors[15], scratch.vectors[16]
     for k in range(5):
         u[k] = 0.0
     touched = 0
@@ -718,7 +741,3 @@ def move_walker(
             ):
                 touched |= 1 << k
     return touched
-
-
-SCRATCH_ROWS = 53
-"""Rows of five numbers that `move_walker` works in."""

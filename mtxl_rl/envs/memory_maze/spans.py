@@ -411,28 +411,38 @@ def _columns_above(
 
 @inlined
 def _bilinear(
-    texels: NDArray[np.uint64], offset: int, shift: np.int32, u: np.float32, v: np.float32
+    texels: NDArray[np.uint64], offset: np.uint32, shift: np.uint32, x: np.uint32, y: np.uint32
 ) -> np.uint64:
-    """The colour at (u, v), in tiles, of a square of 1 << shift texels that starts at an offset."""
-    mask = (np.int32(1) << shift) - np.int32(1)
-    # In 1/256 of a texel, from the first texel's centre on.
-    side = np.int32(256) << shift
-    x = np.int32((u - _F(np.int32(u))) * _F(side)) + side - np.int32(128)
-    y = np.int32((v - _F(np.int32(v))) * _F(side)) + side - np.int32(128)
-    x0, y0 = (x >> np.int32(8)) & mask, (y >> np.int32(8)) & mask
-    x1, y1 = (x0 + np.int32(1)) & mask, (y0 + np.int32(1)) & mask
-    upper, lower = np.uint32(offset + (y0 << shift)), np.uint32(offset + (y1 << shift))
-    fx, fy = np.uint64(x & np.int32(255)), np.uint64(y & np.int32(255))
+    """The colour at (x, y), in 1/256 of a texel from the first one's centre, repeating.
+
+    The texture, of 1 << shift texels on a side, starts at an offset.
+    """
+    mask = (np.uint32(1) << shift) - np.uint32(1)
+    x0, y0 = (x >> np.uint32(8)) & mask, (y >> np.uint32(8)) & mask
+    x1, y1 = (x0 + np.uint32(1)) & mask, (y0 + np.uint32(1)) & mask
+    upper, lower = offset + (y0 << shift), offset + (y1 << shift)
+    fx, fy = np.uint64(x & np.uint32(255)), np.uint64(y & np.uint32(255))
     w11 = (fx * fy) >> _EIGHT
     w10, w01 = fx - w11, fy - w11
     w00 = np.uint64(256) - fx - w01
     color = (
-        texels[upper + np.uint32(x0)] * w00
-        + texels[upper + np.uint32(x1)] * w10
-        + texels[lower + np.uint32(x0)] * w01
-        + texels[lower + np.uint32(x1)] * w11
+        texels[upper + x0] * w00
+        + texels[upper + x1] * w10
+        + texels[lower + x0] * w01
+        + texels[lower + x1] * w11
     )
     return ((color + _ROUND) >> _EIGHT) & _CHANNELS
+
+
+@inlined
+def _is_whole(
+    block: int, end: int, left: np.float32, right: np.float32, edge: _Edge, sign: np.float32
+) -> bool:
+    """Whether pixels block .. end - 1 show one side of a face's edge (1: the wall) and no more."""
+    a = sign * (edge.value + edge.per_column * _F(block))
+    b = sign * (edge.value + edge.per_column * _F(end - 1))
+    inside = _F(block) - _HALF >= left and _F(end) - _HALF <= right
+    return inside and a >= _HALF and b >= _HALF
 
 
 @inlined
@@ -468,29 +478,31 @@ def _add_wall(
         q, w = per_right * t, tilt * t
         a, b = along_right - direction * q, row.up * q
         c1, c2 = sway - direction * w, _COS - row.up * w
-        footprint = math.sqrt(max(a * a + b * b, c1 * c1 + c2 * c2)) * t * texels
-        half_octave = _half_octave(footprint)
-        offset = atlas.offsets[texture, half_octave]
-        shift = np.int32(LOG2_SIDE - half_octave // 2)
-        for column in range(block, block_end):
-            c = _F(column)
+        gain = t * texels
+        half_octave = _half_octave(max(a * a + b * b, c1 * c1 + c2 * c2) * gain * gain)
+        offset = np.uint32(atlas.offsets[texture, half_octave])
+        shift = np.uint32(LOG2_SIDE - half_octave // 2)
+        fine = _F(np.int32(256) << np.int32(shift))
+        x0, y0 = u0 * fine - _F(128.0), v0 * fine - _F(128.0)
+        x_along, x_per_column, y_up = along * fine, along_per_column * fine, row.up * fine
+        is_whole = _is_whole(block, block_end, left, right, edge, _ONE)
+        weight = light
+        for column in range(np.uint32(block), np.uint32(block_end)):
+            c = _F(np.int32(column))
             # Beyond the edge, a pixel that the wall half covers shows the edge's texel.
             t = _ONE / max(inverse + per_column * c, row.limit)
-            color = _bilinear(
-                atlas.texels,
-                offset,
-                shift,
-                u0 + t * (along + along_per_column * c),
-                v0 - t * row.up,
-            )
-            weight = light * _covered(c, edge) * _share(c, left, right)
-            colors[column] += color * np.uint64(np.int32(weight + _HALF))
+            x = np.uint32(np.int32(x0 + t * (x_along + x_per_column * c)))
+            y = np.uint32(np.int32(y0 - t * y_up))
+            color = _bilinear(atlas.texels, offset, shift, x, y)
+            if not is_whole:
+                weight = light * _covered(c, edge) * _share(c, left, right)
+            colors[column] += color * np.uint64(np.uint32(np.int32(weight + _HALF)))
 
 
 @inlined
-def _half_octave(footprint: np.float32) -> int:
-    """The half octave, 2 log2(footprint) rounded, in which a pixel is about one texel."""
-    return int(min(max(_F(2.0) * math.log2(footprint) + _HALF, _F(0.0)), _F(_COARSEST)))
+def _half_octave(squared: np.float32) -> int:
+    """The half octave in which a pixel is about one texel, by its squared extent in the finest."""
+    return int(min(max(math.log2(squared) + _HALF, _F(0.0)), _F(_COARSEST)))
 
 
 @inlined
@@ -518,18 +530,25 @@ def _add_floor(
     for block in range(start, end, _BLOCK):
         block_end = min(block + _BLOCK, end)
         half_octave = tables.floor_half_octave[row.number, (block + block_end - 1) // 2]
-        corridor = atlas.offsets[CORRIDOR_FLOOR, half_octave]
-        room = atlas.offsets[ROOM_FLOOR, half_octave]
-        shift = np.int32(LOG2_SIDE - half_octave // 2)
-        for column in range(block, block_end):
-            c = _F(column)
+        corridor = np.uint32(atlas.offsets[CORRIDOR_FLOOR, half_octave])
+        room = np.uint32(atlas.offsets[ROOM_FLOOR, half_octave])
+        shift = np.uint32(LOG2_SIDE - half_octave // 2)
+        fine = _F(np.int32(256) << np.int32(shift))
+        is_whole = _is_whole(block, block_end, left, right, edge, -_ONE)
+        weight = _F(_FLOOR_LIGHT)
+        for column in range(np.uint32(block), np.uint32(block_end)):
+            c = _F(np.int32(column))
             # Where a pixel's centre lies behind the wall, it may lie outside of the maze.
             u = min(max(u0 + u_per_column * c, _F(0.0)), last_cell)
             v = min(max(v0 + v_per_column * c, _F(0.0)), last_cell)
-            offset = room if is_room[np.uint32(v), np.uint32(u)] else corridor
-            color = _bilinear(atlas.texels, offset, shift, u, v)
-            weight = _F(_FLOOR_LIGHT) * (_ONE - _covered(c, edge)) * _share(c, left, right)
-            colors[column] += color * np.uint64(np.int32(weight + _HALF))
+            row_below, column_below = np.uint32(np.int32(v)), np.uint32(np.int32(u))
+            offset = room if is_room[row_below, column_below] else corridor
+            x = np.uint32(np.int32(u * fine) - np.int32(128))
+            y = np.uint32(np.int32(v * fine) - np.int32(128))
+            color = _bilinear(atlas.texels, offset, shift, x, y)
+            if not is_whole:
+                weight = _F(_FLOOR_LIGHT) * (_ONE - _covered(c, edge)) * _share(c, left, right)
+            colors[column] += color * np.uint64(np.uint32(np.int32(weight + _HALF)))
 
 
 @inlined

@@ -32,7 +32,7 @@ from mtxl_rl.envs.memory_maze.observe import (
     grid_positions,
     maze_layouts,
 )
-from mtxl_rl.envs.memory_maze.physics import SCRATCH_ROWS, move_walker
+from mtxl_rl.envs.memory_maze.physics import move_walker, new_scratch
 from mtxl_rl.envs.memory_maze.raycast import draw_scenes
 from mtxl_rl.envs.memory_maze.spans import draw_views
 from mtxl_rl.envs.memory_maze.spec import ACTIONS, TARGET_COLORS, TARGET_RADIUS, MemoryMazeConfig
@@ -545,7 +545,7 @@ def _move_walkers(
     touched: NDArray[np.int64],
 ) -> None:
     """Moves walkers first .. last - 1 in place, but for those that stand still."""
-    scratch = np.empty((SCRATCH_ROWS, 5))
+    scratch = new_scratch()
     for e in range(first, last):
         touched[e] = 0
         if not is_still[e]:

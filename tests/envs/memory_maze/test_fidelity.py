@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mtxl_rl.envs.memory_maze.layout import FREE, WALL_TEXTURES, Episode, EpisodeStream
-from mtxl_rl.envs.memory_maze.physics import SCRATCH_ROWS, move_walker
+from mtxl_rl.envs.memory_maze.physics import move_walker, new_scratch
 from mtxl_rl.envs.memory_maze.policies import careful
 from mtxl_rl.envs.memory_maze.spec import ACTIONS, SIZES, TARGET_COLORS, MemoryMazeConfig
 from mtxl_rl.envs.memory_maze.vector import MemoryMazeVectorEnv
@@ -163,7 +163,7 @@ def test_single_steps_are_mujocos_at_a_tight_tolerance(yardstick: Callable[..., 
                 episode.maze.boxes,
                 episode.targets,
                 0.0,
-                np.empty((SCRATCH_ROWS, 5)),
+                new_scratch(),
             )
             errors.append(np.abs(position - theirs.position())[:4].max())
     assert np.median(errors) < 1e-7

@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from mtxl_rl.envs.memory_maze.layout import FREE, cover_walls
-from mtxl_rl.envs.memory_maze.physics import SCRATCH_ROWS, move_walker
+from mtxl_rl.envs.memory_maze.physics import move_walker, new_scratch
 from mtxl_rl.envs.memory_maze.spec import ACTIONS, MemoryMazeConfig
 from mtxl_rl.envs.memory_maze.vector import MemoryMazeVectorEnv
 
@@ -50,7 +50,7 @@ def move(
             boxes,
             spheres,
             target_height,
-            np.empty((SCRATCH_ROWS, 5)),
+            new_scratch(),
         )
     return place, speed, touched
 
@@ -74,7 +74,7 @@ def test_one_step_is_that_of_mujoco_walls_included() -> None:
             env._boxes[0],
             env._targets[0],
             0.0,
-            np.empty((SCRATCH_ROWS, 5)),
+            new_scratch(),
         )
         errors.append(np.abs(place - expected)[:4].max())
     # Metres and radians. MuJoCo starts each step from the solution of the last one.
