@@ -8,7 +8,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from mtxl_rl.envs.streams import Rows
+from mtxl_rl.envs.streams import Rows, distinct
 from mtxl_rl.envs.vector_task import (
     Flags,
     Outcome,
@@ -114,10 +114,11 @@ class ColorCubes(VectorTask):
         self.num_taken = np.zeros(num_envs, dtype=np.int64)
 
     def _start(self, rows: Rows) -> None:
-        cells = self.streams.distinct(rows, self.num_cells, 1 + self.num_cubes)
+        draws = self.streams.uniform(rows, 2 + self.num_cubes)
+        cells = distinct(draws[:, 1:], high=self.num_cells)
         self.agent[rows] = cells[:, 0]
         self.cubes[rows] = cells[:, 1:]
-        self.target[rows] = self.streams.integers(rows, self.num_cubes, 1)[:, 0]
+        self.target[rows] = np.floor(draws[:, 0] * self.num_cubes)
         self.shown[rows] = _ALL
         self.num_taken[rows] = 0
 
@@ -162,9 +163,8 @@ class ColorCubes(VectorTask):
         observations[self.all_rows, self.num_cells + self.target] = 1
         first_cell = self.num_cells + self.num_cubes
         rows = np.flatnonzero(self.shown)
-        has_colour = self.shown[rows] == _ALL
-        for colour in range(self.num_cubes):
-            channel = np.where(has_colour, colour, self.num_cubes)
-            cell = self.cubes[rows, colour]
-            observations[rows, first_cell + cell * (self.num_cubes + 1) + channel] = 1
+        has_colour = self.shown[rows, None] == _ALL
+        channel = np.where(has_colour, np.arange(self.num_cubes), self.num_cubes)
+        place = first_cell + self.cubes[rows] * (self.num_cubes + 1) + channel
+        observations[rows[:, None], place] = 1
         return observations

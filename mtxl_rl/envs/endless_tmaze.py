@@ -1,5 +1,6 @@
 """A chain of T-mazes: each corridor's cue makes the one before it worthless."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,11 @@ from mtxl_rl.envs.vector_task import (
 )
 
 REGIMES = ("fixed", "uniform")
+CONFIGURATIONS = tuple(itertools.product(REGIMES, (1, 3, 5, 10), (5, 10)))
+"""The sixteen settings to report: regime, num_corridors and corridor_length.
+
+Like the published sixteen they cross the regimes with numbers and lengths of corridors. The
+authors' code uses 3 and 5 corridors of 5 and 10; the other numbers are ours."""
 FORWARD = 0
 _STEP_PENALTY = 0.01
 

@@ -115,6 +115,7 @@ class GridMemoryMaze(VectorTask):
         """The object asked for."""
         self.ahead = np.array([-stride, -1, stride, 1])
         """What a step forward adds to the cell, by heading."""
+        self._first_cell = (self.all_rows * stride**2)[:, None]
         self._view = _view_offsets(stride)
         self._one_hot = np.eye(2 + num_objects, dtype=np.float32)[:, 1:]
 
@@ -168,10 +169,12 @@ class GridMemoryMaze(VectorTask):
         return Outcome(touches, never, out_of_time, never)
 
     def _observe(self) -> NDArray[np.float32]:
-        seen = self.world[self.all_rows[:, None], self.cell[:, None] + self._view[self.heading]]
+        cells = self._first_cell + self.cell[:, None] + self._view[self.heading]
+        seen = self.world.take(cells)
         num_seen = VIEW**2 * (1 + self.size.num_objects)
         observations = np.zeros((self.num_envs, num_seen + self.size.num_objects), np.float32)
-        observations[:, :num_seen] = self._one_hot[seen].reshape(self.num_envs, num_seen)
+        one_hot = self._one_hot.take(seen, axis=0)
+        observations[:, :num_seen] = one_hot.reshape(self.num_envs, num_seen)
         observations[self.all_rows, num_seen + self.prompt] = 1
         return observations
 

@@ -52,19 +52,24 @@ class RandomStreams:
         """A random order of 0 .. length - 1 for each row, [len(rows), length]."""
         return np.argsort(self.uniform(rows, length), axis=1)
 
-    def distinct(self, rows: Rows, high: int, count: int) -> NDArray[np.int64]:
-        """Whole numbers from 0 to high - 1, no two in a row alike, [len(rows), count]."""
-        chosen = (self.uniform(rows, count) * (high - np.arange(count))).astype(np.int64)
-        for index in range(1, count):  # from the n-th of what is left to the number itself
-            for earlier in np.sort(chosen[:, :index], axis=1).T:
-                chosen[:, index] += chosen[:, index] >= earlier
-        return chosen
-
     def _steps_of(self, count: int) -> NDArray[np.uint64]:
         """The first multiples of gamma, kept because tasks draw the same few counts."""
         if count not in self._steps:
             self._steps[count] = np.arange(1, count + 1, dtype=np.uint64) * _GAMMA
         return self._steps[count]
+
+
+def distinct(draws: NDArray[np.float64], *, high: int) -> NDArray[np.int64]:
+    """Whole numbers from 0 to high - 1, no two in a row alike, from numbers in [0, 1), [n, count].
+
+    Every ordered choice is as likely as another.
+    """
+    count = draws.shape[1]
+    chosen = (draws * (high - np.arange(count))).astype(np.int64)
+    for index in range(1, count):  # from the n-th of what is left to the number itself
+        for earlier in np.sort(chosen[:, :index], axis=1).T:
+            chosen[:, index] += chosen[:, index] >= earlier
+    return chosen
 
 
 def _mix(bits: NDArray[Any]) -> NDArray[Any]:

@@ -325,7 +325,8 @@ def test_without_memory_a_mortar_command_is_a_guess_among_five() -> None:
     env.reset()
     for _ in range(env.config.describe().horizon - 1):  # type: ignore[attr-defined]
         env.step(np.zeros(3000, dtype=np.int64))
-    rewards = env.step(np.zeros(3000, dtype=np.int64))[1]
+    _, rewards, _, _, infos = env.step(np.zeros(3000, dtype=np.int64))
+    np.testing.assert_array_equal(infos["success"], rewards > 0)
     # Staying is right if the command was "stay": 1 of 5 inside, of 4 at an edge, of 3 in a corner.
     share = (9 / 5 + 12 / 4 + 4 / 3) / 25
     assert (rewards > 0).mean() == pytest.approx(share, abs=0.04)

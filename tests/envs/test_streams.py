@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mtxl_rl.envs.streams import RandomStreams
+from mtxl_rl.envs.streams import RandomStreams, distinct
 
 ROWS = np.arange(3)
 
@@ -56,7 +56,7 @@ def test_each_card_lies_at_each_place_equally_often() -> None:
 
 
 def test_distinct_numbers_are_distinct_and_every_order_is_as_likely() -> None:
-    drawn = RandomStreams(30_000, seed=3).distinct(np.arange(30_000), 4, 3)
+    drawn = distinct(RandomStreams(1, seed=3).uniform(np.array([0]), 90_000).reshape(-1, 3), high=4)
     orders, counts = np.unique(drawn, axis=0, return_counts=True)
     assert len(orders) == 24
     assert all(len(set(order)) == 3 for order in orders.tolist())
