@@ -442,7 +442,7 @@ def _is_whole(
     a = sign * (edge.value + edge.per_column * _F(block))
     b = sign * (edge.value + edge.per_column * _F(end - 1))
     inside = _F(block) - _HALF >= left and _F(end) - _HALF <= right
-    return inside and a >= _HALF and b >= _HALF
+    return bool(inside and a >= _HALF and b >= _HALF)
 
 
 @inlined
