@@ -84,10 +84,10 @@ import sys
 version, extras = sys.version.split()[0], sys.argv[1]
 if sys.version_info < (3, 11):
     sys.exit(f"mtxl_rl needs Python 3.11 or later and this is {version}; use PYTHON=python3.12")
-if sys.version_info >= (3, 13) and "memory-maze-original" in extras:
+if sys.version_info >= (3, 13) and "memory-maze" in extras:
     sys.exit(
         f"labmaze has no wheels for Python 3.13 and later and this is {version}; use "
-        "PYTHON=python3.12, or EXTRAS=video to go without env=MemoryMaze-original"
+        "PYTHON=python3.12, or EXTRAS=video to go without env=MemoryMaze"
     )
 endef
 export CHECK_PYTHON

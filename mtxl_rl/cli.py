@@ -1,9 +1,11 @@
-"""What both command lines share: a user's mistake ends in one sentence."""
+"""What the command lines share: mistakes end in one sentence, Ctrl-C in a saved run."""
 
 import os
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 
 @contextmanager
@@ -19,3 +21,27 @@ def one_sentence_errors() -> Iterator[None]:
             said = error.strerror  # Without the number that str() puts in front.
         sys.stderr.write(f"error: {said}\n")
         raise SystemExit(1) from None
+
+
+@contextmanager
+def stop_requests(again: Callable[[int], None] | None = None) -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM, for a loop that ends when there is one.
+
+    Args:
+        again: what a second one does at once, given its number; None only collects it too.
+    """
+    requests: list[int] = []
+
+    def ask(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        if requests and again is not None:
+            again(number)
+        requests.append(number)
+        if len(requests) == 1:
+            os.write(2, b"\nstopping when what is under way is saved; once more stops at once\n")
+
+    old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield requests
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

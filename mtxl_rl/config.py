@@ -1,10 +1,10 @@
 """The training run's configuration: composed by Hydra at the edge, a dataclass everywhere else."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from hydra import compose, initialize_config_module
@@ -20,6 +20,7 @@ from mtxl_rl.policy import PolicyConfig
 from mtxl_rl.torso import TorsoConfig
 
 GROUPS = ("env", "torso", "model")
+Config = TypeVar("Config")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -208,6 +209,26 @@ def _one_sentence(error: Exception) -> str:
     first = str(cause).splitlines()[0]
     key = getattr(cause, "full_key", None)
     return f"option {key}: {first}" if key else first
+
+
+def from_options(config_class: type[Config], given: Sequence[str]) -> Config:
+    """A dataclass from options `name=value`.
+
+    Raises:
+        ValueError: a name or a value is not legal.
+    """
+    names = [field.name for field in fields(config_class)]  # type: ignore[arg-type]
+    for part in given:
+        name, has_value, _ = part.partition("=")
+        if name not in names or not has_value:
+            raise ValueError(f"{part!r} is no option; choose from {', '.join(names)}, as in name=1")
+    try:
+        schema = OmegaConf.structured(config_class)
+        config = OmegaConf.to_object(OmegaConf.merge(schema, OmegaConf.from_dotlist(list(given))))
+    except OmegaConfBaseException as error:
+        raise ValueError(_one_sentence(error)) from error
+    assert isinstance(config, config_class), type(config)
+    return config
 
 
 def save_config(config: TrainConfig, path: Path) -> None:

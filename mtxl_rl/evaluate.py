@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
@@ -18,7 +17,7 @@ from mtxl_rl.aggregates import mean_and_interval
 from mtxl_rl.build import build_policy
 from mtxl_rl.cli import one_sentence_errors
 from mtxl_rl.collect import Actor, observation_shapes
-from mtxl_rl.config import TrainConfig, choices, load_config, run_folder
+from mtxl_rl.config import TrainConfig, choices, from_options, load_config, run_folder
 from mtxl_rl.envs.registry import make_vector_env, stream_seed
 from mtxl_rl.film import Film
 from mtxl_rl.policy import Policy
@@ -254,13 +253,7 @@ python -m mtxl_rl.evaluate suite=NAME [torsos=[mtxl,gtrxl]] [seeds=5] [episodes=
 
 def _suite(given: Sequence[str]) -> None:
     """Train what is missing of a suite, evaluate it, and report."""
-    names = [field.name for field in fields(SuiteConfig)]
-    bad = [part for part in given if part.split("=", 1)[0] not in names]
-    if bad:
-        raise ValueError(f"{bad[0]!r} is no option with suite=; choose from {', '.join(names)}")
-    chosen = OmegaConf.merge(OmegaConf.structured(SuiteConfig), OmegaConf.from_dotlist(list(given)))
-    config = OmegaConf.to_object(chosen)
-    assert isinstance(config, SuiteConfig)
+    config = from_options(SuiteConfig, given)
     suite = Suite.load(config)
     command = ["python", "-m", "mtxl_rl.evaluate", *given]
     try:
@@ -292,8 +285,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         own = {field.name for field in fields(EvaluateConfig)}
         mine = [part for part in given if part.split("=", 1)[0] in own]
         theirs = [part for part in given if part not in mine]
-        changed = OmegaConf.from_dotlist(mine)
-        run(EvaluateConfig(**OmegaConf.to_container(changed)), theirs)  # type: ignore[arg-type]
+        run(from_options(EvaluateConfig, mine), theirs)
 
 
 if __name__ == "__main__":

@@ -10,16 +10,12 @@ same command again does what is left.
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -28,6 +24,7 @@ from rich.live import Live
 from rich.table import Table
 
 from mtxl_rl import checkpoint
+from mtxl_rl.cli import stop_requests
 from mtxl_rl.config import choices, compose_config
 from mtxl_rl.torso import count_parameters
 
@@ -215,7 +212,7 @@ def run_suite(suite: Suite) -> list[str]:
     """
     waiting, active, failed = suite.runs(), Processes(), list[str]()
     total, told = len(waiting), 0
-    with _stop_requests() as stop, Live(console=console, refresh_per_second=1) as live:
+    with stop_requests() as stop, Live(console=console, refresh_per_second=1) as live:
         while (waiting and not stop) or active:
             while waiting and len(active) < suite.jobs and not stop:
                 _start(waiting.pop(0), active)
@@ -271,18 +268,3 @@ def _table(active: Processes, *, waiting: int, failed: int, total: int) -> Table
     for one in active:
         table.add_row(one.task, one.torso, str(one.seed), f"{one.progress():.0%}")
     return table
-
-
-@contextmanager
-def _stop_requests() -> Iterator[list[int]]:
-    requests: list[int] = []
-
-    def ask(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        requests.append(number)
-
-    old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield requests
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)

@@ -5,14 +5,11 @@
 
 import os
 import shutil
-import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import hydra
@@ -24,7 +21,7 @@ from safetensors.torch import save_file
 from mtxl_rl import checkpoint
 from mtxl_rl.agents.ppo import PPO, NonFiniteLossError
 from mtxl_rl.build import build_policy, bytes_table, predicted_bytes, rollout_shape
-from mtxl_rl.cli import one_sentence_errors
+from mtxl_rl.cli import one_sentence_errors, stop_requests
 from mtxl_rl.collect import Actor, Collector
 from mtxl_rl.config import (
     GROUPS,
@@ -186,7 +183,7 @@ def _loop(this: Run, run_dir: Path) -> None:
     )
     with (
         MetricsLogger(run_dir) as logger,
-        _stop_requests() as stop,
+        stop_requests(again=_stop_at_once) as stop,
         Progress(config.total_steps, console=console, initial_step=this.step) as progress,
     ):
         logger.truncate_after(this.step)
@@ -214,25 +211,11 @@ def _say(sentence: str) -> None:
     console.print(sentence, soft_wrap=True, highlight=False, markup=False)
 
 
-@contextmanager
-def _stop_requests() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM: the first ends the run after its iteration, a second at once."""
-    requests: list[int] = []
-
-    def ask(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        if requests:
-            if sys.stdout.isatty():
-                os.write(1, SHOW_CURSOR)  # Nothing else runs any more that would.
-            os._exit(128 + number)
-        requests.append(number)
-        os.write(2, b"\nstopping after this iteration; once more stops at once\n")
-
-    old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield requests
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
+def _stop_at_once(number: int) -> None:
+    """Leave nothing behind but a visible cursor: nothing else runs any more."""
+    if sys.stdout.isatty():
+        os.write(1, SHOW_CURSOR)
+    os._exit(128 + number)
 
 
 def _new_run_dir(config: TrainConfig) -> Path:

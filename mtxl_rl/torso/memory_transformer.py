@@ -77,6 +77,7 @@ class MemoryTransformer(nn.Module):
 
     Two paths compute the same function: `forward` for sequences, which never detaches anything;
     `begin` and `act` for step-by-step acting without gradients, which project each step once.
+    `torch.compile(fullgraph=True)` and `torch.export` take `forward`, of one step or of many.
     """
 
     def __init__(self, config: TorsoConfig) -> None:
@@ -398,11 +399,11 @@ class MemoryTransformer(nn.Module):
         """The memories after the segments that end now; None where it is known that none does.
 
         Slots are written only when some row's segment ends: this one question to the device costs
-        less than the write. A compiled graph cannot ask and always writes.
+        less than a write at every step.
         """
         if not self.config.reads_slots:
             return memory.pending
-        if not (torch.compiler.is_compiling() or bool(ended.any())):
+        if not bool(ended.any()):
             return None
         last = self.config.window_length + memory.num_steps
         segments = memory.timeline[:, :, last - self.config.segment_length : last]

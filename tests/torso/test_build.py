@@ -26,11 +26,16 @@ def test_every_torso_can_be_built_to_a_given_number_of_parameters(name: str) -> 
     assert match_parameters(match_parameters(config)) == match_parameters(config)
 
 
-@pytest.mark.parametrize("name", TORSOS)
-def test_every_torso_trains_and_acts_as_it_learns(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [
+    *([f"torso={name}"] for name in TORSOS),
+    ["torso.long_term=slots", "torso.slots.is_shared=true", "torso.slots.cell=nbrc"],
+    ["torso.long_term=tokens", "torso.tokens.bottleneck=true", "torso.position=rotary"],
+    ["torso.long_term=linear", "torso.decay=free", "torso.memory_layers=[2]"],
+])  # fmt: skip
+def test_every_torso_trains_and_acts_as_it_learns(options: list[str], tmp_path: Path) -> None:
     folder = run(compose_config([
         "env=TMaze", "env.corridor_length=9", "num_envs=4", "total_steps=256", "device=cpu",
-        f"torso={name}", "torso.width=16", "torso.window_length=4", "torso.segment_length=4",
+        *options, "torso.width=16", "torso.window_length=4", "torso.segment_length=4",
         "ppo.rollout_length=32", "ppo.bptt_segments=4", "ppo.memory_refresh=epoch",
         f"run_dir={tmp_path / 'run'}",
     ]))  # fmt: skip

@@ -8,7 +8,7 @@ from jaxtyping import Float64, Int64
 from numpy.typing import NDArray
 
 from mtxl_rl.envs.memory_maze.kernels import kernel
-from mtxl_rl.envs.memory_maze.spec import CELL
+from mtxl_rl.envs.memory_maze.spec import CELL, MemoryMazeConfig
 from mtxl_rl.envs.memory_maze.vector import MemoryMazeVectorEnv
 
 Policy = Callable[[MemoryMazeVectorEnv], NDArray[Any]]
@@ -54,6 +54,32 @@ def random_policy(seed: int) -> Policy:
         return rng.uniform(-1, 1, size=(env.num_envs, 2))
 
     return act
+
+
+POLICIES: dict[str, Callable[[int], Policy]] = {
+    "oracle": lambda _: oracle,
+    "random": random_policy,
+}
+"""What makes a policy from a seed, by name."""
+
+
+def episode_returns(
+    config: MemoryMazeConfig, *, policy: str, seed: int, num_episodes: int
+) -> Float64[np.ndarray, " episodes"]:
+    """The returns of the first episodes of seed, seed + 1, ... under a policy of `POLICIES`."""
+    if num_episodes < 1 or (policy == "oracle" and not config.discrete_actions):
+        raise ValueError(
+            f"num_episodes={num_episodes} must be at least 1, and the oracle takes discrete "
+            "actions."
+        )
+    env = MemoryMazeVectorEnv(num_episodes, config=config, seed=seed)
+    act = POLICIES[policy](seed)
+    env.reset()
+    returns = np.zeros(num_episodes)
+    for _ in range(config.steps_per_episode):
+        returns += env.step(act(env))[1]
+    env.close()
+    return returns
 
 
 @kernel

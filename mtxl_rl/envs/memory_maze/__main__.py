@@ -1,0 +1,68 @@
+"""Commands: walk a maze yourself, or let the oracle or the random policy walk.
+
+python -m mtxl_rl.envs.memory_maze play
+python -m mtxl_rl.envs.memory_maze oracle --episodes 32
+python -m mtxl_rl.envs.memory_maze random --gif maze.gif
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mtxl_rl.envs.memory_maze.packages import check_packages
+from mtxl_rl.envs.memory_maze.spec import VARIANTS, MemoryMazeConfig
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs one command; an error that the user can mend is one line."""
+    args = _parse(arguments)
+    try:
+        check_packages()
+        variant = f"-{args.variant}" if args.variant else ""
+        if variant not in VARIANTS:
+            known = ", ".join(name[1:] for name in VARIANTS if name)
+            raise ValueError(f"--variant={args.variant} must be one of {known}.")
+        options = dict(VARIANTS[variant])
+        config = MemoryMazeConfig(size=args.size, **options)  # type: ignore[arg-type]
+        if args.command == "play":
+            from mtxl_rl.envs.memory_maze.play import play
+
+            play(config, seed=args.seed)
+        elif args.gif is not None:
+            from mtxl_rl.envs.memory_maze.play import write_gif
+
+            write_gif(args.gif, config, policy=args.command, seed=args.seed, num_steps=args.steps)
+        else:
+            _print_returns(config, policy=args.command, seed=args.seed, episodes=args.episodes)
+    except (ImportError, ValueError) as error:
+        sys.exit(f"error: {error}")
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m mtxl_rl.envs.memory_maze", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("command", choices=["play", "oracle", "random"])
+    parser.add_argument("--size", default="9x9")
+    parser.add_argument("--variant", default="", help="Vis, HD, Top, Oracle, 6CL, ...")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--episodes", type=int, default=32, help="how many are averaged")
+    parser.add_argument("--gif", type=Path, help="write a film of the policy instead")
+    parser.add_argument("--steps", type=int, default=200, help="of the film")
+    return parser.parse_args(arguments)
+
+
+def _print_returns(config: MemoryMazeConfig, *, policy: str, seed: int, episodes: int) -> None:
+    from mtxl_rl.envs.memory_maze.policies import episode_returns
+
+    returns = episode_returns(config, policy=policy, seed=seed, num_episodes=episodes)
+    error = 1.96 * returns.std() / len(returns) ** 0.5
+    print(  # noqa: T201
+        f"{policy}, {config.size}, {len(returns)} episodes of {config.steps_per_episode} steps: "
+        f"return {returns.mean():.2f} +- {error:.2f}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,240 @@
+"""Train a character model: `python -m mtxl_rl.train_lm text=FILE`, or on a text made to recall."""
+
+import math
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from omegaconf import OmegaConf
+from rich.console import Console
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from mtxl_rl.cli import one_sentence_errors
+from mtxl_rl.config import from_options
+from mtxl_rl.language_model import MemoryTransformerXL
+from mtxl_rl.metrics import MetricsLogger
+
+console = Console()
+RECALL = "recall"
+
+# B rows, each a part of the text read in order; T characters; 256 tokens, which are bytes.
+
+
+@dataclass(kw_only=True, slots=True)
+class LMConfig:
+    """What `mtxl_rl.train_lm` takes."""
+
+    text: str = RECALL
+    """Path of a text file, read as bytes; or recall: facts that are asked for `gap` later."""
+    gap: int = 200
+    """text=recall: characters between the facts and their question."""
+    num_characters: int = 1_000_000
+    """text=recall: length of the text."""
+    long_term: str = "delta"
+    """Long-term memory: delta, slots, linear, agalite, tokens, or none (a Transformer-XL)."""
+    dim: int = 64
+    """Width, D."""
+    depth: int = 2
+    """Layers."""
+    heads: int = 4
+    """Heads."""
+    seq_len: int = 32
+    """Characters between two writes of the long-term memory."""
+    mem_len: int = 32
+    """Window."""
+    num_mem_kv: int = 4
+    """Persistent key/value pairs."""
+    batch_size: int = 16
+    """Rows, B: parts of the text that are read side by side."""
+    segments: int = 16
+    """Segments of seq_len that gradients flow through."""
+    updates: int = 500
+    """Steps of the optimiser."""
+    learning_rate: float = 2e-3
+    """Adam's, after a warm-up of 50 updates; falls to zero along a cosine."""
+    evaluate_every: int = 50
+    """Updates between two evaluations on the last tenth of the text."""
+    seed: int = 0
+    """Seeds weights and the recall text."""
+    device: str = "auto"
+    """cpu, cuda, or auto."""
+    run_dir: str = ""
+    """Folder for config, metrics and weights; empty: runs/lm/<date_time>."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        for name in ("gap", "num_characters", "batch_size", "segments", "updates",
+                     "evaluate_every"):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be 1 or more")
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise ValueError(f"device={self.device} is unknown; choose auto, cpu or cuda")
+
+    @property
+    def length(self) -> int:
+        """Characters of a row that an update reads."""
+        return self.segments * self.seq_len
+
+
+def recall_text(num_characters: int, *, gap: int, seed: int) -> bytes:
+    """Facts, a gap of dots, and a question about one of the facts, over and over.
+
+    `a=3;b=7;c=1;d=7;......c?1;`: only the digit after the question mark needs what stood before the
+    gap, and names and digits are drawn anew each time.
+    """
+    rng = np.random.default_rng(seed)
+    parts: list[str] = []
+    length = 0
+    while length < num_characters:
+        names = rng.choice(list("abcdefghijklmnopqrstuvwxyz"), 4, replace=False)
+        digits = rng.integers(0, 10, 4)
+        facts = "".join(f"{name}={digit};" for name, digit in zip(names, digits, strict=True))
+        asked = rng.integers(4)
+        part = f"{facts}{'.' * gap}{names[asked]}?{digits[asked]};"
+        parts.append(part)
+        length += len(part)
+    return "".join(parts).encode()[:num_characters]
+
+
+def rows_of(text: bytes, config: LMConfig) -> tuple[Int[Tensor, "B T1"], Int[Tensor, "B T2"]]:
+    """The text as rows for training, and its last tenth as rows for evaluation.
+
+    Raises:
+        ValueError: the text is too short.
+    """
+    tokens = torch.from_numpy(np.frombuffer(text, dtype=np.uint8).astype(np.int64))
+    cut = len(tokens) * 9 // 10
+    found = []
+    for part, what in ((tokens[:cut], "the first nine tenths"), (tokens[cut:], "the last tenth")):
+        length = len(part) // config.batch_size
+        if length <= config.length:
+            raise ValueError(
+                f"the text has {len(text):,} bytes, so {what} make batch_size={config.batch_size} "
+                f"rows of {length:,}; each must be longer than segments={config.segments} x "
+                f"seq_len={config.seq_len} = {config.length}: lower one of the three"
+            )
+        found.append(part[: length * config.batch_size].view(config.batch_size, length))
+    return found[0], found[1]
+
+
+def is_answer(tokens: Int[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
+    """Which characters follow a question mark."""
+    return torch.nn.functional.pad(tokens[:, :-1] == ord("?"), (1, 0))
+
+
+@torch.no_grad()
+def evaluate(
+    model: MemoryTransformerXL, rows: Int[Tensor, "B T"], *, length: int
+) -> dict[str, float]:
+    """Bits per character over the rows, memories carried on; and how many answers are right."""
+    model.eval()
+    memories, nats, count, right, asked = None, 0.0, 0, 0, 0
+    for start in range(0, rows.shape[1] - 1, length):
+        inputs = rows[:, start : start + length + 1]
+        logits, memories = model(inputs[:, :-1], memories)
+        targets = inputs[:, 1:]
+        nats += float(nn.functional.cross_entropy(
+            logits.float().flatten(0, 1), targets.flatten(), reduction="sum"))  # fmt: skip
+        count += targets.numel()
+        answers = is_answer(inputs)[:, 1:]
+        asked += int(answers.sum())
+        right += int(((logits.argmax(-1) == targets) & answers).sum())
+    model.train()
+    found = {"lm/bits_per_character": nats / count / math.log(2)}
+    return found | ({"lm/answer_accuracy": right / asked} if asked else {})
+
+
+def run(config: LMConfig) -> Path:
+    """Train, evaluate on the way, and save the weights, also when stopped by Ctrl-C.
+
+    Raises:
+        ValueError: the text is too short, or an option is not legal.
+        OSError: the text cannot be read, or the folder cannot be written.
+    """
+    torch.manual_seed(config.seed)
+    device = config.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if config.text == RECALL:
+        text = recall_text(config.num_characters, gap=config.gap, seed=config.seed)
+    else:
+        text = Path(config.text).read_bytes()
+    train, held_out = (rows.to(device) for rows in rows_of(text, config))
+    model = MemoryTransformerXL(
+        num_tokens=256, dim=config.dim, heads=config.heads, depth=config.depth,
+        seq_len=config.seq_len, mem_len=config.mem_len, num_mem_kv=config.num_mem_kv,
+        lmem_len=16, long_term=config.long_term,
+    ).to(device)  # fmt: skip
+    now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    run_dir = Path(config.run_dir or Path("runs") / "lm" / now)
+    if (run_dir / "config.yaml").exists():
+        raise ValueError(f"run_dir={run_dir} already holds a run; choose another run_dir")
+    run_dir.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(OmegaConf.structured(config), run_dir / "config.yaml")
+    size = sum(parameter.numel() for parameter in model.parameters())
+    console.print(f"{run_dir}: {device}, {len(text):,} bytes of text, {size:,} weights")
+    try:
+        _train(model, train, held_out, config, run_dir)
+    except KeyboardInterrupt:
+        console.print("stopped")
+    save_file(dict(model.state_dict()), run_dir / "model.safetensors")
+    console.print(f"saved {run_dir / 'model.safetensors'}", soft_wrap=True, highlight=False)
+    return run_dir
+
+
+def _train(
+    model: MemoryTransformerXL, rows: Tensor, held_out: Tensor, config: LMConfig, run_dir: Path
+) -> None:
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda i: min((i + 1) / 50, 0.5 * (1 + math.cos(math.pi * i / config.updates))),
+    )
+    memories, place, begun = None, 0, time.perf_counter()
+    with MetricsLogger(run_dir) as logger:
+        for update in range(1, config.updates + 1):
+            if place + config.length + 1 > rows.shape[1]:
+                memories, place = None, 0  # The text begins again.
+            part = rows[:, place : place + config.length + 1]
+            logits, memories = model(part[:, :-1], memories)
+            loss = nn.functional.cross_entropy(logits.float().flatten(0, 1), part[:, 1:].flatten())
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            memories, place = memories.detach(), place + config.length
+            if update % config.evaluate_every == 0 or update == config.updates:
+                found = evaluate(model, held_out, length=config.length)
+                speed = update * rows.shape[0] * config.length / (time.perf_counter() - begun)
+                found |= {"loss/train": loss.item(), "time/characters_per_second": speed}
+                logger.log(found, step=update)
+                cells = " | ".join(f"{name} {value:.4g}" for name, value in found.items())
+                console.print(f"update {update}/{config.updates} | {cells}", soft_wrap=True)
+
+
+def usage() -> str:
+    """What `--help` prints."""
+    defaults = "\n".join(f"  {field.name}={field.default}" for field in fields(LMConfig))
+    return f"python -m mtxl_rl.train_lm [text=FILE] [option=value ...]\n\n{defaults}\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if {"-h", "--help"} & set(given):
+        sys.stdout.write(usage())
+        return
+    with one_sentence_errors():
+        run(from_options(LMConfig, given))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""Steps per second, resets and memory of the native Memory Maze, beside the original.
+
+    python tests/bench/memory_maze.py --size 9x9 --seconds 3
+
+Random actions, pictures included. Every line of the first table is measured in turns, and medians
+are shown: per core is per second of the process's CPU time. The original runs in the same program,
+as the package has it, if it is installed.
+"""
+
+import argparse
+import importlib.util
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from mtxl_rl.envs.memory_maze.observe import border_width, draw_borders
+from mtxl_rl.envs.memory_maze.policies import random_policy
+from mtxl_rl.envs.memory_maze.spec import MemoryMazeConfig
+from mtxl_rl.envs.memory_maze.vector import MemoryMazeVectorEnv
+
+BATCHES = (16, 64, 256, 1024)
+REPEATS = 3
+
+
+def main() -> None:
+    """Prints the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", default="9x9")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
+    parser.add_argument("--memory", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.memory:
+        print(resident_bytes_after(args.size, args.memory))
+        return
+    original = measure_original(args.size, args.seconds)
+    num_cores = len(os.sched_getaffinity(0))
+    if original:
+        print(f"the original package: {original:.0f} steps/s per core")
+    print(f"Memory Maze {args.size}, medians of {REPEATS} measurements of {args.seconds} s")
+    print("| environments | threads | steps/s | steps/s per core | times the original |")
+    print("|---|---|---|---|---|")
+    rows = [(batch, threads) for batch in BATCHES for threads in dict.fromkeys((1, num_cores))]
+    measured: dict[tuple[int, int], list[tuple[float, float]]] = {row: [] for row in rows}
+    for _ in range(REPEATS):
+        for (batch, threads), rates in measured.items():
+            rates.append(measure(args.size, batch, threads, args.seconds))
+    for (batch, threads), rates in measured.items():
+        wall, cpu = (statistics.median(column) for column in zip(*rates, strict=True))
+        times = f"{cpu / original:.0f}" if original else "not installed"
+        print(f"| {batch} | {threads} | {wall:,.0f} | {cpu:,.0f} | {times} |")
+    print_parts(args.size)
+    print_memory(args.size)
+
+
+def make(size: str, num_envs: int, num_threads: int) -> MemoryMazeVectorEnv:
+    """An environment that was reset."""
+    config = MemoryMazeConfig(size=size, num_threads=num_threads)
+    env = MemoryMazeVectorEnv(num_envs, config=config, seed=0)
+    env.reset()
+    return env
+
+
+def measure(size: str, num_envs: int, num_threads: int, seconds: float) -> tuple[float, float]:
+    """Steps a second, by the clock and by the process's CPU time."""
+    env, act = make(size, num_envs, num_threads), random_policy(0)
+    for _ in range(3):
+        env.step(act(env))
+    start, start_cpu, num_calls = time.perf_counter(), time.process_time(), 0
+    while time.perf_counter() - start < seconds:
+        env.step(act(env))
+        num_calls += 1
+    wall, cpu = time.perf_counter() - start, time.process_time() - start_cpu
+    env.close()
+    return num_calls * num_envs / wall, num_calls * num_envs / cpu
+
+
+ORIGINAL = """
+import sys, time
+from mtxl_rl.envs.memory_maze_original.packages import import_packages
+import_packages()
+from memory_maze import tasks
+env = getattr(tasks, f"memory_maze_{sys.argv[1]}")(seed=0, image_only_obs=True)
+env.reset()
+start, num_steps = time.process_time(), 0
+while time.process_time() - start < float(sys.argv[2]):
+    env.step(num_steps % 6)
+    num_steps += 1
+print(num_steps / (time.process_time() - start), flush=True)
+"""
+
+
+def measure_original(size: str, seconds: float) -> float | None:
+    """Steps a CPU second of the untouched package, or None; its name is this script's own."""
+    if importlib.util.find_spec("dm_control") is None:
+        return None
+    command = [sys.executable, "-c", ORIGINAL, size, str(seconds)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return float(done.stdout.split()[-1])
+
+
+def print_parts(size: str) -> None:
+    """Microseconds of each part of a step, for 64 environments on one thread."""
+    env, act = make(size, 64, 1), random_policy(0)
+    parts: dict[str, list[float]] = {"physics": [], "picture": [], "border": [], "reset": []}
+    width = border_width(env.config.camera_resolution)
+    for _ in range(60):
+        controls = env._controls(act(env))
+        times = [time.perf_counter()]
+        env._move(controls)
+        times.append(time.perf_counter())
+        env._draw(0, 64, env._images)
+        times.append(time.perf_counter())
+        draw_borders(0, 64, width, env._target_rgb, env._current, env._images)
+        times.append(time.perf_counter())
+        physics, picture, border = np.diff(times) / 64 * 1e6
+        parts["physics"].append(physics)
+        parts["picture"].append(picture - border)
+        parts["border"].append(border)
+    for _ in range(5):
+        start = time.perf_counter()
+        for stream in env._streams:
+            stream.next_episode()
+        per_reset = (time.perf_counter() - start) / 64 * 1e6
+        parts["reset"].append(per_reset / env.config.steps_per_episode)
+    print("\n| part | us per step, median |")
+    print("|---|---|")
+    for name, values in parts.items():
+        print(f"| {name} | {statistics.median(values):.2f} |")
+
+
+def resident_bytes_after(size: str, num_envs: int) -> int:
+    """This process's resident set with so many environments (Linux)."""
+    env = make(size, num_envs, 1)
+    for _ in range(70):  # until all next mazes are made
+        env.step(np.zeros(num_envs, np.int64))
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+def print_memory(size: str) -> None:
+    """Bytes that one more environment takes, its picture included."""
+    sizes = []
+    for num_envs in (64, 1088):
+        command = [sys.executable, __file__, "--size", size, "--memory", str(num_envs)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        sizes.append(int(done.stdout))
+    print(f"\none more environment: {(sizes[1] - sizes[0]) / 1024 / 1024:.1f} KB")
+
+
+if __name__ == "__main__":
+    main()

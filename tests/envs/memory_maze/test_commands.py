@@ -1,0 +1,85 @@
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mtxl_rl.envs.memory_maze.__main__ import main
+from mtxl_rl.envs.memory_maze.play import pressed_action
+from mtxl_rl.envs.memory_maze.policies import episode_returns
+from mtxl_rl.envs.memory_maze.spec import MemoryMazeConfig
+
+
+def test_the_random_policy_prints_its_return(capsys: Any) -> None:  # noqa: ANN401
+    main(["random", "--episodes", "2"])
+    line = capsys.readouterr().out
+    assert line.startswith("random, 9x9, 2 episodes of 1000 steps: return ")
+
+
+def test_a_policy_is_filmed(tmp_path: Path) -> None:
+    imageio = pytest.importorskip("imageio.v3")
+    main(["oracle", "--gif", str(tmp_path / "maze.gif"), "--steps", "5"])
+    film = imageio.imread(tmp_path / "maze.gif", index=None)
+    assert film.shape[:3] == (6, 256, 256)
+    assert (film[0] != film[-1]).any()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["random", "--variant", "Foo"], "--variant=Foo must be one of Vis, HD"),
+        (["random", "--size", "8x8"], "env.size=8x8 must be one of 9x9"),
+        (["random", "--episodes", "0"], "num_episodes=0 must be at least 1"),
+        (["play", "--variant", "ExtraObs"], "play shows pictures"),
+        (["oracle", "--gif", "x.gif", "--steps", "0"], "--steps=0 must be at least 1"),
+    ],
+)
+def test_a_mistake_ends_in_one_sentence(arguments: list[str], message: str) -> None:
+    with pytest.raises(SystemExit, match=message):
+        main(arguments)
+
+
+def test_a_missing_pygame_is_named(monkeypatch: Any) -> None:  # noqa: ANN401
+    monkeypatch.setitem(sys.modules, "pygame", None)
+    with pytest.raises(SystemExit, match=r"needs the package 'pygame': pip install 'mtxl_rl\[play"):
+        main(["play"])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_window_opens_walks_and_closes(monkeypatch: Any) -> None:  # noqa: ANN401
+    pygame = pytest.importorskip("pygame")
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    restart = pygame.event.Event(pygame.KEYDOWN, key=pygame.K_r)
+    rounds = iter([[], [restart], [pygame.event.Event(pygame.QUIT)]])
+    titles: list[str] = []
+    monkeypatch.setattr(pygame.event, "get", lambda: next(rounds))
+    monkeypatch.setattr(pygame.display, "set_caption", titles.append)
+    main(["play"])
+    assert len(titles) == 3
+    assert all("0 found" in title for title in titles)
+
+
+@pytest.mark.parametrize(
+    ("held", "action"),
+    [("", 0), ("U", 1), ("L", 2), ("R", 3), ("UL", 4), ("UR", 5), ("LR", 0), ("ULR", 1)],
+)
+def test_arrow_keys_are_the_six_actions(held: str, action: int) -> None:
+    class Keys:
+        K_UP, K_LEFT, K_RIGHT = "U", "L", "R"
+
+        class key:  # noqa: N801
+            @staticmethod
+            def get_pressed() -> dict[str, bool]:
+                return {name: name in held for name in "ULR"}
+
+    assert pressed_action(Keys) == action
+
+
+def test_the_oracle_finds_many_and_chance_finds_few() -> None:
+    config = MemoryMazeConfig(num_threads=1, episode_length=400)
+    oracle = episode_returns(config, policy="oracle", seed=0, num_episodes=16)
+    chance = episode_returns(config, policy="random", seed=0, num_episodes=16)
+    assert oracle.min() >= 2
+    assert oracle.mean() > 8
+    assert np.mean(chance) < 1

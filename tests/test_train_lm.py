@@ -1,0 +1,86 @@
+"""The character model's command: what its text is, what it learns, and what can be wrong."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mtxl_rl import MemoryTransformerXL
+from mtxl_rl.train_lm import LMConfig, is_answer, main, recall_text, rows_of
+
+TINY = ["dim=16", "depth=1", "heads=2", "seq_len=8", "mem_len=8", "segments=2", "batch_size=4",
+        "num_characters=4000", "gap=20", "device=cpu"]  # fmt: skip
+
+
+def test_every_question_is_answered_by_its_fact_and_only_by_it() -> None:
+    text = recall_text(5000, gap=30, seed=1).decode()
+    found = re.findall(r"((?:[a-z]=\d;){4})(\.+)([a-z])\?(\d);", text)
+    assert len(found) > 80
+    for facts, gap, name, digit in found:
+        assert dict(re.findall(r"([a-z])=(\d);", facts))[name] == digit
+        assert len(gap) == 30
+    assert recall_text(5000, gap=30, seed=1).decode() == text
+    assert recall_text(5000, gap=30, seed=2).decode() != text
+
+
+def test_rows_are_the_text_in_order_and_the_last_tenth_is_held_out() -> None:
+    text = bytes(range(256)) * 10
+    train, held_out = rows_of(text, LMConfig(batch_size=2, segments=1, seq_len=8, mem_len=8))
+    joined = train.flatten().tolist() + held_out.flatten().tolist()
+    assert bytes(joined) == text
+    assert len(held_out.flatten()) == 256
+
+
+def test_answers_are_the_characters_after_a_question_mark() -> None:
+    tokens = torch.tensor([list(b"a?1;b?2")])
+    assert is_answer(tokens).nonzero()[:, 1].tolist() == [2, 6]
+
+
+def test_the_command_trains_logs_and_saves(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    main([*TINY, "updates=40", "evaluate_every=10", f"run_dir={folder}"])
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [10, 20, 30, 40]
+    bits = [row["lm/bits_per_character"] for row in rows]
+    assert bits[-1] < bits[0] - 0.3
+    assert 0 <= rows[-1]["lm/answer_accuracy"] <= 1
+    model = MemoryTransformerXL(
+        num_tokens=256, dim=16, depth=1, heads=2, seq_len=8, mem_len=8, num_mem_kv=4,
+        long_term="delta",
+    )  # fmt: skip
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+
+
+@pytest.mark.parametrize("long_term", ["slots", "none"])
+def test_any_text_and_any_memory_will_do(tmp_path: Path, long_term: str) -> None:
+    text = tmp_path / "text.txt"
+    text.write_bytes(Path(__file__).read_bytes())
+    options = [f"text={text}", f"long_term={long_term}", "updates=2", f"run_dir={tmp_path / 'r'}"]
+    main([*TINY, *options])
+    assert (tmp_path / "r" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (["txt=a"], "is no option"),
+        (["updates=0"], "1 or more"),
+        (["updates=many"], "updates"),
+        (["text=/nowhere.txt"], "nowhere.txt"),
+        (["num_characters=500"], "lower one of the three"),
+        (["heads=3"], "must divide"),
+        (["long_term=lstm"], "choose one of"),
+        (["device=tpu"], "choose auto"),
+    ],
+)
+def test_mistakes_are_one_sentence(
+    given: list[str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(SystemExit):
+        main([*TINY, *given, f"run_dir={tmp_path / 'run'}"])
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert said.count("\n") == 1
