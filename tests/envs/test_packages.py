@@ -55,8 +55,9 @@ IDS += [(f"popgym-{name}{level}-v0", {}) for name in POPGYM for level in ("Easy"
 @pytest.mark.filterwarnings("ignore")  # theirs
 @pytest.mark.parametrize(("env_id", "kwargs"), IDS)
 def test_an_environment_of_a_package_runs_by_its_id_alone(
-    env_id: str, kwargs: dict[str, Any]
+    env_id: str, kwargs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)  # ViZDoom writes its settings where it runs
     package = next(one for one in PACKAGES if env_id.startswith(one.prefix))
     needed = [package.module.split(".")[0], *{"bsuite", "dm_control"} & {env_id.split("/")[0]}]
     if not all(map(importlib.util.find_spec, needed)):
