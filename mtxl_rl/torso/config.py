@@ -37,8 +37,8 @@ class SlotsConfig:
 
     num_slots: int = 16
     """Slots, L."""
-    cell: str = "gru"
-    """The gated cell that moves a slot: gru, brc or nbrc."""
+    cell: str = "nbrc"
+    """The gated cell that moves a slot: nbrc, brc or gru."""
     write_iterations: int = 1
     """Rounds of attention and cell per write."""
     max_half_life: float = 32.0

@@ -23,8 +23,8 @@ SYSTEMS: dict[str, dict] = {
     "agalite": {"long_term": "agalite"},
     "slots": SLOTS | {"slots": SlotsConfig(num_slots=3)},
     "slots, BRC": SLOTS | {"slots": SlotsConfig(num_slots=2, cell="brc")},
-    "slots, nBRC, two iterations": SLOTS
-    | {"slots": SlotsConfig(num_slots=3, cell="nbrc", write_iterations=2)},
+    "slots, GRU, two iterations": SLOTS
+    | {"slots": SlotsConfig(num_slots=3, cell="gru", write_iterations=2)},
     "slots, shared": SLOTS | {"slots": SlotsConfig(num_slots=3, is_shared=True)},
     "slots, shared by some layers": SLOTS
     | {"num_layers": 3, "memory_layers": [2, 3], "slots": SlotsConfig(is_shared=True)},
