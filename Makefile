@@ -30,8 +30,9 @@ help:
 train: $(VENV)/.installed
 	$(BIN)/python -m mtxl_rl.train $(strip $(DEFAULT_ENV) $(ARGS))
 
+# One thread for each of the processes: with more of them than cores, torch's threads wait for one another.
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow and not gpu" $(ARGS)
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow $(ARGS)
