@@ -49,6 +49,7 @@ SYSTEMS: dict[str, dict] = {
     "slots-detached": SLOTS | {"slots": SlotsConfig(detach_inputs=True)},
     "slots-half-life-1": SLOTS | {"slots": SlotsConfig(max_half_life=1)},
     "slots-half-life-512": SLOTS | {"slots": SlotsConfig(max_half_life=512)},
+    "slots-four": SLOTS | {"slots": SlotsConfig(num_slots=4, max_half_life=512)},
     "tokens": TOKENS,
     "tokens-control": TOKENS | {"tokens": TokensConfig(separate_control=True)},
     "tokens-bottleneck": TOKENS | {"tokens": TokensConfig(bottleneck=True)},
