@@ -1,5 +1,6 @@
 """Compare runs: `python -m mtxl_rl.compare RUN RUN ...`, a table and the learning curves."""
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,7 +35,7 @@ def compare(runs: Sequence[Path], *, metric: str, output: Path) -> None:
     table = Table(title=metric, title_justify="left")
     for column in ("run", "env", "torso", "seed", "steps", "last", "best", "at step", "steps/s"):
         table.add_column(column, justify="left" if column in ("run", "env", "torso") else "right")
-    lines = {}
+    names, lines = _short_names(runs), {}
     for run in runs:
         config, rows, line = load_config(run), read_rows(run), curve(run, metric)
         if not line.size:
@@ -47,11 +48,17 @@ def compare(runs: Sequence[Path], *, metric: str, output: Path) -> None:
             f"{line[-1, 0]:,.0f}", f"{line[-1, 1]:.3f}", f"{line[best, 1]:.3f}",
             f"{line[best, 0]:,.0f}", f"{speed:,.0f}",
         )  # fmt: skip
-        lines[str(run)] = [line]
+        lines[names[run]] = [line]
     console.print(table)
     figure = draw_curves({metric: lines}, labels={metric: metric})
     save_figure(figure, output)
     console.print(f"curves: {output}.png, {output}.svg", soft_wrap=True, highlight=False)
+
+
+def _short_names(runs: Sequence[Path]) -> dict[Path, str]:
+    """Each run's path without the folders that all share, so that a legend has room for it."""
+    shared = os.path.commonpath([run.resolve().parent for run in runs])
+    return {run: str(run.resolve().relative_to(shared)) for run in runs}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

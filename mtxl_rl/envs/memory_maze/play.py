@@ -17,12 +17,12 @@ _HELP = "arrow keys walk and turn, R starts a new maze, Esc ends"
 
 def play(config: MemoryMazeConfig, *, seed: int) -> None:
     """Opens a window, until Esc is pressed or it is closed; needs pygame."""
+    if config.extra_observations or not config.discrete_actions:
+        raise ValueError("play shows pictures and takes the six actions; choose another variant.")
     try:
         import pygame
     except ImportError:
         raise ImportError("play needs the package 'pygame': pip install 'mtxl_rl[play]'") from None
-    if config.extra_observations or not config.discrete_actions:
-        raise ValueError("play shows pictures and takes the six actions; choose another variant.")
     env = MemoryMazeVectorEnv(1, config=config, seed=seed)
     pictures, _ = env.reset()
     pygame.display.init()  # all of pygame would also ask for a sound card
