@@ -58,6 +58,9 @@ def test_without_long_term_memory_a_corridor_inside_the_window_is_solved(tmp_pat
 
 
 def test_a_task_without_memory_is_solved_too(tmp_path: Path) -> None:
-    folder = trained(tmp_path / "run", "env=Gymnasium", "env.id=CartPole-v1", "model=tiny",
-                     "num_envs=16", "total_steps=300000")  # fmt: skip
+    folder = trained(
+        tmp_path / "run", "env=Gymnasium", "env.id=CartPole-v1", "model=tiny", "num_envs=16",
+        "torso.window_length=16", "torso.segment_length=16", "ppo.learning_rate=1e-3",
+        "total_steps=120000",
+    )  # fmt: skip
     assert best(folder, "episode/return")[0] >= 400
