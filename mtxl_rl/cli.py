@@ -3,9 +3,19 @@
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+from rich.console import Console
+
+console = Console()
+_SHOW_CURSOR = b"\x1b[?25h"
+
+
+def say(sentence: str) -> None:
+    """Print one line, however long: a path that is cut cannot be copied."""
+    console.print(sentence, soft_wrap=True, highlight=False, markup=False)
 
 
 @contextmanager
@@ -24,17 +34,18 @@ def one_sentence_errors() -> Iterator[None]:
 
 
 @contextmanager
-def stop_requests(again: Callable[[int], None] | None = None) -> Iterator[list[int]]:
+def stop_requests(*, collect_all: bool = False) -> Iterator[list[int]]:
     """Collect SIGINT and SIGTERM, for a loop that ends when there is one.
 
     Args:
-        again: what a second one does at once, given its number; None only collects it too.
+        collect_all: collect later ones too, for a caller who passes them on; else a second one
+            ends the program at once.
     """
     requests: list[int] = []
 
     def ask(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        if requests and again is not None:
-            again(number)
+        if requests and not collect_all:
+            _stop_at_once(number)
         requests.append(number)
         if len(requests) == 1:
             os.write(2, b"\nstopping when what is under way is saved; once more stops at once\n")
@@ -45,3 +56,10 @@ def stop_requests(again: Callable[[int], None] | None = None) -> Iterator[list[i
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
+
+
+def _stop_at_once(number: int) -> None:
+    """Leave nothing behind but a visible cursor: nothing else runs any more."""
+    if sys.stdout.isatty():
+        os.write(1, _SHOW_CURSOR)
+    os._exit(128 + number)

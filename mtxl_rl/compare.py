@@ -6,15 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
-from mtxl_rl.cli import one_sentence_errors
+from mtxl_rl.cli import console, one_sentence_errors, say
 from mtxl_rl.config import load_config
 from mtxl_rl.metrics import read_rows
 from mtxl_rl.report import curve, draw_curves, save_figure
-
-console = Console()
 
 USAGE = """\
 python -m mtxl_rl.compare RUN RUN ... [metric=episode/return] [output=compare]
@@ -52,7 +49,7 @@ def compare(runs: Sequence[Path], *, metric: str, output: Path) -> None:
     console.print(table)
     figure = draw_curves({metric: lines}, labels={metric: metric})
     save_figure(figure, output)
-    console.print(f"curves: {output}.png, {output}.svg", soft_wrap=True, highlight=False)
+    say(f"curves: {output}.png, {output}.svg")
 
 
 def _short_names(runs: Sequence[Path]) -> dict[Path, str]:

@@ -94,22 +94,27 @@ class TrainConfig:
         return self.num_envs * self.ppo.rollout_length
 
     def torch_device(self) -> torch.device:
-        """The device that `device` names.
+        """The device that `device` names; see `find_device`."""
+        return find_device(self.device)
 
-        Raises:
-            ValueError: it is unknown or not there.
-        """
-        if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        kind, _, index = self.device.partition(":")
-        if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
-            raise ValueError(f"device={self.device} is unknown; choose auto, cpu, cuda or cuda:N")
-        if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
-            raise ValueError(
-                f"device={self.device} was asked for, but torch {torch.__version__} sees "
-                f"{torch.cuda.device_count()} CUDA devices; use device=cpu, or install a CUDA build"
-            )
-        return torch.device(self.device)
+
+def find_device(name: str) -> torch.device:
+    """The device of a name: auto, cpu, cuda or cuda:N.
+
+    Raises:
+        ValueError: it is unknown or not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
+        raise ValueError(f"device={name} is unknown; choose auto, cpu, cuda or cuda:N")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device={name} was asked for, but torch {torch.__version__} sees "
+            f"{torch.cuda.device_count()} CUDA devices; use device=cpu, or install a CUDA build"
+        )
+    return torch.device(name)
 
 
 def register_schemas() -> None:

@@ -9,23 +9,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from mtxl_rl import checkpoint
 from mtxl_rl.aggregates import mean_and_interval
 from mtxl_rl.build import build_policy
-from mtxl_rl.cli import one_sentence_errors
+from mtxl_rl.cli import console, one_sentence_errors, say
 from mtxl_rl.collect import Actor, observation_shapes
 from mtxl_rl.config import TrainConfig, choices, from_options, load_config, run_folder
 from mtxl_rl.envs.registry import make_vector_env, stream_seed
 from mtxl_rl.film import Film
+from mtxl_rl.metrics import replace_file
 from mtxl_rl.policy import Policy
 from mtxl_rl.report import write_report
 from mtxl_rl.suite import Suite, SuiteConfig, run_suite
 from mtxl_rl.torso import ActingMemory
 
-console = Console()
 MEMORIES = ("on", "off", "noise")
 _EVALUATION = 2**31  # The second word of the key to its seeds; training has its step there.
 
@@ -171,9 +170,7 @@ def _write(
         "episodes": results,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(document))
-    temporary.replace(path)
+    replace_file(path, json.dumps(document).encode())
 
 
 def _one(
@@ -231,7 +228,7 @@ def _print(results: dict[str, list[dict[str, float]]], train: TrainConfig) -> No
                  for key in keys]  # fmt: skip
         table.add_row(label, str(len(episodes)), *cells)
     console.print(table)
-    console.print(evidence(train, next(iter(results.values()))), soft_wrap=True, highlight=False)
+    say(evidence(train, next(iter(results.values()))))
 
 
 def usage() -> str:
@@ -259,11 +256,9 @@ def _suite(given: Sequence[str]) -> None:
     try:
         failed = run_suite(suite)
     except KeyboardInterrupt:
-        console.print(f"stopped; go on with: {' '.join(command)}", soft_wrap=True, highlight=False)
+        say(f"stopped; go on with: {' '.join(command)}")
         return
-    console.print(
-        f"report: {write_report(suite, command=command)}", soft_wrap=True, highlight=False
-    )
+    say(f"report: {write_report(suite, command=command)}")
     if failed:
         raise RuntimeError("; ".join(failed))
 

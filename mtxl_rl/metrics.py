@@ -83,7 +83,7 @@ class MetricsLogger:
             lines = self.path.read_bytes().splitlines(keepends=True)
             kept = [line for line in lines if _is_kept(line, step=step, path=self.path)]
             if len(kept) < len(lines):
-                _replace(self.path, b"".join(kept))
+                replace_file(self.path, b"".join(kept))
             self._open()
         self._purge_step = step + 1
 
@@ -222,7 +222,8 @@ def _is_kept(line: bytes, *, step: int, path: Path) -> bool:
         return False
 
 
-def _replace(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes) -> None:
+    """Write `path` whole or not at all."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with temporary.open("wb") as file:

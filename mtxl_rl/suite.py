@@ -19,16 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
 from mtxl_rl import checkpoint
-from mtxl_rl.cli import stop_requests
+from mtxl_rl.cli import console, stop_requests
 from mtxl_rl.config import choices, compose_config
 from mtxl_rl.torso import count_parameters
-
-console = Console()
 
 
 @dataclass(kw_only=True, slots=True)
@@ -212,7 +209,10 @@ def run_suite(suite: Suite) -> list[str]:
     """
     waiting, active, failed = suite.runs(), Processes(), list[str]()
     total, told = len(waiting), 0
-    with stop_requests() as stop, Live(console=console, refresh_per_second=1) as live:
+    with (
+        stop_requests(collect_all=True) as stop,
+        Live(console=console, refresh_per_second=1) as live,
+    ):
         while (waiting and not stop) or active:
             while waiting and len(active) < suite.jobs and not stop:
                 _start(waiting.pop(0), active)

@@ -3,7 +3,6 @@
 `run` is the whole of a training run, top to bottom; `main` is the command line around it.
 """
 
-import os
 import shutil
 import sys
 import time
@@ -15,13 +14,12 @@ from typing import Any
 import hydra
 import torch
 from omegaconf import DictConfig
-from rich.console import Console
 from safetensors.torch import save_file
 
 from mtxl_rl import checkpoint
 from mtxl_rl.agents.ppo import PPO, NonFiniteLossError
 from mtxl_rl.build import build_policy, bytes_table, predicted_bytes, rollout_shape
-from mtxl_rl.cli import one_sentence_errors, stop_requests
+from mtxl_rl.cli import console, one_sentence_errors, say, stop_requests
 from mtxl_rl.collect import Actor, Collector
 from mtxl_rl.config import (
     GROUPS,
@@ -38,9 +36,6 @@ from mtxl_rl.config import (
 from mtxl_rl.envs.registry import make_vector_env, stream_seed
 from mtxl_rl.metrics import METRICS_FILE, MetricsLogger
 from mtxl_rl.progress import Progress
-
-console = Console()
-SHOW_CURSOR = b"\x1b[?25h"
 
 
 class Run:
@@ -98,7 +93,7 @@ class Run:
             self.agent.load_state_dict(state["agent"])
             self.step = state["step"]
             if state["env"] is None:
-                _say(
+                say(
                     "These environments cannot be saved: they start new episodes, and the "
                     "memories are emptied. Weights, optimiser and schedules go on."
                 )
@@ -177,13 +172,13 @@ def _loop(this: Run, run_dir: Path) -> None:
     """Iterations, metrics and checkpoints."""
     config = this.config
     saved = time.monotonic()
-    _say(
+    say(
         f"{run_dir}: {config.torch_device()}, {config.num_envs} environments, "
         f"{sum(p.numel() for p in this.policy.parameters()):,} weights"
     )
     with (
         MetricsLogger(run_dir) as logger,
-        stop_requests(again=_stop_at_once) as stop,
+        stop_requests() as stop,
         Progress(config.total_steps, console=console, initial_step=this.step) as progress,
     ):
         logger.truncate_after(this.step)
@@ -201,21 +196,9 @@ def _loop(this: Run, run_dir: Path) -> None:
                 saved = time.monotonic()
         last = this.save(run_dir)
     verb = "stopped at" if this.step < config.total_steps else "finished after"
-    _say(f"{verb} {this.step:,} steps; saved {last}")
+    say(f"{verb} {this.step:,} steps; saved {last}")
     if this.step < config.total_steps:
-        _say(f"go on with: python -m mtxl_rl.train resume={run_dir}")
-
-
-def _say(sentence: str) -> None:
-    """One line, however long: a path that is cut cannot be copied."""
-    console.print(sentence, soft_wrap=True, highlight=False, markup=False)
-
-
-def _stop_at_once(number: int) -> None:
-    """Leave nothing behind but a visible cursor: nothing else runs any more."""
-    if sys.stdout.isatty():
-        os.write(1, SHOW_CURSOR)
-    os._exit(128 + number)
+        say(f"go on with: python -m mtxl_rl.train resume={run_dir}")
 
 
 def _new_run_dir(config: TrainConfig) -> Path:

@@ -12,16 +12,14 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from omegaconf import OmegaConf
-from rich.console import Console
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mtxl_rl.cli import one_sentence_errors
-from mtxl_rl.config import from_options
-from mtxl_rl.language_model import MemoryTransformerXL
+from mtxl_rl.cli import one_sentence_errors, say, stop_requests
+from mtxl_rl.config import find_device, from_options
+from mtxl_rl.language_model import AutoregressiveWrapper, MemoryTransformerXL
 from mtxl_rl.metrics import MetricsLogger
 
-console = Console()
 RECALL = "recall"
 
 # B rows, each a part of the text read in order; T characters; 256 tokens, which are bytes.
@@ -64,7 +62,7 @@ class LMConfig:
     seed: int = 0
     """Seeds weights and the recall text."""
     device: str = "auto"
-    """cpu, cuda, or auto."""
+    """cpu, cuda, cuda:N, or auto: cuda where there is one."""
     run_dir: str = ""
     """Folder for config, metrics and weights; empty: runs/lm/<date_time>."""
 
@@ -74,8 +72,7 @@ class LMConfig:
                      "evaluate_every"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be 1 or more")
-        if self.device not in ("auto", "cpu", "cuda"):
-            raise ValueError(f"device={self.device} is unknown; choose auto, cpu or cuda")
+        find_device(self.device)
 
     @property
     def length(self) -> int:
@@ -152,16 +149,14 @@ def evaluate(
 
 
 def run(config: LMConfig) -> Path:
-    """Train, evaluate on the way, and save the weights, also when stopped by Ctrl-C.
+    """Train, evaluate on the way, and save the weights, also when stopped early.
 
     Raises:
         ValueError: the text is too short, or an option is not legal.
         OSError: the text cannot be read, or the folder cannot be written.
     """
     torch.manual_seed(config.seed)
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = find_device(config.device)
     if config.text == RECALL:
         text = recall_text(config.num_characters, gap=config.gap, seed=config.seed)
     else:
@@ -179,13 +174,10 @@ def run(config: LMConfig) -> Path:
     run_dir.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(OmegaConf.structured(config), run_dir / "config.yaml")
     size = sum(parameter.numel() for parameter in model.parameters())
-    console.print(f"{run_dir}: {device}, {len(text):,} bytes of text, {size:,} weights")
-    try:
-        _train(model, train, held_out, config, run_dir)
-    except KeyboardInterrupt:
-        console.print("stopped")
+    say(f"{run_dir}: {device}, {len(text):,} bytes of text, {size:,} weights")
+    _train(model, train, held_out, config, run_dir)
     save_file(dict(model.state_dict()), run_dir / "model.safetensors")
-    console.print(f"saved {run_dir / 'model.safetensors'}", soft_wrap=True, highlight=False)
+    say(f"saved {run_dir / 'model.safetensors'}")
     return run_dir
 
 
@@ -197,14 +189,15 @@ def _train(
         optimizer,
         lambda i: min((i + 1) / 50, 0.5 * (1 + math.cos(math.pi * i / config.updates))),
     )
+    learner = AutoregressiveWrapper(model)
     memories, place, begun = None, 0, time.perf_counter()
-    with MetricsLogger(run_dir) as logger:
+    with MetricsLogger(run_dir) as logger, stop_requests() as stop:
         for update in range(1, config.updates + 1):
+            if stop:
+                break
             if place + config.length + 1 > rows.shape[1]:
                 memories, place = None, 0  # The text begins again.
-            part = rows[:, place : place + config.length + 1]
-            logits, memories = model(part[:, :-1], memories)
-            loss = nn.functional.cross_entropy(logits.float().flatten(0, 1), part[:, 1:].flatten())
+            loss, memories = learner(rows[:, place : place + config.length + 1], memories)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -217,7 +210,7 @@ def _train(
                 found |= {"loss/train": loss.item(), "time/characters_per_second": speed}
                 logger.log(found, step=update)
                 cells = " | ".join(f"{name} {value:.4g}" for name, value in found.items())
-                console.print(f"update {update}/{config.updates} | {cells}", soft_wrap=True)
+                say(f"update {update}/{config.updates} | {cells}")
 
 
 def usage() -> str:
