@@ -69,6 +69,11 @@ class EvaluateConfig:
         for name in self.memory.split(","):
             if name not in MEMORIES:
                 raise ValueError(f"memory={name} is unknown; choose from {', '.join(MEMORIES)}")
+        if (self.video or self.timeline) and "on" not in self.memory.split(","):
+            raise ValueError(
+                f"memory={self.memory} leaves out on, and video= and timeline= show an agent whose "
+                "memory works; add it, as in memory=on,off"
+            )
         for name, suffixes in (("video", (".mp4", ".gif")), ("timeline", (".png", ".svg"))):
             given = getattr(self, name)
             if given and Path(given).suffix not in suffixes:
@@ -133,7 +138,7 @@ def run(config: EvaluateConfig, overrides: Sequence[str]) -> dict[str, list[dict
         names = ["on"]
     results = {}
     for name in names:
-        results[name] = _one(config, train, state, memory=name, film=name == names[0])
+        results[name] = _one(config, train, state, memory=name, film=name == "on")
     _print(results, train)
     if config.output:
         _write(Path(config.output), config, train, state["step"], overrides, results)
