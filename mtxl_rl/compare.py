@@ -12,6 +12,7 @@ from mtxl_rl.cli import console, one_sentence_errors, say
 from mtxl_rl.config import load_config
 from mtxl_rl.metrics import read_rows
 from mtxl_rl.report import curve, draw_curves, save_figure
+from mtxl_rl.torso import TorsoConfig
 
 USAGE = """\
 python -m mtxl_rl.compare RUN RUN ... [metric=episode/return] [output=compare]
@@ -30,18 +31,19 @@ def compare(runs: Sequence[Path], *, metric: str, output: Path) -> None:
         ValueError: no row of a run has the metric.
     """
     table = Table(title=metric, title_justify="left")
-    for column in ("run", "env", "torso", "seed", "steps", "last", "best", "at step", "steps/s"):
-        table.add_column(column, justify="left" if column in ("run", "env", "torso") else "right")
+    for column in ("run", "env", "memory", "seed", "steps", "last", "best", "at step", "steps/s"):
+        table.add_column(column, justify="left" if column in ("run", "env", "memory") else "right")
     names, lines = _short_names(runs), {}
     for run in runs:
-        config, rows, line = load_config(run), read_rows(run), curve(run, metric)
+        config, rows = load_config(run), read_rows(run)
+        line = curve(rows, metric)
         if not line.size:
             known = sorted({key for row in rows for key in row})
             raise ValueError(f"{run} has no {metric}; its metrics are {', '.join(known)}")
         best = int(line[:, 1].argmax())
         speed = float(np.median([row["time/env_steps_per_second"] or 0.0 for row in rows]))
         table.add_row(
-            str(run), config.env.name, config.torso.long_term, str(config.seed),
+            str(run), config.env.name, _kind(config.torso), str(config.seed),
             f"{line[-1, 0]:,.0f}", f"{line[-1, 1]:.3f}", f"{line[best, 1]:.3f}",
             f"{line[best, 0]:,.0f}", f"{speed:,.0f}",
         )  # fmt: skip
@@ -50,6 +52,10 @@ def compare(runs: Sequence[Path], *, metric: str, output: Path) -> None:
     figure = draw_curves({metric: lines}, labels={metric: metric})
     save_figure(figure, output)
     say(f"curves: {output}.png, {output}.svg")
+
+
+def _kind(torso: TorsoConfig) -> str:
+    return torso.long_term if torso.kind == "transformer" else torso.kind
 
 
 def _short_names(runs: Sequence[Path]) -> dict[Path, str]:

@@ -1,6 +1,7 @@
 """What an agent sees beside what its memory does: a video, or a picture of the whole time."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from mtxl_rl.encoders import channels_last, is_image
 from mtxl_rl.policy import Policy, PolicyInputs
-from mtxl_rl.torso import MemoryTransformer
+from mtxl_rl.torso import MemoryTransformer, Record
 
 # T steps filmed, N layers, M window, h x w pixels of a frame.
 
@@ -41,6 +42,11 @@ class Film:
         if len(self.inputs) < self.max_steps:
             observation = {key: field[0] for key, field in inputs.observation.items()}
             self.inputs.append(PolicyInputs(observation, *(field[0] for field in inputs[1:])))
+
+    @cached_property
+    def records(self) -> list[Record]:
+        """What happened in each layer at the steps recorded; asked for when all are."""
+        return self.policy.inspect(self._stacked(), self.policy.torso.initial_state(1))
 
     def write_timeline(self, path: Path) -> None:
         """Draw, over the steps: the rewards, what each layer reads, writes and attends to.
@@ -94,10 +100,9 @@ class Film:
 
     def _strips(self) -> dict[str, Float[NDArray[Any], "N T"]]:
         """Per layer and step, each scaled by its own maximum: how much is written, and read."""
-        records = self.policy.inspect(self._stacked(), self.policy.torso.initial_state(1))
         strips = {}
         for name, key in (("write", "memory/strength"), ("read", "moved/read")):
-            rows = [_per_step(record[key]) for record in records if key in record]
+            rows = [_per_step(record[key]) for record in self.records if key in record]
             if rows:
                 strips[name] = np.stack([row / max(float(row.max()), 1e-9) for row in rows])
         return strips
@@ -113,16 +118,12 @@ class Film:
 
     def _draw(self) -> Any:  # noqa: ANN401
         try:
-            import matplotlib as mpl
             from matplotlib.figure import Figure
         except ImportError as error:
             raise ImportError(
                 "timeline= needs matplotlib: pip install 'mtxl_rl[report]'"
             ) from error
-        mpl.use("Agg")
-        inputs = self._stacked()
-        records = self.policy.inspect(inputs, self.policy.torso.initial_state(1))
-        strips = self._strips()
+        inputs, records, strips = self._stacked(), self.records, self._strips()
         num_rows = 1 + len(strips) + len(records)
         heights = (
             [1.0] + [0.35 * len(rows) + 0.3 for rows in strips.values()] + [1.4] * len(records)

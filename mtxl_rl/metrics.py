@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple
 
 METRICS_FILE = "metrics.jsonl"
+Row = dict[str, float | int | None]
 
 
 class MetricsLogger:
@@ -109,7 +110,7 @@ class MetricsLogger:
         return self._writer
 
 
-def read_rows(run_dir: Path | str) -> list[dict[str, float | int | None]]:
+def read_rows(run_dir: Path | str) -> list[Row]:
     """The rows of a run's `metrics.jsonl`; a last one that is still being written is left out.
 
     Raises:

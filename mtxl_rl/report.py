@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from mtxl_rl.aggregates import (
     performance_profiles,
     probability_of_improvement,
 )
-from mtxl_rl.metrics import read_rows
+from mtxl_rl.metrics import Row, read_rows
 from mtxl_rl.suite import Suite, SuiteRun
 
 
@@ -147,13 +148,13 @@ def _write_scores(path: Path, findings: Sequence[Finding]) -> None:
 
 def _scores(
     findings: Sequence[Finding], *, task: str, torso: str, setting: str
-) -> list[tuple[int, float]]:
-    """(seed, score) of every run with such a finding."""
-    return [
-        (found.run.seed, found.score)
+) -> dict[int, float]:
+    """The score by seed, of every run with such a finding."""
+    return {
+        found.run.seed: found.score
         for found in findings
         if (found.run.task, found.run.torso, found.setting) == (task, torso, setting)
-    ]
+    }
 
 
 def _matrices(suite: Suite, findings: Sequence[Finding]) -> dict[str, Scores]:
@@ -161,8 +162,7 @@ def _matrices(suite: Suite, findings: Sequence[Finding]) -> dict[str, Scores]:
     matrices = {}
     for torso in suite.torsos:
         columns = {
-            name: dict(_scores(findings, task=name, torso=torso, setting="on"))
-            for name in suite.tasks
+            name: _scores(findings, task=name, torso=torso, setting="on") for name in suite.tasks
         }
         seeds = [s for s in range(suite.seeds) if all(s in column for column in columns.values())]
         if seeds:
@@ -174,7 +174,9 @@ def _matrices(suite: Suite, findings: Sequence[Finding]) -> dict[str, Scores]:
     return matrices
 
 
-def _interval(scores: Sequence[float]) -> Interval:
+@cache
+def _interval(scores: tuple[float, ...]) -> Interval:
+    """Of one task's runs; tables and bars ask for the same ones, and each is 2,000 resamples."""
     return interquartile_mean({"": np.array(scores, dtype=np.float64)[:, None]})[""]
 
 
@@ -226,7 +228,7 @@ def _score_table(suite: Suite, findings: Sequence[Finding]) -> Iterator[str]:
         cells = []
         for torso in suite.torsos:
             scores = _scores(findings, task=name, torso=torso, setting="on")
-            cells.append(f"{_interval([s for _, s in scores])} n={len(scores)}" if scores else "-")
+            cells.append(f"{_interval(tuple(scores.values()))} n={len(scores)}" if scores else "-")
         yield f"| {name} ({task.score}) | {' | '.join(cells)} |"
 
 
@@ -252,8 +254,8 @@ def _setting_table(
         for setting in options:
             cells = []
             for torso in suite.torsos:
-                scores = [s for _, s in _scores(findings, task=name, torso=torso, setting=setting)]
-                cells.append(str(_interval(scores)) if scores else "-")
+                scores = _scores(findings, task=name, torso=torso, setting=setting)
+                cells.append(str(_interval(tuple(scores.values()))) if scores else "-")
             if set(cells) != {"-"}:
                 yield f"| {name} | {setting} | {' | '.join(cells)} |"
 
@@ -277,17 +279,17 @@ def _draw(suite: Suite, findings: Sequence[Finding], matrices: Mapping[str, Scor
 def _curves(suite: Suite, task: str, torso: str) -> list[NDArray[np.float64]]:
     metric = f"episode/{suite.tasks[task].score}"
     found = [
-        curve(one.folder, metric)
+        curve(read_rows(one.folder), metric)
         for one in suite.runs()
         if (one.task, one.torso) == (task, torso) and (one.folder / "metrics.jsonl").exists()
     ]
     return [line for line in found if line.size]
 
 
-def curve(run_dir: Path, metric: str) -> NDArray[np.float64]:
-    """(step, metric) of every row of a run that has it, [rows, 2]."""
-    rows = [(row["step"], row[metric]) for row in read_rows(run_dir) if row.get(metric) is not None]
-    return np.array(rows, dtype=np.float64).reshape(-1, 2)
+def curve(rows: Sequence[Row], metric: str) -> NDArray[np.float64]:
+    """(step, metric) of every row of a run's metrics that has it, [rows, 2]."""
+    points = [(row["step"], row[metric]) for row in rows if row.get(metric) is not None]
+    return np.array(points, dtype=np.float64).reshape(-1, 2)
 
 
 def draw_curves(
@@ -335,7 +337,7 @@ def _draw_bars(suite: Suite, findings: Sequence[Finding]) -> Any:  # noqa: ANN40
             scores = _scores(findings, task=name, torso=torso, setting="on")
             if not scores:
                 continue
-            found = _interval([task.normalised(score) for _, score in scores])
+            found = Interval(*map(task.normalised, _interval(tuple(scores.values()))))
             place = k + (i - (len(suite.torsos) - 1) / 2) * width
             error = [[found.estimate - found.low], [found.high - found.estimate]]
             axis.bar(place, found.estimate, width, color=f"C{i}", yerr=error, capsize=2,

@@ -31,7 +31,8 @@ def count_parameters(config: TorsoConfig) -> int:
 def match_parameters(config: TorsoConfig) -> TorsoConfig:
     """`config` with the width that brings its torso nearest to `num_parameters`, unless that is 0.
 
-    So torsos of any kind are compared at equal size; all else stays as `config` says.
+    So torsos of any kind are compared at equal size; all else stays as `config` says, but for
+    `num_parameters`, which has done its work and becomes 0.
     """
     target = config.num_parameters
     if target == 0:
@@ -48,4 +49,4 @@ def match_parameters(config: TorsoConfig) -> TorsoConfig:
         middle = (low + high) // 2
         low, high = (low, middle) if count(middle) >= target else (middle, high)
     nearest = min((low, high), key=lambda factor: abs(count(factor) - target))
-    return replace(config, width=nearest * multiple)
+    return replace(config, width=nearest * multiple, num_parameters=0)
