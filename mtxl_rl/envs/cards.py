@@ -45,6 +45,48 @@ class Answers:
         return Outcome(rewards, is_last, np.zeros_like(is_last), num_right / self.num_questions)
 
 
+class CardTask(VectorTask):
+    """A shuffled deck, dealt card by card, and answers that are right or wrong.
+
+    The cards' kinds are all that is told of them. The observation is the kind of the card just
+    dealt unless a task says otherwise.
+    """
+
+    state_names = ("deck", "num_right")
+
+    def __init__(
+        self,
+        config: Any,  # noqa: ANN401 - the task's own
+        *,
+        num_envs: int,
+        seed: int | Sequence[int],
+        observation_space: spaces.Space[Any],
+        num_actions: int,
+        num_kinds: int,
+        num_questions: int,
+    ) -> None:
+        super().__init__(
+            config,
+            num_envs=num_envs,
+            seed=seed,
+            observation_space=observation_space,
+            num_actions=num_actions,
+        )
+        self.num_cards: int = config.num_cards
+        self.num_kinds = num_kinds
+        self.deck = np.zeros((num_envs, self.num_cards), dtype=np.int64)
+        """Kinds in the order in which they are dealt."""
+        self.num_right = np.zeros(num_envs, dtype=np.int64)
+        self._answers = Answers(num_questions)
+
+    def _start(self, rows: Rows) -> None:
+        self.deck[rows] = self.streams.permutations(rows, self.num_cards) % self.num_kinds
+        self.num_right[rows] = 0
+
+    def _observe(self) -> NDArray[np.int64]:
+        return self.deck[self.all_rows, self.step_index]
+
+
 @dataclass(kw_only=True, slots=True)
 class RepeatFirstConfig:
     """What ``env=RepeatFirst`` takes."""
@@ -72,14 +114,12 @@ class RepeatFirstConfig:
         )
 
 
-class RepeatFirst(VectorTask):
+class RepeatFirst(CardTask):
     """Say at every step which suit the first card had.
 
     The observation is the suit of the card just dealt; the action is a suit. The episode ends when
     the last card is dealt.
     """
-
-    state_names = ("deck", "num_right")
 
     def __init__(
         self, config: RepeatFirstConfig, *, num_envs: int, seed: int | Sequence[int] = 0
@@ -90,16 +130,9 @@ class RepeatFirst(VectorTask):
             seed=seed,
             observation_space=spaces.Discrete(NUM_SUITS),
             num_actions=NUM_SUITS,
+            num_kinds=NUM_SUITS,
+            num_questions=config.num_cards - 1,
         )
-        self.num_cards = config.num_cards
-        self.deck = np.zeros((num_envs, self.num_cards), dtype=np.int64)
-        """Suits in the order in which they are dealt."""
-        self.num_right = np.zeros(num_envs, dtype=np.int64)
-        self._answers = Answers(self.num_cards - 1)
-
-    def _start(self, rows: Rows) -> None:
-        self.deck[rows] = self.streams.permutations(rows, self.num_cards) % NUM_SUITS
-        self.num_right[rows] = 0
 
     def _advance(self, actions: NDArray[Any], live: Flags) -> Outcome:
         return self._answers.outcome(
@@ -108,9 +141,6 @@ class RepeatFirst(VectorTask):
             is_asked=live,
             is_last=self.step_index == self.num_cards - 2,
         )
-
-    def _observe(self) -> NDArray[np.int64]:
-        return self.deck[self.all_rows, self.step_index]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -145,14 +175,12 @@ class RepeatPreviousConfig:
         )
 
 
-class RepeatPrevious(VectorTask):
+class RepeatPrevious(CardTask):
     """Say at every step which suit the card dealt k - 1 steps ago had.
 
     The observation is the suit of the card just dealt; the action is a suit, and counts from the
     moment when k cards have been dealt. The episode ends when the last card is dealt.
     """
-
-    state_names = ("deck", "num_right")
 
     def __init__(
         self, config: RepeatPreviousConfig, *, num_envs: int, seed: int | Sequence[int] = 0
@@ -163,16 +191,10 @@ class RepeatPrevious(VectorTask):
             seed=seed,
             observation_space=spaces.Discrete(NUM_SUITS),
             num_actions=NUM_SUITS,
+            num_kinds=NUM_SUITS,
+            num_questions=config.num_cards - config.k,
         )
-        self.num_cards, self.k = config.num_cards, config.k
-        self.deck = np.zeros((num_envs, self.num_cards), dtype=np.int64)
-        """Suits in the order in which they are dealt."""
-        self.num_right = np.zeros(num_envs, dtype=np.int64)
-        self._answers = Answers(self.num_cards - self.k)
-
-    def _start(self, rows: Rows) -> None:
-        self.deck[rows] = self.streams.permutations(rows, self.num_cards) % NUM_SUITS
-        self.num_right[rows] = 0
+        self.k = config.k
 
     def _advance(self, actions: NDArray[Any], live: Flags) -> Outcome:
         asked = self.step_index - (self.k - 1)
@@ -182,9 +204,6 @@ class RepeatPrevious(VectorTask):
             is_asked=live & (asked >= 0),
             is_last=self.step_index == self.num_cards - 2,
         )
-
-    def _observe(self) -> NDArray[np.int64]:
-        return self.deck[self.all_rows, self.step_index]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -214,14 +233,12 @@ class AutoencodeConfig:
         )
 
 
-class Autoencode(VectorTask):
+class Autoencode(CardTask):
     """Watch a deck card by card, then say the suits backwards, the last card first.
 
     The observation is [1 until the last card is shown, 0 from there on; the card's suit, 0 after
     the last one]. Actions are suits, and count while the first entry is 0.
     """
-
-    state_names = ("deck", "num_right")
 
     def __init__(
         self, config: AutoencodeConfig, *, num_envs: int, seed: int | Sequence[int] = 0
@@ -232,16 +249,9 @@ class Autoencode(VectorTask):
             seed=seed,
             observation_space=spaces.MultiDiscrete([2, NUM_SUITS]),
             num_actions=NUM_SUITS,
+            num_kinds=NUM_SUITS,
+            num_questions=config.num_cards,
         )
-        self.num_cards = config.num_cards
-        self.deck = np.zeros((num_envs, self.num_cards), dtype=np.int64)
-        """Suits in the order in which they are shown."""
-        self.num_right = np.zeros(num_envs, dtype=np.int64)
-        self._answers = Answers(self.num_cards)
-
-    def _start(self, rows: Rows) -> None:
-        self.deck[rows] = self.streams.permutations(rows, self.num_cards) % NUM_SUITS
-        self.num_right[rows] = 0
 
     def _advance(self, actions: NDArray[Any], live: Flags) -> Outcome:
         # The last card shown is asked at step num_cards - 1, the first at 2 * num_cards - 2.
@@ -292,7 +302,7 @@ class CountRecallConfig:
         )
 
 
-class CountRecall(VectorTask):
+class CountRecall(CardTask):
     """Say at every step how often cards of the kind asked about have been dealt so far.
 
     Two decks are shuffled: one is dealt, the other asks. The observation is [kind of the card just
@@ -305,27 +315,23 @@ class CountRecall(VectorTask):
     def __init__(
         self, config: CountRecallConfig, *, num_envs: int, seed: int | Sequence[int] = 0
     ) -> None:
-        self.num_cards, self.num_kinds = config.num_cards, config.num_kinds
         super().__init__(
             config,
             num_envs=num_envs,
             seed=seed,
-            observation_space=spaces.MultiDiscrete([self.num_kinds] * 2),
-            num_actions=self.num_cards // self.num_kinds + 1,
+            observation_space=spaces.MultiDiscrete([config.num_kinds] * 2),
+            num_actions=config.num_cards // config.num_kinds + 1,
+            num_kinds=config.num_kinds,
+            num_questions=config.num_cards - 1,
         )
-        self.deck = np.zeros((num_envs, self.num_cards), dtype=np.int64)
-        """Kinds in the order in which they are dealt."""
         self.queries = np.zeros((num_envs, self.num_cards), dtype=np.int64)
         self.counts = np.zeros((num_envs, self.num_kinds), dtype=np.int64)
         """Cards of each kind dealt before the one just dealt."""
-        self.num_right = np.zeros(num_envs, dtype=np.int64)
-        self._answers = Answers(self.num_cards - 1)
 
     def _start(self, rows: Rows) -> None:
-        self.deck[rows] = self.streams.permutations(rows, self.num_cards) % self.num_kinds
+        super()._start(rows)
         self.queries[rows] = self.streams.permutations(rows, self.num_cards) % self.num_kinds
         self.counts[rows] = 0
-        self.num_right[rows] = 0
 
     def _advance(self, actions: NDArray[Any], live: Flags) -> Outcome:
         self.counts[self.all_rows, self.deck[self.all_rows, self.step_index]] += live
