@@ -8,7 +8,7 @@ cards: 4 suits of 13 ranks, half of each colour. Every game's best return is 1 a
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from gymnasium import spaces
@@ -52,7 +52,7 @@ class CardTask(VectorTask):
     dealt unless a task says otherwise.
     """
 
-    state_names = ("deck", "num_right")
+    state_names: ClassVar[tuple[str, ...]] = ("deck", "num_right")
 
     def __init__(
         self,
