@@ -127,18 +127,26 @@ class VectorEncoder(nn.Module):
 
 
 class DiscreteEncoder(nn.Module):
-    """Choices, one embedding table per component, summed."""
+    """Choices, one embedding table per component, summed; several pass through one more layer."""
 
     def __init__(self, num_choices: list[int], width: int, *, start: list[int]) -> None:
         super().__init__()
         offsets = np.cumsum([0, *num_choices[:-1]]) - np.asarray(start)
         self.register_buffer("offsets", torch.as_tensor(offsets), persistent=False)
         self.offsets: Tensor
-        self.table = nn.Embedding(sum(num_choices), width)
+        self.table = nn.EmbeddingBag(sum(num_choices), width, mode="sum")
+        # Of equal size whatever the number of components.
+        nn.init.normal_(self.table.weight, std=len(num_choices) ** -0.5)
+        is_single = len(num_choices) == 1
+        self.output = (
+            nn.Identity() if is_single else nn.Sequential(nn.ReLU(), nn.Linear(width, width))
+        )
 
     def forward(self, choices: Tensor) -> Float[Tensor, "*batch D"]:
         """Encode choices [..., components]."""
-        out: Tensor = self.table(choices + self.offsets).sum(dim=-2)
+        batch = choices.shape[:-1]
+        rows = (choices + self.offsets).flatten(0, -2)
+        out: Tensor = self.output(self.table(rows)).unflatten(0, batch)
         return out
 
 

@@ -1,6 +1,7 @@
-"""Observations that packages give and no encoder reads, turned into ones that are covered.
+"""Observations that packages give and no encoder reads well, turned into ones that are covered.
 
-Tuples become Dicts with the keys "0", "1", ...; texts become numbers of words.
+Tuples become Dicts with the keys "0", "1", ...; texts become numbers of words; MiniGrid's "images",
+which hold kinds, colours and states of cells, become choices among those.
 """
 
 import re
@@ -16,6 +17,10 @@ MAX_WORDS = 40
 """Words of a text that are kept; BabyAI's longest mission has 37."""
 NUM_WORDS = 255
 """Numbers that words may get, from 1; 0 stands where there is no word."""
+CELL_CHOICES = (11, 6, 3)
+"""Kinds of objects, colours and states that a cell of MiniGrid's view has."""
+MISSION_SPACE = spaces.MultiDiscrete([NUM_WORDS + 1] * MAX_WORDS)
+"""What a text becomes, MiniGrid's missions among them."""
 # With this salt the 53 words of MiniGrid's and BabyAI's missions get 53 different numbers.
 _SALT = 296
 
@@ -25,27 +30,36 @@ class CoveredObservation(gymnasium.ObservationWrapper[Any, Any, Any]):
 
     def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
         super().__init__(env)
-        self.observation_space = covered_space(env.observation_space)
+        self.cells = _cells_shape(env)
+        self.observation_space = covered_space(env.observation_space, cells=self.cells)
 
     def observation(self, observation: Any) -> Any:  # noqa: ANN401
         """The observation in the new space."""
-        return _convert(observation, self.env.observation_space)
+        return _convert(observation, self.env.observation_space, cells=self.cells)
 
 
 def cover(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
     """The environment itself, or in a `CoveredObservation` where that changes its space."""
     space = env.observation_space
-    return env if covered_space(space) is space else CoveredObservation(env)
+    return (
+        env if covered_space(space, cells=_cells_shape(env)) is space else CoveredObservation(env)
+    )
 
 
-def covered_space(space: Space[Any]) -> Space[Any]:
-    """The space that takes another's place; the same object if nothing has to change."""
+def covered_space(space: Space[Any], *, cells: tuple[int, ...] | None = None) -> Space[Any]:
+    """The space that takes another's place; the same object if nothing has to change.
+
+    `cells` is the shape of those boxes that are cells of MiniGrid, if any are.
+    """
     if _is_text(space):
-        return spaces.MultiDiscrete([NUM_WORDS + 1] * MAX_WORDS)
+        return MISSION_SPACE
+    if cells is not None and space.shape == cells:
+        return cells_space(cells)
     if isinstance(space, spaces.Tuple):
-        return spaces.Dict({str(i): covered_space(leaf) for i, leaf in enumerate(space.spaces)})
+        leaves = {str(i): leaf for i, leaf in enumerate(space.spaces)}
+        return spaces.Dict({key: covered_space(leaf, cells=cells) for key, leaf in leaves.items()})
     if isinstance(space, spaces.Dict):
-        leaves = {key: covered_space(leaf) for key, leaf in space.spaces.items()}
+        leaves = {key: covered_space(leaf, cells=cells) for key, leaf in space.spaces.items()}
         changed = any(leaves[key] is not leaf for key, leaf in space.spaces.items())
         return spaces.Dict(leaves) if changed else space
     return space
@@ -63,14 +77,30 @@ def word_numbers(text: str) -> NDArray[np.int64]:
     return numbers
 
 
-def _convert(observation: Any, space: Space[Any]) -> Any:  # noqa: ANN401
+def cells_space(shape: tuple[int, ...]) -> spaces.MultiDiscrete:
+    """The space of a MiniGrid view [V, V, 3], flattened: `CELL_CHOICES` cell by cell."""
+    return spaces.MultiDiscrete(list(CELL_CHOICES) * (shape[0] * shape[1]), dtype=np.uint8)
+
+
+def _cells_shape(env: gymnasium.Env[Any, Any]) -> tuple[int, ...] | None:
+    """The shape of a MiniGrid environment's cells; None for others, and where pixels are shown."""
+    base = env.unwrapped
+    side = getattr(base, "agent_view_size", None)
+    is_minigrid = type(base).__module__.startswith("minigrid.") and side is not None
+    return (side, side, 3) if is_minigrid else None
+
+
+def _convert(observation: Any, space: Space[Any], *, cells: tuple[int, ...] | None) -> Any:  # noqa: ANN401
     if _is_text(space):
         return word_numbers(observation)
+    if cells is not None and space.shape == cells:
+        return observation.reshape(-1)
     if isinstance(space, spaces.Tuple):
         leaves = zip(observation, space.spaces, strict=True)
-        return {str(index): _convert(*leaf) for index, leaf in enumerate(leaves)}
+        return {str(index): _convert(*leaf, cells=cells) for index, leaf in enumerate(leaves)}
     if isinstance(space, spaces.Dict):
-        return {key: _convert(observation[key], leaf) for key, leaf in space.spaces.items()}
+        leaves = space.spaces.items()
+        return {key: _convert(observation[key], leaf, cells=cells) for key, leaf in leaves}
     return observation
 
 

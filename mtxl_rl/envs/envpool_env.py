@@ -3,9 +3,10 @@
 EnvPool runs its environments in C++ threads: its MiniGrid-Memory steps 20 to 40 times faster than
 the Python one. What is put right here: seeds that overlap, ``reset(seed=...)`` without effect,
 partial resets that return fewer rows, spaces of one environment where those of the batch belong,
-dtypes that differ from the spaces, and infos without masks.
+dtypes that differ from the spaces, infos without masks, and MiniGrid's cells and missions as bytes.
 """
 
+import functools
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from mtxl_rl.envs.checked import Observations, nearest_names, reset_mask
+from mtxl_rl.envs.covered_spaces import MISSION_SPACE, cells_space, word_numbers
 
 # What this module sets itself, or what would break the order of the rows.
 _RESERVED = {"num_envs", "batch_size", "seed", "env_seed", "num_threads", "env_type"}
@@ -97,7 +99,12 @@ class EnvPoolVectorEnv(VectorEnv[Any, NDArray[Any], NDArray[Any]]):
         self._pool = _make_pool(env_id, seeds=self._seeds, kwargs=self._kwargs)
         self._observations: Observations | None = None
         self.metadata = dict(self._pool.metadata)
-        self.single_observation_space: Space[Any] = self._pool.observation_space
+        self._is_minigrid = env_id.startswith(("MiniGrid-", "BabyAI-"))
+        self.single_observation_space: Space[Any] = (
+            _minigrid_space(self._pool.observation_space)
+            if self._is_minigrid
+            else self._pool.observation_space
+        )
         self.single_action_space: Space[Any] = self._pool.action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
@@ -115,7 +122,7 @@ class EnvPoolVectorEnv(VectorEnv[Any, NDArray[Any], NDArray[Any]]):
         if seed is not None:
             self._reseed(self._seed_list(seed))
         values, infos = self._pool.reset(options=options)
-        observations = _as_space(values, self.observation_space)
+        observations = self._covered(values)
         if mask is not None:
             assert self._observations is not None
             observations = _with_rows(self._observations, observations, mask)
@@ -127,7 +134,7 @@ class EnvPoolVectorEnv(VectorEnv[Any, NDArray[Any], NDArray[Any]]):
     ) -> tuple[Any, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
         """One step of every environment; a row that ended in the step before is reset instead."""
         values, rewards, terminated, truncated, infos = self._pool.step(np.asarray(actions))
-        self._observations = _as_space(values, self.observation_space)
+        self._observations = self._covered(values)
         rewards = np.asarray(rewards, dtype=np.float32)
         infos = _clean_infos(infos, None, num_envs=self.num_envs)
         return self._observations, rewards, terminated, truncated, infos
@@ -135,6 +142,16 @@ class EnvPoolVectorEnv(VectorEnv[Any, NDArray[Any], NDArray[Any]]):
     def close_extras(self, **kwargs: Any) -> None:  # noqa: ANN401, ARG002
         """Let go of the pool, whose threads end with it."""
         self._pool = None
+
+    def _covered(self, values: Any) -> Any:  # noqa: ANN401
+        """EnvPool's observations as elements of the observation space."""
+        if self._is_minigrid:
+            values = {
+                **values,
+                "image": values["image"].reshape(len(values["image"]), -1),
+                "mission": np.stack([_mission_words(row.tobytes()) for row in values["mission"]]),
+            }
+        return _as_space(values, self.observation_space)
 
     def _reseed(self, seeds: list[int]) -> None:
         # A pool that nobody has used yet and that has these seeds is as good as a new one.
@@ -227,6 +244,17 @@ def _check_spec(spec: Any, *, env_id: str) -> None:  # noqa: ANN401
             "which nothing can learn; ViZDoom's have discrete actions with "
             "env.kwargs.use_combined_action=true."
         )
+
+
+def _minigrid_space(space: spaces.Dict) -> spaces.Dict:
+    """MiniGrid's observation as `covered_spaces` has it for the Python package."""
+    cells = cells_space(space["image"].shape or ())
+    return spaces.Dict({**space.spaces, "image": cells, "mission": MISSION_SPACE})
+
+
+@functools.lru_cache(maxsize=65_536)
+def _mission_words(mission: bytes) -> NDArray[np.int64]:
+    return word_numbers(mission.rstrip(b"\0").decode())
 
 
 def _as_space(value: Any, space: Space[Any]) -> Any:  # noqa: ANN401

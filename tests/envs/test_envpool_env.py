@@ -4,11 +4,11 @@ import sys
 
 import numpy as np
 import pytest
-from gymnasium import spaces
 
 from mtxl_rl.envs.envpool_env import EnvPoolConfig, EnvPoolVectorEnv, env_seeds, make_envpool
+from mtxl_rl.envs.gymnasium_env import make_gymnasium
 
-pytest.importorskip("envpool")
+envpool = pytest.importorskip("envpool")
 
 
 def cartpole(
@@ -89,11 +89,30 @@ def test_discrete_observations_have_their_spaces_dtype() -> None:
     assert observations.dtype == env.observation_space.dtype == np.int64
 
 
-def test_minigrid_is_a_dict_of_batches() -> None:
-    env = EnvPoolVectorEnv("MiniGrid-MemoryS7-v0", num_envs=3, seed=0)
-    assert isinstance(env.observation_space, spaces.Dict)
+@pytest.mark.parametrize("env_id", ["MiniGrid-MemoryS7-v0", "BabyAI-OpenTwoDoors-v0"])
+def test_minigrid_is_observed_as_through_gymnasium(env_id: str) -> None:
+    pytest.importorskip("minigrid")
+    env = EnvPoolVectorEnv(env_id, num_envs=3, seed=0)
+    other = make_gymnasium(env_id, num_envs=3, seed=0)
+    assert env.observation_space == other.observation_space
     observations, _ = env.reset()
-    assert observations["image"].shape == env.observation_space["image"].shape == (3, 7, 7, 3)
+    theirs, _ = other.reset()
+    for _ in range(30):
+        assert env.observation_space.contains(observations)
+        assert other.observation_space.contains(theirs)
+        actions = env.action_space.sample()
+        observations, theirs = env.step(actions)[0], other.step(actions)[0]
+    if "Memory" in env_id:  # one mission for all
+        np.testing.assert_array_equal(observations["mission"], theirs["mission"])
+
+
+def test_minigrids_cells_keep_their_order() -> None:
+    env = EnvPoolVectorEnv("MiniGrid-MemoryS7-v0", num_envs=2, seed=0)
+    raw = envpool.make(
+        "MiniGrid-MemoryS7-v0", env_type="gymnasium", num_envs=2, seed=env_seeds(0, num_envs=2)
+    )
+    cells = env.reset()[0]["image"].reshape(2, 7, 7, 3)
+    np.testing.assert_array_equal(cells, raw.reset()[0]["image"])
 
 
 def test_kwargs_reach_envpool() -> None:
