@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mtxl_rl.encoders import ACTION_MASK, IMAGE_ENCODERS, ObservationEncoder
 from mtxl_rl.heads import ValueHead, build_head
+from mtxl_rl.reconstruction import ObservationDecoder
 from mtxl_rl.torso import (
     ActingMemory,
     MemoryState,
@@ -35,6 +36,8 @@ class PolicyConfig:
     """Whether the last action is an input; zero at an episode's first step."""
     previous_reward: bool = True
     """Whether the last reward is an input; zero at an episode's first step."""
+    reconstruction_coef: float = 0.0
+    """Weight of the loss of predicting the observation back from the torso's output; 0: none."""
     precision: str = "float32"
     """Arithmetic of the matrix products: float32, or bfloat16 (autocast; for GPUs)."""
 
@@ -44,6 +47,10 @@ class PolicyConfig:
             raise ValueError(
                 f"policy.image_encoder={self.image_encoder} is unknown; choose one of "
                 f"{', '.join(IMAGE_ENCODERS)}"
+            )
+        if not self.reconstruction_coef >= 0:
+            raise ValueError(
+                f"policy.reconstruction_coef={self.reconstruction_coef} must be 0 or more"
             )
         if self.precision not in PRECISIONS:
             raise ValueError(
@@ -66,6 +73,8 @@ class PolicyOutputs(NamedTuple):
 
     action_parameters: Float[Tensor, "*batch n"]
     value: Float[Tensor, "*batch"]
+    reconstruction_loss: Float[Tensor, "*batch"] | None = None
+    """Of each step, where gradients are wanted and `policy.reconstruction_coef` is above 0."""
 
 
 class Policy(nn.Module):
@@ -97,6 +106,9 @@ class Policy(nn.Module):
         self.previous_reward = nn.Linear(1, width, bias=False) if policy.previous_reward else None
         self.torso: Torso = build_torso(torso)
         self.value_head = ValueHead(width)
+        self.decoder = (
+            ObservationDecoder(observation_space, width) if policy.reconstruction_coef else None
+        )
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -118,7 +130,11 @@ class Policy(nn.Module):
         """What the policy says at T steps, and the state after them; inputs are [B, T, ...]."""
         with self._autocast():
             features, state = self.torso(self._encode(inputs), state, inputs.is_first)
-            return self._say(features, inputs), state
+            outputs = self._say(features, inputs)
+            if self.decoder is not None and torch.is_grad_enabled():
+                loss = self.decoder.loss(features, inputs.observation)
+                outputs = outputs._replace(reconstruction_loss=loss)
+            return outputs, state
 
     def inspect(self, inputs: PolicyInputs, state: MemoryState) -> list[Record]:
         """What happens in each layer at T steps; see `MemoryTransformer.inspect`.

@@ -243,6 +243,10 @@ class PPO:
             value_coef=self.config.value_coef,
             entropy_coef=entropy_coef,
         )
+        if outputs.reconstruction_loss is not None:
+            reconstruction = _mean(outputs.reconstruction_loss, spans.valid)
+            loss = loss + self.policy.config.reconstruction_coef * reconstruction
+            metrics["loss/reconstruction"] = reconstruction.detach()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         parameters = list(self.policy.parameters())
@@ -283,6 +287,11 @@ class PPO:
                 "bug of the policy; please report it, or raise ppo.ratio_bound to go on"
             )
         return result
+
+
+def _mean(values: Tensor, valid: Tensor) -> Tensor:
+    """Over the valid steps."""
+    return (values * valid).sum() / valid.sum().clamp(min=1)
 
 
 def _linear(start: float, end: float, progress: float) -> float:

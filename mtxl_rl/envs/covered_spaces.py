@@ -79,15 +79,17 @@ def word_numbers(text: str) -> NDArray[np.int64]:
 
 def cells_space(shape: tuple[int, ...]) -> spaces.MultiDiscrete:
     """The space of a MiniGrid view [V, V, 3], flattened: `CELL_CHOICES` cell by cell."""
-    return spaces.MultiDiscrete(list(CELL_CHOICES) * (shape[0] * shape[1]), dtype=np.uint8)
+    choices = list(CELL_CHOICES) * (shape[0] * shape[1])
+    return spaces.MultiDiscrete(choices, dtype=np.uint8)  # type: ignore[arg-type]
 
 
 def _cells_shape(env: gymnasium.Env[Any, Any]) -> tuple[int, ...] | None:
     """The shape of a MiniGrid environment's cells; None for others, and where pixels are shown."""
     base = env.unwrapped
-    side = getattr(base, "agent_view_size", None)
-    is_minigrid = type(base).__module__.startswith("minigrid.") and side is not None
-    return (side, side, 3) if is_minigrid else None
+    if not type(base).__module__.startswith("minigrid."):
+        return None
+    side: int = base.agent_view_size  # type: ignore[attr-defined]
+    return (side, side, 3)
 
 
 def _convert(observation: Any, space: Space[Any], *, cells: tuple[int, ...] | None) -> Any:  # noqa: ANN401
@@ -99,8 +101,9 @@ def _convert(observation: Any, space: Space[Any], *, cells: tuple[int, ...] | No
         leaves = zip(observation, space.spaces, strict=True)
         return {str(index): _convert(*leaf, cells=cells) for index, leaf in enumerate(leaves)}
     if isinstance(space, spaces.Dict):
-        leaves = space.spaces.items()
-        return {key: _convert(observation[key], leaf, cells=cells) for key, leaf in leaves}
+        return {
+            key: _convert(observation[key], leaf, cells=cells) for key, leaf in space.spaces.items()
+        }
     return observation
 
 
