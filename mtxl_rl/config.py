@@ -258,6 +258,10 @@ def load_config(run_dir: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     try:
         saved = OmegaConf.load(path)
         assert isinstance(saved, DictConfig)
+        # A memory that the run lacks says nothing, and its defaults may have changed since.
+        for kind in ("slots", "tokens"):
+            if saved.torso.long_term != kind:
+                saved.torso.pop(kind, None)
         name = saved.env.name
         schema = OmegaConf.structured(TrainConfig)
         schema.env = OmegaConf.structured(ENVS[name][0])

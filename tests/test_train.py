@@ -12,7 +12,13 @@ import pytest
 import torch
 
 from mtxl_rl import checkpoint
-from mtxl_rl.config import choices, compose_config, device_overrides
+from mtxl_rl.config import (
+    choices,
+    compose_config,
+    device_overrides,
+    load_config,
+    save_config,
+)
 from mtxl_rl.envs.registry import make_vector_env, stream_seed
 from mtxl_rl.train import Run, main, run
 
@@ -220,3 +226,13 @@ def test_the_trained_policy_can_be_evaluated_with_the_memory_on_off_and_noise(
     )  # fmt: skip
     assert "noise" in done.stdout
     assert "21.000" in done.stdout
+
+
+def test_defaults_of_memories_that_a_run_lacks_may_change(tmp_path: Path) -> None:
+    for kind in ("delta", "slots"):
+        config = compose_config(["env=TMaze", f"torso.long_term={kind}"])
+        save_config(config, tmp_path / "config.yaml")
+        text = (tmp_path / "config.yaml").read_text()
+        assert "num_slots: 16" in text
+        (tmp_path / "config.yaml").write_text(text.replace("num_slots: 16", "num_slots: 5"))
+        assert load_config(tmp_path).torso.slots.num_slots == (5 if kind == "slots" else 16)
