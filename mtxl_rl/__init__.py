@@ -14,7 +14,9 @@ _HOMES = {
     "MemoryTransformerXL": "mtxl_rl.language_model",
     "TorsoConfig": "mtxl_rl.torso",
     "build_torso": "mtxl_rl.torso",
+    "load_torso": "mtxl_rl.torso",
     "match_parameters": "mtxl_rl.torso",
+    "save_torso": "mtxl_rl.torso",
 }
 
 __all__ = [
@@ -25,7 +27,9 @@ __all__ = [
     "MemoryTransformerXL",
     "TorsoConfig",
     "build_torso",
+    "load_torso",
     "match_parameters",
+    "save_torso",
 ]
 
 

@@ -14,7 +14,6 @@ from typing import Any
 import hydra
 import torch
 from omegaconf import DictConfig
-from safetensors.torch import save_file
 
 from mtxl_rl import checkpoint
 from mtxl_rl.agents.ppo import PPO, NonFiniteLossError
@@ -36,6 +35,7 @@ from mtxl_rl.config import (
 from mtxl_rl.envs.registry import make_vector_env, stream_seed
 from mtxl_rl.metrics import METRICS_FILE, MetricsLogger
 from mtxl_rl.progress import Progress
+from mtxl_rl.torso import save_torso
 
 
 class Run:
@@ -140,10 +140,7 @@ def run(config: TrainConfig) -> Path:
         run_dir.mkdir(parents=True, exist_ok=True)
         save_config(config, run_dir / "config.yaml")
         _loop(this, run_dir)
-        save_file(
-            {name: weight.contiguous() for name, weight in this.policy.state_dict().items()},
-            run_dir / "policy.safetensors",
-        )
+        save_torso(this.policy.torso, run_dir / "policy.safetensors", within=this.policy)
         return run_dir
     finally:
         env.close()

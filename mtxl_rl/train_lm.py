@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from omegaconf import OmegaConf
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mtxl_rl.cli import one_sentence_errors, say, stop_requests
 from mtxl_rl.config import find_device, from_options
 from mtxl_rl.language_model import AutoregressiveWrapper, MemoryTransformerXL
 from mtxl_rl.metrics import MetricsLogger
+from mtxl_rl.torso import save_torso
 
 RECALL = "recall"
 
@@ -176,7 +176,7 @@ def run(config: LMConfig) -> Path:
     size = sum(parameter.numel() for parameter in model.parameters())
     say(f"{run_dir}: {device}, {len(text):,} bytes of text, {size:,} weights")
     _train(model, train, held_out, config, run_dir)
-    save_file(dict(model.state_dict()), run_dir / "model.safetensors")
+    save_torso(model.torso, run_dir / "model.safetensors", within=model)
     say(f"saved {run_dir / 'model.safetensors'}")
     return run_dir
 

@@ -5,6 +5,7 @@ from mtxl_rl.torso.config import TorsoConfig
 from mtxl_rl.torso.memory_transformer import MemoryTransformer, valid_window
 from mtxl_rl.torso.record import Record
 from mtxl_rl.torso.state import ActingMemory, MemoryState
+from mtxl_rl.torso.weights import load_torso, save_torso
 
 __all__ = [
     "ActingMemory",
@@ -15,6 +16,8 @@ __all__ = [
     "TorsoConfig",
     "build_torso",
     "count_parameters",
+    "load_torso",
     "match_parameters",
+    "save_torso",
     "valid_window",
 ]
