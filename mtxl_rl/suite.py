@@ -30,7 +30,10 @@ from mtxl_rl.torso import count_parameters
 
 @dataclass(kw_only=True, slots=True)
 class Task:
-    """One task of a suite; the YAML files in configs/suite hold these fields."""
+    """One task of a suite; the YAML files in configs/suite hold these fields.
+
+    There, `options` beside `tasks` stand in front of those of every task.
+    """
 
     options: list[str]
     """Overrides of `mtxl_rl.train`."""
@@ -114,7 +117,10 @@ class Suite:
         document: Any = OmegaConf.to_container(OmegaConf.load(path))
         suite = cls(
             name=path.stem,
-            tasks={name: Task(**task) for name, task in document["tasks"].items()},
+            tasks={
+                name: Task(**task | {"options": [*document.get("options", []), *task["options"]]})
+                for name, task in document["tasks"].items()
+            },
             torsos=config.torsos or document["torsos"],
             seeds=config.seeds or document["seeds"],
             episodes=config.episodes,
