@@ -31,8 +31,8 @@ class LMConfig:
 
     text: str = RECALL
     """Path of a text file, read as bytes; or recall: facts that are asked for `gap` later."""
-    gap: int = 200
-    """text=recall: characters between the facts and their question."""
+    gap: int = 100
+    """text=recall: characters between the facts and their questions."""
     num_characters: int = 1_000_000
     """text=recall: length of the text."""
     long_term: str = "delta"
@@ -81,20 +81,20 @@ class LMConfig:
 
 
 def recall_text(num_characters: int, *, gap: int, seed: int) -> bytes:
-    """Facts, a gap of dots, and a question about one of the facts, over and over.
+    """Facts, a gap of dots, and a question about each of the facts, over and over.
 
-    `a=3;b=7;c=1;d=7;......c?1;`: only the digit after the question mark needs what stood before the
-    gap, and names and digits are drawn anew each time.
+    `a3;b7;c1;d7;......?c1;?a3;?d7;?b7;`: only the digits of the questions need what stood before
+    the gap; names, digits and the order of the questions are drawn anew each time.
     """
     rng = np.random.default_rng(seed)
     parts: list[str] = []
     length = 0
     while length < num_characters:
         names = rng.choice(list("abcdefghijklmnopqrstuvwxyz"), 4, replace=False)
-        digits = rng.integers(0, 10, 4)
-        facts = "".join(f"{name}={digit};" for name, digit in zip(names, digits, strict=True))
-        asked = rng.integers(4)
-        part = f"{facts}{'.' * gap}{names[asked]}?{digits[asked]};"
+        facts = [
+            f"{name}{digit};" for name, digit in zip(names, rng.integers(0, 10, 4), strict=True)
+        ]
+        part = "".join([*facts, "." * gap, *(f"?{fact}" for fact in rng.permutation(facts))])
         parts.append(part)
         length += len(part)
     return "".join(parts).encode()[:num_characters]
@@ -122,8 +122,8 @@ def rows_of(text: bytes, config: LMConfig) -> tuple[Int[Tensor, "B T1"], Int[Ten
 
 
 def is_answer(tokens: Int[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
-    """Which characters follow a question mark."""
-    return torch.nn.functional.pad(tokens[:, :-1] == ord("?"), (1, 0))
+    """Which characters answer a question: those two after its mark."""
+    return nn.functional.pad(tokens[:, :-2] == ord("?"), (2, 0))
 
 
 @torch.no_grad()
