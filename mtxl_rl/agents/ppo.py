@@ -48,7 +48,7 @@ class PPOConfig:
     max_grad_norm: float = 0.5
     """Gradients are clipped to this norm."""
     target_kl: float = 0.0
-    """Stop a rollout's remaining epochs when approx_kl exceeds this; 0 never stops."""
+    """Leave a rollout once a minibatch's approx_kl exceeds 1.5 x this; 0: never."""
     memory_refresh: str = "never"
     """Recompute the stored memories with the new weights: never, or before every later epoch."""
     ratio_bound: float = 0.0
@@ -160,18 +160,18 @@ class PPO:
         if config.popart:
             self.policy.value_head.adapt((rollout.value + advantage)[rollout.valid])
         metrics: dict[str, list[Tensor]] = {}
-        epochs = 0
+        num_updates = 0
         for epoch in range(config.num_epochs):
             if epoch > 0 and config.memory_refresh == "epoch":
                 metrics.setdefault("memory/drift", []).append(self.refresh(rollout))
-            kl = self._epoch(rollout, advantage, entropy_coef, metrics)
-            epochs += 1
-            if config.target_kl and float(kl) > config.target_kl:
+            made = self._epoch(rollout, advantage, entropy_coef, metrics)
+            num_updates += made
+            if made < config.num_minibatches:
                 break
         return self._report(metrics, rollout, advantage) | {
             "ppo/learning_rate": rate,
             "ppo/entropy_coef": entropy_coef,
-            "ppo/epochs": float(epochs),
+            "ppo/epochs": num_updates / config.num_minibatches,
         }
 
     @torch.no_grad()
@@ -216,21 +216,25 @@ class PPO:
         advantage: Tensor,
         entropy_coef: float,
         metrics: dict[str, list[Tensor]],
-    ) -> Tensor:
-        """One pass over the rollout; the mean approximate KL of its minibatches."""
+    ) -> int:
+        """One pass over the rollout, up to where the policy has moved too far; updates made."""
         batches = rollout.minibatches(
             advantage, num_minibatches=self.config.num_minibatches, generator=self.generator
         )
-        kls = []
-        for spans in batches:
-            found = self._step(spans, entropy_coef)
-            kls.append(found["ppo/approx_kl"])
+        for num_updates, spans in enumerate(batches):
+            found, has_moved = self._step(spans, entropy_coef)
             for key, metric in found.items():
                 metrics.setdefault(key, []).append(metric)
-        return torch.stack(kls).mean()
+            if not has_moved:
+                return num_updates
+        return self.config.num_minibatches
 
-    def _step(self, spans: Spans, entropy_coef: float) -> dict[str, Tensor]:
-        """One minibatch; a gradient that is not finite leaves the weights unharmed."""
+    def _step(self, spans: Spans, entropy_coef: float) -> tuple[dict[str, Tensor], bool]:
+        """One minibatch, and whether it moved the weights; gradients that are not finite do not.
+
+        Near a deterministic policy a clipped ratio bounds nothing: every minibatch may push other
+        steps' ratios out. `target_kl` does bound it.
+        """
         outputs, _ = self.policy(_inputs(spans), _memory(spans))
         head = self.policy.action_head
         loss, metrics = ppo_loss(
@@ -243,6 +247,9 @@ class PPO:
             value_coef=self.config.value_coef,
             entropy_coef=entropy_coef,
         )
+        limit = 1.5 * self.config.target_kl
+        if limit and float(metrics["ppo/approx_kl"]) > limit:
+            return metrics, False
         if outputs.reconstruction_loss is not None:
             reconstruction = _mean(outputs.reconstruction_loss, spans.valid)
             loss = loss + self.policy.config.reconstruction_coef * reconstruction
@@ -256,7 +263,7 @@ class PPO:
             if parameter.grad is not None:
                 parameter.grad.copy_(torch.where(finite, parameter.grad, 0.0))
         self.optimizer.step()
-        return metrics | {"loss/total": loss.detach(), "ppo/grad_norm": norm.detach()}
+        return metrics | {"loss/total": loss.detach(), "ppo/grad_norm": norm.detach()}, True
 
     def _report(
         self, metrics: dict[str, list[Tensor]], rollout: Rollout, advantage: Tensor
