@@ -53,7 +53,7 @@ class LMConfig:
     """Rows, B: parts of the text that are read side by side."""
     segments: int = 16
     """Segments of seq_len that gradients flow through."""
-    updates: int = 500
+    updates: int = 1000
     """Steps of the optimiser."""
     learning_rate: float = 3e-3
     """Adam's, after a warm-up of 50 updates; falls to zero along a cosine."""

@@ -47,8 +47,8 @@ class PPOConfig:
     """Scale values and their loss by the spread of the returns, which `ValueHead` follows."""
     max_grad_norm: float = 0.5
     """Gradients are clipped to this norm."""
-    target_kl: float = 0.0
-    """Leave a rollout once a minibatch's approx_kl exceeds 1.5 x this; 0: never."""
+    target_kl: float = 0.02
+    """Leave a rollout once a minibatch's approx_kl exceeds 1.5 times this; 0: never."""
     memory_refresh: str = "never"
     """Recompute the stored memories with the new weights: never, or before every later epoch."""
     ratio_bound: float = 0.0
