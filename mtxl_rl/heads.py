@@ -135,7 +135,9 @@ class ValueHead(nn.Module):
     V = mean + deviation * output(features). `adapt` follows the mean and the deviation of the value
     targets and rewrites the weights so that no prediction changes (van Hasselt et al. 2016, arXiv
     1602.07714, eqs. 9 and 10). A loss divided by the deviation then weighs the same in every task,
-    whatever the size of its rewards, beside the policy's loss in a torso that both share.
+    whatever the size of its rewards, beside the policy's loss in a torso that both share. The first
+    targets only set the units: to keep what untrained weights predict would hand their noise, large
+    beside small rewards, to the advantages.
     """
 
     RATE = 0.1
@@ -165,22 +167,24 @@ class ValueHead(nn.Module):
 
     @torch.no_grad()
     def adapt(self, targets: Float[Tensor, " n"]) -> None:
-        """Move the statistics towards those of new value targets; all predictions stay."""
+        """Move the statistics towards those of new value targets; predictions stay, but at first."""
         old_mean, old_deviation = self.mean.clone(), self.deviation.clone()
         mean, variance = targets.mean(), targets.var(correction=0)
         # Targets that are not finite stop the run later; the statistics stay as they are.
         finite = mean.isfinite() & variance.isfinite()
         mean = torch.where(finite, mean, old_mean)
         variance = torch.where(finite, variance, self.variance)
-        rate = torch.where(self.num_updates == 0, 1.0, self.RATE)
+        is_first = self.num_updates == 0
+        rate = torch.where(is_first, 1.0, self.RATE)
         # Of the mixture of old and new: both variances, and that between the two means.
         between = rate * (1 - rate) * (mean - old_mean).square()
         self.variance.copy_((1 - rate) * self.variance + rate * variance + between)
         self.mean.lerp_(mean.to(self.mean.dtype), rate)
         self.num_updates += finite
-        self.output.weight.mul_(old_deviation / self.deviation)
-        bias = (old_deviation * self.output.bias + old_mean - self.mean) / self.deviation
-        self.output.bias.copy_(bias)
+        scale = torch.where(is_first, 1.0, old_deviation / self.deviation)
+        shift = torch.where(is_first, 0.0, (old_mean - self.mean) / self.deviation)
+        self.output.weight.mul_(scale)
+        self.output.bias.mul_(scale).add_(shift)
 
 
 def build_head(space: gymnasium.Space[Any], width: int) -> CategoricalHead | GaussianHead:

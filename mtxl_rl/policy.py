@@ -117,11 +117,11 @@ class Policy(nn.Module):
         | weight      | start                     | why                                      |
         |-------------|---------------------------|------------------------------------------|
         | action head | orthogonal, gain 0.01     | a near-uniform first policy              |
-        | value head  | orthogonal, gain 1        | values spread like the returns (PopArt)  |
+        | value head  | orthogonal, gain 0.01     | values start at the mean return (PopArt) |
         | gates' bias | torso.gate_bias (in gates)| every sub-layer starts near the identity |
         """
-        for head, gain in ((self.action_head.output, 0.01), (self.value_head.output, 1.0)):
-            nn.init.orthogonal_(head.weight, gain)
+        for head in (self.action_head.output, self.value_head.output):
+            nn.init.orthogonal_(head.weight, 0.01)
             nn.init.zeros_(head.bias)
 
     def forward(

@@ -70,12 +70,24 @@ def test_following_the_returns_changes_no_value(
     torch.manual_seed(seed)
     head = ValueHead(8).double()
     features = torch.randn(5, 8).double()
+    head.adapt(mean + deviation * torch.randn(1000).double())
     before = head(features)
     for _ in range(updates):
         head.adapt(mean + deviation * torch.randn(1000).double())
     assert torch.allclose(head(features), before, rtol=1e-9, atol=1e-9)
     assert float(head.mean) == pytest.approx(mean, abs=0.2 * deviation)
     assert float(head.deviation) == pytest.approx(deviation, rel=0.2)
+
+
+def test_the_first_returns_only_set_the_units() -> None:
+    """Untrained values of size 1 beside rewards of size 0.01 would be all that an advantage is."""
+    torch.manual_seed(0)
+    head, features = ValueHead(8), torch.randn(500, 8)
+    untrained = head(features).detach()
+    targets = 0.3 + 0.01 * torch.randn(1000)
+    head.adapt(targets)
+    expected = targets.mean() + targets.std(correction=0) * untrained
+    torch.testing.assert_close(head(features).detach(), expected)
 
 
 def test_values_start_in_the_rewards_own_units_and_constant_returns_are_harmless() -> None:
