@@ -137,6 +137,27 @@ def test_a_closed_gate_carries_slots_unchanged(cell: str) -> None:
     torch.testing.assert_close(after, start)
 
 
+def test_a_sink_is_one_more_key_whose_value_is_zero() -> None:
+    keys, values, queries = torch.randn(3, 3, 2, 5, 4).double()
+    sink = torch.randn(2, 4).double()
+    found = Context.of(keys, values).with_sink(sink).attend(queries)
+    more_keys = torch.cat([keys, sink[:, None].expand(3, 2, 1, 4)], dim=2)
+    more_values = torch.cat([values, torch.zeros(3, 2, 1, 4).double()], dim=2)
+    torch.testing.assert_close(found, Context.of(more_keys, more_values).attend(queries))
+
+
+@pytest.mark.parametrize("cell", ["brc", "nbrc"])
+def test_a_segment_below_the_sink_lets_bistable_slots_be(cell: str) -> None:
+    torch.manual_seed(0)
+    memory = slot_memory(cell=cell)
+    with torch.no_grad():
+        memory.sink.fill_(1e3)
+    before = 0.1 * torch.randn(2, 4, 8).double()
+    after = written(memory, before, *torch.randn(2, 2, 1, 5, 8).double())
+    # h = tanh(a x) with a near 1, and x where the gate is closed.
+    assert (after - before).abs().max() < 0.02
+
+
 def test_slots_are_told_apart_by_their_queries_alone() -> None:
     memory = slot_memory()
     start, sources = torch.randn(2, 4, 8).double(), torch.randn(2, 2, 1, 5, 8).double()

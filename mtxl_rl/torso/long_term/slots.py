@@ -16,6 +16,8 @@ from mtxl_rl.torso.record import Record
 # At the usual start a softmax over a segment is nearly its mean, and what is written hardly depends
 # on what happened. Larger queries and keys let each feature of a key pick a few steps.
 QUERY_GAIN, KEY_GAIN = 3.0, 6.0
+SINK = 4.0
+"""Where the sink starts: keys of that size are ordinary at the start."""
 
 
 class Context(NamedTuple):
@@ -47,6 +49,11 @@ class Context(NamedTuple):
             self.total * scales[0] + other.total * scales[1],
             self.weighted * scales[0][..., None] + other.weighted * scales[1][..., None],
         )
+
+    def with_sink(self, sink: Float[Tensor, "H E"]) -> "Context":
+        """With one more key, `sink`, whose value is zero."""
+        total, weighted = torch.ones_like(self.total), torch.zeros_like(self.weighted)
+        return self.join(Context(sink.to(total.dtype).expand_as(total), total, weighted))
 
     def attend(self, queries: Float[Tensor, "*batch H L E"]) -> Float[Tensor, "*batch H L V"]:
         """softmax(Q) (softmax(K)^T V) (Shen et al. 2018, arXiv 1812.01243, eq. 4).
@@ -98,6 +105,7 @@ class SlotMemory(nn.Module):
         self.query = nn.Linear(width, width, bias=False)
         self.key_value = nn.Linear(width, 2 * width, bias=False)
         self.output = nn.Linear(width, width, bias=False)
+        self.sink = nn.Parameter(torch.full((num_heads, width // num_heads), SINK))
         with torch.no_grad():
             self.query.weight *= QUERY_GAIN
             self.key_value.weight[:width] *= KEY_GAIN
@@ -146,5 +154,5 @@ class SlotMemory(nn.Module):
         queries = self.query(memory + self.identity).to(memory.dtype)
         queries = rearrange(queries, "... l (h e) -> ... h l e", h=self.num_heads)
         with torch.autocast(memory.device.type, enabled=False):
-            found = context.join(self._context(memory)).attend(queries)
+            found = context.join(self._context(memory)).with_sink(self.sink).attend(queries)
         return self.output(rearrange(found, "... h l e -> ... l (h e)"))
