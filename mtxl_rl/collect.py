@@ -78,12 +78,14 @@ class Actor:
         self.episode_length = np.zeros(env.num_envs, dtype=np.int64)
         self.ended: list[dict[str, float]] = []
         """Episodes that ended since the caller last cleared the list."""
+        self.env_seconds = 0.0
+        """Time inside the environments' `step` since the caller last cleared it."""
 
     def reset(self, *, seed: int | None) -> None:
         """Start an episode in every environment, with an empty memory."""
         observation, _ = self.env.reset(seed=seed)
         batch, head = self.env.num_envs, self.policy.action_head
-        self.observation = to_tensors(observation, self.shapes, self.device)
+        self.observation = self._upload(observation)
         self.action = torch.zeros(
             batch, *head.action_shape, dtype=head.action_dtype, device=self.device
         )
@@ -99,12 +101,14 @@ class Actor:
 
     def step(self, action: Tensor) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """Act in the environments; `terminated` and `truncated` of the step."""
-        found = self.env.step(self.policy.action_head.to_env(action))
-        observation, reward, terminated, truncated, info = found
+        to_env = self.policy.action_head.to_env(action)
+        begun = time.perf_counter()
+        observation, reward, terminated, truncated, info = self.env.step(to_env)
+        self.env_seconds += time.perf_counter() - begun
         self.is_first = torch.as_tensor(self.is_final).to(self.device)
         self._count(np.asarray(reward, dtype=np.float64), terminated | truncated, info)
         self.is_final = terminated | truncated
-        self.observation = to_tensors(observation, self.shapes, self.device)
+        self.observation = self._upload(observation)
         self.action = action
         self.reward = torch.as_tensor(reward, dtype=torch.float32).to(self.device)
         return terminated, truncated
@@ -130,6 +134,9 @@ class Actor:
         self.is_final = state["is_final"].numpy().copy()
         self.episode_return = state["episode_return"].numpy().copy()
         self.episode_length = state["episode_length"].numpy().copy()
+
+    def _upload(self, observation: Any) -> dict[str, Tensor]:  # noqa: ANN401
+        return to_tensors(observation, self.shapes, self.device)
 
     def _count(self, reward: NDArray[Any], ended: NDArray[np.bool_], info: dict[str, Any]) -> None:
         self.episode_return += reward
@@ -167,7 +174,7 @@ class Collector:
         rollout, actor, policy = self.rollout, self.actor, self.actor.policy
         memory = policy.begin(self.memory, timeline=rollout.timeline)
         rollout.action[:, 0], rollout.reward[:, 0] = actor.action, actor.reward
-        env_seconds, begun = 0.0, time.perf_counter()
+        actor.env_seconds, begun = 0.0, time.perf_counter()
         for t in range(rollout.shape.num_steps):
             if t % rollout.shape.span_length == 0:
                 rollout.snapshot(
@@ -185,9 +192,7 @@ class Collector:
                 rollout.observation[key][:, t] = field
             rollout.is_first[:, t] = inputs.is_first
             rollout.valid[:, t] = torch.as_tensor(~actor.is_final).to(actor.device)
-            before = time.perf_counter()
             terminated, _ = actor.step(action)
-            env_seconds += time.perf_counter() - before
             rollout.action[:, t + 1], rollout.reward[:, t + 1] = action, actor.reward
             rollout.terminated[:, t] = torch.as_tensor(terminated).to(actor.device)
         self.memory = memory.state()
@@ -195,8 +200,8 @@ class Collector:
         for episode in actor.ended:
             self.episodes.add(**{f"episode_{k}": v for k, v in episode.items()})
         actor.ended.clear()
-        seconds = time.perf_counter() - begun
-        return rollout, {"time/env_seconds": env_seconds, "time/act_seconds": seconds - env_seconds}
+        acting = time.perf_counter() - begun - actor.env_seconds
+        return rollout, {"time/env_seconds": actor.env_seconds, "time/act_seconds": acting}
 
     def state_dict(self) -> dict[str, Any]:
         """What an exact resume needs, apart from the environments."""

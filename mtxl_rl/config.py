@@ -39,7 +39,7 @@ class TrainConfig:
     device: str = "auto"
     """cpu, cuda, cuda:N, or auto: cuda where there is one."""
     num_threads: int = 1
-    """Threads of torch on the CPU; 0: torch's choice, which collapses when cores are shared."""
+    """Threads on the CPU that learn side by side, each from its share of a minibatch's spans."""
     num_envs: int = 32
     """Environments, B."""
     total_steps: int = 1_000_000
@@ -52,12 +52,15 @@ class TrainConfig:
     """Save at the end of an iteration when this long has passed since the last save; 0: always."""
     keep_checkpoints: int = 3
     """How many of the newest checkpoints are kept, beside the best."""
+    profile: bool = False
+    """Print at the end where the time went and how near to the machine's peak it came; on a GPU it
+    waits for the device at every change of part, which slows the run."""
     dry_run: bool = False
     """Print the bytes of buffer, snapshots and model, and stop before allocating them."""
 
     def __post_init__(self) -> None:
         """Check ranges and sizes against each other."""
-        for name in ("num_envs", "total_steps", "keep_checkpoints"):
+        for name in ("num_envs", "total_steps", "keep_checkpoints", "num_threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be 1 or more")
         span = self.ppo.bptt_segments * self.torso.segment_length

@@ -167,7 +167,7 @@ class ValueHead(nn.Module):
 
     @torch.no_grad()
     def adapt(self, targets: Float[Tensor, " n"]) -> None:
-        """Move the statistics towards those of new value targets. Predictions stay, but at first."""
+        """Move the statistics towards those of new targets; predictions stay, but at first."""
         old_mean, old_deviation = self.mean.clone(), self.deviation.clone()
         mean, variance = targets.mean(), targets.var(correction=0)
         # Targets that are not finite stop the run later; the statistics stay as they are.

@@ -88,6 +88,15 @@ class Spans(NamedTuple):
     long_term: Float[Tensor, "I A *memory"]
     segment_step: Int[Tensor, " I"]
 
+    def split(self, num_parts: int) -> list["Spans"]:
+        """At most `num_parts` minibatches of whole spans, as equal as may be; views of this one."""
+        observation = {key: leaf.chunk(num_parts) for key, leaf in self.observation.items()}
+        fields = [field.chunk(num_parts) for field in self[1:]]
+        return [
+            Spans({key: leaf[i] for key, leaf in observation.items()}, *(f[i] for f in fields))
+            for i in range(len(fields[0]))
+        ]
+
 
 class Rollout:
     """Preallocated tensors, written row by row and read span by span.

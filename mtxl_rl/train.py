@@ -34,6 +34,7 @@ from mtxl_rl.config import (
 )
 from mtxl_rl.envs.registry import make_vector_env, stream_seed
 from mtxl_rl.metrics import METRICS_FILE, MetricsLogger
+from mtxl_rl.profiling import RunProfile
 from mtxl_rl.progress import Progress
 from mtxl_rl.torso import save_torso
 
@@ -43,17 +44,17 @@ class Run:
 
     def __init__(self, config: TrainConfig, env: Any) -> None:  # noqa: ANN401
         torch.manual_seed(config.seed)
-        if config.num_threads:
-            torch.set_num_threads(config.num_threads)
+        torch.set_num_threads(1)
         device = config.torch_device()
         self.config = config
         self.env = env
         self.policy = build_policy(config, env).to(device)
-        self.agent = PPO(self.policy, config.ppo)
+        self.agent = PPO(self.policy, config.ppo, num_threads=config.num_threads)
         shape = rollout_shape(config, env.single_observation_space, self.policy)
         generator = torch.Generator(device).manual_seed(config.seed)
         actor = Actor(env, self.policy, shapes=shape.observation)
         self.collector = Collector(actor, shape=shape, generator=generator)
+        self.profile = RunProfile(env, self.collector, self.agent) if config.profile else None
         held, predicted = self.collector.rollout.nbytes_by_part(), shape.bytes_by_part()
         assert held == predicted, (held, predicted)
         self.step = 0
@@ -66,12 +67,19 @@ class Run:
         metrics = self.agent.update(rollout, progress=self.step / self.config.total_steps)
         self.step += self.config.steps_per_iteration
         done = time.perf_counter()
+        steps, learning = self.config.steps_per_iteration, done - collected
+        samples = steps * metrics["ppo/epochs"]
+        if self.profile is not None:
+            self.profile.count(num_steps=steps, num_samples=samples)
         return {
             **self.collector.episodes.means(),
             **metrics,
             **times,
-            "time/learn_seconds": done - collected,
-            "time/env_steps_per_second": self.config.steps_per_iteration / (done - begun),
+            "time/learn_seconds": learning,
+            "time/env_steps_per_second": steps / (done - begun),
+            "speed/env_steps_per_second": steps / times["time/env_seconds"],
+            "speed/act_steps_per_second": steps / times["time/act_seconds"],
+            "speed/learn_samples_per_second": samples / learning,
         }
 
     def save(self, run_dir: Path) -> Path:
@@ -194,6 +202,8 @@ def _loop(this: Run, run_dir: Path) -> None:
         last = this.save(run_dir)
     verb = "stopped at" if this.step < config.total_steps else "finished after"
     say(f"{verb} {this.step:,} steps; saved {last}")
+    if this.profile is not None:
+        say(this.profile.report())
     if this.step < config.total_steps:
         say(f"go on with: python -m mtxl_rl.train resume={run_dir}")
 

@@ -1,7 +1,8 @@
 """Proximal policy optimisation over spans of segments (Schulman et al. 2017, arXiv 1707.06347)."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -82,6 +83,7 @@ def ppo_loss(
     value: Float[Tensor, "I L"],
     spans: Spans,
     *,
+    num_valid: Tensor | None = None,
     value_deviation: Tensor | float = 1.0,
     clip_coef: float,
     value_coef: float,
@@ -91,9 +93,10 @@ def ppo_loss(
 
     L = -min(rho A, clip(rho, 1 - c, 1 + c) A) + value_coef (V - target)^2 / 2 - entropy_coef H,
     rho = exp(log_prob - stored log_prob); eqs. 7 and 9 of the paper. V and the target are measured
-    in units of `value_deviation`.
+    in units of `value_deviation`. Of a part of a minibatch, `num_valid` is the minibatch's count of
+    valid steps: then the parts' losses and means add up to the minibatch's.
     """
-    weight = spans.valid / spans.valid.sum().clamp(min=1)
+    weight = spans.valid / (spans.valid.sum() if num_valid is None else num_valid).clamp(min=1)
     log_ratio = log_prob - spans.log_prob
     ratio = log_ratio.exp()
     clipped = ratio.clamp(1 - clip_coef, 1 + clip_coef)
@@ -116,16 +119,31 @@ def ppo_loss(
     return loss, {key: metric.detach() for key, metric in metrics.items()}
 
 
+class _Learned(NamedTuple):
+    """What one part of a minibatch gives."""
+
+    loss: Tensor
+    metrics: dict[str, Tensor]
+    gradients: tuple[Tensor, ...]
+
+
 class PPO:
     """The learner: a policy, its optimiser, and one `update` per rollout.
 
     A minibatch is whole spans. From the memory stored at a span's start, its segments are re-run
     with gradients flowing through the long-term memory writes; only that start is cut off.
+
+    On a CPU, `num_threads` threads take a part of each minibatch's spans each, every one with
+    torch's operations on one core: where cores are shared, threads inside an operation wait for
+    one another at its end, these only at the minibatch's. Gradients are added in the parts' order.
     """
 
-    def __init__(self, policy: Policy, config: PPOConfig) -> None:
+    def __init__(self, policy: Policy, config: PPOConfig, *, num_threads: int = 1) -> None:
         self.policy = policy
         self.config = config
+        self.parameters = list(policy.parameters())
+        self.num_threads = num_threads
+        self._pool = ThreadPoolExecutor(num_threads - 1) if num_threads > 1 else None
         device = next(policy.parameters()).device
         # fused: one kernel for all parameters, on the CPU as on a GPU.
         self.optimizer = torch.optim.Adam(
@@ -148,15 +166,7 @@ class PPO:
         entropy_coef = _linear(config.entropy_coef, config.final_entropy_coef, progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        advantage = gae(
-            rollout.reward[:, 1:],
-            rollout.terminated,
-            rollout.valid,
-            rollout.value,
-            rollout.bootstrap_value,
-            gamma=config.gamma,
-            gae_lambda=config.gae_lambda,
-        )
+        advantage = self._advantage(rollout)
         if config.popart:
             self.policy.value_head.adapt((rollout.value + advantage)[rollout.valid])
         metrics: dict[str, list[Tensor]] = {}
@@ -210,6 +220,17 @@ class PPO:
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"].cpu())
 
+    def _advantage(self, rollout: Rollout) -> Tensor:
+        return gae(
+            rollout.reward[:, 1:],
+            rollout.terminated,
+            rollout.valid,
+            rollout.value,
+            rollout.bootstrap_value,
+            gamma=self.config.gamma,
+            gae_lambda=self.config.gae_lambda,
+        )
+
     def _epoch(
         self,
         rollout: Rollout,
@@ -222,19 +243,53 @@ class PPO:
             advantage, num_minibatches=self.config.num_minibatches, generator=self.generator
         )
         for num_updates, spans in enumerate(batches):
-            found, has_moved = self._step(spans, entropy_coef)
+            # The first minibatch always counts: it meets the weights that acted.
+            found, has_moved = self._step(spans, entropy_coef, may_stop=bool(metrics))
             for key, metric in found.items():
                 metrics.setdefault(key, []).append(metric)
             if not has_moved:
                 return num_updates
         return self.config.num_minibatches
 
-    def _step(self, spans: Spans, entropy_coef: float) -> tuple[dict[str, Tensor], bool]:
+    def _step(
+        self, spans: Spans, entropy_coef: float, *, may_stop: bool
+    ) -> tuple[dict[str, Tensor], bool]:
         """One minibatch, and whether it moved the weights; gradients that are not finite do not.
 
         Near a deterministic policy a clipped ratio bounds nothing: every minibatch may push other
         steps' ratios out. `target_kl` does bound it.
         """
+        num_valid = spans.valid.sum()
+        parts = spans.split(self.num_threads)
+        others = []
+        if self._pool is not None:
+            others = [
+                self._pool.submit(self._learn, part, num_valid, entropy_coef) for part in parts[1:]
+            ]
+        learned = [self._learn(parts[0], num_valid, entropy_coef)]
+        learned += [other.result() for other in others]
+        metrics = _combined([part.metrics for part in learned])
+        limit = 1.5 * self.config.target_kl if may_stop else 0.0
+        if limit and float(metrics["ppo/approx_kl"]) > limit:
+            return metrics, False
+        loss = torch.stack([part.loss for part in learned]).sum()
+        for parameter, *gradients in zip(
+            self.parameters, *(part.gradients for part in learned), strict=True
+        ):
+            total = gradients[0]
+            for gradient in gradients[1:]:
+                total = total + gradient
+            parameter.grad = total
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
+        finite = torch.isfinite(norm) & torch.isfinite(loss)
+        for parameter in self.parameters:
+            if parameter.grad is not None:
+                parameter.grad.copy_(torch.where(finite, parameter.grad, 0.0))
+        self.optimizer.step()
+        return metrics | {"loss/total": loss, "ppo/grad_norm": norm}, True
+
+    def _learn(self, spans: Spans, num_valid: Tensor, entropy_coef: float) -> _Learned:
+        """Loss, metrics and gradients of a part of a minibatch of `num_valid` valid steps."""
         outputs, _ = self.policy(_inputs(spans), _memory(spans))
         head = self.policy.action_head
         loss, metrics = ppo_loss(
@@ -242,28 +297,20 @@ class PPO:
             head.entropy(outputs.action_parameters),
             outputs.value,
             spans,
+            num_valid=num_valid,
             value_deviation=self.policy.value_head.deviation if self.config.popart else 1.0,
             clip_coef=self.config.clip_coef,
             value_coef=self.config.value_coef,
             entropy_coef=entropy_coef,
         )
-        limit = 1.5 * self.config.target_kl
-        if limit and float(metrics["ppo/approx_kl"]) > limit:
-            return metrics, False
         if outputs.reconstruction_loss is not None:
-            reconstruction = _mean(outputs.reconstruction_loss, spans.valid)
+            reconstruction = (outputs.reconstruction_loss * spans.valid).sum() / num_valid
             loss = loss + self.policy.config.reconstruction_coef * reconstruction
             metrics["loss/reconstruction"] = reconstruction.detach()
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        parameters = list(self.policy.parameters())
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
-        finite = torch.isfinite(norm) & torch.isfinite(loss)
-        for parameter in parameters:
-            if parameter.grad is not None:
-                parameter.grad.copy_(torch.where(finite, parameter.grad, 0.0))
-        self.optimizer.step()
-        return metrics | {"loss/total": loss.detach(), "ppo/grad_norm": norm.detach()}, True
+        return _Learned(loss.detach(), metrics, self._gradients(loss))
+
+    def _gradients(self, loss: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(loss, self.parameters, materialize_grads=True)
 
     def _report(
         self, metrics: dict[str, list[Tensor]], rollout: Rollout, advantage: Tensor
@@ -296,9 +343,13 @@ class PPO:
         return result
 
 
-def _mean(values: Tensor, valid: Tensor) -> Tensor:
-    """Over the valid steps."""
-    return (values * valid).sum() / valid.sum().clamp(min=1)
+def _combined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """A minibatch's metrics from its parts': sums of weighted means, and the largest deviation."""
+    stacked = {key: torch.stack([part[key] for part in parts]) for key in parts[0]}
+    return {
+        key: values.amax(0) if key == "ppo/ratio_deviation" else values.sum(0)
+        for key, values in stacked.items()
+    }
 
 
 def _linear(start: float, end: float, progress: float) -> float:

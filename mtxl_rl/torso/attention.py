@@ -109,12 +109,23 @@ class WindowAttention(nn.Module):
         keys: Float[Tensor, "B H R E"],
         values: Float[Tensor, "B H R E"],
         codes: Tensor,
+        order: Int[Tensor, " R"],
         visible: Bool[Tensor, "B R"],
         pairs: Pairs | None = None,
     ) -> Float[Tensor, "B D"]:
-        """Attend from one normalised layer input; keys, codes and `visible` in ring order."""
+        """Attend from one normalised layer input; keys and `visible` lie in ring order.
+
+        Args:
+            query: the layer input.
+            keys: those of the ring, this step's included.
+            values: likewise.
+            codes: of the distances M .. 0.
+            order: which code belongs to each place of the ring.
+            visible: what each row sees.
+            pairs: what else the step sees.
+        """
         q = rearrange(self.query(query), "b (h e) -> b h 1 e", h=self.num_heads)
-        q, logits = self.position.step(q, keys, codes)
+        q, logits = self.position.step(q, keys, codes, order)
         logits = (logits * self.scale).masked_fill(~visible[:, None, None], -torch.inf)
         if pairs is not None:  # one block of one step
             q, logits, values = q[:, None], logits[:, None], values[:, None]
@@ -126,7 +137,7 @@ class WindowAttention(nn.Module):
     ) -> tuple[Tensor, list[Tensor]]:
         """The softmax over persistent pairs, slots and window, applied to the values of each."""
         persistent_keys, persistent_values = self.persistent
-        parts = [(query @ persistent_keys.mT) * self.scale]
+        parts = [_by_head(query, persistent_keys.mT) * self.scale]
         contents = [persistent_values.to(values.dtype)]
         if pairs is not None:
             slots = (query @ pairs.keys.mT) * self.scale
@@ -136,7 +147,7 @@ class WindowAttention(nn.Module):
         contents.append(values)
         weights = self.dropout(torch.cat(parts, dim=-1).softmax(dim=-1)).to(values.dtype)
         split = list(weights.split([part.shape[-1] for part in parts], dim=-1))
-        out = split[0] @ contents[0]
+        out = _by_head(split[0], contents[0])
         for weight, content in zip(split[1:], contents[1:], strict=True):
             out = out + weight @ content
         return out, split
@@ -155,3 +166,13 @@ class WindowAttention(nn.Module):
         distance = i + self.window_length - j
         age = rearrange(age, "b (j c) -> b j c 1", c=block)
         return (distance >= 0) & (distance <= age)
+
+
+def _by_head(
+    rows: Float[Tensor, "*batch H C X"], matrix: Float[Tensor, "H X Y"]
+) -> Float[Tensor, "*batch H C Y"]:
+    """`rows @ matrix` without a copy of the matrix for each of the batch: one product per head."""
+    batch, size = rows.shape[:-3], rows.shape[-2]
+    by_head = rearrange(rows.flatten(0, -4) if len(batch) > 1 else rows, "b h c x -> h (b c) x")
+    out = rearrange(by_head @ matrix, "h (b c) y -> b h c y", c=size)
+    return out.unflatten(0, batch) if len(batch) > 1 else out

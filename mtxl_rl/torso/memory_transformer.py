@@ -34,9 +34,11 @@ class WindowedMemory(ActingMemory):
     keys: Float[Tensor, "N B H R E"]
     values: Float[Tensor, "N B H R E"]
     codes: Tensor
-    """The layers' position codes, twice around the ring, so that any rotation is a slice."""
-    place: int
+    """The layers' position codes, [N, ...], by distance."""
+    place: Int[Tensor, "1"]
     """The ring's place of the next step."""
+    now: Int[Tensor, "1"]
+    """The timeline's place of the next step, M + num_steps."""
     pending: Float[Tensor, "A B *pending"]
 
     def state(self) -> MemoryState:
@@ -56,6 +58,11 @@ def valid_window(window_length: Int[Tensor, " B"], size: int) -> Bool[Tensor, "B
     """Which of the window's `size` entries, the newest last, are valid."""
     distance = torch.arange(size, 0, -1, device=window_length.device)
     return distance <= window_length[:, None]
+
+
+def _may_be_any(rows: Bool[Tensor, " B"]) -> bool:
+    """Whether a row may be marked: the host knows on a CPU, and on a GPU it is not worth a wait."""
+    return rows.is_cuda or bool(rows.any())
 
 
 class Inspection(NamedTuple):
@@ -170,8 +177,7 @@ class MemoryTransformer(nn.Module):
             pairs = layer.attention.keys_values(nn.functional.pad(inputs, (0, 0, 1, 0)))
             keys.append(pairs[0])
             values.append(pairs[1])
-            code = layer.attention.position.codes()
-            codes.append(torch.cat([code, code], dim=1))
+            codes.append(layer.attention.position.codes())
             if memory is not None and layer.matrix is not None:
                 long_term = state.long_term[:, memory]
                 pending[memory] = self._replay(layer.matrix, inputs, long_term, state.segment_step)
@@ -181,7 +187,8 @@ class MemoryTransformer(nn.Module):
             keys=torch.stack(keys),
             values=torch.stack(values),
             codes=torch.stack(codes),
-            place=0,
+            place=torch.zeros(1, dtype=torch.long, device=timeline.device),
+            now=torch.full((1,), size, device=timeline.device),
             long_term=state.long_term.transpose(0, 1).clone(),
             pending=torch.stack(pending),
             window_length=state.window_length.clone(),
@@ -196,31 +203,40 @@ class MemoryTransformer(nn.Module):
         assert isinstance(memory, WindowedMemory), type(memory)
         self._make_room(memory)
         self._forget(memory, is_first)
+        y = self.step(x, memory)
+        self._count(memory)
+        return y
+
+    def step(self, x: Float[Tensor, "B D"], memory: WindowedMemory) -> Float[Tensor, "B D"]:
+        """The step of `act` between its clocks: fixed shapes, in place, no question to the device.
+
+        So it compiles as one graph that serves every step.
+        """
         num_places = self.config.window_length + 1
-        place = memory.place
-        # Slot j of the ring lies (place - j) mod R steps back: a rotation of distances M .. 0.
-        turn = slice(num_places - 1 - place, 2 * num_places - 1 - place)
-        distance = torch.arange(num_places - 1, -1, -1, device=x.device).repeat(2)[turn]
-        visible = distance <= memory.window_length.clamp(max=self.config.reach)[:, None]
-        now = self.config.window_length + memory.num_steps
+        ring = torch.arange(num_places, device=x.device)
+        # Slot j of the ring lies (place - j) mod R steps back; codes lie farthest first.
+        order = (ring - memory.place - 1) % num_places
+        reach = memory.window_length.clamp(max=self.config.reach)
+        visible = order >= self.config.window_length - reach[:, None]
+        inputs_of_layers = []
         for n, index in enumerate(self.memory_of_layer):
             layer = self._layer(n)
-            memory.timeline[:, n, now] = x
+            inputs_of_layers.append(x)
             inputs = layer.norm(x)
             pairs = layer.attention.keys_values(inputs[:, None])
-            memory.keys[n, :, :, place] = pairs[0, :, :, 0]
-            memory.values[n, :, :, place] = pairs[1, :, :, 0]
+            memory.keys[n].index_copy_(2, memory.place, pairs[0])
+            memory.values[n].index_copy_(2, memory.place, pairs[1])
             long_term = None if index is None else memory.long_term[index]
             store = self._store(n)
             slots = None
             if store is not None and long_term is not None:
                 slots = layer.pairs_of_step(store, long_term)
-            ring = (memory.keys[n], memory.values[n], memory.codes[n, :, turn])
-            attended = layer.attention.step(inputs, *ring, visible, slots)
+            keys = (memory.keys[n], memory.values[n], memory.codes[n], order)
+            attended = layer.attention.step(inputs, *keys, visible, slots)
             x = layer.step(x, attended, long_term)
             if layer.matrix is not None and index is not None:
-                memory.pending[index] = layer.matrix.write_step(memory.pending[index], inputs)
-        self._count(memory)
+                layer.matrix.write_step(memory.pending[index], inputs)
+        memory.timeline.index_copy_(2, memory.now, torch.stack(inputs_of_layers, dim=1)[:, :, None])
         return self.norm(x)
 
     def _forward(
@@ -373,9 +389,12 @@ class MemoryTransformer(nn.Module):
             return
         memory.timeline[:, :, :size] = memory.timeline[:, :, memory.num_steps :].clone()
         memory.num_steps = 0
+        memory.now.fill_(size)
 
     def _forget(self, memory: WindowedMemory, is_first: Tensor) -> None:
         """Reset the rows whose episode starts."""
+        if not _may_be_any(is_first):
+            return
         goes_on = ~is_first
         memory.window_length *= goes_on
         memory.segment_step *= goes_on
@@ -389,7 +408,8 @@ class MemoryTransformer(nn.Module):
         ended = memory.segment_step == self.config.segment_length
         memory.segment_step.remainder_(self.config.segment_length)
         memory.num_steps += 1
-        memory.place = (memory.place + 1) % (self.config.window_length + 1)
+        memory.now.add_(1)
+        memory.place.add_(1).remainder_(self.config.window_length + 1)
         written = self._written(memory, ended)
         if written is not None:
             ended = ended.view(-1, *[1] * (memory.long_term.ndim - 2))
@@ -402,7 +422,7 @@ class MemoryTransformer(nn.Module):
         less than a write at every step.
         """
         if not self.config.reads_slots:
-            return memory.pending
+            return memory.pending if _may_be_any(ended) else None
         if not bool(ended.any()):
             return None
         last = self.config.window_length + memory.num_steps

@@ -2,7 +2,8 @@
 
 Each kind computes the same logits in two ways: `block` for C queries against the M + C keys of a
 block, and `step` for one query against the ring of an acting memory, whose places lie in any
-rotation. `codes`, a tensor [_, M + 1, _], is what `step` needs of the distances, farthest first.
+rotation. `codes`, a tensor [_, M + 1, _], is what `step` needs of the distances, farthest first;
+`order` says which of them belongs to each place.
 """
 
 import math
@@ -41,8 +42,9 @@ class Positions(Protocol):
         query: Float[Tensor, "B H 1 E"],
         keys: Float[Tensor, "B H R E"],
         codes: Tensor,
+        order: Int[Tensor, " R"],
     ) -> tuple[Float[Tensor, "B H 1 E"], Float[Tensor, "B H 1 R"]]:
-        """`codes` lie in the order of the keys."""
+        """The key at place j has the code `order[j]`."""
         ...
 
 
@@ -113,11 +115,14 @@ class RelativePositions(nn.Module):
         query: Float[Tensor, "B H 1 E"],
         keys: Float[Tensor, "B H R E"],
         codes: Float[Tensor, "H R E"],
+        order: Int[Tensor, " R"],
     ) -> tuple[Float[Tensor, "B H 1 E"], Float[Tensor, "B H 1 R"]]:
-        """`codes` lie in the order of the keys."""
-        positional = (query + self.position_bias[:, None]) @ codes.mT
+        """The key at place j has the code `order[j]`."""
+        # By head and not by row: all rows share the codes, which a broadcast would copy for each.
+        positional = (query + self.position_bias[:, None]).squeeze(2).transpose(0, 1) @ codes.mT
         query = query + self.content_bias[:, None]
-        return query, query @ keys.mT + positional
+        positional = positional.index_select(2, order).transpose(0, 1)
+        return query, query @ keys.mT + positional[:, :, None]
 
 
 class RotaryPositions(nn.Module):
@@ -145,11 +150,15 @@ class RotaryPositions(nn.Module):
         return query, turned @ turn(keys.mT, self.places[:num_keys]).mT
 
     def step(
-        self, query: Float[Tensor, "B H 1 E"], keys: Float[Tensor, "B H R E"], codes: Tensor
+        self,
+        query: Float[Tensor, "B H 1 E"],
+        keys: Float[Tensor, "B H R E"],
+        codes: Tensor,
+        order: Int[Tensor, " R"],
     ) -> tuple[Float[Tensor, "B H 1 E"], Float[Tensor, "B H 1 R"]]:
-        """`codes` lie in the order of the keys."""
+        """The key at place j has the code `order[j]`."""
         turned = turn(query, self.places[self.window_length, None])
-        return query, turned @ turn(keys, codes[0, :, 0]).mT
+        return query, turned @ turn(keys, codes[0, :, 0][order]).mT
 
 
 def turn(x: Float[Tensor, "*batch K E"], places: Int[Tensor, " K"]) -> Float[Tensor, "*batch K E"]:
@@ -185,6 +194,7 @@ class NoPositions(nn.Module):
         query: Float[Tensor, "B H 1 E"],
         keys: Float[Tensor, "B H R E"],
         codes: Tensor,  # noqa: ARG002
+        order: Int[Tensor, " R"],  # noqa: ARG002
     ) -> tuple[Float[Tensor, "B H 1 E"], Float[Tensor, "B H 1 R"]]:
         """Logits by content."""
         return query, query @ keys.mT

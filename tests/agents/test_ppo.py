@@ -1,12 +1,13 @@
 """The learner: its loss, its schedules, and the refresh of the memories that it starts from."""
 
+import copy
 from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import Tensor
 
-from mtxl_rl.agents.ppo import _inputs, _memory, ppo_loss
+from mtxl_rl.agents.ppo import PPO, _inputs, _memory, ppo_loss
 from mtxl_rl.config import compose_config
 from mtxl_rl.envs.registry import make_vector_env
 from mtxl_rl.rollout import Spans
@@ -144,3 +145,20 @@ def test_schedules_are_linear_in_the_progress(run: Run) -> None:
         for progress in (0.0, 0.5, 1.0, 1.5)
     ]
     assert found == pytest.approx([0.01, 0.006, 0.002, 0.002])
+
+
+@pytest.mark.parametrize("num_threads", [2, 3, 99])
+def test_threads_that_share_a_minibatch_learn_what_one_learns(run: Run, num_threads: int) -> None:
+    rollout = run.collector.rollout
+    torch.manual_seed(0)
+    advantage = torch.randn_like(rollout.value)
+    spans = rollout.spans(torch.arange(8), advantage, rollout.value + advantage)
+    found = []
+    for threads in (1, num_threads):
+        policy = copy.deepcopy(run.policy)
+        agent = PPO(policy, run.config.ppo, num_threads=threads)
+        metrics, _ = agent._step(spans, 0.01, may_stop=False)
+        found.append(metrics | dict(policy.named_parameters()))
+    assert found[0].keys() == found[1].keys()
+    for key, one in found[0].items():
+        torch.testing.assert_close(one, found[1][key], rtol=1e-4, atol=1e-6, msg=key)

@@ -60,9 +60,9 @@ def test_a_segments_write_is_that_of_its_live_steps_one_by_one(kind: str) -> Non
     for begin in (0, 4):
         live = (torch.arange(6) >= begin).expand(3, 1, 6)
         written = memory.write(start, tuple(part[:, 0] for part in memory.encode(steps, live)))
-        by_step = start
+        by_step = start.clone()
         for t in range(begin, 6):
-            by_step = memory.write_step(by_step, steps[:, 0, t])
+            memory.write_step(by_step, steps[:, 0, t])
         torch.testing.assert_close(written, by_step, rtol=1e-12, atol=1e-12)
 
 
@@ -96,7 +96,7 @@ def test_agalite_is_its_papers_recurrence() -> None:
             s = (1 - g) * s + g * k
         stored = torch.zeros(1, *memory.memory_shape).double()
         for t in range(5):
-            stored = memory.write_step(stored, x[t, None])
+            memory.write_step(stored, x[t, None])
         torch.testing.assert_close(stored[0, head], torch.cat([c, s[:, None]], 1))
         query = features.queries(later)[0, head].detach()
         found = features.normalise(query @ stored[0, head])

@@ -106,15 +106,15 @@ class DeltaMemory(nn.Module):
         with torch.autocast(memory.device.type, enabled=False):
             return keep @ memory + add
 
-    def write_step(self, memory: Tensor, step: Float[Tensor, "B D"]) -> Tensor:
-        """W after one step of the recursion."""
+    def write_step(self, memory: Tensor, step: Float[Tensor, "B D"]) -> None:
+        """Change W by one step of the recursion."""
         key, value, strength, log_decay = self._gates(step)
         with torch.autocast(memory.device.type, enabled=False):
             if self.retention is not None:
-                memory = memory * log_decay.exp()[..., None, None]
+                memory *= log_decay.exp()[..., None, None]
             found = (key[..., None, :] @ memory).squeeze(-2)
             change = strength[..., None] * (value - found)
-            return memory + key[..., None] * change[..., None, :]
+            memory.addcmul_(key[..., None], change[..., None, :])
 
     def read(
         self,

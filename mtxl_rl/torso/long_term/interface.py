@@ -42,8 +42,8 @@ class MatrixMemory(Protocol):
         """The memory [B, ...] after one segment, `encoded` being [B, ...] of that segment."""
         ...
 
-    def write_step(self, memory: Tensor, step: Float[Tensor, "B D"]) -> Tensor:
-        """The memory after one more step of the segment."""
+    def write_step(self, memory: Tensor, step: Float[Tensor, "B D"]) -> None:
+        """Change the memory, in place, by one more step of the segment."""
         ...
 
     def read(

@@ -171,11 +171,11 @@ class LinearMemory(nn.Module):
         keep_key, keep_value, add = encoded
         return keep_key[..., None] * keep_value[..., None, :] * memory + add
 
-    def write_step(self, memory: Tensor, step: Float[Tensor, "B D"]) -> Tensor:
-        """W after one step of the recursion."""
+    def write_step(self, memory: Tensor, step: Float[Tensor, "B D"]) -> None:
+        """Change W by one step of the recursion."""
         key, value, log_keep_key, log_keep_value = self.features(step)
-        keep = (log_keep_key[..., None] + log_keep_value[..., None, :]).exp()
-        return keep * memory + key[..., None] * value[..., None, :]
+        memory *= (log_keep_key[..., None] + log_keep_value[..., None, :]).exp()
+        memory.addcmul_(key[..., None], value[..., None, :])
 
     def read(
         self,

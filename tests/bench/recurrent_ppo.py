@@ -1,0 +1,107 @@
+"""sb3-contrib's RecurrentPPO in this library's environments, with its time taken apart."""
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from sb3_contrib import RecurrentPPO
+from stable_baselines3.common.vec_env import VecEnv
+
+from mtxl_rl.config import TrainConfig
+
+
+class AsVecEnv(VecEnv):
+    """A Gymnasium vector environment as Stable-Baselines3's; all but pictures become vectors.
+
+    Rows under NEXT_STEP autoreset are passed on as they are: good for timing alone.
+    """
+
+    def __init__(self, env: Any) -> None:  # noqa: ANN401
+        space = env.single_observation_space
+        self.env, self.seconds = env, 0.0
+        self.is_image = isinstance(space, spaces.Box) and len(space.shape) == 3
+        if not self.is_image:
+            leaves = space.values() if isinstance(space, spaces.Dict) else [space]
+            size = sum(int(np.prod(leaf.shape)) for leaf in leaves)
+            space = spaces.Box(-np.inf, np.inf, (size,), np.float32)
+        super().__init__(env.num_envs, space, env.single_action_space)
+
+    def reset(self) -> NDArray[Any]:
+        """The first observations."""
+        return self._seen(self.env.reset()[0])
+
+    def step_async(self, actions: NDArray[Any]) -> None:
+        """Keep the actions for `step_wait`."""
+        self.actions = actions
+
+    def step_wait(self) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], list[dict[str, Any]]]:
+        """One step of all environments."""
+        begun = time.perf_counter()
+        observation, reward, terminated, truncated, _ = self.env.step(self.actions)
+        self.seconds += time.perf_counter() - begun
+        seen, ended = self._seen(observation), terminated | truncated
+        infos = [{"terminal_observation": seen[i]} if ended[i] else {} for i in range(len(seen))]
+        return seen, np.asarray(reward, np.float32), ended, infos
+
+    def close(self) -> None:
+        """Close the environments."""
+        self.env.close()
+
+    def env_is_wrapped(self, wrapper: type, indices: object = None) -> list[bool]:  # noqa: ARG002
+        """None is."""
+        return [False] * self.num_envs
+
+    def env_method(self, name: str, *_: object, **__: object) -> list[Any]:
+        """Not needed."""
+        raise NotImplementedError(name)
+
+    def get_attr(self, name: str, indices: object = None) -> list[Any]:  # noqa: ARG002
+        """No attribute is set."""
+        return [None] * self.num_envs
+
+    def set_attr(self, name: str, value: object, indices: object = None) -> None:
+        """Not needed."""
+        raise NotImplementedError(name)
+
+    def _seen(self, observation: Any) -> NDArray[Any]:  # noqa: ANN401
+        if self.is_image:
+            return observation
+        leaves = observation.values() if isinstance(observation, dict) else [observation]
+        rows = [np.asarray(leaf, np.float32).reshape(self.num_envs, -1) for leaf in leaves]
+        return np.concatenate(rows, axis=1)
+
+
+class Peer:
+    """RecurrentPPO of a configuration's sizes: actor and critic have an LSTM each, its default."""
+
+    def __init__(self, env: Any, config: TrainConfig, *, num_threads: int) -> None:  # noqa: ANN401
+        self.env, self.num_threads = AsVecEnv(env), num_threads
+        self.num_steps = config.steps_per_iteration
+        sizes = {"lstm_hidden_size": config.torso.width, "n_lstm_layers": config.torso.num_layers}
+        self.model = RecurrentPPO(
+            "CnnLstmPolicy" if self.env.is_image else "MlpLstmPolicy",
+            self.env,
+            n_steps=config.ppo.rollout_length,
+            batch_size=self.num_steps // config.ppo.num_minibatches,
+            n_epochs=config.ppo.num_epochs,
+            policy_kwargs=sizes,
+            device=config.device,
+        )
+        self.num_weights = sum(p.numel() for p in self.model.policy.parameters())
+        self.train, self.model.train = self.model.train, self._timed_train
+
+    def iterate(self) -> tuple[float, float, float]:
+        """Seconds of one rollout and its learning: in all, in the environments, in learning."""
+        begun, self.env.seconds, self.learning = time.perf_counter(), 0.0, 0.0
+        torch.set_num_threads(self.num_threads)
+        self.model.learn(self.num_steps, reset_num_timesteps=False)
+        torch.set_num_threads(1)
+        return time.perf_counter() - begun, self.env.seconds, self.learning
+
+    def _timed_train(self) -> None:
+        begun = time.perf_counter()
+        self.train()
+        self.learning += time.perf_counter() - begun

@@ -1,0 +1,162 @@
+"""Training end to end, every torso beside sb3-contrib's RecurrentPPO: one table for each task.
+
+python tests/bench/train.py --tasks TMaze,MiniGrid-Memory,MemoryMaze --threads 2
+
+All systems have the same sizes, environments, steps per rollout, epochs, minibatches and threads;
+they take their iterations in turns, and medians are shown. The columns are steps/s end to end, and
+of each part alone: the environments' step, the rest of acting, and the learner's samples/s, which
+are environment steps x epochs per second of learning. The peer is left out where it is not
+installed: `pip install -r tests/bench/requirements.txt`. Its rows under NEXT_STEP autoreset are
+passed on as they are, so what it learns means nothing here.
+"""
+
+import argparse
+import importlib.util
+import os
+import statistics
+import warnings
+from collections.abc import Callable
+from typing import NamedTuple
+
+from mtxl_rl.config import TrainConfig, choices, compose_config
+from mtxl_rl.envs.registry import make_vector_env, stream_seed
+from mtxl_rl.train import Run
+
+TASKS = {
+    "TMaze": ["env=TMaze"],
+    "MiniGrid-Memory": ["env=EnvPool", "env.id=MiniGrid-MemoryS13-v0"],
+    "MemoryMaze": ["env=MemoryMaze"],
+}
+TORSOS = ("mtxl", "gtrxl", "trxl", "gru", "lstm", "none")
+
+
+class Seconds(NamedTuple):
+    """Of one iteration."""
+
+    total: float
+    env: float
+    learn: float
+
+
+class System(NamedTuple):
+    """Something that trains: its name, its weights, and one iteration of it."""
+
+    name: str
+    num_weights: int
+    iterate: Callable[[], Seconds]
+    report: Callable[[], str]
+
+
+def config_of(task: str, torso: str, arguments: argparse.Namespace) -> TrainConfig:
+    """The run that the arguments describe."""
+    persistent = {"trxl": 0}.get(torso, 8)
+    return compose_config([
+        *TASKS[task],
+        f"torso={torso}",
+        f"torso.width={arguments.width}",
+        f"torso.num_layers={arguments.layers}",
+        f"torso.window_length={arguments.window}",
+        f"torso.segment_length={arguments.segment}",
+        f"torso.num_persistent={persistent}",
+        f"num_envs={arguments.envs}",
+        f"num_threads={arguments.threads}",
+        f"device={arguments.device}",
+        f"policy.precision={arguments.precision}",
+        f"profile={'true' if arguments.profile else 'false'}",
+        f"ppo.rollout_length={arguments.steps}",
+        f"ppo.bptt_segments={arguments.steps // arguments.segment}",
+        f"ppo.num_epochs={arguments.epochs}",
+        f"ppo.num_minibatches={arguments.minibatches}",
+        "total_steps=1_000_000_000",
+    ])  # fmt: skip
+
+
+def ours(task: str, torso: str, arguments: argparse.Namespace) -> System:
+    """A torso in this library's PPO."""
+    config = config_of(task, torso, arguments)
+    env = make_vector_env(config.env, num_envs=config.num_envs, seed=stream_seed(0, 0))
+    run = Run(config, env)
+    run.collector.reset(seed=None)
+
+    def iterate() -> Seconds:
+        metrics = run.iterate()
+        total = config.steps_per_iteration / metrics["time/env_steps_per_second"]
+        return Seconds(total, metrics["time/env_seconds"], metrics["time/learn_seconds"])
+
+    weights = sum(parameter.numel() for parameter in run.policy.parameters())
+    return System(torso, weights, iterate, lambda: run.profile.report() if run.profile else "")
+
+
+def peer(task: str, arguments: argparse.Namespace) -> System:
+    """RecurrentPPO with an LSTM of as many layers of the same width."""
+    from recurrent_ppo import Peer
+
+    config = config_of(task, "lstm", arguments)
+    env = make_vector_env(config.env, num_envs=config.num_envs, seed=stream_seed(0, 0))
+    model = Peer(env, config, num_threads=arguments.threads)
+    return System(
+        "sb3-contrib RecurrentPPO", model.num_weights, lambda: Seconds(*model.iterate()), str
+    )
+
+
+def measure(task: str, arguments: argparse.Namespace) -> None:
+    """Print a task's table."""
+    systems = [
+        peer(task, arguments) if name == "sb3" else ours(task, name, arguments)
+        for name in arguments.systems.split(",")
+        if name != "sb3" or importlib.util.find_spec("sb3_contrib")
+    ]
+    rounds: list[list[Seconds]] = [[] for _ in systems]
+    for turn in range(arguments.iterations + 1):
+        for system, seconds in zip(systems, rounds, strict=True):
+            spent = system.iterate()
+            if turn:  # the first one allocates and compiles
+                seconds.append(spent)
+    steps = arguments.envs * arguments.steps
+    print(f"\n{task}: {arguments.envs} environments x {arguments.steps} steps, width "
+          f"{arguments.width}, {arguments.layers} layers, window {arguments.window}, "
+          f"{arguments.epochs} epochs, {arguments.minibatches} minibatches, "
+          f"{arguments.threads} threads, {arguments.device}")  # fmt: skip
+    print("| system | weights | steps/s | env alone | acting alone | learner samples/s |")
+    print("|---|---|---|---|---|---|")
+    for system, seconds in zip(systems, rounds, strict=True):
+        total, env, act, learn = (
+            statistics.median(column)
+            for column in zip(*((s.total, s.env, s.total - s.env - s.learn, s.learn)
+                                for s in seconds), strict=True)
+        )  # fmt: skip
+        print(f"| {system.name} | {system.num_weights:,} | {steps / total:,.0f} | "
+              f"{steps / env:,.0f} | {steps / act:,.0f} | "
+              f"{steps * arguments.epochs / learn:,.0f} |", flush=True)  # fmt: skip
+    for system in systems:
+        if report := system.report():
+            print(f"\n{task}, {system.name}:\n{report}")
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tasks", default=",".join(TASKS))
+    parser.add_argument("--systems", default=",".join([*TORSOS, "sb3"]))
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--layers", type=int, default=3)
+    parser.add_argument("--window", type=int, default=64)
+    parser.add_argument("--segment", type=int, default=32)
+    parser.add_argument("--envs", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=128, help="of a rollout and of a span")
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--minibatches", type=int, default=4)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", default="float32")
+    parser.add_argument("--iterations", type=int, default=5)
+    parser.add_argument("--profile", action="store_true", help="print where the time goes")
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore", module="gym|stable_baselines3|sb3_contrib")
+    assert set(TORSOS) <= set(choices("torso"))
+    for task in arguments.tasks.split(","):
+        measure(task, arguments)
+
+
+if __name__ == "__main__":
+    main()
