@@ -3,8 +3,8 @@
 import dataclasses
 import json
 from collections import deque
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from gymnasium import Space, spaces
@@ -45,6 +45,23 @@ _EAR_DISTANCE, _EAR_HEIGHT, _EAR_RADIUS, _EAR_LIGHT = 0.22, 0.6, 0.26, 0.7 * 255
 _MAX_SEED = 2**32 - 1
 # Next mazes are made a few at each step, so that environments in step do not all stop for them.
 _STEPS_TO_PREPARE_ALL = 64
+
+
+class Motion(NamedTuple):
+    """What moves the walkers, for policies that look ahead; views, not to be written to."""
+
+    position: NDArray[np.float64]
+    """[B, 5]; see `physics.move_walker`."""
+    velocity: NDArray[np.float64]
+    """[B, 5]."""
+    box_of_cell: NDArray[np.int16]
+    """[B, n, n]; see `layout.Maze`."""
+    boxes: NDArray[np.uint8]
+    """[B, boxes, 4]; see `layout.Maze`."""
+    targets: NDArray[np.float64]
+    """[B, targets, 2] centres in metres."""
+    current: NDArray[np.int64]
+    """[B] the targets that are asked for."""
 
 
 class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
@@ -287,6 +304,21 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
     def current_targets(self) -> NDArray[np.float64]:
         """Centres of the spheres that are asked for, [B, 2] in metres."""
         return self._targets[np.arange(self.num_envs), self._current]
+
+    def motion(self) -> Motion:
+        """What the next moves depend on, but for the actions."""
+        return Motion(
+            self._position,
+            self._velocity,
+            self._box_of_cell,
+            self._boxes,
+            self._targets,
+            self._current,
+        )
+
+    def run_in_threads(self, function: Callable[..., None], *arguments: Any) -> None:  # noqa: ANN401
+        """Runs ``function(first, last, *arguments)`` over the environments; see `Threads.run`."""
+        self._threads.run(function, *arguments)
 
     def walls(self) -> NDArray[np.bool_]:
         """Where walls are, [B, n, n], rows from the top, the outer wall included."""
