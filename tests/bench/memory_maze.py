@@ -8,6 +8,8 @@ as the package has it, if it is installed.
 """
 
 import argparse
+import ctypes
+import gc
 import importlib.util
 import os
 import statistics
@@ -32,11 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", default="9x9")
     parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
-    parser.add_argument("--memory", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.memory:
-        print(resident_bytes_after(args.size, args.memory))
-        return
     original = measure_original(args.size, args.seconds)
     num_cores = len(os.sched_getaffinity(0))
     if original:
@@ -57,10 +55,10 @@ def main() -> None:
     print_memory(args.size)
 
 
-def make(size: str, num_envs: int, num_threads: int) -> MemoryMazeVectorEnv:
+def make(size: str, num_envs: int, num_threads: int, *, copy: bool = True) -> MemoryMazeVectorEnv:
     """An environment that was reset."""
     config = MemoryMazeConfig(size=size, num_threads=num_threads)
-    env = MemoryMazeVectorEnv(num_envs, config=config, seed=0)
+    env = MemoryMazeVectorEnv(num_envs, config=config, seed=0, copy=copy)
     env.reset()
     return env
 
@@ -133,22 +131,26 @@ def print_parts(size: str) -> None:
         print(f"| {name} | {statistics.median(values):.2f} |")
 
 
-def resident_bytes_after(size: str, num_envs: int) -> int:
-    """This process's resident set with so many environments (Linux)."""
-    env = make(size, num_envs, 1)
+def resident_bytes() -> int:
+    """This process's resident set (Linux), without what malloc keeps of what was freed."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def print_memory(size: str, num_envs: int = 2048) -> None:
+    """Bytes that one more environment takes, where a batch draws into the same pictures."""
+    make(size, 1, 1)  # compiles, and loads the textures
+    before = resident_bytes()
+    env = make(size, num_envs, 1, copy=False)
     for _ in range(70):  # until all next mazes are made
         env.step(np.zeros(num_envs, np.int64))
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
-
-
-def print_memory(size: str) -> None:
-    """Bytes that one more environment takes, its picture included."""
-    sizes = []
-    for num_envs in (64, 1088):
-        command = [sys.executable, __file__, "--size", size, "--memory", str(num_envs)]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
-        sizes.append(int(done.stdout))
-    print(f"\none more environment: {(sizes[1] - sizes[0]) / 1024 / 1024:.1f} KB")
+    whole = (resident_bytes() - before) / num_envs / 1024
+    picture = env.single_observation_space.shape[0] ** 2 * 3 / 1024
+    print(
+        f"\none more environment: {whole:.1f} KB, {picture:.0f} KB of them its picture; with "
+        f"copy=True another {picture:.0f} KB while the pictures before are held"
+    )
 
 
 if __name__ == "__main__":

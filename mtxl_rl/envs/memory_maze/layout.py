@@ -16,6 +16,7 @@ Rows count from the top, y is up: cell (row, column) of a grid of n cells has it
 x = 2 (column - (n - 1) / 2), y = -2 (row - (n - 1) / 2) metres.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -138,6 +139,7 @@ def _characters(text_grid: Any) -> NDArray[np.uint32]:  # noqa: ANN401 - labmaze
     return np.array(text_grid, dtype="<U1").view(np.uint32).reshape(text_grid.shape)
 
 
+@functools.cache
 def _blocks(grid: int) -> NDArray[np.uint8]:
     """The block, 0 .. 8 in reading order, of each cell; the original splits a side into thirds."""
     third = np.searchsorted([1 * grid // 3, 2 * grid // 3], np.arange(grid), side="right")

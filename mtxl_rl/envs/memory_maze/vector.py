@@ -114,6 +114,7 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         self.single_observation_space = observation_space(self.config)
         self.single_action_space = action_space(self.config)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
+        _share_bounds(self.observation_space)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._copy = copy
         self._threads = Threads(num_envs, num_threads=self.config.num_threads)
@@ -627,6 +628,18 @@ def observation_space(config: MemoryMazeConfig) -> Space[Any]:
             ),
         }
     )
+
+
+def _share_bounds(space: Space[Any]) -> None:
+    """Makes one environment's bounds serve the whole batch.
+
+    Gymnasium writes four arrays of bounds for each environment, four times a picture's 12 KB.
+    """
+    boxes = space.values() if isinstance(space, spaces.Dict) else [space]
+    for box in boxes:
+        for name in ("low", "high", "bounded_below", "bounded_above"):
+            bounds = getattr(box, name)
+            setattr(box, name, np.broadcast_to(bounds[:1].copy(), bounds.shape))
 
 
 def seed_list(seed: int | Sequence[int] | None, *, num_envs: int) -> list[int]:
