@@ -35,13 +35,20 @@ from mtxl_rl.envs.memory_maze.observe import (
 from mtxl_rl.envs.memory_maze.physics import move_walker, new_scratch
 from mtxl_rl.envs.memory_maze.raycast import draw_scenes
 from mtxl_rl.envs.memory_maze.spans import draw_views
-from mtxl_rl.envs.memory_maze.spec import ACTIONS, TARGET_COLORS, TARGET_RADIUS, MemoryMazeConfig
+from mtxl_rl.envs.memory_maze.spec import (
+    ACTIONS,
+    BALL_RADIUS,
+    TARGET_COLORS,
+    TARGET_RADIUS,
+    MemoryMazeConfig,
+)
 from mtxl_rl.envs.memory_maze.textures import load_atlas
 from mtxl_rl.envs.memory_maze.threads import Threads
 
 _CONTROLS = np.array(ACTIONS)
 _COLORS = np.array(TARGET_COLORS)
 _EAR_DISTANCE, _EAR_HEIGHT, _EAR_RADIUS, _EAR_LIGHT = 0.22, 0.6, 0.26, 0.7 * 255
+_BALL_RGB = (86, 200, 153)  # the mean of its texture; from above it is two pixels
 _MAX_SEED = 2**32 - 1
 # Next mazes are made a few at each step, so that environments in step do not all stop for them.
 _STEPS_TO_PREPARE_ALL = 64
@@ -448,7 +455,7 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         if config.top_camera:
             cameras = top_cameras(self.num_envs)
             tan_half_view = tan_half_top_view(config.maze_size.grid)
-            spheres = np.concatenate([spheres, self._ears()], axis=1)
+            spheres = np.concatenate([spheres, self._body()], axis=1)
         else:
             cameras, tan_half_view = walker_cameras(self._position), TAN_HALF_VIEW
         draw_scenes(
@@ -464,17 +471,18 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
             images,
         )
 
-    def _ears(self) -> NDArray[np.float64]:
-        """The spheres [B, 2, 7] by which the walker is seen from above; the right one is red."""
+    def _body(self) -> NDArray[np.float64]:
+        """The spheres [B, 3, 7] that show the walker from above: a red and a blue ear, the ball."""
         x, y, height, heading, _ = self._position.T
-        ears = np.zeros((self.num_envs, 2, 7))
-        for k, side in enumerate((_EAR_DISTANCE, -_EAR_DISTANCE)):
-            ears[:, k, 0] = x + side * np.sin(heading)
-            ears[:, k, 1] = y - side * np.cos(heading)
-            ears[:, k, 2] = height + _EAR_HEIGHT
-        ears[:, :, 3] = _EAR_RADIUS
-        ears[:, 0, 4] = ears[:, 1, 6] = _EAR_LIGHT
-        return ears
+        body = np.zeros((self.num_envs, 3, 7))
+        for k, side in enumerate((_EAR_DISTANCE, -_EAR_DISTANCE, 0.0)):
+            body[:, k, 0] = x + side * np.sin(heading)
+            body[:, k, 1] = y - side * np.cos(heading)
+            body[:, k, 2] = height + (_EAR_HEIGHT if side else BALL_RADIUS)
+            body[:, k, 3] = _EAR_RADIUS if side else BALL_RADIUS
+        body[:, 0, 4] = body[:, 1, 6] = _EAR_LIGHT
+        body[:, 2, 4:] = _BALL_RGB
+        return body
 
     def _layouts(self) -> NDArray[np.uint8]:
         layouts = maze_layouts(self._wall_texture)
