@@ -9,6 +9,9 @@ from mtxl_rl.envs.memory_maze.policies import episode_returns
 from mtxl_rl.envs.memory_maze.spec import MemoryMazeConfig
 from mtxl_rl.envs.memory_maze.vector import MemoryMazeVectorEnv
 
+ORIGINAL_RANDOM = "0000000000000010001000001010000000001000000000001001000100011000"
+"""The original's returns under random actions, seeds 0 to 63, as 64 digits, from
+`python tests/envs/memory_maze/original_returns.py --episodes 64`."""
 PUBLISHED = {"9x9": 34.8, "11x11": 58.0, "13x13": 74.5, "15x15": 87.7}
 """Pasukonis et al. (2023), table 1: "Max"."""
 
@@ -80,3 +83,16 @@ def test_the_oracle_walks_the_variants(options: dict[str, Any]) -> None:
 def test_the_oracles_return_is_the_published_maximum(size: str) -> None:
     returns = episode_returns(MemoryMazeConfig(size=size), policy="oracle", seed=0, num_episodes=32)
     assert returns.mean() > 0.95 * PUBLISHED[size]
+
+
+def test_random_actions_are_worth_what_they_are_in_the_original() -> None:
+    theirs = np.array([int(digit) for digit in ORIGINAL_RANDOM])
+    count, num_steps = len(theirs), 1000
+    actions = [np.random.default_rng(seed).integers(6, size=num_steps) for seed in range(count)]
+    env = MemoryMazeVectorEnv(count, config=MemoryMazeConfig(), seed=0)
+    env.reset()
+    ours = np.sum([env.step(step)[1] for step in np.transpose(actions)], axis=0)
+    env.close()
+    # Walks along walls drift apart, so episodes differ; their mean must not.
+    assert abs(ours.mean() - theirs.mean()) < 1.96 * theirs.std() / count**0.5
+    assert (ours == theirs).mean() > 0.8
