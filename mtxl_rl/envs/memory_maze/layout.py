@@ -17,6 +17,7 @@ x = 2 (column - (n - 1) / 2), y = -2 (row - (n - 1) / 2) metres.
 """
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -84,6 +85,18 @@ def cell_centers(cells: NDArray[Any], *, grid: int) -> NDArray[np.float64]:
     offset = (grid - 1) / 2
     rows, columns = cells[:, 0], cells[:, 1]
     return np.stack([(columns - offset) * CELL, (offset - rows) * CELL], axis=1).astype(np.float64)
+
+
+def spawn_height(heading: float) -> float:
+    """How far above rest a walker starts: 0 but for MuJoCo's rounding, 1e-16 m.
+
+    It decides whether the ball touches the floor in the first substep, which moves it by 1e-6 to
+    6e-4 m; walks that scrape along walls make centimetres of that.
+    """
+    c, s = math.cos(-heading / 2), -math.sin(-heading / 2)  # the joint turns about -z
+    half = 0.7071067811865475  # the head is turned by -90 degrees
+    w, z = half * c + half * s, half * s - half * c
+    return (0.6 - 0.4 * (w * w + z * z)) - BALL_RADIUS
 
 
 class MazeGenerator:

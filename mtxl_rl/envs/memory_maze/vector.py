@@ -21,7 +21,7 @@ from mtxl_rl.envs.memory_maze.camera import (
     walker_cameras,
 )
 from mtxl_rl.envs.memory_maze.kernels import announcing_compilation, kernel
-from mtxl_rl.envs.memory_maze.layout import FREE, Episode, EpisodeStream
+from mtxl_rl.envs.memory_maze.layout import FREE, Episode, EpisodeStream, spawn_height
 from mtxl_rl.envs.memory_maze.observe import (
     PATH,
     border_width,
@@ -392,7 +392,8 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
 
     def _place(self, index: int, episode: Episode) -> None:
         boxes = episode.maze.boxes
-        self._position[index] = (*episode.spawn, 0.0, episode.heading, 0.0)
+        height = spawn_height(episode.heading)
+        self._position[index] = (*episode.spawn, height, episode.heading, 0.0)
         self._velocity[index] = 0.0
         self._wall_texture[index] = episode.wall_texture
         self._is_room[index] = episode.maze.is_room
