@@ -4,10 +4,12 @@
 
 Random actions, pictures included. Every line of the first table is measured in turns, and medians
 are shown: per core is per second of the process's CPU time. The original runs in the same program,
-as the package has it, if it is installed.
+as the package has it, if it is installed: one process, and one for each core.
 """
 
 import argparse
+import ctypes
+import gc
 import importlib.util
 import os
 import statistics
@@ -32,15 +34,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", default="9x9")
     parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
-    parser.add_argument("--memory", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.memory:
-        print(resident_bytes_after(args.size, args.memory))
-        return
-    original = measure_original(args.size, args.seconds)
     num_cores = len(os.sched_getaffinity(0))
-    if original:
-        print(f"the original package: {original:.0f} steps/s per core")
+    original = print_original(args.size, args.seconds, num_cores)
     print(f"Memory Maze {args.size}, medians of {REPEATS} measurements of {args.seconds} s")
     print("| environments | threads | steps/s | steps/s per core | times the original |")
     print("|---|---|---|---|---|")
@@ -57,10 +53,10 @@ def main() -> None:
     print_memory(args.size)
 
 
-def make(size: str, num_envs: int, num_threads: int) -> MemoryMazeVectorEnv:
+def make(size: str, num_envs: int, num_threads: int, *, copy: bool = True) -> MemoryMazeVectorEnv:
     """An environment that was reset."""
     config = MemoryMazeConfig(size=size, num_threads=num_threads)
-    env = MemoryMazeVectorEnv(num_envs, config=config, seed=0)
+    env = MemoryMazeVectorEnv(num_envs, config=config, seed=0, copy=copy)
     env.reset()
     return env
 
@@ -86,21 +82,42 @@ import_packages()
 from memory_maze import tasks
 env = getattr(tasks, f"memory_maze_{sys.argv[1]}")(seed=0, image_only_obs=True)
 env.reset()
-start, num_steps = time.process_time(), 0
-while time.process_time() - start < float(sys.argv[2]):
+start, start_cpu, num_steps = time.perf_counter(), time.process_time(), 0
+while time.perf_counter() - start < float(sys.argv[2]):
     env.step(num_steps % 6)
     num_steps += 1
-print(num_steps / (time.process_time() - start), flush=True)
+wall, cpu = time.perf_counter() - start, time.process_time() - start_cpu
+print(num_steps / wall, num_steps / cpu, flush=True)
 """
 
 
-def measure_original(size: str, seconds: float) -> float | None:
-    """Steps a CPU second of the untouched package, or None; its name is this script's own."""
+def print_original(size: str, seconds: float, num_cores: int) -> float | None:
+    """Prints the untouched package's speed, one process alone and one a core; that of one core."""
     if importlib.util.find_spec("dm_control") is None:
         return None
+    alone, per_core = measure_original(size, seconds, 1)
+    together, _ = measure_original(size, seconds, num_cores)
+    print(
+        f"the original package: {per_core:.0f} steps/s per core; by the clock {alone:.0f} in one "
+        f"process, {together:.0f} in {num_cores} processes"
+    )
+    return per_core
+
+
+def measure_original(size: str, seconds: float, num_processes: int) -> tuple[float, float]:
+    """Steps a second of all processes by the clock, and of one by its CPU time."""
     command = [sys.executable, "-c", ORIGINAL, size, str(seconds)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return float(done.stdout.split()[-1])
+    running = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        for _ in range(num_processes)
+    ]
+    rates = []
+    for process in running:
+        output, _ = process.communicate()
+        # OSMesa complains when Python ends, so the last line counts and not how it ended.
+        rates.append([float(rate) for rate in output.splitlines()[-1].split()])
+    walls, cpus = zip(*rates, strict=True)
+    return sum(walls), statistics.mean(cpus)
 
 
 def print_parts(size: str) -> None:
@@ -133,22 +150,26 @@ def print_parts(size: str) -> None:
         print(f"| {name} | {statistics.median(values):.2f} |")
 
 
-def resident_bytes_after(size: str, num_envs: int) -> int:
-    """This process's resident set with so many environments (Linux)."""
-    env = make(size, num_envs, 1)
+def resident_bytes() -> int:
+    """This process's resident set (Linux), without what malloc keeps of what was freed."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def print_memory(size: str, num_envs: int = 2048) -> None:
+    """Bytes that one more environment takes, where a batch draws into the same pictures."""
+    make(size, 1, 1)  # compiles, and loads the textures
+    before = resident_bytes()
+    env = make(size, num_envs, 1, copy=False)
     for _ in range(70):  # until all next mazes are made
         env.step(np.zeros(num_envs, np.int64))
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
-
-
-def print_memory(size: str) -> None:
-    """Bytes that one more environment takes, its picture included."""
-    sizes = []
-    for num_envs in (64, 1088):
-        command = [sys.executable, __file__, "--size", size, "--memory", str(num_envs)]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
-        sizes.append(int(done.stdout))
-    print(f"\none more environment: {(sizes[1] - sizes[0]) / 1024 / 1024:.1f} KB")
+    whole = (resident_bytes() - before) / num_envs / 1024
+    picture = env.single_observation_space.shape[0] ** 2 * 3 / 1024
+    print(
+        f"\none more environment: {whole:.1f} KB, {picture:.0f} KB of them its picture; with "
+        f"copy=True another {picture:.0f} KB while the pictures before are held"
+    )
 
 
 if __name__ == "__main__":

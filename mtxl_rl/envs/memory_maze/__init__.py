@@ -10,7 +10,7 @@ Pasukonis et al. (2023), "Evaluating Long-Term Memory in 3D Mazes", https://arxi
     spans.py       the fast renderer of the walker's view; raycast.py draws every other view
     observe.py     border, minimap and the extra observations
     vector.py      the batched Gymnasium environment; single.py is one of it
-    policies.py    the oracle and the random policy
+    oracle.py      a walker that knows the maze; policies.py names it and the random one
     __main__.py    commands: play, oracle, random
     kernels.py, threads.py, packages.py   compiling, sharing the cores, what must be installed
 """

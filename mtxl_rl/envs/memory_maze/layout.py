@@ -16,6 +16,8 @@ Rows count from the top, y is up: cell (row, column) of a grid of n cells has it
 x = 2 (column - (n - 1) / 2), y = -2 (row - (n - 1) / 2) metres.
 """
 
+import functools
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -85,6 +87,18 @@ def cell_centers(cells: NDArray[Any], *, grid: int) -> NDArray[np.float64]:
     return np.stack([(columns - offset) * CELL, (offset - rows) * CELL], axis=1).astype(np.float64)
 
 
+def spawn_height(heading: float) -> float:
+    """How far above rest a walker starts: 0 but for MuJoCo's rounding, 1e-16 m.
+
+    It decides whether the ball touches the floor in the first substep, which moves it by 1e-6 to
+    6e-4 m; walks that scrape along walls make centimetres of that.
+    """
+    c, s = math.cos(-heading / 2), -math.sin(-heading / 2)  # the joint turns about -z
+    half = 0.7071067811865475  # the head is turned by -90 degrees
+    w, z = half * c + half * s, half * s - half * c
+    return (0.6 - 0.4 * (w * w + z * z)) - BALL_RADIUS
+
+
 class MazeGenerator:
     """labmaze's endless sequence of mazes for one seed.
 
@@ -138,6 +152,7 @@ def _characters(text_grid: Any) -> NDArray[np.uint32]:  # noqa: ANN401 - labmaze
     return np.array(text_grid, dtype="<U1").view(np.uint32).reshape(text_grid.shape)
 
 
+@functools.cache
 def _blocks(grid: int) -> NDArray[np.uint8]:
     """The block, 0 .. 8 in reading order, of each cell; the original splits a side into thirds."""
     third = np.searchsorted([1 * grid // 3, 2 * grid // 3], np.arange(grid), side="right")

@@ -30,7 +30,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mtxl_rl.envs.memory_maze.kernels import inlined, kernel
+from mtxl_rl.envs.memory_maze.kernels import bare_kernel, inlined, kernel
 from mtxl_rl.envs.memory_maze.spec import BALL_RADIUS, CELL, SUBSTEP_SECONDS, TARGET_RADIUS
 
 # The model, in kg, m, s. The camera's kilogram sits 0.15 m ahead of the ball.
@@ -77,9 +77,9 @@ class Scratch(NamedTuple):
     rows: NDArray[np.float64]
     """[contacts, 4, 5] whitened Jacobians."""
     fours: NDArray[np.float64]
-    """[3, contacts, 4] what belongs to these rows."""
+    """[4, contacts, 4] what belongs to these rows."""
     vectors: NDArray[np.float64]
-    """[17, 5]."""
+    """[16, 5]."""
     walls: NDArray[np.float64]
     """[contacts - 1, 3]; see `_find_walls`."""
 
@@ -89,8 +89,8 @@ def new_scratch() -> Scratch:
     """Working memory of any content."""
     return Scratch(
         np.empty((_MAX_CONTACTS, 4, 5)),
-        np.empty((3, _MAX_CONTACTS, 4)),
-        np.empty((17, 5)),
+        np.empty((4, _MAX_CONTACTS, 4)),
+        np.empty((16, 5)),
         np.empty((_MAX_CONTACTS - 1, 3)),
     )
 
@@ -111,11 +111,11 @@ def _stiffness(impedance: float) -> float:
     return impedance / ((1.0 - impedance) * _INVERSE_WEIGHT)
 
 
-@kernel
+@bare_kernel
 def _floor_force(
-    distance: float, velocity: NDArray[np.float64], forces: NDArray[np.float64]
-) -> tuple[float, float, float, float]:
-    """Forces of the floor alone: normal, forward, left, and the torque about the normal.
+    distance: float, velocity: NDArray[np.float64], forces: NDArray[np.float64], start: float
+) -> tuple[float, float, float, float, float]:
+    """Forces of the floor alone: normal, forward, left, and the torque about the normal; and k.
 
     With the friction rows orthogonal, the missing accelerations of friction under a force of k
     times themselves are s_i / (1 + k a_i); k is the root of one equation.
@@ -124,6 +124,7 @@ def _floor_force(
         distance: Between ball and floor in metres, negative.
         velocity: [5], in the walker's frame.
         forces: [5], free of contacts.
+        start: Where to look for k first: that of the substep before, or 0.
     """
     arm = BALL_RADIUS + 0.5 * distance
     spin = forces[4] / _ROLL_INERTIA
@@ -141,11 +142,11 @@ def _floor_force(
     a0 = 1.0 / _MASS + arm * arm / _ROLL_INERTIA
     sliding = math.sqrt(s0 * s0 + s1 * s1 + s2 * s2)
     if normal >= sliding:
-        return 0.0, 0.0, 0.0, 0.0
+        return 0.0, 0.0, 0.0, 0.0, 0.0
 
-    force = _floor_normal_force(stiffness, normal, a0, s0, s1, s2)
+    force, k = _floor_normal_force(stiffness, normal, a0, s0, s1, s2, start)
     if force <= 1e-15:
-        return force, 0.0, 0.0, 0.0
+        return force, 0.0, 0.0, 0.0, k
 
     # Noslip: the least friction that leaves no sliding, or the largest that the cone allows.
     f0, f1, f2 = _friction_in_ball(a0, _FLOOR_A, _FLOOR_B, s0, s1, s2, force)
@@ -154,30 +155,33 @@ def _floor_force(
         f0,
         _FLOOR_COS * f1 - _FLOOR_SIN * f2,
         _TORSION * (_FLOOR_SIN * f1 + _FLOOR_COS * f2),
+        k,
     )
 
 
-@kernel
+@bare_kernel
 def _floor_normal_force(
-    stiffness: float, normal: float, a0: float, s0: float, s1: float, s2: float
-) -> float:
-    """The normal force of the floor; normal and s are what the contact's four rows lack."""
+    stiffness: float, normal: float, a0: float, s0: float, s1: float, s2: float, start: float
+) -> tuple[float, float]:
+    """The normal force of the floor, and k; normal and s are what the contact's four rows lack."""
     # Inside the cone's opposite, all rows are springs.
     force = -stiffness * normal / (1.0 + stiffness / _MASS)
     x0 = s0 / (1.0 + stiffness * a0)
     x1 = s1 / (1.0 + stiffness * _FLOOR_A)
     x2 = s2 / (1.0 + stiffness * _FLOOR_B)
     if force >= stiffness * math.sqrt(x0 * x0 + x1 * x1 + x2 * x2):
-        return force
+        return force, 0.0
     # On its surface: k = half (1 - normal / |x(k)|), by Newton's method inside a bracket.
     half = 0.5 * stiffness / (1.0 + 0.5 * stiffness / _MASS)
     low, high = 0.0, stiffness
     length = math.sqrt(s0 * s0 + s1 * s1 + s2 * s2)
-    k = half * (1.0 - normal / length)
+    k = start if start > 0.0 else half * (1.0 - normal / length)
     if not low < k < high:
         k = 0.5 * stiffness
     for _ in range(40):
-        d0, d1, d2 = 1.0 / (1.0 + k * a0), 1.0 / (1.0 + k * _FLOOR_A), 1.0 / (1.0 + k * _FLOOR_B)
+        p0, p1, p2 = 1.0 + k * a0, 1.0 + k * _FLOOR_A, 1.0 + k * _FLOOR_B
+        inverse = 1.0 / (p0 * p1 * p2)
+        d0, d1, d2 = p1 * p2 * inverse, p0 * p2 * inverse, p0 * p1 * inverse
         x0, x1, x2 = s0 * d0, s1 * d1, s2 * d2
         squared = x0 * x0 + x1 * x1 + x2 * x2
         length = math.sqrt(squared)
@@ -187,14 +191,16 @@ def _floor_normal_force(
         new = k - excess / (1.0 + half * normal * slope / (squared * length))
         if not low < new < high:
             new = 0.5 * (low + high)
-        converged = abs(new - k) < 1e-12 * k
+        # Newton's method doubles the digits: the next step would change nothing.
+        converged = abs(new - k) < 1e-8 * k
         k = new
         if converged:
             break
-    return k * length
+    x0, x1, x2 = s0 / (1.0 + k * a0), s1 / (1.0 + k * _FLOOR_A), s2 / (1.0 + k * _FLOOR_B)
+    return k * math.sqrt(x0 * x0 + x1 * x1 + x2 * x2), k
 
 
-@kernel
+@bare_kernel
 def _friction_in_ball(
     a0: float, a1: float, a2: float, b0: float, b1: float, b2: float, radius: float
 ) -> tuple[float, float, float]:
@@ -244,7 +250,7 @@ def _dot(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
     return a[0] * b[0] + a[1] * b[1] + a[2] * b[2] + a[3] * b[3] + a[4] * b[4]
 
 
-@kernel
+@bare_kernel
 def _set_contact(
     rows: NDArray[np.float64],
     reference: NDArray[np.float64],
@@ -280,9 +286,11 @@ def _set_contact(
     # Rows 2 and 3 are turned until they are orthogonal; row 1 already is.
     mixed = _dot(rows[2], rows[3])
     if mixed != 0.0:
+        # By half the angle of (half_difference, mixed); row 2 is always the longer one.
         half_difference = 0.5 * (_dot(rows[2], rows[2]) - _dot(rows[3], rows[3]))
-        angle = 0.5 * math.atan2(mixed, half_difference)
-        c, s = math.cos(angle), math.sin(angle)
+        length = math.sqrt(half_difference * half_difference + mixed * mixed)
+        c = math.sqrt(0.5 + 0.5 * half_difference / length)
+        s = 0.5 * mixed / (length * c)
         for k in range(5):
             a, b = rows[2, k], rows[3, k]
             rows[2, k], rows[3, k] = c * a + s * b, c * b - s * a
@@ -405,37 +413,94 @@ def _substitute(factors: NDArray[np.float64], vector: NDArray[np.float64]) -> No
 
 
 @inlined
-def _search_line(
+def _set_direction(
     num_contacts: int,
     rows: NDArray[np.float64],
-    reference: NDArray[np.float64],
     stiffness: NDArray[np.float64],
-    u: NDArray[np.float64],
-    free: NDArray[np.float64],
     missing: NDArray[np.float64],
-    forces: NDArray[np.float64],
     gradient: NDArray[np.float64],
     direction: NDArray[np.float64],
-    start: NDArray[np.float64],
-    first_slope: float,
+    hessian: NDArray[np.float64],
+    scratch: NDArray[np.float64],
 ) -> None:
-    """Moves u from its start along a direction until the slope along it has shrunk to a tenth.
+    """Newton's direction [5], minus the gradient over the second derivative."""
+    hessian[:, :] = 0.0
+    for k in range(5):
+        hessian[k, k] = 1.0
+        direction[k] = -gradient[k]
+    for i in range(num_contacts):
+        _add_contact_hessian(rows[i], stiffness[i], missing[i], hessian, scratch)
+    _factorize(hessian)
+    _substitute(hessian, direction)
 
-    Almost always that is the whole step; else it bisects.
+
+@inlined
+def _slope(
+    num_contacts: int,
+    stiffness: NDArray[np.float64],
+    missing: NDArray[np.float64],
+    change: NDArray[np.float64],
+    step: float,
+) -> float:
+    """What the contacts add to the objective's slope along a direction, a step from its start."""
+    slope = 0.0
+    for i in range(num_contacts):
+        c0, c1, c2, c3 = change[i, 0], change[i, 1], change[i, 2], change[i, 3]
+        normal, m1 = missing[i, 0] + step * c0, missing[i, 1] + step * c1
+        m2, m3 = missing[i, 2] + step * c2, missing[i, 3] + step * c3
+        sliding = math.sqrt(m1 * m1 + m2 * m2 + m3 * m3)
+        if normal >= sliding:
+            continue
+        along = m1 * c1 + m2 * c2 + m3 * c3
+        if normal + sliding <= 0.0:
+            slope += stiffness[i] * (normal * c0 + along)
+        else:
+            slope += 0.5 * stiffness[i] * (sliding - normal) * (along / sliding - c0)
+    return slope
+
+
+@inlined
+def _search_line(
+    num_contacts: int,
+    stiffness: NDArray[np.float64],
+    missing: NDArray[np.float64],
+    change: NDArray[np.float64],
+    linear: float,
+    squared: float,
+    first_slope: float,
+) -> float:
+    """The step along a direction at which the objective's slope has shrunk to a tenth.
+
+    Almost always that is the whole step; else a root is bracketed and interpolated.
+
+    Args:
+        num_contacts: Contacts.
+        stiffness: [contacts].
+        missing: [contacts, 4] where the direction starts.
+        change: [contacts, 4] what `missing` gains along the direction.
+        linear: (start - free) dot direction.
+        squared: Direction dot direction.
+        first_slope: At the start, negative.
     """
     low, high, step = 0.0, -1.0, 1.0
+    low_slope, high_slope = first_slope, 0.0
     for _ in range(30):
-        for k in range(5):
-            u[k] = start[k] + step * direction[k]
-        _set_gradient(num_contacts, rows, reference, stiffness, u, free, missing, forces, gradient)
-        slope = _dot(gradient, direction)
+        slope = linear + step * squared + _slope(num_contacts, stiffness, missing, change, step)
         if abs(slope) <= 0.1 * abs(first_slope):
-            return
-        low, high = (step, high) if slope < 0.0 else (low, step)
-        step = 2.0 * step if high < 0.0 else 0.5 * (low + high)
+            break
+        if slope < 0.0:
+            low, low_slope = step, slope
+        else:
+            high, high_slope = step, slope
+        if high < 0.0:
+            step = 2.0 * step
+        else:
+            share = low_slope / (low_slope - high_slope)
+            step = low + (high - low) * min(max(share, 0.1), 0.9)
+    return step
 
 
-@kernel
+@bare_kernel
 def _solve_contacts(
     num_contacts: int,
     rows: NDArray[np.float64],
@@ -445,39 +510,27 @@ def _solve_contacts(
     free: NDArray[np.float64],
     missing: NDArray[np.float64],
     forces: NDArray[np.float64],
+    change: NDArray[np.float64],
     scratch: NDArray[np.float64],
 ) -> None:
     """Newton's method on the objective; u [5] is the start and becomes the minimiser."""
-    gradient, direction, start = scratch[0], scratch[1], scratch[2]
-    hessian, rest = scratch[3:8], scratch[8:10]
+    gradient, direction = scratch[0], scratch[1]
+    hessian, rest = scratch[2:7], scratch[7:9]
     _set_gradient(num_contacts, rows, reference, stiffness, u, free, missing, forces, gradient)
     for _ in range(50):
         if _dot(gradient, gradient) < 1e-18:
             return
-        hessian[:, :] = 0.0
-        for k in range(5):
-            hessian[k, k] = 1.0
-            direction[k] = -gradient[k]
-            start[k] = u[k]
-        for i in range(num_contacts):
-            _add_contact_hessian(rows[i], stiffness[i], missing[i], hessian, rest)
-        _factorize(hessian)
-        _substitute(hessian, direction)
+        _set_direction(num_contacts, rows, stiffness, missing, gradient, direction, hessian, rest)
         first_slope = _dot(gradient, direction)
-        _search_line(
-            num_contacts,
-            rows,
-            reference,
-            stiffness,
-            u,
-            free,
-            missing,
-            forces,
-            gradient,
-            direction,
-            start,
-            first_slope,
-        )
+        for i in range(num_contacts):
+            for j in range(4):
+                change[i, j] = _dot(rows[i, j], direction)
+        linear = _dot(u, direction) - _dot(free, direction)
+        squared = _dot(direction, direction)
+        step = _search_line(num_contacts, stiffness, missing, change, linear, squared, first_slope)
+        for k in range(5):
+            u[k] += step * direction[k]
+        _set_gradient(num_contacts, rows, reference, stiffness, u, free, missing, forces, gradient)
         if abs(first_slope) < 1e-16:
             return
 
@@ -522,7 +575,7 @@ def _noslip_contact(
     return gain
 
 
-@kernel
+@bare_kernel
 def _noslip(
     num_contacts: int,
     rows: NDArray[np.float64],
@@ -550,7 +603,7 @@ def _noslip(
             break
 
 
-@kernel
+@bare_kernel
 def _find_walls(
     x: float,
     y: float,
@@ -627,7 +680,16 @@ def _wall_forces(
         )
         count += 1
     _solve_contacts(
-        count, rows, reference, stiffness, u, free, missing, contact_forces, vectors[4:14]
+        count,
+        rows,
+        reference,
+        stiffness,
+        u,
+        free,
+        missing,
+        contact_forces,
+        scratch.fours[3],
+        vectors[4:13],
     )
     _noslip(count, rows, reference, stiffness, free, contact_forces, final)
     # Back to forces: W' (u - free).
@@ -664,7 +726,7 @@ def _touches(
     return ahead * ahead + aside * aside <= TARGET_RADIUS**2
 
 
-@kernel
+@bare_kernel
 def move_walker(
     position: NDArray[np.float64],
     velocity: NDArray[np.float64],
@@ -693,10 +755,10 @@ def move_walker(
     """
     h = SUBSTEP_SECONDS
     walls = scratch.walls
-    local, forces, u = scratch.vectors[14], scratch.vectors[15], scratch.vectors[16]
+    local, forces, u = scratch.vectors[13], scratch.vectors[14], scratch.vectors[15]
     for k in range(5):
         u[k] = 0.0
-    touched = 0
+    touched, sliding_share = 0, 0.0
     for _ in range(num_substeps):
         cos, sin = math.cos(position[3]), math.sin(position[3])
         local[0] = cos * velocity[0] + sin * velocity[1]
@@ -711,7 +773,9 @@ def move_walker(
         if num_walls > 0:
             _wall_forces(num_walls, walls, position[2], local, forces, cos, sin, u, scratch)
         elif position[2] < 0.0:
-            normal, forward, left, torque = _floor_force(position[2], local, forces)
+            normal, forward, left, torque, sliding_share = _floor_force(
+                position[2], local, forces, sliding_share
+            )
             arm = BALL_RADIUS + 0.5 * position[2]
             forces[0] += forward
             forces[1] += left

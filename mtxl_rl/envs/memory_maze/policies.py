@@ -1,4 +1,4 @@
-"""Two policies that learn nothing: the oracle, which knows the maze, and the random one."""
+"""Policies that learn nothing, by name, and their returns; `oracle.py` is the best of them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,6 +8,7 @@ from jaxtyping import Float64, Int64
 from numpy.typing import NDArray
 
 from mtxl_rl.envs.memory_maze.kernels import kernel
+from mtxl_rl.envs.memory_maze.oracle import Oracle
 from mtxl_rl.envs.memory_maze.spec import CELL, MemoryMazeConfig
 from mtxl_rl.envs.memory_maze.vector import MemoryMazeVectorEnv
 
@@ -15,33 +16,13 @@ Policy = Callable[[MemoryMazeVectorEnv], NDArray[Any]]
 """Actions [B] for the environments as they stand."""
 
 _FORWARD, _LEFT, _RIGHT, _FORWARD_LEFT, _FORWARD_RIGHT = 1, 2, 3, 4, 5
-_TURN_ON_THE_SPOT, _TURN_WHILE_WALKING = 1.2, 0.13  # radians; a step turns by 0.32
-_CLEARANCE = 0.21  # metres from the walker's middle to a wall
-
-
-def oracle(env: MemoryMazeVectorEnv) -> Int64[np.ndarray, " B"]:
-    """Walks to the target that is asked for on a shortest path, by the cells' centres.
-
-    It is far from perfect control, but the published oracle is of the same kind: its returns are
-    within a few per cent.
-    """
-    walkers = env.walkers()
-    return choose_steps(
-        walkers[:, :2],
-        walkers[:, 3],
-        env.current_targets(),
-        env.walls(),
-        _CLEARANCE,
-        _TURN_ON_THE_SPOT,
-    )
+_TURN_ON_THE_SPOT, _TURN_WHILE_WALKING = 0.6, 0.13  # radians; a step turns by 0.32
 
 
 def careful(env: MemoryMazeVectorEnv) -> Int64[np.ndarray, " B"]:
     """Walks from cell centre to cell centre and turns on the spot, which keeps it off the walls."""
     walkers = env.walkers()
-    return choose_steps(
-        walkers[:, :2], walkers[:, 3], env.current_targets(), env.walls(), CELL, 0.6
-    )
+    return choose_steps(walkers[:, :2], walkers[:, 3], env.current_targets(), env.walls())
 
 
 def random_policy(seed: int) -> Policy:
@@ -57,7 +38,7 @@ def random_policy(seed: int) -> Policy:
 
 
 POLICIES: dict[str, Callable[[int], Policy]] = {
-    "oracle": lambda _: oracle,
+    "oracle": lambda _: Oracle(),
     "random": random_policy,
 }
 """What makes a policy from a seed, by name."""
@@ -88,84 +69,37 @@ def choose_steps(
     headings: Float64[np.ndarray, " B"],
     targets: Float64[np.ndarray, "B 2"],
     walls: NDArray[np.bool_],
-    clearance: float,
-    spot_angle: float,
 ) -> Int64[np.ndarray, " B"]:
-    """Actions that go to targets on shortest paths.
+    """Actions that go to targets on shortest paths, from cell centre to cell centre.
 
     Args:
         positions: Of the walkers, x and y in metres.
         headings: Radians, counter-clockwise from the x axis.
         targets: Where to go, x and y in metres.
         walls: [B, n, n], rows from the top.
-        clearance: Metres from the walker's middle to a wall, where it leaves the cells' centres;
-            a cell's side or more: it never does.
-        spot_angle: Radians; beyond it, a walker turns on the spot.
     """
     count, n = walls.shape[0], walls.shape[1]
     distance = np.empty((n, n), np.int64)
     queue = np.empty((n * n, 2), np.int64)
     actions = np.empty(count, np.int64)
     for e in range(count):
-        goal_row, goal_column = _cell(targets[e], n)
-        _measure(goal_row, goal_column, walls[e], distance, queue)
-        x, y = _aim(positions[e], targets[e], walls[e], distance, clearance)
+        _measure(*_cell(targets[e], n), walls[e], distance, queue)
+        x, y = targets[e, 0], targets[e, 1]
+        row, column = _downhill(*_cell(positions[e], n), distance)
+        if distance[row, column] > 0:
+            x, y = (column - (n - 1) / 2) * CELL, ((n - 1) / 2 - row) * CELL
         bearing = np.arctan2(y - positions[e, 1], x - positions[e, 0]) - headings[e]
-        actions[e] = _steer((bearing + np.pi) % (2 * np.pi) - np.pi, spot_angle)
+        actions[e] = _steer((bearing + np.pi) % (2 * np.pi) - np.pi)
     return actions
 
 
 @kernel
-def _aim(
-    position: NDArray[np.float64],
-    target: NDArray[np.float64],
-    walls: NDArray[np.bool_],
-    distance: NDArray[np.int64],
-    clearance: float,
-) -> tuple[float, float]:
-    """The last place on a shortest path to which the way is straight and clear, or the next."""
-    n = len(walls)
-    row, column = _cell(position, n)
-    x, y = target[0], target[1]
-    is_next = True
-    while distance[row, column] > 0:
-        dr, dc = _downhill(row, column, distance)
-        row, column = row + dr, column + dc
-        next_x, next_y = target[0], target[1]
-        if distance[row, column] > 0:
-            next_x, next_y = (column - (n - 1) / 2) * CELL, ((n - 1) / 2 - row) * CELL
-        if not (is_next or _is_clear(position, next_x, next_y, walls, clearance)):
-            break
-        x, y = next_x, next_y
-        is_next = False
-    return x, y
-
-
-@kernel
 def _downhill(row: int, column: int, distance: NDArray[np.int64]) -> tuple[int, int]:
-    """The step to a neighbour that is nearer to the goal."""
+    """The neighbour that is nearer to the goal, or the goal itself."""
     for dr, dc in ((-1, 0), (1, 0), (0, -1), (0, 1)):
-        if distance[row + dr, column + dc] == distance[row, column] - 1:
-            return dr, dc
-    return 0, 0
-
-
-@kernel
-def _is_clear(
-    start: NDArray[np.float64], x: float, y: float, walls: NDArray[np.bool_], clearance: float
-) -> bool:
-    """Whether there is room for the walker along the straight way from its place to (x, y)."""
-    n = len(walls)
-    num = int(np.hypot(x - start[0], y - start[1]) / clearance) + 1
-    for k in range(1, num + 1):
-        along_x = start[0] + (x - start[0]) * k / num
-        along_y = start[1] + (y - start[1]) * k / num
-        for dx in (-clearance, clearance):
-            for dy in (-clearance, clearance):
-                row, column = int(n / 2 - (along_y + dy) / CELL), int(n / 2 + (along_x + dx) / CELL)
-                if walls[row, column]:
-                    return False
-    return True
+        if distance[row + dr, column + dc] == distance[row, column] - 1 >= 0:
+            return row + dr, column + dc
+    return row, column
 
 
 @kernel
@@ -175,9 +109,9 @@ def _cell(place: NDArray[np.float64], n: int) -> tuple[int, int]:
 
 
 @kernel
-def _steer(angle: float, spot_angle: float) -> int:
+def _steer(angle: float) -> int:
     """The action that goes toward a direction, in radians to the left of the heading."""
-    if abs(angle) > spot_angle:
+    if abs(angle) > _TURN_ON_THE_SPOT:
         return _LEFT if angle > 0 else _RIGHT
     if abs(angle) > _TURN_WHILE_WALKING:
         return _FORWARD_LEFT if angle > 0 else _FORWARD_RIGHT

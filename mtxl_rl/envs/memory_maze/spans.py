@@ -27,7 +27,7 @@ from mtxl_rl.envs.memory_maze.camera import (
     TAN_HALF_VIEW,
     ViewTables,
 )
-from mtxl_rl.envs.memory_maze.kernels import inlined, kernel
+from mtxl_rl.envs.memory_maze.kernels import bare_kernel, floor_log2, inlined, kernel, prefetch
 from mtxl_rl.envs.memory_maze.layout import FREE
 from mtxl_rl.envs.memory_maze.spec import CELL, TARGET_RADIUS
 from mtxl_rl.envs.memory_maze.textures import (
@@ -50,11 +50,13 @@ _NEAREST = 1e-4  # a camera does not come closer to a face
 _TILES = _F(64.0)
 _FLOOR_LIGHT = (AMBIENT + DIFFUSE * SIN_PITCH) * 256
 _COARSEST = NUM_HALF_OCTAVES - 1
+_SQRT_TWO = _F(math.sqrt(2.0))  # half an octave, to round
 _BLOCK = 8  # columns that share a half octave
 # The three channels in one word, 16 bits each.
 _CHANNELS = np.uint64(0x000000FF00FF00FF)
 _ROUND = np.uint64(0x0000008000800080)
 _EIGHT = np.uint64(8)
+_EIGHT32, _ROWS_AHEAD = np.uint32(8), np.uint32(3)
 _SUBPIXELS = SUBPIXELS.astype(np.float32)
 
 # Columns of the table of faces.
@@ -171,7 +173,7 @@ def draw_views(
         )
 
 
-@kernel
+@bare_kernel
 def _draw_view(
     pose: NDArray[np.float64],
     wall_texture: NDArray[np.uint8],
@@ -203,10 +205,10 @@ def _draw_view(
     for row in range(side):
         _draw_row(row, view, num_faces, faces, face_textures, is_room, atlas, tables, colors)
         for column in range(side):
-            color = ((colors[column] + _ROUND) >> _EIGHT) & _CHANNELS
-            image[row, column, 0] = color & np.uint64(255)
-            image[row, column, 1] = (color >> np.uint64(16)) & np.uint64(255)
-            image[row, column, 2] = color >> np.uint64(32)
+            color = (colors[column] + _ROUND) >> _EIGHT
+            image[row, column, 0] = np.uint8(color)
+            image[row, column, 1] = np.uint8(color >> np.uint64(16))
+            image[row, column, 2] = np.uint8(color >> np.uint64(32))
     for k in range(len(targets)):
         _draw_sphere(
             view,
@@ -221,7 +223,7 @@ def _draw_view(
         )
 
 
-@kernel
+@bare_kernel
 def _find_faces(
     view: _View,
     wall_texture: NDArray[np.uint8],
@@ -282,7 +284,7 @@ def _line(hit: _Hit) -> int:
     return hit.column + hit.axis if hit.axis < 2 else hit.row + hit.axis - 2
 
 
-@kernel
+@bare_kernel
 def _edge_between(
     view: _View, low: np.float32, high: np.float32, left: _Hit, right: _Hit
 ) -> np.float32:
@@ -485,6 +487,11 @@ def _add_wall(
         fine = _F(np.int32(256) << np.int32(shift))
         x0, y0 = u0 * fine - _F(128.0), v0 * fine - _F(128.0)
         x_along, x_per_column, y_up = along * fine, along_per_column * fine, row.up * fine
+        # The picture's next row takes about the texture's next one; by then it has come.
+        ahead = (np.uint32(np.int32(y0 - t * y_up)) >> _EIGHT32) + _ROWS_AHEAD
+        beside = np.uint32(np.int32(x0 + t * (x_along + x_per_column * c))) >> _EIGHT32
+        mask = (np.uint32(1) << shift) - np.uint32(1)
+        prefetch(atlas.texels, offset + ((ahead & mask) << shift) + (beside & mask))
         is_whole = _is_whole(block, block_end, left, right, edge, _ONE)
         weight = light
         for column in range(np.uint32(block), np.uint32(block_end)):
@@ -502,7 +509,7 @@ def _add_wall(
 @inlined
 def _half_octave(squared: np.float32) -> int:
     """The half octave in which a pixel is about one texel, by its squared extent in the finest."""
-    return int(min(max(math.log2(squared) + _HALF, _F(0.0)), _F(_COARSEST)))
+    return min(max(floor_log2(squared * _SQRT_TWO), 0), _COARSEST)
 
 
 @inlined
@@ -569,7 +576,7 @@ def _add_sky(
         colors[column] += sky[column] * np.uint64(np.int32(weight + _HALF))
 
 
-@kernel
+@bare_kernel
 def _draw_sphere(
     view: _View,
     dx: np.float32,
@@ -621,7 +628,7 @@ def _clipped(middle: np.float32, extent: np.float32, side: int) -> tuple[int, in
     return int(first), int(end)
 
 
-@kernel
+@bare_kernel
 def _is_hidden(sphere: _Sphere, num_faces: int, faces: NDArray[np.float32]) -> bool:
     """Whether all of a sphere surely lies beside the view or behind walls."""
     reach = _F(1.1) * sphere.radius
@@ -685,7 +692,7 @@ def _sphere_share(
     return _F(0.25) * _F(count)
 
 
-@kernel
+@bare_kernel
 def _shows_sphere(
     view: _View,
     sphere: _Sphere,

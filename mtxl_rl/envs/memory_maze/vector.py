@@ -3,8 +3,8 @@
 import dataclasses
 import json
 from collections import deque
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from gymnasium import Space, spaces
@@ -21,7 +21,7 @@ from mtxl_rl.envs.memory_maze.camera import (
     walker_cameras,
 )
 from mtxl_rl.envs.memory_maze.kernels import announcing_compilation, kernel
-from mtxl_rl.envs.memory_maze.layout import FREE, Episode, EpisodeStream
+from mtxl_rl.envs.memory_maze.layout import FREE, Episode, EpisodeStream, spawn_height
 from mtxl_rl.envs.memory_maze.observe import (
     PATH,
     border_width,
@@ -35,16 +35,40 @@ from mtxl_rl.envs.memory_maze.observe import (
 from mtxl_rl.envs.memory_maze.physics import move_walker, new_scratch
 from mtxl_rl.envs.memory_maze.raycast import draw_scenes
 from mtxl_rl.envs.memory_maze.spans import draw_views
-from mtxl_rl.envs.memory_maze.spec import ACTIONS, TARGET_COLORS, TARGET_RADIUS, MemoryMazeConfig
+from mtxl_rl.envs.memory_maze.spec import (
+    ACTIONS,
+    BALL_RADIUS,
+    TARGET_COLORS,
+    TARGET_RADIUS,
+    MemoryMazeConfig,
+)
 from mtxl_rl.envs.memory_maze.textures import load_atlas
 from mtxl_rl.envs.memory_maze.threads import Threads
 
 _CONTROLS = np.array(ACTIONS)
 _COLORS = np.array(TARGET_COLORS)
 _EAR_DISTANCE, _EAR_HEIGHT, _EAR_RADIUS, _EAR_LIGHT = 0.22, 0.6, 0.26, 0.7 * 255
+_BALL_RGB = (86, 200, 153)  # the mean of its texture; from above it is two pixels
 _MAX_SEED = 2**32 - 1
 # Next mazes are made a few at each step, so that environments in step do not all stop for them.
 _STEPS_TO_PREPARE_ALL = 64
+
+
+class Motion(NamedTuple):
+    """What moves the walkers, for policies that look ahead; views, not to be written to."""
+
+    position: NDArray[np.float64]
+    """[B, 5]; see `physics.move_walker`."""
+    velocity: NDArray[np.float64]
+    """[B, 5]."""
+    box_of_cell: NDArray[np.int16]
+    """[B, n, n]; see `layout.Maze`."""
+    boxes: NDArray[np.uint8]
+    """[B, boxes, 4]; see `layout.Maze`."""
+    targets: NDArray[np.float64]
+    """[B, targets, 2] centres in metres."""
+    current: NDArray[np.int64]
+    """[B] the targets that are asked for."""
 
 
 class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
@@ -97,6 +121,7 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         self.single_observation_space = observation_space(self.config)
         self.single_action_space = action_space(self.config)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
+        _share_bounds(self.observation_space)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._copy = copy
         self._threads = Threads(num_envs, num_threads=self.config.num_threads)
@@ -288,6 +313,21 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         """Centres of the spheres that are asked for, [B, 2] in metres."""
         return self._targets[np.arange(self.num_envs), self._current]
 
+    def motion(self) -> Motion:
+        """What the next moves depend on, but for the actions."""
+        return Motion(
+            self._position,
+            self._velocity,
+            self._box_of_cell,
+            self._boxes,
+            self._targets,
+            self._current,
+        )
+
+    def run_in_threads(self, function: Callable[..., None], *arguments: Any) -> None:  # noqa: ANN401
+        """Runs ``function(first, last, *arguments)`` over the environments; see `Threads.run`."""
+        self._threads.run(function, *arguments)
+
     def walls(self) -> NDArray[np.bool_]:
         """Where walls are, [B, n, n], rows from the top, the outer wall included."""
         return self._wall_texture != FREE
@@ -352,7 +392,8 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
 
     def _place(self, index: int, episode: Episode) -> None:
         boxes = episode.maze.boxes
-        self._position[index] = (*episode.spawn, 0.0, episode.heading, 0.0)
+        height = spawn_height(episode.heading)
+        self._position[index] = (*episode.spawn, height, episode.heading, 0.0)
         self._velocity[index] = 0.0
         self._wall_texture[index] = episode.wall_texture
         self._is_room[index] = episode.maze.is_room
@@ -415,7 +456,7 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         if config.top_camera:
             cameras = top_cameras(self.num_envs)
             tan_half_view = tan_half_top_view(config.maze_size.grid)
-            spheres = np.concatenate([spheres, self._ears()], axis=1)
+            spheres = np.concatenate([spheres, self._body()], axis=1)
         else:
             cameras, tan_half_view = walker_cameras(self._position), TAN_HALF_VIEW
         draw_scenes(
@@ -431,17 +472,18 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
             images,
         )
 
-    def _ears(self) -> NDArray[np.float64]:
-        """The spheres [B, 2, 7] by which the walker is seen from above; the right one is red."""
+    def _body(self) -> NDArray[np.float64]:
+        """The spheres [B, 3, 7] that show the walker from above: a red and a blue ear, the ball."""
         x, y, height, heading, _ = self._position.T
-        ears = np.zeros((self.num_envs, 2, 7))
-        for k, side in enumerate((_EAR_DISTANCE, -_EAR_DISTANCE)):
-            ears[:, k, 0] = x + side * np.sin(heading)
-            ears[:, k, 1] = y - side * np.cos(heading)
-            ears[:, k, 2] = height + _EAR_HEIGHT
-        ears[:, :, 3] = _EAR_RADIUS
-        ears[:, 0, 4] = ears[:, 1, 6] = _EAR_LIGHT
-        return ears
+        body = np.zeros((self.num_envs, 3, 7))
+        for k, side in enumerate((_EAR_DISTANCE, -_EAR_DISTANCE, 0.0)):
+            body[:, k, 0] = x + side * np.sin(heading)
+            body[:, k, 1] = y - side * np.cos(heading)
+            body[:, k, 2] = height + (_EAR_HEIGHT if side else BALL_RADIUS)
+            body[:, k, 3] = _EAR_RADIUS if side else BALL_RADIUS
+        body[:, 0, 4] = body[:, 1, 6] = _EAR_LIGHT
+        body[:, 2, 4:] = _BALL_RGB
+        return body
 
     def _layouts(self) -> NDArray[np.uint8]:
         layouts = maze_layouts(self._wall_texture)
@@ -595,6 +637,18 @@ def observation_space(config: MemoryMazeConfig) -> Space[Any]:
             ),
         }
     )
+
+
+def _share_bounds(space: Space[Any]) -> None:
+    """Makes one environment's bounds serve the whole batch.
+
+    Gymnasium writes four arrays of bounds for each environment, four times a picture's 12 KB.
+    """
+    boxes = space.values() if isinstance(space, spaces.Dict) else [space]
+    for box in boxes:
+        for name in ("low", "high", "bounded_below", "bounded_above"):
+            bounds = getattr(box, name)
+            setattr(box, name, np.broadcast_to(bounds[:1].copy(), bounds.shape))
 
 
 def seed_list(seed: int | Sequence[int] | None, *, num_envs: int) -> list[int]:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import batch_space
 
 import mtxl_rl.envs  # noqa: F401 - registers the environments
 from mtxl_rl.envs.memory_maze import packages
@@ -128,6 +129,17 @@ def test_without_copy_the_batch_is_the_same_memory() -> None:
     first, _ = env.reset()
     second, *_ = env.step(np.array([1, 2]))
     assert first is second
+
+
+def test_the_bounds_of_a_batch_take_no_memory_and_are_those_of_gymnasium() -> None:
+    for options in ({}, {"extra_observations": True}):
+        env = make(3, **options)
+        space = env.observation_space
+        assert space == batch_space(env.single_observation_space, 3)
+        assert env.reset()[0] in space
+        assert space.sample() in space
+        for box in space.values() if options else [space]:
+            assert box.low.strides[0] == box.bounded_above.strides[0] == 0
 
 
 def test_continuous_actions_do_what_the_discrete_ones_name() -> None:
