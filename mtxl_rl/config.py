@@ -52,6 +52,9 @@ class TrainConfig:
     """Save at the end of an iteration when this long has passed since the last save; 0: always."""
     keep_checkpoints: int = 3
     """How many of the newest checkpoints are kept, beside the best."""
+    compile: bool = False
+    """Compile the torso's step of acting: it takes half a minute of a core and, on a CPU, a C++
+    compiler; for torso.kind=transformer."""
     profile: bool = False
     """Print at the end where the time went and how near to the machine's peak it came; on a GPU it
     waits for the device at every change of part, which slows the run."""
@@ -83,6 +86,11 @@ class TrainConfig:
             raise ValueError(
                 "torso.sublayers has a dropout above 0, with which acting and learning cannot "
                 "agree; set it to 0 for an agent"
+            )
+        if self.compile and self.torso.kind != "transformer":
+            raise ValueError(
+                f"compile=true has no effect with torso.kind={self.torso.kind}; leave it out, or "
+                "set torso.kind=transformer"
             )
         self.torch_device()
 

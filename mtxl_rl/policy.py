@@ -163,6 +163,12 @@ class Policy(nn.Module):
             features = self.torso.act(self._encode(inputs), memory, inputs.is_first)
             return self._say(features, inputs)
 
+    def compile_acting(self) -> None:
+        """Compile the torso's step, at the first `act` of a number of rows and a timeline."""
+        assert isinstance(self.torso, MemoryTransformer), self.torso.config.kind
+        step = torch.compile(self.torso.step, fullgraph=True, dynamic=False)
+        setattr(self.torso, "step", step)  # noqa: B010
+
     def _autocast(self) -> torch.autocast:
         dtype = PRECISIONS[self.config.precision]
         device = self.value_head.output.weight.device.type

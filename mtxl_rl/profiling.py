@@ -35,7 +35,7 @@ class Profile:
         self._thread = get_ident()
         self._stack: list[str] = []
         self._seconds: defaultdict[str, float] = defaultdict(float)
-        self._begun = self._since = clock()
+        self._since = clock()
 
     def watch(self, owner: Any, method: str, part: str, *, alone: bool = False) -> None:  # noqa: ANN401
         """Time `owner.method` as `part`; `alone`: under its own name wherever it is called."""
@@ -53,6 +53,10 @@ class Profile:
                 self._change(push=None)
 
         setattr(owner, method, timed)
+
+    def resume(self) -> None:
+        """Leave out the time since the last change of part: the run stood still."""
+        self._since = self._clock()
 
     def seconds(self) -> dict[str, float]:
         """Seconds of each part without those watched inside it; "other" is what is left."""

@@ -49,6 +49,8 @@ class Run:
         self.config = config
         self.env = env
         self.policy = build_policy(config, env).to(device)
+        if config.compile:
+            self.policy.compile_acting()
         self.agent = PPO(self.policy, config.ppo, num_threads=config.num_threads)
         shape = rollout_shape(config, env.single_observation_space, self.policy)
         generator = torch.Generator(device).manual_seed(config.seed)

@@ -47,6 +47,8 @@ def test_a_part_counts_without_those_inside_it() -> None:
     profile.watch(parts, "outer", "learner")
     profile.watch(parts, "inner", "torso")
     profile.watch(parts, "alone", "environment", alone=True)
+    parts.now += 32
+    profile.resume()
     parts.now += 16
     assert parts.outer() == "done"
     expected = {"environment": 8, "learner": 3, "learner: torso": 4, "other": 16}

@@ -6,12 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from mtxl_rl import checkpoint
+from mtxl_rl.build import build_policy, rollout_shape
 from mtxl_rl.config import (
     choices,
     compose_config,
@@ -198,6 +200,24 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_harms_no_weight(tmp_path: P
     env.close()
 
 
+def test_a_profiled_run_ends_with_a_table_and_logs_each_parts_speed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(compose_config([*TINY, "total_steps=256", "profile=true", f"run_dir={tmp_path}"]))
+    shown = capsys.readouterr().out
+    for part in ("environment", "host-device copies", "acting: torso", "learner: GAE",
+                 "learner: encoder", "learner: torso", "learner: heads", "learner: backward",
+                 "learner: optimiser", "us/step", "of a matrix product's"):  # fmt: skip
+        assert part in shown
+    for part in ("env_steps", "act_steps", "learn_samples"):
+        assert rows(tmp_path)[-1][f"speed/{part}_per_second"] > 0
+
+
+def test_compiling_a_torso_that_has_no_such_step_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"compile=true has no effect with torso\.kind=gru"):
+        compose_config([*TINY, "torso=gru", "compile=true"])
+
+
 def test_dry_run_prints_bytes_and_trains_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -236,3 +256,18 @@ def test_defaults_of_memories_that_a_run_lacks_may_change(tmp_path: Path) -> Non
         assert "num_slots: 16" in text
         (tmp_path / "config.yaml").write_text(text.replace("num_slots: 16", "num_slots: 5"))
         assert load_config(tmp_path).torso.slots.num_slots == (5 if kind == "slots" else 16)
+
+
+def test_buffer_and_snapshots_of_a_large_window_stay_under_a_third_of_a_gigabyte() -> None:
+    config = compose_config([
+        "env=TMaze", "model=base", "torso.window_length=128", "torso.segment_length=32",
+        "torso.num_persistent=8", "num_envs=32", "ppo.rollout_length=512", "ppo.bptt_segments=4",
+    ])  # fmt: skip
+    env = make_vector_env(config.env, num_envs=1, seed=0)
+    with torch.device("meta"):
+        shape = rollout_shape(config, env.single_observation_space, build_policy(config, env))
+    env.close()
+    assert (shape.width, shape.num_layers) == (256, 3)
+    pictures = replace(shape, observation={"obs": ((64, 64, 3), torch.uint8)})
+    assert sum(shape.bytes_by_part().values()) < 80e6
+    assert sum(pictures.bytes_by_part().values()) < 300e6

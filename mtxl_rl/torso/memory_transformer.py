@@ -236,7 +236,9 @@ class MemoryTransformer(nn.Module):
             x = layer.step(x, attended, long_term)
             if layer.matrix is not None and index is not None:
                 layer.matrix.write_step(memory.pending[index], inputs)
-        memory.timeline.index_copy_(2, memory.now, torch.stack(inputs_of_layers, dim=1)[:, :, None])
+        # Under autocast the stream may be narrower than the timeline.
+        inputs_now = torch.stack(inputs_of_layers, dim=1)[:, :, None].to(memory.timeline.dtype)
+        memory.timeline.index_copy_(2, memory.now, inputs_now)
         return self.norm(x)
 
     def _forward(

@@ -27,7 +27,8 @@ TASKS = {
     "MiniGrid-Memory": ["env=EnvPool", "env.id=MiniGrid-MemoryS13-v0"],
     "MemoryMaze": ["env=MemoryMaze"],
 }
-TORSOS = ("mtxl", "gtrxl", "trxl", "gru", "lstm", "none")
+TRANSFORMERS = ("mtxl", "gtrxl", "trxl")
+TORSOS = (*TRANSFORMERS, "gru", "lstm", "none")
 
 
 class Seconds(NamedTuple):
@@ -54,6 +55,7 @@ def config_of(task: str, torso: str, arguments: argparse.Namespace) -> TrainConf
         *TASKS[task],
         f"torso={torso}",
         f"torso.width={arguments.width}",
+        f"torso.num_heads={max(4, arguments.width // 32)}",
         f"torso.num_layers={arguments.layers}",
         f"torso.window_length={arguments.window}",
         f"torso.segment_length={arguments.segment}",
@@ -63,6 +65,7 @@ def config_of(task: str, torso: str, arguments: argparse.Namespace) -> TrainConf
         f"device={arguments.device}",
         f"policy.precision={arguments.precision}",
         f"profile={'true' if arguments.profile else 'false'}",
+        f"compile={'true' if arguments.compile and torso in TRANSFORMERS else 'false'}",
         f"ppo.rollout_length={arguments.steps}",
         f"ppo.bptt_segments={arguments.steps // arguments.segment}",
         f"ppo.num_epochs={arguments.epochs}",
@@ -79,6 +82,8 @@ def ours(task: str, torso: str, arguments: argparse.Namespace) -> System:
     run.collector.reset(seed=None)
 
     def iterate() -> Seconds:
+        if run.profile:
+            run.profile.profile.resume()
         metrics = run.iterate()
         total = config.steps_per_iteration / metrics["time/env_steps_per_second"]
         return Seconds(total, metrics["time/env_seconds"], metrics["time/learn_seconds"])
@@ -150,8 +155,11 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="float32")
     parser.add_argument("--iterations", type=int, default=5)
+    parser.add_argument("--compile", action="store_true", help="acting, of the transformers")
     parser.add_argument("--profile", action="store_true", help="print where the time goes")
     arguments = parser.parse_args()
+    # A GPU's learner has no threads to share a minibatch among.
+    arguments.threads = 1 if arguments.device.startswith("cuda") else arguments.threads
     warnings.filterwarnings("ignore", module="gym|stable_baselines3|sb3_contrib")
     assert set(TORSOS) <= set(choices("torso"))
     for task in arguments.tasks.split(","):

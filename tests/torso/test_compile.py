@@ -3,13 +3,16 @@
 The shape checks that the tests hook into the package do not compile; a fresh process has none.
 """
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 SCRIPT = """
 import sys
+from pathlib import Path
 import torch
 from mtxl_rl.torso import MemoryTransformer, TorsoConfig
 from mtxl_rl.torso.config import SlotsConfig
@@ -71,3 +74,20 @@ def test_a_torso_compiles_whole_and_computes_the_same(how: str, name: str, num_s
         capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_acting_compiled_equals_learning_over_timelines_that_slide(tmp_path: Path) -> None:
+    options = [
+        "env=TMaze", "env.corridor_length=9", "model=tiny", "num_envs=4", "device=cpu",
+        "torso.num_layers=1", "torso.window_length=4", "torso.segment_length=4",
+        "ppo.rollout_length=16", "ppo.bptt_segments=4", "total_steps=192", "compile=true",
+        f"run_dir={tmp_path}",
+    ]  # fmt: skip
+    subprocess.run(
+        [sys.executable, "-m", "mtxl_rl.train", *options],
+        check=True, capture_output=True, timeout=600,
+    )  # fmt: skip
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert len(rows) == 3
+    assert max(row["ppo/ratio_deviation"] for row in rows) < 1e-5

@@ -25,7 +25,7 @@ def delta_rule(
     key: Float[Tensor, "*batch S E"],
     value: Float[Tensor, "*batch S V"],
     strength: Float[Tensor, "*batch S"],
-    log_decay: Float[Tensor, "*batch S"],
+    log_decay: Float[Tensor, "*batch S"] | None,
 ) -> tuple[Float[Tensor, "*batch E E"], Float[Tensor, "*batch E V"]]:
     """S steps of the gated delta rule at once, as the affine map W_0 -> keep @ W_0 + add.
 
@@ -37,19 +37,24 @@ def delta_rule(
         (I + diag(b) (K K^T * G)) U = diag(b) (V - diag(exp g) K W_0)
         W_S = exp(g_S) W_0 + (diag(exp(g_S - g)) K)^T U
 
-    U is affine in W_0, so one unit-triangular solve for [V, diag(exp g) K] gives both parts.
+    U is affine in W_0, so one unit-triangular solve for [V, diag(exp g) K] gives both parts; it
+    reads nothing on or above the diagonal. Without `log_decay` every exp(..) is 1.
     """
-    num_steps, head_width = key.shape[-2:]
-    total = log_decay.cumsum(dim=-1)
-    between = (total[..., :, None] - total[..., None, :]).tril(-1).exp()
-    mixing = (strength[..., None] * (key @ key.mT) * between).tril(-1)
-    right = torch.cat([value, total.exp()[..., None] * key], dim=-1) * strength[..., None]
-    eye = torch.eye(num_steps, dtype=key.dtype, device=key.device)
-    solved = torch.linalg.solve_triangular(eye + mixing, right, upper=False, unitriangular=True)
-    remaining = (total[..., -1:] - total).exp()[..., None] * key
+    head_width = key.shape[-1]
+    mixing = strength[..., None] * (key @ key.mT)
+    kept = torch.eye(head_width, dtype=key.dtype, device=key.device)
+    reading = remaining = key
+    if log_decay is not None:
+        total = log_decay.cumsum(dim=-1)
+        # Above the diagonal the exponents are positive and may overflow.
+        mixing = mixing * (total[..., :, None] - total[..., None, :]).tril(-1).exp()
+        reading = total.exp()[..., None] * key
+        remaining = (total[..., -1:] - total).exp()[..., None] * key
+        kept = total[..., -1, None, None].exp() * kept
+    right = torch.cat([value, reading], dim=-1) * strength[..., None]
+    solved = torch.linalg.solve_triangular(mixing, right, upper=False, unitriangular=True)
     written = remaining.mT @ solved
     add, removed = written.split([value.shape[-1], head_width], dim=-1)
-    kept = total[..., -1, None, None].exp() * torch.eye(head_width, dtype=key.dtype).to(key.device)
     return kept - removed, add
 
 
@@ -90,13 +95,13 @@ class DeltaMemory(nn.Module):
         key, value, strength, log_decay = self._gates(segments)
         if live is not None:
             strength = strength * live[..., None]
-            log_decay = log_decay * live[..., None]
+            log_decay = None if log_decay is None else log_decay * live[..., None]
         with torch.autocast(segments.device.type, enabled=False):
             keep, add = delta_rule(
                 rearrange(key, "b j s h e -> b j h s e"),
                 rearrange(value, "b j s h e -> b j h s e"),
                 rearrange(strength, "b j s h -> b j h s"),
-                rearrange(log_decay, "b j s h -> b j h s"),
+                None if log_decay is None else rearrange(log_decay, "b j s h -> b j h s"),
             )
         return DeltaWrite(keep, add)
 
@@ -110,7 +115,7 @@ class DeltaMemory(nn.Module):
         """Change W by one step of the recursion."""
         key, value, strength, log_decay = self._gates(step)
         with torch.autocast(memory.device.type, enabled=False):
-            if self.retention is not None:
+            if log_decay is not None:
                 memory *= log_decay.exp()[..., None, None]
             found = (key[..., None, :] @ memory).squeeze(-2)
             change = strength[..., None] * (value - found)
@@ -132,9 +137,10 @@ class DeltaMemory(nn.Module):
     def describe(self, steps: Float[Tensor, "B T D"]) -> Record:
         """Strength b and decay a of each step's write, [B, T, H]."""
         _, _, strength, log_decay = self._gates(steps)
-        return {"memory/strength": strength, "memory/retention": log_decay.exp()}
+        retention = torch.ones_like(strength) if log_decay is None else log_decay.exp()
+        return {"memory/strength": strength, "memory/retention": retention}
 
-    def _gates(self, steps: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _gates(self, steps: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Keys and values [..., H, E], strengths and log decays [..., H], in full precision."""
         full = torch.promote_types(steps.dtype, torch.float32)
         pairs = self.key_value(steps).to(full)
@@ -147,10 +153,10 @@ class DeltaMemory(nn.Module):
             self._log_decay(steps, strength),
         )
 
-    def _log_decay(self, steps: Tensor, strength: Tensor) -> Tensor:
-        """The log decay, log a, per step and head."""
+    def _log_decay(self, steps: Tensor, strength: Tensor) -> Tensor | None:
+        """The log decay, log a, per step and head; None where nothing decays."""
         if self.retention is None:
-            return torch.zeros_like(strength)
+            return None
         logit = self.retention(steps).to(strength.dtype)
         if self.decay == "free":
             return nn.functional.logsigmoid(logit)

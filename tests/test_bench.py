@@ -1,0 +1,44 @@
+"""The benchmarks run; what they measure is not judged here."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.slow
+def test_one_command_measures_all_and_writes_one_file(tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["bash", "tests/bench/gpu.sh", "--quick"],
+        cwd=ROOT, env=os.environ | {"PYTHON": sys.executable, "RESULTS": str(tmp_path)},
+        capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    (file,) = tmp_path.iterdir()
+    written = file.read_text()
+    assert done.returncode == 0, written
+    assert str(file) in done.stdout
+    for expected in ("matrix product", "learner samples/s", "steps behind", "long-term memory"):
+        assert expected in written
+    assert "failed" not in written
+
+
+@pytest.mark.slow
+def test_a_part_that_fails_says_so_and_the_rest_goes_on(tmp_path: Path) -> None:
+    broken = tmp_path / "python"
+    broken.write_text(
+        f'#!/bin/sh\ncase "$1" in *train.py) exit 3;; esac\n"{sys.executable}" "$@"\n'
+    )
+    broken.chmod(0o755)
+    done = subprocess.run(
+        ["bash", "tests/bench/gpu.sh", "--quick"],
+        cwd=ROOT, env=os.environ | {"PYTHON": str(broken), "RESULTS": str(tmp_path / "results")},
+        capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    (file,) = (tmp_path / "results").iterdir()
+    assert done.returncode == 1
+    assert "failed with exit code 3" in file.read_text()
+    assert "steps behind" in file.read_text()
