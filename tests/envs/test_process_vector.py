@@ -213,6 +213,7 @@ def make():
     return gymnasium.make("CartPole-v1")
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     vector = ProcessVectorEnv([make] * 2, num_workers=2)
     vector.reset(seed=0)
     try:
