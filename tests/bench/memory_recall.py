@@ -11,7 +11,8 @@ Two tasks, both supervised, whole episodes from an empty memory, the loss at the
 
 Every step also shows 8 features of noise. Width 32, 2 layers, 2 heads, window and segment 16, 16
 episodes a batch, Adam. A run is solved when the mean accuracy of its last 10 batches reaches 0.99,
-and stops there. One line per system: every seed, and the median processor time of an update.
+and stops there, or --beyond that many updates later. One line per system: every seed, and the
+median processor time of an update.
 """
 
 import argparse
@@ -141,8 +142,9 @@ def train(system: str, arguments: argparse.Namespace, seed: int) -> Result:
         optimizer.step()
         times.append(time.process_time() - begun)
         accuracies.append(accuracy_of(logits, batch))
-        if update >= 10 and statistics.mean(accuracies[-10:]) >= 0.99:
+        if solved is None and update >= 10 and statistics.mean(accuracies[-10:]) >= 0.99:
             solved = update
+        if solved is not None and update >= solved + arguments.beyond:
             break
     with torch.no_grad():
         batches = [Batch(arguments.task, length, generator) for length in arguments.evaluate]
@@ -170,6 +172,7 @@ def main() -> None:
     parser.add_argument("--systems", default=",".join(SYSTEMS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--updates", type=int, default=300, help="updates at most")
+    parser.add_argument("--beyond", type=int, default=0, help="updates after it is solved")
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--evaluate", type=int, nargs="*", default=[], help="lengths to test at")
     arguments = parser.parse_args()
