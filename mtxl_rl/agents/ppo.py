@@ -144,15 +144,14 @@ class PPO:
         self.parameters = list(policy.parameters())
         self.num_threads = num_threads
         self._pool = ThreadPoolExecutor(num_threads - 1) if num_threads > 1 else None
-        device = next(policy.parameters()).device
         # fused: one kernel for all parameters, on the CPU as on a GPU.
         self.optimizer = torch.optim.Adam(
-            policy.parameters(), lr=config.learning_rate, eps=1e-5, fused=True
+            self.parameters, lr=config.learning_rate, eps=1e-5, fused=True
         )
         self.generator = torch.Generator().manual_seed(torch.initial_seed())
         bfloat16 = policy.config.precision == "bfloat16"
         self.ratio_bound = config.ratio_bound or (0.25 if bfloat16 else 1e-4)
-        self.device = device
+        self.device = self.parameters[0].device
 
     def update(self, rollout: Rollout, *, progress: float) -> dict[str, float]:
         """Learn from one rollout; `progress` in 0 .. 1 moves the schedules.
@@ -259,7 +258,7 @@ class PPO:
         Near a deterministic policy a clipped ratio bounds nothing: every minibatch may push other
         steps' ratios out. `target_kl` does bound it.
         """
-        num_valid = spans.valid.sum()
+        num_valid = spans.valid.sum().clamp(min=1)
         parts = spans.split(self.num_threads)
         others = []
         if self._pool is not None:
@@ -283,8 +282,8 @@ class PPO:
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
         finite = torch.isfinite(norm) & torch.isfinite(loss)
         for parameter in self.parameters:
-            if parameter.grad is not None:
-                parameter.grad.copy_(torch.where(finite, parameter.grad, 0.0))
+            assert parameter.grad is not None  # set just above
+            parameter.grad.copy_(torch.where(finite, parameter.grad, 0.0))
         self.optimizer.step()
         return metrics | {"loss/total": loss, "ppo/grad_norm": norm}, True
 
