@@ -42,7 +42,8 @@ class ViewTables(NamedTuple):
     row_slope: Float32[np.ndarray, " side"]
     """b of each row."""
     sky: UInt64[np.ndarray, "side side"]
-    """The sky's colour, packed as texels are; depends on the ray alone."""
+    """The sky's colour, red in bits 0 to 7, green in 16 to 23, blue in 32 to 39; depends on the
+    ray alone."""
     floor_half_octave: Int32[np.ndarray, "side side"]
     """The half octave of the floor's textures at the camera's height at rest."""
 

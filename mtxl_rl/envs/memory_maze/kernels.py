@@ -70,6 +70,65 @@ prefetch: Any = intrinsic(_prefetch)
 soon; the index is a uint32."""
 
 
+_EIGHT = ir.VectorType(ir.IntType(16), 8)  # the channels of two texels
+
+
+def _lanes(first: int, second: int) -> Any:  # noqa: ANN401 - llvmlite has no types
+    """The channels of two texels, each four the same."""
+    return ir.Constant(_EIGHT, [first] * 4 + [second] * 4)
+
+
+def _in_all_lanes(builder: Any, value: Any) -> Any:  # noqa: ANN401
+    word, undefined = ir.IntType(32), ir.Constant(_EIGHT, ir.Undefined)
+    narrow = builder.trunc(value, _EIGHT.element)
+    start = builder.insert_element(undefined, narrow, ir.Constant(word, 0))
+    return builder.shuffle_vector(start, undefined, ir.Constant(ir.VectorType(word, 8), [0] * 8))
+
+
+def _read_two_texels(builder: Any, texels: Any, index: Any) -> Any:  # noqa: ANN401
+    bytes_8 = ir.VectorType(ir.IntType(8), 8).as_pointer()
+    pointer = builder.bitcast(builder.gep(texels, [index]), bytes_8)
+    return builder.zext(builder.load(pointer, align=4), _EIGHT)
+
+
+def _by_256(builder: Any, value: Any) -> Any:  # noqa: ANN401
+    return builder.lshr(builder.add(value, _lanes(128, 128)), _lanes(8, 8))
+
+
+def _blend_texels(_context: Any, texels: Any, index: Any, stride: Any, x: Any, y: Any) -> Any:  # noqa: ANN401
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ANN401
+        word, long = ir.IntType(32), ir.IntType(64)
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        first, stride_, x_, y_ = arguments[1:]
+        above = builder.zext(first, long)
+        below = builder.add(above, builder.zext(stride_, long))
+        down = _in_all_lanes(builder, y_)
+        column = builder.add(
+            builder.mul(
+                _read_two_texels(builder, data, above), builder.sub(_lanes(256, 256), down)
+            ),
+            builder.mul(_read_two_texels(builder, data, below), down),
+        )
+        # 256 - x for the left one, by its complement, and x for the right one.
+        across = builder.xor(_in_all_lanes(builder, x_), _lanes(0xFFFF, 0))
+        across = builder.add(across, _lanes(257, 0))
+        weighted = builder.mul(_by_256(builder, column), across)
+        swap = ir.Constant(ir.VectorType(word, 8), [4, 5, 6, 7, 0, 1, 2, 3])
+        other = builder.shuffle_vector(weighted, weighted, swap)
+        color = _by_256(builder, builder.add(weighted, other))
+        halves = builder.bitcast(color, ir.VectorType(long, 2))
+        return builder.extract_element(halves, ir.Constant(word, 0))
+
+    return types.uint64(texels, index, stride, x, y), generate
+
+
+blend_texels: Any = intrinsic(_blend_texels)
+"""blend_texels(texels, index, stride, x, y) is the bilinear colour between the texels at index,
+index + 1, index + stride and index + stride + 1: red in bits 0 to 7, green in 16 to 23, blue in 32
+to 39. x and y, from 0 to 255, are in 1/256 of a texel; all arguments are of uint32. Vectors of the
+processor hold two texels, which takes half the time of whole numbers that hold one."""
+
+
 def _floor_log2(_context: Any, value: Any) -> Any:  # noqa: ANN401 - numba has no types
     def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:  # noqa: ANN401
         word = ir.IntType(32)

@@ -326,10 +326,11 @@ def _add_texel(
     side = 1 << (LOG2_SIDE - half_octave // 2)
     x, y = (u - math.floor(u)) * side - 0.5, (v - math.floor(v)) * side - 0.5
     x0, y0 = math.floor(x), math.floor(y)
+    column, row = x0 % side, y0 % side
     offset = atlas.offsets[texture, half_octave]
     for k in range(4):
-        column, row = x0 + k % 2, y0 + k // 2
-        weight = (1.0 - abs(x - column)) * (1.0 - abs(y - row)) * light
-        texel = atlas.texels[offset + row % side * side + column % side]
+        right, below = k % 2, k // 2
+        weight = (1.0 - abs(x - x0 - right)) * (1.0 - abs(y - y0 - below)) * light
+        texel = atlas.texels[offset + (row + below) * (side + 1) + column + right]
         for channel in range(3):
-            color[channel] += weight * float(texel >> np.uint64(16 * channel) & np.uint64(255))
+            color[channel] += weight * float(texel >> np.uint32(8 * channel) & np.uint32(255))

@@ -27,14 +27,20 @@ from mtxl_rl.envs.memory_maze.camera import (
     TAN_HALF_VIEW,
     ViewTables,
 )
-from mtxl_rl.envs.memory_maze.kernels import bare_kernel, floor_log2, inlined, kernel, prefetch
+from mtxl_rl.envs.memory_maze.kernels import (
+    bare_kernel,
+    blend_texels,
+    floor_log2,
+    inlined,
+    kernel,
+    prefetch,
+)
 from mtxl_rl.envs.memory_maze.layout import FREE
 from mtxl_rl.envs.memory_maze.spec import CELL, TARGET_RADIUS
 from mtxl_rl.envs.memory_maze.textures import (
     CORRIDOR_FLOOR,
     LOG2_SIDE,
     NUM_HALF_OCTAVES,
-    ROOM_FLOOR,
     TextureAtlas,
 )
 
@@ -49,14 +55,15 @@ _NEAREST = 1e-4  # a camera does not come closer to a face
 # Texture coordinates are shifted by whole tiles to be positive: truncating is then rounding down.
 _TILES = _F(64.0)
 _FLOOR_LIGHT = (AMBIENT + DIFFUSE * SIN_PITCH) * 256
-_COARSEST = NUM_HALF_OCTAVES - 1
+_LOG2_SIDE = np.int32(LOG2_SIDE)
+_COARSEST = np.int32(NUM_HALF_OCTAVES - 1)
 _SQRT_TWO = _F(math.sqrt(2.0))  # half an octave, to round
-_BLOCK = 8  # columns that share a half octave
+_FAR_COLUMN = _F(10000.0)
 # The three channels in one word, 16 bits each.
-_CHANNELS = np.uint64(0x000000FF00FF00FF)
 _ROUND = np.uint64(0x0000008000800080)
 _EIGHT = np.uint64(8)
-_EIGHT32, _ROWS_AHEAD = np.uint32(8), np.uint32(3)
+_BYTE = np.int32(255)
+_ROWS_AHEAD = np.uint32(3)
 _SUBPIXELS = SUBPIXELS.astype(np.float32)
 
 # Columns of the table of faces.
@@ -119,6 +126,46 @@ class _Sphere(NamedTuple):
     radius: np.float32
 
 
+class _Samples(NamedTuple):
+    """Pixels of a row, and where in a texture each of them is looked up.
+
+    They are set in a loop that does not branch or look up, so that the processor's vector units do
+    eight at once, and looked up in another one.
+    """
+
+    half_octave: NDArray[np.uint32]
+    """[side]."""
+    stride: NDArray[np.uint32]
+    """Texels in the half octave's rows, [side]."""
+    place: NDArray[np.uint32]
+    """Of the upper left of four texels, from the half octave's first, [side]."""
+    x: NDArray[np.uint32]
+    """How far to the right of that one, in 1/256 of a texel, [side]."""
+    y: NDArray[np.uint32]
+    """How far below it, [side]."""
+    weight: NDArray[np.uint32]
+    """[side]."""
+    cell_row: NDArray[np.uint32]
+    """The maze's cell, on floors, [side]."""
+    cell_column: NDArray[np.uint32]
+    """[side]."""
+
+
+@inlined
+def _new_samples(side: int) -> _Samples:
+    """Of any content."""
+    return _Samples(
+        np.empty(side, np.uint32),
+        np.empty(side, np.uint32),
+        np.empty(side, np.uint32),
+        np.empty(side, np.uint32),
+        np.empty(side, np.uint32),
+        np.empty(side, np.uint32),
+        np.empty(side, np.uint32),
+        np.empty(side, np.uint32),
+    )
+
+
 @kernel
 def draw_views(
     first: int,
@@ -155,6 +202,7 @@ def draw_views(
     faces = np.empty((max_faces, 7), np.float32)
     face_textures = np.empty(max_faces, np.int64)
     colors = np.empty(side, np.uint64)
+    samples = _new_samples(side)
     for e in range(first, last):
         _draw_view(
             poses[e],
@@ -170,6 +218,7 @@ def draw_views(
             faces,
             face_textures,
             colors,
+            samples,
         )
 
 
@@ -188,6 +237,7 @@ def _draw_view(
     faces: NDArray[np.float32],
     face_textures: NDArray[np.int64],
     colors: NDArray[np.uint64],
+    samples: _Samples,
 ) -> None:
     n, side = wall_texture.shape[0], image.shape[0]
     height = (HEIGHT + pose[2]) / CELL
@@ -203,7 +253,9 @@ def _draw_view(
     )
     num_faces = _find_faces(view, wall_texture, side, faces, face_textures)
     for row in range(side):
-        _draw_row(row, view, num_faces, faces, face_textures, is_room, atlas, tables, colors)
+        _draw_row(
+            row, view, num_faces, faces, face_textures, is_room, atlas, tables, colors, samples
+        )
         for column in range(side):
             color = (colors[column] + _ROUND) >> _EIGHT
             image[row, column, 0] = np.uint8(color)
@@ -340,6 +392,7 @@ def _draw_row(
     atlas: TextureAtlas,
     tables: ViewTables,
     colors: NDArray[np.uint64],
+    samples: _Samples,
 ) -> None:
     """Fills a row's colours [side], times 256, face by face."""
     side = len(colors)
@@ -369,14 +422,36 @@ def _draw_row(
         ends = edge.value + edge.per_column * _F(first), edge.value + edge.per_column * _F(last)
         if max(ends[0], ends[1]) > -_HALF:
             _add_wall(
-                first, last, left, right, edge, row, view, faces[j], face_textures[j], atlas, colors
+                first,
+                last,
+                left,
+                right,
+                edge,
+                row,
+                view,
+                faces[j],
+                face_textures[j],
+                atlas,
+                colors,
+                samples,
             )
         if min(ends[0], ends[1]) < _HALF:
             if up >= 0:
                 _add_sky(first, last, left, right, edge, tables.sky[number], colors)
             else:
                 _add_floor(
-                    first, last, left, right, edge, row, view, is_room, atlas, tables, colors
+                    first,
+                    last,
+                    left,
+                    right,
+                    edge,
+                    row,
+                    view,
+                    is_room,
+                    atlas,
+                    tables.floor_half_octave[number],
+                    colors,
+                    samples,
                 )
         left = right
 
@@ -403,48 +478,50 @@ def _columns_above(
         if value <= 0:
             end = start
     else:
-        root = min(max(-value / per_column, _F(-2.0)), _F(10000.0))
+        root = min(max(-value / per_column, -_ONE), _FAR_COLUMN)
+        # Truncating rounds down what is positive, and rounds up what is subtracted.
         if per_column > 0:
-            start = max(math.floor(root) + 1, first)
+            start = max(int(root + _ONE), first)
         else:
-            end = min(math.ceil(root), last + 1)
+            end = min(int(_FAR_COLUMN) - int(_FAR_COLUMN - root), last + 1)
     return start, end
 
 
 @inlined
-def _bilinear(
-    texels: NDArray[np.uint64], offset: np.uint32, shift: np.uint32, x: np.uint32, y: np.uint32
-) -> np.uint64:
-    """The colour at (x, y), in 1/256 of a texel from the first one's centre, repeating.
-
-    The texture, of 1 << shift texels on a side, starts at an offset.
-    """
-    mask = (np.uint32(1) << shift) - np.uint32(1)
-    x0, y0 = (x >> np.uint32(8)) & mask, (y >> np.uint32(8)) & mask
-    x1, y1 = (x0 + np.uint32(1)) & mask, (y0 + np.uint32(1)) & mask
-    upper, lower = offset + (y0 << shift), offset + (y1 << shift)
-    fx, fy = np.uint64(x & np.uint32(255)), np.uint64(y & np.uint32(255))
-    w11 = (fx * fy) >> _EIGHT
-    w10, w01 = fx - w11, fy - w11
-    w00 = np.uint64(256) - fx - w01
-    color = (
-        texels[upper + x0] * w00
-        + texels[upper + x1] * w10
-        + texels[lower + x0] * w01
-        + texels[lower + x1] * w11
-    )
-    return ((color + _ROUND) >> _EIGHT) & _CHANNELS
+def _set_sample(
+    samples: _Samples,
+    index: int,
+    half_octave: np.int32,
+    u: np.float32,
+    v: np.float32,
+    weight: np.float32,
+) -> None:
+    """Sets a pixel's place (u, v) in tiles, both positive, and its weight from 0 to 256."""
+    shift = np.int32(_LOG2_SIDE - (half_octave >> np.int32(1)))
+    side = np.int32(np.int32(1) << shift)
+    fine = _F(np.int32(side << np.int32(8)))
+    # The first texel's centre is half a texel from the tile's corner.
+    x, y = np.int32(u * fine - _F(128.0)), np.int32(v * fine - _F(128.0))
+    mask, stride = np.int32(side - np.int32(1)), np.int32(side + np.int32(1))
+    row = np.int32(np.int32(y >> np.int32(8)) & mask)
+    column = np.int32(np.int32(x >> np.int32(8)) & mask)
+    samples.half_octave[index] = half_octave
+    samples.stride[index] = stride
+    samples.place[index] = np.int32(np.int32(row * stride) + column)
+    samples.x[index], samples.y[index] = x & _BYTE, y & _BYTE
+    samples.weight[index] = np.int32(weight + _HALF)
 
 
 @inlined
-def _is_whole(
-    block: int, end: int, left: np.float32, right: np.float32, edge: _Edge, sign: np.float32
-) -> bool:
-    """Whether pixels block .. end - 1 show one side of a face's edge (1: the wall) and no more."""
-    a = sign * (edge.value + edge.per_column * _F(block))
-    b = sign * (edge.value + edge.per_column * _F(end - 1))
-    inside = _F(block) - _HALF >= left and _F(end) - _HALF <= right
-    return bool(inside and a >= _HALF and b >= _HALF)
+def _look_up(
+    samples: _Samples, index: int, offset: np.uint32, texels: NDArray[np.uint32]
+) -> np.uint64:
+    """A sample's colour times its weight, from the half octave that begins at an offset."""
+    place, stride = np.uint32(offset + samples.place[index]), samples.stride[index]
+    color = blend_texels(texels, place, stride, samples.x[index], samples.y[index])
+    # The picture's next rows take about the texture's next ones; by then these have come.
+    prefetch(texels, np.uint32(place + _ROWS_AHEAD * stride))
+    return color * np.uint64(samples.weight[index])
 
 
 @inlined
@@ -460,6 +537,7 @@ def _add_wall(
     texture: int,
     atlas: TextureAtlas,
     colors: NDArray[np.uint64],
+    samples: _Samples,
 ) -> None:
     """Adds a face to columns first .. last of a row."""
     start, end = _columns_above(first, last, edge.value + _HALF, edge.per_column)
@@ -471,45 +549,28 @@ def _add_wall(
     along = row.forward * along_forward - along_per_column * view.center
     u0, v0 = face[_ALONG], _TILES + view.top
     texels = view.step * _F(1 << LOG2_SIDE)
-    for block in range(start, end, _BLOCK):
-        block_end = min(block + _BLOCK, end)
-        # What the place in the texture gains per column and per row, in the block's middle.
-        c = _HALF * _F(block + block_end - 1)
+    for i in range(end - start):
+        c = _F(np.int32(start)) + _F(np.int32(i))
+        # Beyond the edge, a pixel that the wall half covers shows the edge's texel.
         t = _ONE / max(inverse + per_column * c, row.limit)
+        # What the place in the texture gains per column and per row.
         direction = along + along_per_column * c
         q, w = per_right * t, tilt * t
         a, b = along_right - direction * q, row.up * q
         c1, c2 = sway - direction * w, _COS - row.up * w
         gain = t * texels
         half_octave = _half_octave(max(a * a + b * b, c1 * c1 + c2 * c2) * gain * gain)
-        offset = np.uint32(atlas.offsets[texture, half_octave])
-        shift = np.uint32(LOG2_SIDE - half_octave // 2)
-        fine = _F(np.int32(256) << np.int32(shift))
-        x0, y0 = u0 * fine - _F(128.0), v0 * fine - _F(128.0)
-        x_along, x_per_column, y_up = along * fine, along_per_column * fine, row.up * fine
-        # The picture's next row takes about the texture's next one; by then it has come.
-        ahead = (np.uint32(np.int32(y0 - t * y_up)) >> _EIGHT32) + _ROWS_AHEAD
-        beside = np.uint32(np.int32(x0 + t * (x_along + x_per_column * c))) >> _EIGHT32
-        mask = (np.uint32(1) << shift) - np.uint32(1)
-        prefetch(atlas.texels, offset + ((ahead & mask) << shift) + (beside & mask))
-        is_whole = _is_whole(block, block_end, left, right, edge, _ONE)
-        weight = light
-        for column in range(np.uint32(block), np.uint32(block_end)):
-            c = _F(np.int32(column))
-            # Beyond the edge, a pixel that the wall half covers shows the edge's texel.
-            t = _ONE / max(inverse + per_column * c, row.limit)
-            x = np.uint32(np.int32(x0 + t * (x_along + x_per_column * c)))
-            y = np.uint32(np.int32(y0 - t * y_up))
-            color = _bilinear(atlas.texels, offset, shift, x, y)
-            if not is_whole:
-                weight = light * _covered(c, edge) * _share(c, left, right)
-            colors[column] += color * np.uint64(np.uint32(np.int32(weight + _HALF)))
+        weight = light * _covered(c, edge) * _share(c, left, right)
+        _set_sample(samples, i, half_octave, u0 + t * direction, v0 - t * row.up, weight)
+    for i in range(np.uint32(max(end - start, 0))):
+        offset = np.uint32(atlas.offsets[texture, samples.half_octave[i]])
+        colors[np.uint32(start) + i] += _look_up(samples, i, offset, atlas.texels)
 
 
 @inlined
-def _half_octave(squared: np.float32) -> int:
+def _half_octave(squared: np.float32) -> np.int32:
     """The half octave in which a pixel is about one texel, by its squared extent in the finest."""
-    return min(max(floor_log2(squared * _SQRT_TWO), 0), _COARSEST)
+    return min(max(floor_log2(squared * _SQRT_TWO), np.int32(0)), _COARSEST)
 
 
 @inlined
@@ -523,8 +584,9 @@ def _add_floor(
     view: _View,
     is_room: NDArray[np.uint8],
     atlas: TextureAtlas,
-    tables: ViewTables,
+    half_octaves: NDArray[np.int32],
     colors: NDArray[np.uint64],
+    samples: _Samples,
 ) -> None:
     """Adds the floor before a face to columns first .. last of a row."""
     start, end = _columns_above(first, last, _HALF - edge.value, -edge.per_column)
@@ -534,28 +596,18 @@ def _add_floor(
     v0 = view.y - t * row.forward * view.sin - per_column * view.cos * view.center
     u_per_column, v_per_column = per_column * view.sin, per_column * view.cos
     last_cell = _F(len(is_room)) - _F(1e-3)
-    for block in range(start, end, _BLOCK):
-        block_end = min(block + _BLOCK, end)
-        half_octave = tables.floor_half_octave[row.number, (block + block_end - 1) // 2]
-        corridor = np.uint32(atlas.offsets[CORRIDOR_FLOOR, half_octave])
-        room = np.uint32(atlas.offsets[ROOM_FLOOR, half_octave])
-        shift = np.uint32(LOG2_SIDE - half_octave // 2)
-        fine = _F(np.int32(256) << np.int32(shift))
-        is_whole = _is_whole(block, block_end, left, right, edge, -_ONE)
-        weight = _F(_FLOOR_LIGHT)
-        for column in range(np.uint32(block), np.uint32(block_end)):
-            c = _F(np.int32(column))
-            # Where a pixel's centre lies behind the wall, it may lie outside of the maze.
-            u = min(max(u0 + u_per_column * c, _F(0.0)), last_cell)
-            v = min(max(v0 + v_per_column * c, _F(0.0)), last_cell)
-            row_below, column_below = np.uint32(np.int32(v)), np.uint32(np.int32(u))
-            offset = room if is_room[row_below, column_below] else corridor
-            x = np.uint32(np.int32(u * fine) - np.int32(128))
-            y = np.uint32(np.int32(v * fine) - np.int32(128))
-            color = _bilinear(atlas.texels, offset, shift, x, y)
-            if not is_whole:
-                weight = _F(_FLOOR_LIGHT) * (_ONE - _covered(c, edge)) * _share(c, left, right)
-            colors[column] += color * np.uint64(np.uint32(np.int32(weight + _HALF)))
+    for i in range(end - start):
+        c = _F(np.int32(start)) + _F(np.int32(i))
+        # Where a pixel's centre lies behind the wall, it may lie outside of the maze.
+        u = min(max(u0 + u_per_column * c, _F(0.0)), last_cell)
+        v = min(max(v0 + v_per_column * c, _F(0.0)), last_cell)
+        samples.cell_row[i], samples.cell_column[i] = np.int32(v), np.int32(u)
+        weight = _F(_FLOOR_LIGHT) * (_ONE - _covered(c, edge)) * _share(c, left, right)
+        _set_sample(samples, i, half_octaves[start + i], u, v, weight)
+    for i in range(np.uint32(max(end - start, 0))):
+        texture = CORRIDOR_FLOOR + is_room[samples.cell_row[i], samples.cell_column[i]]
+        offset = np.uint32(atlas.offsets[texture, samples.half_octave[i]])
+        colors[np.uint32(start) + i] += _look_up(samples, i, offset, atlas.texels)
 
 
 @inlined
@@ -570,10 +622,10 @@ def _add_sky(
 ) -> None:
     """Adds the sky above a face to columns first .. last of a row."""
     start, end = _columns_above(first, last, _HALF - edge.value, -edge.per_column)
-    for column in range(start, end):
-        c = _F(column)
+    for i in range(end - start):
+        c = _F(np.int32(start)) + _F(np.int32(i))
         weight = _F(256.0) * (_ONE - _covered(c, edge)) * _share(c, left, right)
-        colors[column] += sky[column] * np.uint64(np.int32(weight + _HALF))
+        colors[start + i] += sky[start + i] * np.uint64(np.uint32(np.int32(weight + _HALF)))
 
 
 @bare_kernel
