@@ -179,23 +179,21 @@ def _floor_normal_force(
     if not low < k < high:
         k = 0.5 * stiffness
     for _ in range(40):
+        # With p the product of the 1 + k a_i, lengths times p: each step divides once.
         p0, p1, p2 = 1.0 + k * a0, 1.0 + k * _FLOOR_A, 1.0 + k * _FLOOR_B
-        inverse = 1.0 / (p0 * p1 * p2)
-        d0, d1, d2 = p1 * p2 * inverse, p0 * p2 * inverse, p0 * p1 * inverse
-        x0, x1, x2 = s0 * d0, s1 * d1, s2 * d2
-        squared = x0 * x0 + x1 * x1 + x2 * x2
+        c0, c1, c2 = p1 * p2, p0 * p2, p0 * p1
+        e0, e1, e2 = (s0 * c0) ** 2, (s1 * c1) ** 2, (s2 * c2) ** 2
+        squared = e0 + e1 + e2
         length = math.sqrt(squared)
-        excess = k - half * (1.0 - normal / length)
+        excess = (k - half) * length + half * normal * (p0 * c0)
         low, high = (k, high) if excess < 0.0 else (low, k)
-        slope = x0 * x0 * a0 * d0 + x1 * x1 * _FLOOR_A * d1 + x2 * x2 * _FLOOR_B * d2
-        new = k - excess / (1.0 + half * normal * slope / (squared * length))
-        if not low < new < high:
-            new = 0.5 * (low + high)
-        # Newton's method doubles the digits: the next step would change nothing.
-        converged = abs(new - k) < 1e-8 * k
-        k = new
-        if converged:
+        slope = e0 * c0 * a0 + e1 * c1 * _FLOOR_A + e2 * c2 * _FLOOR_B
+        step = -excess * squared / (squared * length + half * normal * slope)
+        # Newton's method doubles the digits: the step after a small one would change nothing.
+        if abs(step) < 1e-7 * k:
+            k += step
             break
+        k = k + step if low < k + step < high else 0.5 * (low + high)
     x0, x1, x2 = s0 / (1.0 + k * a0), s1 / (1.0 + k * _FLOOR_A), s2 / (1.0 + k * _FLOOR_B)
     return k * math.sqrt(x0 * x0 + x1 * x1 + x2 * x2), k
 
@@ -207,30 +205,34 @@ def _friction_in_ball(
     """The f that minimises sum_i (a_i f_i^2 / 2 + b_i f_i) within |f| <= radius.
 
     f_i = -b_i / (a_i + multiplier), where the multiplier is zero, or the root of |f|^2 = radius^2.
-    MuJoCo takes at most 20 steps of Newton's method from zero, and gives up, f = 0, on matrices
-    that are almost singular; both show in walks along walls.
+    MuJoCo takes at most 20 steps of Newton's method from zero, ends it where |f|^2 is right to
+    1e-10, and gives up, f = 0, on matrices that are almost singular; all of it shows in walks along
+    walls, so that a faster way to the same root is not one. With p the product of the
+    a_i + multiplier and c_i = p / (a_i + multiplier), each step divides once.
     """
+    if a0 * a1 * a2 < 1e-10:
+        return 0.0, 0.0, 0.0
+    squared_radius = radius * radius
+    b00, b11, b22 = b0 * b0, b1 * b1, b2 * b2
     multiplier = 0.0
-    squared = 0.0
-    f0 = f1 = f2 = 0.0
+    p = squared = c0 = c1 = c2 = 0.0
     for _ in range(20):
         d0, d1, d2 = a0 + multiplier, a1 + multiplier, a2 + multiplier
-        if d0 * d1 * d2 < 1e-10:
-            return 0.0, 0.0, 0.0
-        i0, i1, i2 = 1.0 / d0, 1.0 / d1, 1.0 / d2
-        f0, f1, f2 = -b0 * i0, -b1 * i1, -b2 * i2
-        squared = f0 * f0 + f1 * f1 + f2 * f2
-        if squared - radius * radius < 1e-10:
+        c0, c1, c2 = d1 * d2, d0 * d2, d0 * d1
+        p = d0 * c0
+        e0, e1, e2 = b00 * (c0 * c0), b11 * (c1 * c1), b22 * (c2 * c2)
+        squared = e0 + e1 + e2  # |f|^2 p^2
+        excess = squared - squared_radius * p * p
+        if excess < 1e-10 * p * p:
             break
-        slope = f0 * f0 * i0 + f1 * f1 * i1 + f2 * f2 * i2
-        step = 0.5 * (squared - radius * radius) / slope
+        step = excess * (0.5 * p / (e0 * c0 + e1 * c1 + e2 * c2))
         if step < 1e-10:
             break
         multiplier += step
+    scale = -1.0 / p
     if multiplier > 0.0:
-        scale = radius / math.sqrt(squared)
-        f0, f1, f2 = f0 * scale, f1 * scale, f2 * scale
-    return f0, f1, f2
+        scale = -radius / math.sqrt(squared)
+    return b0 * c0 * scale, b1 * c1 * scale, b2 * c2 * scale
 
 
 @inlined
