@@ -55,9 +55,9 @@ class Maze(NamedTuple):
     boxes: UInt8[np.ndarray, "boxes 4"]
     """First row, first column, end row, end column (exclusive) of each collision box, in the
     order of the original's geoms."""
-    target_cells: NDArray[np.int64]
+    target_cells: NDArray[np.uint8]
     """[places, 2]: (row, column) of where spheres may lie, in reading order."""
-    spawn_cells: NDArray[np.int64]
+    spawn_cells: NDArray[np.uint8]
     """[spawns, 2]: (row, column) of where the walker may start, in reading order."""
 
 
@@ -109,29 +109,46 @@ class MazeGenerator:
             generator is made again and run forward, 0.1 ms a maze.
     """
 
-    def __init__(self, size: MazeSize, *, seed: int, num_skipped: int = 0) -> None:
-        # Imported here because it is an extra.
-        import labmaze
+    __slots__ = ("_block_of_cell", "_is_prepared", "_maze")
 
-        self._maze = labmaze.RandomMaze(
+    def __init__(self, size: MazeSize, *, seed: int, num_skipped: int = 0) -> None:
+        # Imported here because it is an extra. `labmaze.RandomMaze` wraps this in text grids, which
+        # take 2 KB and half of the time.
+        from labmaze import defaults
+        from labmaze.cc.python import _random_maze
+
+        self._maze = _random_maze.RandomMaze(
             height=size.grid,
             width=size.grid,
             max_rooms=size.max_rooms,
             room_min_size=3,
             room_max_size=size.room_max_side,
+            retry_count=defaults.RETRY_COUNT,
+            extra_connection_probability=defaults.EXTRA_CONNECTION_PROBABILITY,
             max_variations=26,
-            spawns_per_room=1,
-            objects_per_room=1,
+            has_doors=defaults.HAS_DOORS,
             simplify=True,
+            spawns_per_room=1,
+            spawn_token=defaults.SPAWN_TOKEN,
+            objects_per_room=1,
+            object_token=defaults.OBJECT_TOKEN,
             random_seed=seed,
         )
         self._block_of_cell = _blocks(size.grid)
+        self._is_prepared = False
         for _ in range(num_skipped):
             self._maze.regenerate()
 
+    def prepare(self) -> None:
+        """Makes the next maze ahead; labmaze keeps it, as text."""
+        if not self._is_prepared:
+            self._maze.regenerate()
+        self._is_prepared = True
+
     def next_maze(self) -> Maze:
         """The next layout."""
-        self._maze.regenerate()
+        self.prepare()
+        self._is_prepared = False
         entities = _characters(self._maze.entity_layer)
         wall_block = np.where(entities == ord("*"), self._block_of_cell, np.uint8(FREE))
         box_of_cell = np.full(entities.shape, -1, np.int16)
@@ -142,14 +159,15 @@ class MazeGenerator:
             is_room=(_characters(self._maze.variations_layer) != ord(".")).astype(np.uint8),
             box_of_cell=box_of_cell,
             boxes=boxes[:num_boxes].copy(),
-            target_cells=np.argwhere(entities == ord("G")),
-            spawn_cells=np.argwhere(entities == ord("P")),
+            target_cells=np.argwhere(entities == ord("G")).astype(np.uint8),
+            spawn_cells=np.argwhere(entities == ord("P")).astype(np.uint8),
         )
 
 
-def _characters(text_grid: Any) -> NDArray[np.uint32]:  # noqa: ANN401 - labmaze has no types
-    """A text grid's characters as numbers [n, n]."""
-    return np.array(text_grid, dtype="<U1").view(np.uint32).reshape(text_grid.shape)
+def _characters(text: str) -> NDArray[np.uint8]:
+    """A square text's characters as numbers [n, n]; each line ends with a line feed."""
+    lines = np.frombuffer(text.encode(), np.uint8)
+    return lines.reshape(-1, text.index("\n") + 1)[:, :-1]
 
 
 @functools.cache
@@ -223,6 +241,19 @@ class EpisodeStream:
         original_quirks: Keep the two faults of the original.
     """
 
+    __slots__ = (
+        "_colors",
+        "_generator",
+        "_labmaze_seed",
+        "_num_mazes",
+        "_original_quirks",
+        "_random",
+        "_randomize_colors",
+        "_size",
+        "_target_height",
+        "_touched",
+    )
+
     def __init__(
         self,
         size: MazeSize,
@@ -243,16 +274,17 @@ class EpisodeStream:
         self._touched = 0
         self._num_mazes = 0
         self._generator: MazeGenerator | None = None
-        self._prepared: Maze | None = None
 
     def prepare(self) -> None:
         """Makes the next maze ahead of its episode, where that is off the hot path."""
+        self._mazes().prepare()
+
+    def _mazes(self) -> MazeGenerator:
         if self._generator is None:
             self._generator = MazeGenerator(
                 self._size, seed=self._labmaze_seed, num_skipped=self._num_mazes
             )
-        if self._prepared is None:
-            self._prepared = self._generator.next_maze()
+        return self._generator
 
     def next_episode(self) -> Episode:
         """Draws the next episode."""
@@ -296,9 +328,7 @@ class EpisodeStream:
 
     def _draw_maze(self) -> tuple[Maze, NDArray[np.uint8]]:
         """The next maze and the textures [10] of its blocks."""
-        self.prepare()
-        maze, self._prepared = self._prepared, None
-        assert maze is not None
+        maze = self._mazes().next_maze()
         self._num_mazes += 1
         self._random.randint(1)  # the wall '*', of which nothing is left
         num_textures = len(WALL_TEXTURES)
@@ -343,7 +373,7 @@ class EpisodeStream:
         self._touched = int(state["touched"])
         words = np.asarray(state["words"], np.uint32)
         self._random.set_state(("MT19937", words, int(state["position"]), 0, 0.0))
-        self._generator = self._prepared = None
+        self._generator = None
 
 
 @kernel
