@@ -159,13 +159,14 @@ def _matrix_steps(policy: Policy) -> _Inner:
 def _matrix_segments(policy: Policy, *, span_length: int) -> _Inner:
     """The chunkwise write of a segment of S steps, per step, and a read of two versions of W.
 
-    Per head: K K^T, a triangular solve for 2 E columns, the product with K again, and W -> keep W.
+    Per head: K K^T, a triangular inverse, K^T by it, that by K and by V, and W -> keep W.
     """
     config = policy.torso.config
     segment, head = min(config.segment_length, span_length), config.head_width
     write = 2.0 * segment * head + 2 * head * head
     if config.long_term == "delta":
         write += 2 * segment * head + 2 * head * head + 2 * head**3 / segment
+        write += segment**2 / 3
     per_head = write + 4 * head * head
     traffic = 2 * segment + 8 * head + 4 * head * head / segment
     return _Inner(per_head, traffic).times(config.num_heads * _matrices(config))

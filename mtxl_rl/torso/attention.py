@@ -88,16 +88,16 @@ class WindowAttention(nn.Module):
         window, num_steps = self.window_length, age.shape[1]
         block = min(self.block_length, num_steps)
         pad = -num_steps % block
-        query = torch.nn.functional.pad(self.query(inputs[:, window:]), (0, 0, 0, pad))
+        query = self.query(inputs[:, window:])
+        keys_values = self.keys_values(inputs)
+        if pad:
+            query = nn.functional.pad(query, (0, 0, 0, pad))
+            keys_values = nn.functional.pad(keys_values, (0, 0, 0, pad))
+            age = nn.functional.pad(age, (0, pad))
         query = rearrange(query, "b (j c) (h e) -> b j h c e", c=block, h=self.num_heads)
-        keys_values = torch.nn.functional.pad(self.keys_values(inputs), (0, 0, 0, pad))
-        keys_values = keys_values.unfold(3, window + block, block)  # two b h j e k
-        keys, values = rearrange(keys_values, "two b h j e k -> two b j h e k")
-        visible = self._visible(torch.nn.functional.pad(age, (0, pad)), block)
-
-        query, logits = self.position.block(query, keys)
-        logits = (logits * self.scale).masked_fill(~visible[:, :, None], -torch.inf)
-        out, weights = self._attend(query, logits, values.mT, pairs)
+        keys, values = self._blocks(keys_values, block)
+        query, logits = self.position.block(query, keys, self._hidden(age, block, query.dtype))
+        out, weights = self._attend(query, logits, values, pairs)
         if record is not None:
             self._note(record, weights, num_steps)
         out = rearrange(out, "b j h c e -> b (j c) (h e)")[:, :num_steps]
@@ -126,7 +126,7 @@ class WindowAttention(nn.Module):
         """
         q = rearrange(self.query(query), "b (h e) -> b h 1 e", h=self.num_heads)
         q, logits = self.position.step(q, keys, codes, order)
-        logits = (logits * self.scale).masked_fill(~visible[:, None, None], -torch.inf)
+        logits = logits.masked_fill(~visible[:, None, None], -torch.inf)
         if pairs is not None:  # one block of one step
             q, logits, values = q[:, None], logits[:, None], values[:, None]
         out, _ = self._attend(q, logits, values, pairs)
@@ -137,10 +137,10 @@ class WindowAttention(nn.Module):
     ) -> tuple[Tensor, list[Tensor]]:
         """The softmax over persistent pairs, slots and window, applied to the values of each."""
         persistent_keys, persistent_values = self.persistent
-        parts = [_by_head(query, persistent_keys.mT) * self.scale]
+        parts = [_by_head(query, persistent_keys.mT)]
         contents = [persistent_values.to(values.dtype)]
         if pairs is not None:
-            slots = (query @ pairs.keys.mT) * self.scale
+            slots = query @ pairs.keys.mT
             parts.append(slots.masked_fill(~pairs.visible[:, :, None], -torch.inf))
             contents.append(pairs.values)
         parts.append(logits)
@@ -159,13 +159,33 @@ class WindowAttention(nn.Module):
         for name, weight in zip([names[0], *names[-len(weights) + 1 :]], weights, strict=True):
             record[name] = rearrange(weight, "b j h c n -> b (j c) h n")[:, :num_steps].detach()
 
-    def _visible(self, age: Int[Tensor, "B T"], block: int) -> Tensor:
-        """[B, J, C, M + C] bool: key j of a block lies 0 .. age steps before query i."""
-        i = torch.arange(block, device=age.device)[:, None]
-        j = torch.arange(self.window_length + block, device=age.device)
-        distance = i + self.window_length - j
-        age = rearrange(age, "b (j c) -> b j c 1", c=block)
-        return (distance >= 0) & (distance <= age)
+    def _blocks(
+        self, keys_values: Float[Tensor, "two B H K E"], block: int
+    ) -> tuple[Float[Tensor, "B J H MC E"], Float[Tensor, "B J H MC E"]]:
+        """The M + C keys and values of each block of C queries.
+
+        Joined from pieces of C steps, of which neighbouring blocks share all but one: gradients
+        come back in as many additions, where those of overlapping views come one by one.
+        """
+        size = self.window_length + block
+        num_steps = keys_values.shape[3] - self.window_length
+        keys_values = rearrange(keys_values, "two b h k e -> two b k h e")
+        pieces = []
+        for offset in range(0, size, block):
+            piece = keys_values[:, :, offset : offset + num_steps]
+            missing = num_steps - piece.shape[2]
+            if missing:  # of the last block's last piece, which is cut below
+                piece = nn.functional.pad(piece, (0, 0, 0, 0, 0, missing))
+            piece = rearrange(piece, "two b (j c) h e -> two b j h c e", c=block)
+            pieces.append(piece[..., : size - offset, :])
+        keys, values = torch.cat(pieces, dim=-2)
+        return keys, values
+
+    def _hidden(self, age: Int[Tensor, "B T"], block: int, dtype: torch.dtype) -> Tensor:
+        """[B, J, 1, C, M + 1]: -inf where the query does not see as far as M .. 0 steps back."""
+        distance = torch.arange(self.window_length, -1, -1, device=age.device)
+        age = rearrange(age, "b (j c) -> b j 1 c 1", c=block)
+        return torch.where(distance <= age, 0.0, -torch.inf).to(dtype)
 
 
 def _by_head(

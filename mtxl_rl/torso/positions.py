@@ -22,9 +22,9 @@ POSITIONS = ("sinusoidal", "learned", "rotary", "none")
 
 @runtime_checkable
 class Positions(Protocol):
-    """Logits of queries for keys by content and distance, before the scale by sqrt(E).
+    """Logits of queries for keys by content and distance, scaled by 1 / sqrt(E).
 
-    Both return the queries that meet keys without a position, too.
+    Both return the queries, scaled, that meet keys without a position, too.
     """
 
     def codes(self) -> Tensor:
@@ -32,9 +32,16 @@ class Positions(Protocol):
         ...
 
     def block(
-        self, query: Float[Tensor, "*batch H C E"], keys: Float[Tensor, "*batch H E K"]
+        self,
+        query: Float[Tensor, "*batch H C E"],
+        keys: Float[Tensor, "*batch H K E"],
+        hidden: Float[Tensor, "*batch 1 C M1"],
     ) -> tuple[Float[Tensor, "*batch H C E"], Float[Tensor, "*batch H C K"]]:
-        """Query i of the block and key j lie i + M - j steps apart."""
+        """Query i of the block and key j lie i + M - j steps apart.
+
+        `hidden` is added by distance, M .. 0: 0 where the query sees the key, else -inf; keys that
+        are farther or later are hidden, too.
+        """
         ...
 
     def step(
@@ -55,13 +62,13 @@ def sinusoids(num_positions: int, width: int) -> Float[Tensor, "positions width"
     return torch.cat([angle.sin(), angle.cos()], dim=1)[:, :width]
 
 
-def skew(scores: Float[Tensor, "*batch C M1"]) -> Float[Tensor, "*batch C K"]:
-    """Move row i of `scores` i places to the right: out[i, i + m] = scores[i, m], zero elsewhere.
+def skew(scores: Float[Tensor, "*batch C M1"], *, fill: float = 0.0) -> Float[Tensor, "*batch C K"]:
+    """Move row i of `scores` i places to the right: out[i, i + m] = scores[i, m], `fill` elsewhere.
 
     Turns scores per distance into scores per key of a block (Transformer-XL's "relative shift").
     """
     *batch, num_rows, num_distances = scores.shape
-    padded = torch.nn.functional.pad(scores, (0, num_rows))
+    padded = torch.nn.functional.pad(scores, (0, num_rows), value=fill)
     width = num_distances + num_rows - 1
     return padded.flatten(-2)[..., : num_rows * width].reshape(*batch, num_rows, width)
 
@@ -71,6 +78,17 @@ def unskew(scores: Float[Tensor, "*batch C K"]) -> Float[Tensor, "*batch C M1"]:
     num_rows, width = scores.shape[-2:]
     padded = torch.nn.functional.pad(scores.flatten(-2), (0, num_rows))
     return padded.unflatten(-1, (num_rows, width + 1))[..., : width - num_rows + 1]
+
+
+def _band(
+    query: Float[Tensor, "*batch H C E"],
+    keys: Float[Tensor, "*batch H K E"],
+    by_distance: Float[Tensor, "*batch heads C M1"],
+) -> Float[Tensor, "*batch H C K"]:
+    """`query @ keys^T` plus a term by distance; -inf outside of the window."""
+    bias = skew(by_distance, fill=-torch.inf).expand(*query.shape[:-1], -1)
+    logits = torch.baddbmm(bias.flatten(0, -3), query.flatten(0, -3), keys.flatten(0, -3).mT)
+    return logits.view_as(bias)
 
 
 class RelativePositions(nn.Module):
@@ -103,12 +121,16 @@ class RelativePositions(nn.Module):
         return rearrange(self.projection(self.sinusoid), "m (h e) -> h m e", h=self.num_heads)
 
     def block(
-        self, query: Float[Tensor, "*batch H C E"], keys: Float[Tensor, "*batch H E K"]
+        self,
+        query: Float[Tensor, "*batch H C E"],
+        keys: Float[Tensor, "*batch H K E"],
+        hidden: Float[Tensor, "*batch 1 C M1"],
     ) -> tuple[Float[Tensor, "*batch H C E"], Float[Tensor, "*batch H C K"]]:
         """Query i of the block and key j lie i + M - j steps apart."""
-        positional = (query + self.position_bias[:, None]) @ self.codes().mT
-        query = query + self.content_bias[:, None]
-        return query, query @ keys + skew(positional)
+        scale = query.shape[-1] ** -0.5
+        positional = ((query + self.position_bias[:, None]) * scale) @ self.codes().mT
+        query = (query + self.content_bias[:, None]) * scale
+        return query, _band(query, keys, positional + hidden)
 
     def step(
         self,
@@ -119,8 +141,10 @@ class RelativePositions(nn.Module):
     ) -> tuple[Float[Tensor, "B H 1 E"], Float[Tensor, "B H 1 R"]]:
         """The key at place j has the code `order[j]`."""
         # By head and not by row: all rows share the codes, which a broadcast would copy for each.
-        positional = (query + self.position_bias[:, None]).squeeze(2).transpose(0, 1) @ codes.mT
-        query = query + self.content_bias[:, None]
+        scale = query.shape[-1] ** -0.5
+        at_places = ((query + self.position_bias[:, None]) * scale).squeeze(2).transpose(0, 1)
+        positional = at_places @ codes.mT
+        query = (query + self.content_bias[:, None]) * scale
         positional = positional.index_select(2, order).transpose(0, 1)
         return query, query @ keys.mT + positional[:, :, None]
 
@@ -142,12 +166,16 @@ class RotaryPositions(nn.Module):
         return self.places[None, : self.window_length + 1, None]
 
     def block(
-        self, query: Float[Tensor, "*batch H C E"], keys: Float[Tensor, "*batch H E K"]
+        self,
+        query: Float[Tensor, "*batch H C E"],
+        keys: Float[Tensor, "*batch H K E"],
+        hidden: Float[Tensor, "*batch 1 C M1"],
     ) -> tuple[Float[Tensor, "*batch H C E"], Float[Tensor, "*batch H C K"]]:
         """Query i of the block and key j lie i + M - j steps apart."""
-        num_keys = keys.shape[-1]
+        num_keys = keys.shape[-2]
+        query = query * query.shape[-1] ** -0.5
         turned = turn(query, self.places[self.window_length : num_keys])
-        return query, turned @ turn(keys.mT, self.places[:num_keys]).mT
+        return query, _band(turned, turn(keys, self.places[:num_keys]), hidden)
 
     def step(
         self,
@@ -157,6 +185,7 @@ class RotaryPositions(nn.Module):
         order: Int[Tensor, " R"],
     ) -> tuple[Float[Tensor, "B H 1 E"], Float[Tensor, "B H 1 R"]]:
         """The key at place j has the code `order[j]`."""
+        query = query * query.shape[-1] ** -0.5
         turned = turn(query, self.places[self.window_length, None])
         return query, turned @ turn(keys, codes[0, :, 0][order]).mT
 
@@ -184,10 +213,14 @@ class NoPositions(nn.Module):
         return self.nothing
 
     def block(
-        self, query: Float[Tensor, "*batch H C E"], keys: Float[Tensor, "*batch H E K"]
+        self,
+        query: Float[Tensor, "*batch H C E"],
+        keys: Float[Tensor, "*batch H K E"],
+        hidden: Float[Tensor, "*batch 1 C M1"],
     ) -> tuple[Float[Tensor, "*batch H C E"], Float[Tensor, "*batch H C K"]]:
         """Logits by content."""
-        return query, query @ keys
+        query = query * query.shape[-1] ** -0.5
+        return query, _band(query, keys, hidden)
 
     def step(
         self,
@@ -197,6 +230,7 @@ class NoPositions(nn.Module):
         order: Int[Tensor, " R"],  # noqa: ARG002
     ) -> tuple[Float[Tensor, "B H 1 E"], Float[Tensor, "B H 1 R"]]:
         """Logits by content."""
+        query = query * query.shape[-1] ** -0.5
         return query, query @ keys.mT
 
 

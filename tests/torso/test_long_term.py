@@ -8,7 +8,7 @@ from mtxl_rl.torso import TorsoConfig, build_torso
 from mtxl_rl.torso.config import SlotsConfig, TokensConfig
 from mtxl_rl.torso.layer import Layer, matrix_of, slots_of
 from mtxl_rl.torso.long_term import MatrixMemory, SlotMemory, TokenMemory
-from mtxl_rl.torso.long_term.delta import delta_rule
+from mtxl_rl.torso.long_term.delta import UnitTriangularInverse, delta_rule
 from mtxl_rl.torso.long_term.slots import Context, retention_biases
 
 
@@ -27,6 +27,14 @@ def test_the_chunkwise_delta_rule_equals_the_recursion(decays: bool) -> None:
         memory = memory + key[:, t, :, None] * change[:, None]
     keep, add = delta_rule(key, value, strength, log_decay)
     torch.testing.assert_close(keep @ start + add, memory, rtol=1e-12, atol=1e-12)
+
+
+def test_the_triangular_inverse_reads_the_lower_part_alone_and_has_its_gradient() -> None:
+    torch.manual_seed(0)
+    lower = torch.randn(2, 7, 7).double().requires_grad_()
+    expected = torch.linalg.inv(torch.eye(7).double() + lower.tril(-1))
+    torch.testing.assert_close(UnitTriangularInverse.apply(lower), expected)
+    assert torch.autograd.gradcheck(UnitTriangularInverse.apply, lower)
 
 
 def test_a_write_of_full_strength_is_read_back_and_spares_orthogonal_keys() -> None:

@@ -1,6 +1,6 @@
 """The delta rule: a matrix per head that overwrites what it stored under a similar key."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
@@ -37,8 +37,12 @@ def delta_rule(
         (I + diag(b) (K K^T * G)) U = diag(b) (V - diag(exp g) K W_0)
         W_S = exp(g_S) W_0 + (diag(exp(g_S - g)) K)^T U
 
-    U is affine in W_0, so one unit-triangular solve for [V, diag(exp g) K] gives both parts; it
-    reads nothing on or above the diagonal. Without `log_decay` every exp(..) is 1.
+    U is affine in W_0, and W_S reads the inverse on the left through K alone: with
+
+        N = (diag(exp(g_S - g)) K)^T (I + diag(b) (K K^T * G))^-1 diag(b)
+
+    the map is keep = exp(g_S) I - N diag(exp g) K and add = N V. Without `log_decay` every exp(..)
+    is 1.
     """
     head_width = key.shape[-1]
     mixing = strength[..., None] * (key @ key.mT)
@@ -51,11 +55,30 @@ def delta_rule(
         reading = total.exp()[..., None] * key
         remaining = (total[..., -1:] - total).exp()[..., None] * key
         kept = total[..., -1, None, None].exp() * kept
-    right = torch.cat([value, reading], dim=-1) * strength[..., None]
-    solved = torch.linalg.solve_triangular(mixing, right, upper=False, unitriangular=True)
-    written = remaining.mT @ solved
-    add, removed = written.split([value.shape[-1], head_width], dim=-1)
-    return kept - removed, add
+    inverse: Tensor = UnitTriangularInverse.apply(mixing)  # type: ignore[no-untyped-call]
+    writing = remaining.mT @ (inverse * strength[..., None, :])
+    return kept - writing @ reading, writing @ value
+
+
+class UnitTriangularInverse(torch.autograd.Function):
+    """X = (I + A)^-1 of the part of A below the diagonal; what stands elsewhere is not read.
+
+    dA = -X^T dX X^T: two matrix products, where the gradient of a solve is a slow batch of solves.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, lower: Float[Tensor, "*batch S S"]) -> Float[Tensor, "*batch S S"]:  # noqa: ANN401
+        """The inverse, by substitution: as exact as the solve."""
+        identity = torch.eye(lower.shape[-1], dtype=lower.dtype, device=lower.device)
+        inverse = torch.linalg.solve_triangular(lower, identity, upper=False, unitriangular=True)
+        ctx.save_for_backward(inverse)
+        return inverse
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Float[Tensor, "*batch S S"]) -> Float[Tensor, "*batch S S"]:  # noqa: ANN401
+        """The gradient of A."""
+        (inverse,) = ctx.saved_tensors
+        return (inverse.mT @ gradient @ inverse.mT).neg().tril(-1)
 
 
 class DeltaMemory(nn.Module):
@@ -98,8 +121,9 @@ class DeltaMemory(nn.Module):
             log_decay = None if log_decay is None else log_decay * live[..., None]
         with torch.autocast(segments.device.type, enabled=False):
             keep, add = delta_rule(
-                rearrange(key, "b j s h e -> b j h s e"),
-                rearrange(value, "b j s h e -> b j h s e"),
+                # Copied once, where every product would copy a view of its own.
+                rearrange(key, "b j s h e -> b j h s e").contiguous(),
+                rearrange(value, "b j s h e -> b j h s e").contiguous(),
                 rearrange(strength, "b j s h -> b j h s"),
                 None if log_decay is None else rearrange(log_decay, "b j s h -> b j h s"),
             )

@@ -11,7 +11,6 @@ holds.
 
 from typing import Protocol, runtime_checkable
 
-from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -96,8 +95,11 @@ def read_matrix(
 ) -> Float[Tensor, "B J H C E"]:
     """W^T q with each step's selected version of W, zero where none is selected.
 
-    A version that a step does not read meets a query of zeros, so one matrix product serves all.
+    A version that a step does not read meets a query of zeros.
     """
-    masked = query[..., None, :] * rearrange(selected, "b j c v -> b j 1 c v 1")
-    stacked = rearrange(memories, "b j v h f e -> b j h (v f) e")
-    return masked.flatten(-2) @ stacked
+    versions = zip(memories.unbind(2), selected.unbind(3), strict=True)
+    found = [(query * reads[:, :, None, :, None]) @ memory for memory, reads in versions]
+    total = found[0]
+    for part in found[1:]:
+        total = total + part
+    return total
