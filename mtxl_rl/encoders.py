@@ -44,8 +44,24 @@ def channels_last(shape: tuple[int, ...]) -> bool:
     return shape[-1] <= shape[0]
 
 
+def init_weights(encoder: nn.Module) -> None:
+    """Orthogonal with gain sqrt(2), zero biases: features that vary about as the observation does.
+
+    torch's own start shrinks what varies by about 0.4 a layer: of Memory Maze's pictures 0.005 was
+    left beside 0.2 of the previous action, which drowned them.
+    """
+    for layer in encoder.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.orthogonal_(layer.weight, math.sqrt(2))
+            assert layer.bias is not None
+            nn.init.zeros_(layer.bias)
+    for block in encoder.modules():
+        if isinstance(block, _Residual):  # starts as the identity, or six of them would grow
+            nn.init.zeros_(block.second.weight)
+
+
 class ImageEncoder(nn.Module):
-    """uint8 pixels, HWC or CHW, to D features; scaled to 0 .. 1 here and nowhere else."""
+    """uint8 pixels, HWC or CHW, to D features; scaled to -1 .. 1 here and nowhere else."""
 
     def __init__(self, shape: tuple[int, ...], width: int, *, kind: str) -> None:
         super().__init__()
@@ -58,6 +74,7 @@ class ImageEncoder(nn.Module):
         with torch.no_grad():
             size = self.convolutions(torch.zeros(1, channels, height, breadth)).numel()
         self.output = nn.Linear(size, width)
+        init_weights(self)
 
     def forward(self, pixels: Tensor) -> Float[Tensor, "*batch D"]:
         """Encode pixels of any leading axes."""
@@ -65,7 +82,7 @@ class ImageEncoder(nn.Module):
         images = pixels.flatten(0, -4) if len(batch) > 1 else pixels
         if self.channels_last:
             images = images.movedim(-1, -3)
-        features = self.convolutions(images.to(self.output.weight.dtype) / 255.0)
+        features = self.convolutions(images.to(self.output.weight.dtype) / 127.5 - 1.0)
         out: Tensor = self.output(torch.relu(features.flatten(1)))
         return out.unflatten(0, batch) if len(batch) > 1 else out
 
@@ -117,6 +134,7 @@ class VectorEncoder(nn.Module):
         self.num_axes = len(shape)
         self.first = nn.Linear(math.prod(shape), width)
         self.second = nn.Linear(width, width)
+        init_weights(self)
 
     def forward(self, numbers: Tensor) -> Float[Tensor, "*batch D"]:
         """Encode numbers of any leading axes."""
@@ -127,7 +145,14 @@ class VectorEncoder(nn.Module):
 
 
 class DiscreteEncoder(nn.Module):
-    """Choices, one embedding table per component, summed; several pass through one more layer."""
+    """Choices, one embedding table per component, summed; several pass through one more layer.
+
+    Of many components one alone may matter, as the kind of object in one cell of a grid. So the
+    tables of several start at size 3: beside Adam's steps they hardly move, and what they feed
+    learns fast. A policy taught MiniGrid-Memory's turns, which ask whether an object seen before is
+    the same as one of two seen now, learns them in 100 to 160 updates; at size 1 in 270 or not in
+    300, and where the sum has size 1 not in 300.
+    """
 
     def __init__(self, num_choices: list[int], width: int, *, start: list[int]) -> None:
         super().__init__()
@@ -135,12 +160,12 @@ class DiscreteEncoder(nn.Module):
         self.register_buffer("offsets", torch.as_tensor(offsets), persistent=False)
         self.offsets: Tensor
         self.table = nn.EmbeddingBag(sum(num_choices), width, mode="sum")
-        # Of equal size whatever the number of components.
-        nn.init.normal_(self.table.weight, std=len(num_choices) ** -0.5)
         is_single = len(num_choices) == 1
+        nn.init.normal_(self.table.weight, std=1.0 if is_single else 3.0)
         self.output = (
             nn.Identity() if is_single else nn.Sequential(nn.ReLU(), nn.Linear(width, width))
         )
+        init_weights(self.output)
 
     def forward(self, choices: Tensor) -> Float[Tensor, "*batch D"]:
         """Encode choices [..., components]."""

@@ -6,7 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtxl_rl.encoders import ObservationEncoder
+from mtxl_rl.envs.memory_maze.spec import MemoryMazeConfig
+from mtxl_rl.envs.memory_maze.vector import MemoryMazeVectorEnv
 from mtxl_rl.heads import CategoricalHead, GaussianHead, ValueHead, build_head
+from mtxl_rl.policy import Policy, PolicyConfig
+from mtxl_rl.torso import TorsoConfig
 
 
 def test_a_masked_action_is_never_drawn_and_has_no_entropy() -> None:
@@ -47,6 +51,24 @@ def test_a_space_without_a_head_or_an_encoder_is_refused() -> None:
 
 
 @pytest.mark.parametrize("kind", ["cnn", "resnet"])
+def test_what_changes_in_a_picture_is_not_drowned_by_the_previous_action(kind: str) -> None:
+    torch.manual_seed(0)
+    env = MemoryMazeVectorEnv(64, config=MemoryMazeConfig(), seed=0)
+    pictures = torch.as_tensor(env.reset()[0])
+    env.close()
+    policy = Policy(
+        env.single_observation_space,
+        env.single_action_space,
+        torso=TorsoConfig(),
+        policy=PolicyConfig(image_encoder=kind),
+    )
+    with torch.no_grad():
+        of_picture = policy.encoder({"obs": pictures}).std(0).mean()
+        of_action = policy.previous_action(torch.eye(6)).std(0).mean()
+    assert of_picture > of_action
+
+
+@pytest.mark.parametrize("kind", ["cnn", "resnet"])
 @pytest.mark.parametrize("shape", [(64, 64, 3), (3, 64, 64), (7, 7, 3)])
 def test_images_of_either_layout_give_features_for_any_leading_axes(
     kind: str, shape: tuple
@@ -59,7 +81,7 @@ def test_images_of_either_layout_give_features_for_any_leading_axes(
     both = encoder({"see": pixels, "n": number})
     assert both.shape == (2, 3, 16)
     one = encoder({"see": pixels[:, 1], "n": number[:, 1]})
-    torch.testing.assert_close(both[:, 1], one, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(both[:, 1], one, rtol=1e-3, atol=1e-4)
 
 
 @settings(max_examples=50, deadline=None)
