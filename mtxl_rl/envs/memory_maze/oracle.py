@@ -340,10 +340,7 @@ def _try_action(
     world: _World,
     scratch: Scratch,
 ) -> float:
-    """Moves a walker in place; returns the seconds that are left, or `_REACHED` and those after.
-
-    After a target, any other one may be asked for: the mean over these.
-    """
+    """Moves a walker in place; returns the seconds that are left, or `_REACHED`."""
     touched = move_walker(
         place,
         speed,
@@ -358,12 +355,7 @@ def _try_action(
     )
     if not touched >> world.current & 1:
         return _seconds_at(place, speed, world, world.current)
-    num_others = len(world.targets) - 1
-    total = 0.0
-    for k in range(len(world.targets)):
-        if k != world.current:
-            total += _seconds_at(place, speed, world, k)
-    return _REACHED + total / num_others
+    return _REACHED
 
 
 @inlined
