@@ -88,7 +88,7 @@ class WindowAttention(nn.Module):
         window, num_steps = self.window_length, age.shape[1]
         block = min(self.block_length, num_steps)
         pad = -num_steps % block
-        query = self.query(inputs[:, window:])
+        query = self.query(inputs[:, window:]) * self.scale
         keys_values = self.keys_values(inputs)
         if pad:
             query = nn.functional.pad(query, (0, 0, 0, pad))
@@ -124,7 +124,7 @@ class WindowAttention(nn.Module):
             visible: what each row sees.
             pairs: what else the step sees.
         """
-        q = rearrange(self.query(query), "b (h e) -> b h 1 e", h=self.num_heads)
+        q = rearrange(self.query(query) * self.scale, "b (h e) -> b h 1 e", h=self.num_heads)
         q, logits = self.position.step(q, keys, codes, order)
         logits = logits.masked_fill(~visible[:, None, None], -torch.inf)
         if pairs is not None:  # one block of one step

@@ -22,9 +22,9 @@ POSITIONS = ("sinusoidal", "learned", "rotary", "none")
 
 @runtime_checkable
 class Positions(Protocol):
-    """Logits of queries for keys by content and distance, scaled by 1 / sqrt(E).
+    """Logits of queries, scaled by 1 / sqrt(E), for keys by content and distance.
 
-    Both return the queries, scaled, that meet keys without a position, too.
+    Both return the queries that meet keys without a position, too.
     """
 
     def codes(self) -> Tensor:
@@ -127,9 +127,8 @@ class RelativePositions(nn.Module):
         hidden: Float[Tensor, "*batch 1 C M1"],
     ) -> tuple[Float[Tensor, "*batch H C E"], Float[Tensor, "*batch H C K"]]:
         """Query i of the block and key j lie i + M - j steps apart."""
-        scale = query.shape[-1] ** -0.5
-        positional = ((query + self.position_bias[:, None]) * scale) @ self.codes().mT
-        query = (query + self.content_bias[:, None]) * scale
+        positional = self._biased(query, self.position_bias) @ self.codes().mT
+        query = self._biased(query, self.content_bias)
         return query, _band(query, keys, positional + hidden)
 
     def step(
@@ -141,12 +140,16 @@ class RelativePositions(nn.Module):
     ) -> tuple[Float[Tensor, "B H 1 E"], Float[Tensor, "B H 1 R"]]:
         """The key at place j has the code `order[j]`."""
         # By head and not by row: all rows share the codes, which a broadcast would copy for each.
-        scale = query.shape[-1] ** -0.5
-        at_places = ((query + self.position_bias[:, None]) * scale).squeeze(2).transpose(0, 1)
-        positional = at_places @ codes.mT
-        query = (query + self.content_bias[:, None]) * scale
+        positional = self._biased(query, self.position_bias).squeeze(2).transpose(0, 1) @ codes.mT
+        query = self._biased(query, self.content_bias)
         positional = positional.index_select(2, order).transpose(0, 1)
         return query, query @ keys.mT + positional[:, :, None]
+
+    def _biased(
+        self, query: Float[Tensor, "*batch H C E"], bias: Float[Tensor, "H E"]
+    ) -> Float[Tensor, "*batch H C E"]:
+        """Transformer-XL's q + u or q + v, scaled; the queries come scaled."""
+        return query + bias[:, None] * query.shape[-1] ** -0.5
 
 
 class RotaryPositions(nn.Module):
@@ -173,7 +176,6 @@ class RotaryPositions(nn.Module):
     ) -> tuple[Float[Tensor, "*batch H C E"], Float[Tensor, "*batch H C K"]]:
         """Query i of the block and key j lie i + M - j steps apart."""
         num_keys = keys.shape[-2]
-        query = query * query.shape[-1] ** -0.5
         turned = turn(query, self.places[self.window_length : num_keys])
         return query, _band(turned, turn(keys, self.places[:num_keys]), hidden)
 
@@ -185,7 +187,6 @@ class RotaryPositions(nn.Module):
         order: Int[Tensor, " R"],
     ) -> tuple[Float[Tensor, "B H 1 E"], Float[Tensor, "B H 1 R"]]:
         """The key at place j has the code `order[j]`."""
-        query = query * query.shape[-1] ** -0.5
         turned = turn(query, self.places[self.window_length, None])
         return query, turned @ turn(keys, codes[0, :, 0][order]).mT
 
@@ -219,7 +220,6 @@ class NoPositions(nn.Module):
         hidden: Float[Tensor, "*batch 1 C M1"],
     ) -> tuple[Float[Tensor, "*batch H C E"], Float[Tensor, "*batch H C K"]]:
         """Logits by content."""
-        query = query * query.shape[-1] ** -0.5
         return query, _band(query, keys, hidden)
 
     def step(
@@ -230,7 +230,6 @@ class NoPositions(nn.Module):
         order: Int[Tensor, " R"],  # noqa: ARG002
     ) -> tuple[Float[Tensor, "B H 1 E"], Float[Tensor, "B H 1 R"]]:
         """Logits by content."""
-        query = query * query.shape[-1] ** -0.5
         return query, query @ keys.mT
 
 

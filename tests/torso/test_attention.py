@@ -63,7 +63,7 @@ def test_relative_logits_are_those_of_transformer_xl(learned: bool) -> None:
     for bias in (positions.content_bias, positions.position_bias):
         torch.nn.init.normal_(bias)
     query, key = torch.randn(2, 2, 4).double(), torch.randn(2, 5, 4).double()
-    _, logits = positions.block(query, key, torch.zeros(1, 2, 4).double())
+    _, logits = positions.block(query / 2, key, torch.zeros(1, 2, 4).double())
     by_distance = positions.codes().flip(1)
     for head in range(2):
         for i in range(2):
@@ -77,7 +77,7 @@ def test_relative_logits_are_those_of_transformer_xl(learned: bool) -> None:
 def test_rotary_logits_turn_pairs_of_features_by_the_distance() -> None:
     positions = RotaryPositions(window_length=3).double()
     query, key = torch.randn(1, 2, 4).double(), torch.randn(1, 5, 4).double()
-    _, logits = positions.block(query, key, torch.zeros(1, 2, 4).double())
+    _, logits = positions.block(query / 2, key, torch.zeros(1, 2, 4).double())
     as_complex = [torch.complex(x[..., :2], x[..., 2:]) for x in (query[0], key[0])]
     frequency = torch.tensor([1.0, 0.01]).double()
     for i in range(2):
