@@ -354,15 +354,13 @@ def _try_action(
         scratch,
     )
     if not touched >> world.current & 1:
-        return _seconds_at(place, speed, world, world.current)
+        return _seconds_at(place, speed, world)
     return _REACHED
 
 
 @inlined
-def _seconds_at(
-    place: NDArray[np.float64], speed: NDArray[np.float64], world: _World, target: int
-) -> float:
-    """The seconds to a target from where a walker would come to rest."""
+def _seconds_at(place: NDArray[np.float64], speed: NDArray[np.float64], world: _World) -> float:
+    """The seconds to the target from where a walker would come to rest."""
     n = len(world.walls)
     x, y = n / 2 + place[0] / CELL, n / 2 - place[1] / CELL
     return _seconds_left(
@@ -372,5 +370,5 @@ def _seconds_at(
         x + _ROLL_LAG * speed[0] / CELL,
         y - _ROLL_LAG * speed[1] / CELL,
         (place[3] + _TURN_LAG * speed[3]) * _PER_RADIAN,
-        world.seconds[target],
+        world.seconds[world.current],
     )

@@ -81,8 +81,10 @@ def test_the_oracle_walks_the_variants(options: dict[str, Any]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("size", PUBLISHED)
 def test_the_oracles_return_is_the_published_maximum(size: str) -> None:
-    returns = episode_returns(MemoryMazeConfig(size=size), policy="oracle", seed=0, num_episodes=32)
+    # 32 episodes of 9x9 have a 95 % interval of 6 %, which is more than the bound.
+    returns = episode_returns(MemoryMazeConfig(size=size), policy="oracle", seed=0, num_episodes=64)
     assert returns.mean() > 0.95 * PUBLISHED[size]
+    assert returns.mean() < 1.05 * PUBLISHED[size]
 
 
 def test_random_actions_are_worth_what_they_are_in_the_original() -> None:
