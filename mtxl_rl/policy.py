@@ -112,7 +112,7 @@ class Policy(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Start values that are not torch's own.
+        """Start values that are not torch's own; encoders have theirs, `encoders.init_weights`.
 
         | weight      | start                     | why                                      |
         |-------------|---------------------------|------------------------------------------|

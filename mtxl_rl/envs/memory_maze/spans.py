@@ -91,7 +91,6 @@ class _View(NamedTuple):
 class _Row(NamedTuple):
     """A row of the picture."""
 
-    number: int
     forward: np.float32
     up: np.float32
     limit: np.float32
@@ -106,6 +105,17 @@ class _Edge(NamedTuple):
     value: np.float32
     """The face's share of a pixel at column c is value + per_column c + 1 / 2, within 0 to 1."""
     per_column: np.float32
+
+
+class _Stretch(NamedTuple):
+    """A row's columns before one face: the face itself, and sky or floor beyond its edge."""
+
+    first: int
+    last: int
+    left: np.float32
+    """Where the face begins; the first column may hold a part of its neighbour, too."""
+    right: np.float32
+    edge: _Edge
 
 
 class _Hit(NamedTuple):
@@ -401,7 +411,7 @@ def _draw_row(
     up = -_SIN + _COS * slope
     reach = view.top if up >= 0 else view.height
     per_row = (-view.step * _COS if up >= 0 else view.step * _COS) / reach
-    row = _Row(number, _COS + _SIN * slope, up, abs(up) / reach, per_row)
+    row = _Row(_COS + _SIN * slope, up, abs(up) / reach, per_row)
     columns_per_slope = row.forward / view.step
     # A face's left end in columns; a pixel reaches half a column to each side.
     left = -_HALF
@@ -419,47 +429,23 @@ def _draw_row(
         down = -view.step * _SIN * faces[j, _PER_FORWARD] - row.limit_per_row
         scale = _ONE / (math.sqrt(per_column * per_column + down * down) + _F(1e-9))
         edge = _Edge((inverse - row.limit) * scale, per_column * scale)
+        stretch = _Stretch(first, last, left, right, edge)
         ends = edge.value + edge.per_column * _F(first), edge.value + edge.per_column * _F(last)
         if max(ends[0], ends[1]) > -_HALF:
-            _add_wall(
-                first,
-                last,
-                left,
-                right,
-                edge,
-                row,
-                view,
-                faces[j],
-                face_textures[j],
-                atlas,
-                colors,
-                samples,
-            )
+            _add_wall(stretch, row, view, faces[j], face_textures[j], atlas, colors, samples)
         if min(ends[0], ends[1]) < _HALF:
             if up >= 0:
-                _add_sky(first, last, left, right, edge, tables.sky[number], colors)
+                _add_sky(stretch, tables.sky[number], colors)
             else:
-                _add_floor(
-                    first,
-                    last,
-                    left,
-                    right,
-                    edge,
-                    row,
-                    view,
-                    is_room,
-                    atlas,
-                    tables.floor_half_octave[number],
-                    colors,
-                    samples,
-                )
+                half_octaves = tables.floor_half_octave[number]
+                _add_floor(stretch, row, view, is_room, atlas, half_octaves, colors, samples)
         left = right
 
 
 @inlined
-def _share(column: np.float32, left: np.float32, right: np.float32) -> np.float32:
-    """The share of a pixel that lies between two columns."""
-    return min(column + _HALF, right) - max(column - _HALF, left)
+def _share(column: np.float32, stretch: _Stretch) -> np.float32:
+    """The share of a pixel that lies within a stretch."""
+    return min(column + _HALF, stretch.right) - max(column - _HALF, stretch.left)
 
 
 @inlined
@@ -469,11 +455,9 @@ def _covered(column: np.float32, edge: _Edge) -> np.float32:
 
 
 @inlined
-def _columns_above(
-    first: int, last: int, value: np.float32, per_column: np.float32
-) -> tuple[int, int]:
-    """The part [start, end) of columns first .. last where value + per_column c is positive."""
-    start, end = first, last + 1
+def _columns_above(stretch: _Stretch, value: np.float32, per_column: np.float32) -> tuple[int, int]:
+    """The part [start, end) of a stretch where value + per_column c is positive."""
+    start, end = stretch.first, stretch.last + 1
     if abs(per_column) < _F(1e-7):
         if value <= 0:
             end = start
@@ -481,9 +465,9 @@ def _columns_above(
         root = min(max(-value / per_column, -_ONE), _FAR_COLUMN)
         # Truncating rounds down what is positive, and rounds up what is subtracted.
         if per_column > 0:
-            start = max(int(root + _ONE), first)
+            start = max(int(root + _ONE), start)
         else:
-            end = min(int(_FAR_COLUMN) - int(_FAR_COLUMN - root), last + 1)
+            end = min(int(_FAR_COLUMN) - int(_FAR_COLUMN - root), end)
     return start, end
 
 
@@ -526,11 +510,7 @@ def _look_up(
 
 @inlined
 def _add_wall(
-    first: int,
-    last: int,
-    left: np.float32,
-    right: np.float32,
-    edge: _Edge,
+    stretch: _Stretch,
     row: _Row,
     view: _View,
     face: NDArray[np.float32],
@@ -539,8 +519,9 @@ def _add_wall(
     colors: NDArray[np.uint64],
     samples: _Samples,
 ) -> None:
-    """Adds a face to columns first .. last of a row."""
-    start, end = _columns_above(first, last, edge.value + _HALF, edge.per_column)
+    """Adds a face to its stretch of a row."""
+    edge = stretch.edge
+    start, end = _columns_above(stretch, edge.value + _HALF, edge.per_column)
     per_right, light = face[_PER_RIGHT], face[_LIGHT] * _F(256.0)
     along_forward, along_right = face[_ALONG_FORWARD], face[_ALONG_RIGHT]
     tilt, sway = _SIN * face[_PER_FORWARD], _SIN * along_forward
@@ -560,7 +541,7 @@ def _add_wall(
         c1, c2 = sway - direction * w, _COS - row.up * w
         gain = t * texels
         half_octave = _half_octave(max(a * a + b * b, c1 * c1 + c2 * c2) * gain * gain)
-        weight = light * _covered(c, edge) * _share(c, left, right)
+        weight = light * _covered(c, edge) * _share(c, stretch)
         _set_sample(samples, i, half_octave, u0 + t * direction, v0 - t * row.up, weight)
     for i in range(np.uint32(max(end - start, 0))):
         offset = np.uint32(atlas.offsets[texture, samples.half_octave[i]])
@@ -575,11 +556,7 @@ def _half_octave(squared: np.float32) -> np.int32:
 
 @inlined
 def _add_floor(
-    first: int,
-    last: int,
-    left: np.float32,
-    right: np.float32,
-    edge: _Edge,
+    stretch: _Stretch,
     row: _Row,
     view: _View,
     is_room: NDArray[np.uint8],
@@ -588,8 +565,9 @@ def _add_floor(
     colors: NDArray[np.uint64],
     samples: _Samples,
 ) -> None:
-    """Adds the floor before a face to columns first .. last of a row."""
-    start, end = _columns_above(first, last, _HALF - edge.value, -edge.per_column)
+    """Adds the floor before a face to its stretch of a row."""
+    edge = stretch.edge
+    start, end = _columns_above(stretch, _HALF - edge.value, -edge.per_column)
     t = view.height / -row.up
     per_column = t * view.step
     u0 = view.x + t * row.forward * view.cos - per_column * view.sin * view.center
@@ -602,7 +580,7 @@ def _add_floor(
         u = min(max(u0 + u_per_column * c, _F(0.0)), last_cell)
         v = min(max(v0 + v_per_column * c, _F(0.0)), last_cell)
         samples.cell_row[i], samples.cell_column[i] = np.int32(v), np.int32(u)
-        weight = _F(_FLOOR_LIGHT) * (_ONE - _covered(c, edge)) * _share(c, left, right)
+        weight = _F(_FLOOR_LIGHT) * (_ONE - _covered(c, edge)) * _share(c, stretch)
         _set_sample(samples, i, half_octaves[start + i], u, v, weight)
     for i in range(np.uint32(max(end - start, 0))):
         texture = CORRIDOR_FLOOR + is_room[samples.cell_row[i], samples.cell_column[i]]
@@ -612,19 +590,16 @@ def _add_floor(
 
 @inlined
 def _add_sky(
-    first: int,
-    last: int,
-    left: np.float32,
-    right: np.float32,
-    edge: _Edge,
+    stretch: _Stretch,
     sky: NDArray[np.uint64],
     colors: NDArray[np.uint64],
 ) -> None:
-    """Adds the sky above a face to columns first .. last of a row."""
-    start, end = _columns_above(first, last, _HALF - edge.value, -edge.per_column)
+    """Adds the sky above a face to its stretch of a row."""
+    edge = stretch.edge
+    start, end = _columns_above(stretch, _HALF - edge.value, -edge.per_column)
     for i in range(end - start):
         c = _F(np.int32(start)) + _F(np.int32(i))
-        weight = _F(256.0) * (_ONE - _covered(c, edge)) * _share(c, left, right)
+        weight = _F(256.0) * (_ONE - _covered(c, edge)) * _share(c, stretch)
         colors[start + i] += sky[start + i] * np.uint64(np.uint32(np.int32(weight + _HALF)))
 
 
