@@ -20,7 +20,6 @@ from pathlib import Path
 
 import numpy as np
 
-from mtxl_rl.envs.memory_maze.observe import border_width, draw_borders
 from mtxl_rl.envs.memory_maze.policies import random_policy
 from mtxl_rl.envs.memory_maze.spec import MemoryMazeConfig
 from mtxl_rl.envs.memory_maze.vector import MemoryMazeVectorEnv
@@ -123,21 +122,17 @@ def measure_original(size: str, seconds: float, num_processes: int) -> tuple[flo
 def print_parts(size: str) -> None:
     """Microseconds of each part of a step, for 64 environments on one thread."""
     env, act = make(size, 64, 1), random_policy(0)
-    parts: dict[str, list[float]] = {"physics": [], "picture": [], "border": [], "reset": []}
-    width = border_width(env.config.camera_resolution)
+    parts: dict[str, list[float]] = {"step": [], "picture": [], "reset": []}
     for _ in range(60):
-        controls = env._controls(act(env))
+        actions = act(env)
         times = [time.perf_counter()]
-        env._move(controls)
+        env.step(actions)
         times.append(time.perf_counter())
-        env._draw(0, 64, env._images)
+        env.observe()
         times.append(time.perf_counter())
-        draw_borders(0, 64, width, env._target_rgb, env._current, env._images)
-        times.append(time.perf_counter())
-        physics, picture, border = np.diff(times) / 64 * 1e6
-        parts["physics"].append(physics)
-        parts["picture"].append(picture - border)
-        parts["border"].append(border)
+        step, picture = np.diff(times) / 64 * 1e6
+        parts["step"].append(step)
+        parts["picture"].append(picture)
     for _ in range(5):
         start = time.perf_counter()
         for stream in env._streams:

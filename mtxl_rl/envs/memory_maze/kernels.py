@@ -143,6 +143,27 @@ floor_log2: Any = intrinsic(_floor_log2)
 """floor_log2(x) is the exponent of a positive float32, read from its bits."""
 
 
+def _add_one(_context: Any, counter: Any) -> Any:  # noqa: ANN401 - numba has no types
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ANN401
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        return builder.atomic_rmw("add", data, ir.Constant(ir.IntType(64), 1), "monotonic")
+
+    return types.int64(counter), generate
+
+
+_count_up: Any = intrinsic(_add_one)
+
+
+@inlined
+def claim(rows: Any) -> Any:  # noqa: ANN401 - numba inlines it
+    """The next of the rows, of `threads.Threads.run`, that no other thread has; -1 after the last.
+
+    Threads that claim a row at a time end together, and need Python's lock at the ends alone.
+    """
+    row = _count_up(rows)
+    return row if row < rows[1] else -1
+
+
 @contextlib.contextmanager
 def announcing_compilation(what: str) -> Iterator[None]:
     """Tells on stderr that the block compiles and how long it took, if it takes seconds."""

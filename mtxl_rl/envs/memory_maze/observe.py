@@ -19,33 +19,16 @@ def border_width(side: int) -> int:
     return int(2 * math.sqrt(side // 64))
 
 
-@kernel
-def draw_borders(
-    first: int,
-    last: int,
-    width: int,
-    colors: NDArray[np.float32],
-    current: NDArray[np.int64],
-    images: NDArray[np.uint8],
-) -> None:
-    """Frames each picture in the colour, darkened, of its current target.
-
-    Args:
-        first: First environment.
-        last: One after the last.
-        width: Of the border in pixels.
-        colors: [environments, targets, 3] from 0 to 255.
-        current: [environments] the current target.
-        images: [environments, side, side, 3] is drawn on.
-    """
-    side = images.shape[1]
-    for e in range(first, last):
-        for k in range(3):
-            color = np.uint8(colors[e, current[e], k] * _BORDER_LIGHT)
-            images[e, :width, :, k] = color
-            images[e, side - width :, :, k] = color
-            images[e, width : side - width, :width, k] = color
-            images[e, width : side - width, side - width :, k] = color
+@inlined
+def draw_border(image: NDArray[np.uint8], width: int, color: NDArray[np.float32]) -> None:
+    """Frames a picture [side, side, 3] in a target's colour [3] of 0 to 255, darkened."""
+    side = image.shape[0]
+    for k in range(3):
+        value = np.uint8(color[k] * _BORDER_LIGHT)
+        image[:width, :, k] = value
+        image[side - width :, :, k] = value
+        image[width : side - width, :width, k] = value
+        image[width : side - width, side - width :, k] = value
 
 
 def maze_layouts(wall_textures: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int64
 from numpy.typing import NDArray
 
-from mtxl_rl.envs.memory_maze.kernels import announcing_compilation, inlined, kernel
+from mtxl_rl.envs.memory_maze.kernels import announcing_compilation, claim, inlined, kernel
 from mtxl_rl.envs.memory_maze.physics import Scratch, move_walker, new_scratch
 from mtxl_rl.envs.memory_maze.spec import ACTIONS, BALL_RADIUS, CELL, SUBSTEP_SECONDS, TARGET_RADIUS
 from mtxl_rl.envs.memory_maze.vector import MemoryMazeVectorEnv
@@ -268,8 +268,7 @@ def _keep_off_walls(
 
 @kernel
 def choose_actions(
-    first: int,
-    last: int,
+    rows: NDArray[np.int64],
     position: NDArray[np.float64],
     velocity: NDArray[np.float64],
     box_of_cell: NDArray[np.int16],
@@ -284,8 +283,7 @@ def choose_actions(
     """Sets the actions after which, with a second one each, the fewest seconds are left.
 
     Args:
-        first: First environment.
-        last: One after the last.
+        rows: The environments that are left; see `kernels.claim`.
         position: [environments, 5]; see `physics.move_walker`.
         velocity: [environments, 5]; likewise.
         box_of_cell: [environments, n, n]; likewise.
@@ -298,11 +296,13 @@ def choose_actions(
         actions: [environments] is filled.
     """
     scratch = new_scratch()
-    for e in range(first, last):
+    e = claim(rows)
+    while e >= 0:
         world = _World(
             box_of_cell[e], boxes[e], targets[e], current[e], target_height, walls[e], seconds[e]
         )
         actions[e] = _choose_action(position[e], velocity[e], world, scratch)
+        e = claim(rows)
 
 
 @kernel

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtxl_rl.envs.memory_maze.camera import AMBIENT, DIFFUSE, SUBPIXELS, sky_share
-from mtxl_rl.envs.memory_maze.kernels import inlined, kernel
+from mtxl_rl.envs.memory_maze.kernels import claim, inlined, kernel
 from mtxl_rl.envs.memory_maze.layout import FREE
+from mtxl_rl.envs.memory_maze.observe import draw_border
 from mtxl_rl.envs.memory_maze.spec import CELL
 from mtxl_rl.envs.memory_maze.textures import (
     CORRIDOR_FLOOR,
@@ -52,8 +53,7 @@ class _Ray(NamedTuple):
 
 @kernel
 def draw_scenes(
-    first: int,
-    last: int,
+    rows: NDArray[np.int64],
     cameras: NDArray[np.float64],
     tan_half_view: float,
     wall_textures: NDArray[np.uint8],
@@ -62,12 +62,14 @@ def draw_scenes(
     spheres: NDArray[np.float64],
     atlas: TextureAtlas,
     images: NDArray[np.uint8],
+    colors: NDArray[np.float32],
+    current: NDArray[np.int64],
+    border: int,
 ) -> None:
-    """Draws the scenes of environments first .. last - 1.
+    """Draws the scenes of all environments.
 
     Args:
-        first: First environment.
-        last: One after the last.
+        rows: The environments that are left; see `kernels.claim`.
         cameras: [environments, 4, 3] the place, and the directions ahead, right and up.
         tan_half_view: Tangent of half the angle that the picture spans.
         wall_textures: [environments, n, n] index of the wall's texture, `FREE` without a wall.
@@ -76,12 +78,18 @@ def draw_scenes(
         spheres: [environments, spheres, 7] centre, radius, red, green, blue.
         atlas: The textures.
         images: [environments, side, side, 3] is filled.
+        colors: [environments, targets, 3] of the targets, from 0 to 255.
+        current: [environments] the targets whose colours the borders show.
+        border: Its width in pixels.
     """
     side = images.shape[1]
     surfaces = np.empty((side, side), np.int64)
-    for e in range(first, last):
+    e = claim(rows)
+    while e >= 0:
         scene = _Scene(wall_textures[e], is_room[e], wall_height, spheres[e])
         _draw_scene(cameras[e], tan_half_view, scene, atlas, surfaces, images[e])
+        draw_border(images[e], border, colors[e, current[e]])
+        e = claim(rows)
 
 
 @kernel

@@ -161,10 +161,20 @@ class _Samples(NamedTuple):
     """[side]."""
 
 
-@inlined
-def _new_samples(side: int) -> _Samples:
-    """Of any content."""
-    return _Samples(
+class Canvas(NamedTuple):
+    """Working memory of `draw_view`."""
+
+    faces: NDArray[np.float32]
+    face_textures: NDArray[np.int64]
+    colors: NDArray[np.uint64]
+    samples: _Samples
+
+
+@kernel
+def new_canvas(side: int) -> Canvas:
+    """Of any content, for pictures of `side` pixels."""
+    max_faces = int(_RAYS_PER_PIXEL * side) + 1
+    samples = _Samples(
         np.empty(side, np.uint32),
         np.empty(side, np.uint32),
         np.empty(side, np.uint32),
@@ -174,66 +184,16 @@ def _new_samples(side: int) -> _Samples:
         np.empty(side, np.uint32),
         np.empty(side, np.uint32),
     )
-
-
-@kernel
-def draw_views(
-    first: int,
-    last: int,
-    poses: NDArray[np.float64],
-    wall_textures: NDArray[np.uint8],
-    is_room: NDArray[np.uint8],
-    wall_height: float,
-    targets: NDArray[np.float64],
-    target_colors: NDArray[np.float32],
-    target_height: float,
-    atlas: TextureAtlas,
-    tables: ViewTables,
-    images: NDArray[np.uint8],
-) -> None:
-    """Draws the views of environments first .. last - 1.
-
-    Args:
-        first: First environment.
-        last: One after the last.
-        poses: [environments, at least 4] x, y, height above rest in metres, heading in radians.
-        wall_textures: [environments, n, n] index of the wall's texture, `FREE` without a wall.
-        is_room: [environments, n, n] 1 where a room's floor is.
-        wall_height: In metres, above the camera.
-        targets: [environments, targets, 2] centres in metres.
-        target_colors: [environments, targets, 3] from 0 to 255.
-        target_height: Of the targets' centres in metres.
-        atlas: The textures.
-        tables: What depends on the picture's size alone.
-        images: [environments, side, side, 3] is filled.
-    """
-    side = images.shape[1]
-    max_faces = int(_RAYS_PER_PIXEL * side) + 1
-    faces = np.empty((max_faces, 7), np.float32)
-    face_textures = np.empty(max_faces, np.int64)
-    colors = np.empty(side, np.uint64)
-    samples = _new_samples(side)
-    for e in range(first, last):
-        _draw_view(
-            poses[e],
-            wall_textures[e],
-            is_room[e],
-            wall_height,
-            targets[e],
-            target_colors[e],
-            target_height,
-            atlas,
-            tables,
-            images[e],
-            faces,
-            face_textures,
-            colors,
-            samples,
-        )
+    return Canvas(
+        np.empty((max_faces, 7), np.float32),
+        np.empty(max_faces, np.int64),
+        np.empty(side, np.uint64),
+        samples,
+    )
 
 
 @bare_kernel
-def _draw_view(
+def draw_view(
     pose: NDArray[np.float64],
     wall_texture: NDArray[np.uint8],
     is_room: NDArray[np.uint8],
@@ -244,11 +204,24 @@ def _draw_view(
     atlas: TextureAtlas,
     tables: ViewTables,
     image: NDArray[np.uint8],
-    faces: NDArray[np.float32],
-    face_textures: NDArray[np.int64],
-    colors: NDArray[np.uint64],
-    samples: _Samples,
+    canvas: Canvas,
 ) -> None:
+    """Draws the view of one environment.
+
+    Args:
+        pose: [at least 4] x, y, height above rest in metres, heading in radians.
+        wall_texture: [n, n] index of the wall's texture, `FREE` without a wall.
+        is_room: [n, n] 1 where a room's floor is.
+        wall_height: In metres, above the camera.
+        targets: [targets, 2] centres in metres.
+        target_colors: [targets, 3] from 0 to 255.
+        target_height: Of the targets' centres in metres.
+        atlas: The textures.
+        tables: What depends on the picture's size alone.
+        image: [side, side, 3] is filled.
+        canvas: Working memory.
+    """
+    faces, face_textures, colors, samples = canvas
     n, side = wall_texture.shape[0], image.shape[0]
     height = (HEIGHT + pose[2]) / CELL
     view = _View(

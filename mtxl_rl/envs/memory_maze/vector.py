@@ -15,17 +15,18 @@ from numpy.typing import NDArray
 from mtxl_rl.envs.checked import EnvState, Observations, reset_mask
 from mtxl_rl.envs.memory_maze.camera import (
     TAN_HALF_VIEW,
+    ViewTables,
     tan_half_top_view,
     top_cameras,
     view_tables,
     walker_cameras,
 )
-from mtxl_rl.envs.memory_maze.kernels import announcing_compilation, kernel
+from mtxl_rl.envs.memory_maze.kernels import announcing_compilation, claim, kernel
 from mtxl_rl.envs.memory_maze.layout import FREE, Episode, EpisodeStream, spawn_height
 from mtxl_rl.envs.memory_maze.observe import (
     PATH,
     border_width,
-    draw_borders,
+    draw_border,
     draw_maps,
     draw_paths,
     egocentric,
@@ -34,7 +35,7 @@ from mtxl_rl.envs.memory_maze.observe import (
 )
 from mtxl_rl.envs.memory_maze.physics import move_walker, new_scratch
 from mtxl_rl.envs.memory_maze.raycast import draw_scenes
-from mtxl_rl.envs.memory_maze.spans import draw_views
+from mtxl_rl.envs.memory_maze.spans import draw_view, new_canvas
 from mtxl_rl.envs.memory_maze.spec import (
     ACTIONS,
     BALL_RADIUS,
@@ -42,8 +43,8 @@ from mtxl_rl.envs.memory_maze.spec import (
     TARGET_RADIUS,
     MemoryMazeConfig,
 )
-from mtxl_rl.envs.memory_maze.textures import load_atlas
-from mtxl_rl.envs.memory_maze.threads import Threads
+from mtxl_rl.envs.memory_maze.textures import TextureAtlas, load_atlas
+from mtxl_rl.envs.memory_maze.threads import Threads, rows_between
 
 _CONTROLS = np.array(ACTIONS)
 _COLORS = np.array(TARGET_COLORS)
@@ -155,6 +156,7 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         self._touched_at_start = np.zeros(count, np.int64)
         self._num_steps = np.zeros(count, np.int64)
         self._ended = np.zeros(count, np.bool_)
+        self._is_stale = np.ones(count, np.bool_)  # its picture is not drawn yet
         self._is_running = False
 
     def _seed_streams(self, seed: int | Sequence[int] | None) -> None:
@@ -174,8 +176,9 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         """Compiles everything by a step of the first environment, of which nothing is left."""
         self._wall_texture[0] = 0
         self._wall_texture[0, 1:-1, 1:-1] = FREE
-        self._move(np.zeros((self.num_envs, 2)), first=0, last=1)
-        self._observe()
+        self._advance(np.zeros((self.num_envs, 2)), only=0)
+        self._is_stale[0] = True
+        self._draw(self._images, only=0)
         for array in (self._position, self._velocity, self._wall_texture):
             array[:1] = 0
 
@@ -220,16 +223,19 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         self._check_open("step")
         if not self._is_running:
             raise ValueError("step() came before the first reset(): call reset() first.")
-        starting = self._ended
-        self._move(self._controls(actions))
-        rewards = self._collect_rewards()
+        controls = self._controls(actions)
+        self._new_images()
+        self._advance(controls)
         self._num_steps += 1
-        if starting.any():
-            self._start(starting)
+        rewards = np.zeros(self.num_envs, np.float32)
+        if self._is_stale.any():
+            rewards = self._collect_rewards()
+            self._start(self._ended)
+            self._draw(self._images)
         truncated = self._num_steps >= self.config.steps_per_episode
         self._ended = truncated
         self._prepare_mazes()
-        return self._observe(), rewards, np.zeros_like(truncated), truncated.copy(), {}
+        return self._observations(), rewards, np.zeros_like(truncated), truncated.copy(), {}
 
     def render(self) -> tuple[NDArray[np.uint8], ...] | None:
         """The current pictures, if render_mode is ``rgb_array``."""
@@ -255,7 +261,8 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         image = self._images[index].copy()
         try:
             self._position[index] = (x, y, 0.0, heading, 0.0)
-            self._draw(index, index + 1, self._images)
+            self._is_stale[index] = True
+            self._draw(self._images, only=index)
             image, self._images[index] = self._images[index].copy(), image
         finally:
             self._position[index] = kept
@@ -324,18 +331,29 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
             self._current,
         )
 
-    def run_in_threads(self, function: Callable[..., None], *arguments: Any) -> None:  # noqa: ANN401
-        """Runs ``function(first, last, *arguments)`` over the environments; see `Threads.run`."""
-        self._threads.run(function, *arguments)
+    def run_in_threads(self, kernel: Callable[..., None], *arguments: Any) -> None:  # noqa: ANN401
+        """Runs ``kernel(rows, *arguments)`` over the environments; see `Threads.run`."""
+        self._threads.run(kernel, *arguments)
+
+    def _run(self, only: int | None, kernel: Callable[..., None], *arguments: Any) -> None:  # noqa: ANN401
+        """Runs a kernel over all environments, or over one."""
+        if only is None:
+            self._threads.run(kernel, *arguments)
+        else:
+            kernel(rows_between(only, only + 1), *arguments)
 
     def walls(self) -> NDArray[np.bool_]:
         """Where walls are, [B, n, n], rows from the top, the outer wall included."""
         return self._wall_texture != FREE
 
-    def _move(
-        self, controls: NDArray[np.float64], *, first: int = 0, last: int | None = None
-    ) -> None:
-        arguments = (
+    def _advance(self, controls: NDArray[np.float64], *, only: int | None = None) -> None:
+        """Moves the walkers, and draws those whose picture the move alone decides.
+
+        In one go, since threads that wait for each other cost as much as a picture.
+        """
+        self._run(
+            only,
+            _advance,
             self._position,
             self._velocity,
             controls,
@@ -343,14 +361,32 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
             self.config.num_substeps,
             self._box_of_cell,
             self._boxes,
-            self._targets,
-            self.config.target_height,
             self._touched,
+            self._touched_at_start,
+            *self._view(self._images),
+            self._sees_over_walls(),
         )
-        if last is None:
-            self._threads.run(_move_walkers, *arguments)
-        else:
-            _move_walkers(first, last, *arguments)
+
+    def _sees_over_walls(self) -> bool:
+        return self.config.top_camera or self.config.good_visibility
+
+    def _view(self, images: NDArray[np.uint8]) -> tuple[Any, ...]:
+        """Arguments of `_draw_views`."""
+        return (
+            self._position,
+            self._wall_texture,
+            self._is_room,
+            self.config.wall_height,
+            self._targets,
+            self._target_rgb,
+            self.config.target_height,
+            self._current,
+            self._atlas,
+            self._tables,
+            border_width(self.config.camera_resolution),
+            self._is_stale,
+            images,
+        )
 
     def _controls(self, actions: NDArray[Any]) -> NDArray[np.float64]:
         given = np.asarray(actions)
@@ -412,42 +448,32 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
             self._streams[self._waiting.popleft()].prepare()
 
     def _observe(self) -> Observations:
+        self._new_images()
+        self._is_stale[:] = True
+        self._draw(self._images)
+        return self._observations()
+
+    def _new_images(self) -> None:
         if self._copy:
             # Drawn into directly: what was returned before stays as it is.
             self._images = np.empty_like(self._images)
-        self._draw_all()
+
+    def _observations(self) -> Observations:
+        """What was drawn, and what is drawn over it or goes with it."""
+        if self.config.show_path:
+            self._draw_paths_and_maps()
         if not self.config.extra_observations:
             return self._images
         return self._extra_observations()
 
-    def _draw_all(self) -> None:
-        self._threads.run(self._draw, self._images)
-        if self.config.show_path:
-            self._draw_paths_and_maps()
-
-    def _draw(self, first: int, last: int, images: NDArray[np.uint8]) -> None:
-        config = self.config
-        if config.top_camera or config.good_visibility:
-            self._cast(first, last, images)
+    def _draw(self, images: NDArray[np.uint8], *, only: int | None = None) -> None:
+        """Draws the pictures that are stale."""
+        if self._sees_over_walls():
+            self._cast(images, only=only)
         else:
-            draw_views(
-                first,
-                last,
-                self._position,
-                self._wall_texture,
-                self._is_room,
-                config.wall_height,
-                self._targets,
-                self._target_rgb,
-                config.target_height,
-                self._atlas,
-                self._tables,
-                images,
-            )
-        width = border_width(config.camera_resolution)
-        draw_borders(first, last, width, self._target_rgb, self._current, images)
+            self._run(only, _draw_views, *self._view(images))
 
-    def _cast(self, first: int, last: int, images: NDArray[np.uint8]) -> None:
+    def _cast(self, images: NDArray[np.uint8], *, only: int | None = None) -> None:
         """Draws the views that see over walls."""
         config = self.config
         heights = np.full((*self._targets.shape[:2], 1), config.target_height)
@@ -459,9 +485,9 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
             spheres = np.concatenate([spheres, self._body()], axis=1)
         else:
             cameras, tan_half_view = walker_cameras(self._position), TAN_HALF_VIEW
-        draw_scenes(
-            first,
-            last,
+        self._run(
+            only,
+            draw_scenes,
             cameras,
             tan_half_view,
             self._wall_texture,
@@ -470,6 +496,9 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
             spheres,
             self._atlas,
             images,
+            self._target_rgb,
+            self._current,
+            border_width(config.camera_resolution),
         )
 
     def _body(self) -> NDArray[np.float64]:
@@ -572,9 +601,8 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
 
 
 @kernel
-def _move_walkers(
-    first: int,
-    last: int,
+def _advance(
+    rows: NDArray[np.int64],
     position: NDArray[np.float64],
     velocity: NDArray[np.float64],
     controls: NDArray[np.float64],
@@ -582,13 +610,30 @@ def _move_walkers(
     num_substeps: int,
     box_of_cell: NDArray[np.int16],
     boxes: NDArray[np.uint8],
-    targets: NDArray[np.float64],
-    target_height: float,
     touched: NDArray[np.int64],
+    touched_at_start: NDArray[np.int64],
+    poses: NDArray[np.float64],
+    wall_textures: NDArray[np.uint8],
+    is_room: NDArray[np.uint8],
+    wall_height: float,
+    targets: NDArray[np.float64],
+    target_colors: NDArray[np.float32],
+    target_height: float,
+    current: NDArray[np.int64],
+    atlas: TextureAtlas,
+    tables: ViewTables,
+    border: int,
+    is_stale: NDArray[np.bool_],
+    images: NDArray[np.uint8],
+    is_drawn_later: bool,
 ) -> None:
-    """Moves walkers first .. last - 1 in place, but for those that stand still."""
-    scratch = new_scratch()
-    for e in range(first, last):
+    """Moves walkers in place, but for those that stand still, and draws what they see.
+
+    A picture is left stale where an episode starts or another target may come to be asked for.
+    """
+    scratch, canvas = new_scratch(), new_canvas(images.shape[1])
+    e = claim(rows)
+    while e >= 0:
         touched[e] = 0
         if not is_still[e]:
             touched[e] = move_walker(
@@ -603,6 +648,64 @@ def _move_walkers(
                 target_height,
                 scratch,
             )
+        is_reached = touched[e] >> current[e] & 1
+        is_stale[e] = is_drawn_later or is_still[e] or is_reached or touched_at_start[e]
+        if not is_stale[e]:
+            draw_view(
+                poses[e],
+                wall_textures[e],
+                is_room[e],
+                wall_height,
+                targets[e],
+                target_colors[e],
+                target_height,
+                atlas,
+                tables,
+                images[e],
+                canvas,
+            )
+            draw_border(images[e], border, target_colors[e, current[e]])
+        e = claim(rows)
+
+
+@kernel
+def _draw_views(
+    rows: NDArray[np.int64],
+    poses: NDArray[np.float64],
+    wall_textures: NDArray[np.uint8],
+    is_room: NDArray[np.uint8],
+    wall_height: float,
+    targets: NDArray[np.float64],
+    target_colors: NDArray[np.float32],
+    target_height: float,
+    current: NDArray[np.int64],
+    atlas: TextureAtlas,
+    tables: ViewTables,
+    border: int,
+    is_stale: NDArray[np.bool_],
+    images: NDArray[np.uint8],
+) -> None:
+    """Draws the stale pictures; see `spans.draw_view`."""
+    canvas = new_canvas(images.shape[1])
+    e = claim(rows)
+    while e >= 0:
+        if is_stale[e]:
+            draw_view(
+                poses[e],
+                wall_textures[e],
+                is_room[e],
+                wall_height,
+                targets[e],
+                target_colors[e],
+                target_height,
+                atlas,
+                tables,
+                images[e],
+                canvas,
+            )
+            draw_border(images[e], border, target_colors[e, current[e]])
+            is_stale[e] = False
+        e = claim(rows)
 
 
 def action_space(config: MemoryMazeConfig) -> Space[Any]:

@@ -134,7 +134,7 @@ def test_it_never_leaves_the_floor_or_enters_a_wall() -> None:
     actions = rng.integers(1, 6, size=8)
     for _ in range(100):
         actions = np.where(rng.random(8) < 0.2, rng.integers(1, 6, size=8), actions)
-        env._move(env._controls(actions))
+        env._advance(env._controls(actions))
         place = env.walkers()
         assert np.abs(place[:, 2]).max() < 0.02
         for index, walls in enumerate(env.walls()):

@@ -35,9 +35,9 @@ def scattered(num_envs: int, **options: Any) -> MemoryMazeVectorEnv:  # noqa: AN
 @pytest.mark.parametrize("size", ["9x9", "15x15", "31x31"])
 def test_both_renderers_draw_the_same_pictures(size: str, psnr: Psnr) -> None:
     env = scattered(24, size=size)
-    fast, slow = np.empty_like(env._images), np.empty_like(env._images)
-    env._draw(0, 24, fast)
-    env._cast(0, 24, slow)
+    slow = np.empty_like(env._images)
+    fast = env.observe()
+    env._cast(slow)
     inside = np.s_[2:-2, 2:-2]
     values = [psnr(a[inside], b[inside]) for a, b in zip(fast, slow, strict=True)]
     assert np.mean(values) > 44
@@ -66,7 +66,7 @@ def test_a_pose_can_be_drawn_without_going_there() -> None:
     env = scattered(3)
     before = env._images.copy()
     x, y, _, heading, _ = env.walkers()[2]
-    env._draw_all()
+    env.observe()
     here = env._images[2].copy()
     state = env.get_state()
     np.testing.assert_array_equal(env.render_pose(2, x=x, y=y, heading=heading), here)

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
 
 import mtxl_rl.envs  # noqa: F401 - registers the environments
 from mtxl_rl.envs.memory_maze import packages
-from mtxl_rl.envs.memory_maze.kernels import announcing_compilation
+from mtxl_rl.envs.memory_maze.kernels import announcing_compilation, claim, kernel
 from mtxl_rl.envs.memory_maze.observe import PATH, draw_paths
 from mtxl_rl.envs.memory_maze.single import MemoryMaze
 from mtxl_rl.envs.memory_maze.spec import ACTIONS, SIZES, VARIANTS, MemoryMazeConfig
@@ -106,21 +108,29 @@ def test_the_number_of_threads_changes_nothing() -> None:
     many.close()
 
 
-def test_an_error_in_a_thread_is_raised_and_all_rows_are_done_once() -> None:
-    threads = Threads(10, num_threads=3)
-    done = np.zeros(10, int)
+@kernel
+def _count(rows: NDArray[np.int64], done: NDArray[np.int64]) -> None:
+    row = claim(rows)
+    while row >= 0:
+        done[row] += 1
+        row = claim(rows)
 
-    def count(first: int, last: int) -> None:
-        done[first:last] += 1
 
-    threads.run(count)
-    assert (done == 1).all()
+def test_all_rows_are_done_once_and_an_error_in_a_thread_is_raised() -> None:
+    threads = Threads(1000, num_threads=3)
+    done = np.zeros(1000, np.int64)
+    for _ in range(20):
+        threads.run(_count, done)
+    assert (done == 20).all()
 
-    def fail(first: int, last: int) -> None:
-        raise RuntimeError(f"rows {first} to {last}")
+    def fail(rows: NDArray[np.int64]) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            raise RuntimeError(f"rows {rows}")
 
     with pytest.raises(RuntimeError, match="rows"):
         threads.run(fail)
+    threads.run(_count, done)
+    assert (done == 21).all()
     threads.close()
 
 
