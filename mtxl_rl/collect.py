@@ -14,7 +14,7 @@ from torch import Tensor
 from mtxl_rl.metrics import EpisodeWindow
 from mtxl_rl.policy import Policy, PolicyInputs
 from mtxl_rl.rollout import Rollout, RolloutShape
-from mtxl_rl.torso import MemoryState
+from mtxl_rl.torso import ActingMemory, MemoryState
 
 # B environments, T steps.
 
@@ -175,26 +175,9 @@ class Collector:
         memory = policy.begin(self.memory, timeline=rollout.timeline)
         rollout.action[:, 0], rollout.reward[:, 0] = actor.action, actor.reward
         actor.env_seconds, begun = 0.0, time.perf_counter()
-        for t in range(rollout.shape.num_steps):
-            if t % rollout.shape.span_length == 0:
-                rollout.snapshot(
-                    t,
-                    long_term=memory.long_term.transpose(0, 1),
-                    window_length=memory.window_length,
-                    segment_step=memory.segment_step,
-                )
-            inputs = actor.inputs()
-            outputs = policy.act(inputs, memory)
-            action = policy.action_head.sample(outputs.action_parameters, self.generator)
-            rollout.value[:, t] = outputs.value
-            rollout.log_prob[:, t] = policy.action_head.log_prob(outputs.action_parameters, action)
-            for key, field in inputs.observation.items():
-                rollout.observation[key][:, t] = field
-            rollout.is_first[:, t] = inputs.is_first
-            rollout.valid[:, t] = torch.as_tensor(~actor.is_final).to(actor.device)
-            terminated, _ = actor.step(action)
-            rollout.action[:, t + 1], rollout.reward[:, t + 1] = action, actor.reward
-            rollout.terminated[:, t] = torch.as_tensor(terminated).to(actor.device)
+        with policy.autocast():
+            for t in range(rollout.shape.num_steps):
+                self._step(t, memory)
         self.memory = memory.state()
         self._bootstrap()
         for episode in actor.ended:
@@ -202,6 +185,29 @@ class Collector:
         actor.ended.clear()
         acting = time.perf_counter() - begun - actor.env_seconds
         return rollout, {"time/env_seconds": actor.env_seconds, "time/act_seconds": acting}
+
+    def _step(self, t: int, memory: ActingMemory) -> None:
+        """Records and takes step t."""
+        rollout, actor, policy = self.rollout, self.actor, self.actor.policy
+        if t % rollout.shape.span_length == 0:
+            rollout.snapshot(
+                t,
+                long_term=memory.long_term.transpose(0, 1),
+                window_length=memory.window_length,
+                segment_step=memory.segment_step,
+            )
+        inputs = actor.inputs()
+        outputs = policy.act(inputs, memory)
+        action = policy.action_head.sample(outputs.action_parameters, self.generator)
+        rollout.value[:, t] = outputs.value
+        rollout.log_prob[:, t] = policy.action_head.log_prob(outputs.action_parameters, action)
+        for key, field in inputs.observation.items():
+            rollout.observation[key][:, t] = field
+        rollout.is_first[:, t] = inputs.is_first
+        rollout.valid[:, t] = torch.as_tensor(~actor.is_final).to(actor.device)
+        terminated, _ = actor.step(action)
+        rollout.action[:, t + 1], rollout.reward[:, t + 1] = action, actor.reward
+        rollout.terminated[:, t] = torch.as_tensor(terminated).to(actor.device)
 
     def state_dict(self) -> dict[str, Any]:
         """What an exact resume needs, apart from the environments."""

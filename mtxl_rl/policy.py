@@ -39,7 +39,7 @@ class PolicyConfig:
     reconstruction_coef: float = 0.0
     """Weight of the loss of predicting the observation back from the torso's output; 0: none."""
     precision: str = "float32"
-    """Arithmetic of the matrix products: float32, or bfloat16 (autocast; for GPUs)."""
+    """Arithmetic of the matrix products: float32, or bfloat16 (autocast)."""
 
     def __post_init__(self) -> None:
         """Check the names."""
@@ -128,7 +128,7 @@ class Policy(nn.Module):
         self, inputs: PolicyInputs, state: MemoryState
     ) -> tuple[PolicyOutputs, MemoryState]:
         """What the policy says at T steps, and the state after them; inputs are [B, T, ...]."""
-        with self._autocast():
+        with self.autocast():
             features, state = self.torso(self._encode(inputs), state, inputs.is_first)
             outputs = self._say(features, inputs)
             if self.decoder is not None and torch.is_grad_enabled():
@@ -147,19 +147,19 @@ class Policy(nn.Module):
                 f"torso.kind={self.torso.config.kind} tells nothing of its memory; only "
                 "torso.kind=transformer does"
             )
-        with torch.no_grad(), self._autocast():
+        with torch.no_grad(), self.autocast():
             found = self.torso.inspect(self._encode(inputs), state, inputs.is_first)
         return found.records
 
     def begin(self, state: MemoryState, *, timeline: Tensor | None = None) -> ActingMemory:
         """Prepare to act from `state`; see `MemoryTransformer.begin`."""
-        with self._autocast():
+        with self.autocast():
             return self.torso.begin(state, timeline=timeline)
 
     @torch.no_grad()
     def act(self, inputs: PolicyInputs, memory: ActingMemory) -> PolicyOutputs:
         """What the policy says at one step; inputs are [B, ...] and `memory` moves on in place."""
-        with self._autocast():
+        with self.autocast():
             features = self.torso.act(self._encode(inputs), memory, inputs.is_first)
             return self._say(features, inputs)
 
@@ -169,7 +169,8 @@ class Policy(nn.Module):
         step = torch.compile(self.torso.step, fullgraph=True, dynamic=False)
         setattr(self.torso, "step", step)  # noqa: B010
 
-    def _autocast(self) -> torch.autocast:
+    def autocast(self) -> torch.autocast:
+        """The precision's context; around a whole rollout it casts weights once, not each step."""
         dtype = PRECISIONS[self.config.precision]
         device = self.value_head.output.weight.device.type
         return torch.autocast(device, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)

@@ -1,5 +1,6 @@
 """The torso: a stack of gated Memory Transformer-XL layers, for whole segments and for acting."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -31,20 +32,22 @@ class WindowedMemory(ActingMemory):
     """Layer inputs of the window at the beginning, then of each step: what the learner needs."""
     num_steps: int
     """Steps taken on the timeline, 0 .. its capacity T."""
-    keys: Float[Tensor, "N B H R E"]
-    values: Float[Tensor, "N B H R E"]
+    keys: tuple[Float[Tensor, "B H R E"], ...]
+    """Per layer, each a tensor of its own: a compiled step would copy parts of a larger one."""
+    values: tuple[Float[Tensor, "B H R E"], ...]
     codes: Tensor
     """The layers' position codes, [N, ...], by distance."""
     place: Int[Tensor, "1"]
     """The ring's place of the next step."""
     now: Int[Tensor, "1"]
     """The timeline's place of the next step, M + num_steps."""
-    pending: Float[Tensor, "A B *pending"]
+    pending: tuple[Float[Tensor, " B *pending"], ...]
+    """Per long-term memory."""
 
     def state(self) -> MemoryState:
         """The state after the steps taken: what `forward` would return."""
         window_length = self.window_length
-        places = self.keys.shape[3] - 1
+        places = self.keys[0].shape[2] - 1
         window = self.timeline[:, :, self.num_steps : self.num_steps + places]
         return MemoryState(
             window=window * valid_window(window_length, places)[:, None, :, None],
@@ -175,8 +178,8 @@ class MemoryTransformer(nn.Module):
             inputs = layer.norm(state.window[:, n])
             # Places 1 .. M hold the steps -M .. -1; place 0 waits for the first step.
             pairs = layer.attention.keys_values(nn.functional.pad(inputs, (0, 0, 1, 0)))
-            keys.append(pairs[0])
-            values.append(pairs[1])
+            keys.append(pairs[0].contiguous())
+            values.append(pairs[1].contiguous())
             codes.append(layer.attention.position.codes())
             if memory is not None and layer.matrix is not None:
                 long_term = state.long_term[:, memory]
@@ -184,13 +187,13 @@ class MemoryTransformer(nn.Module):
         return WindowedMemory(
             timeline=timeline,
             num_steps=0,
-            keys=torch.stack(keys),
-            values=torch.stack(values),
+            keys=tuple(keys),
+            values=tuple(values),
             codes=torch.stack(codes),
             place=torch.zeros(1, dtype=torch.long, device=timeline.device),
             now=torch.full((1,), size, device=timeline.device),
-            long_term=state.long_term.transpose(0, 1).clone(),
-            pending=torch.stack(pending),
+            long_term=state.long_term.transpose(0, 1).clone(memory_format=torch.contiguous_format),
+            pending=tuple(pending),
             window_length=state.window_length.clone(),
             segment_step=state.segment_step.clone(),
         )
@@ -400,8 +403,8 @@ class MemoryTransformer(nn.Module):
         goes_on = ~is_first
         memory.window_length *= goes_on
         memory.segment_step *= goes_on
-        for part in (memory.long_term, memory.pending):
-            part *= goes_on.view(-1, *[1] * (part.ndim - 2))
+        for part in (*memory.long_term, *memory.pending):
+            part *= goes_on.view(-1, *[1] * (part.ndim - 1))
 
     def _count(self, memory: WindowedMemory) -> None:
         """Move the clocks on; at a segment's end the memory that is read is the one written."""
@@ -415,9 +418,10 @@ class MemoryTransformer(nn.Module):
         written = self._written(memory, ended)
         if written is not None:
             ended = ended.view(-1, *[1] * (memory.long_term.ndim - 2))
-            torch.where(ended, written, memory.long_term, out=memory.long_term)
+            for before, after in zip(memory.long_term, written, strict=True):
+                torch.where(ended, after, before, out=before)
 
-    def _written(self, memory: WindowedMemory, ended: Tensor) -> Tensor | None:
+    def _written(self, memory: WindowedMemory, ended: Tensor) -> Sequence[Tensor] | None:
         """The memories after the segments that end now; None where it is known that none does.
 
         Slots are written only when some row's segment ends: this one question to the device costs
@@ -438,4 +442,4 @@ class MemoryTransformer(nn.Module):
             assert store is not None
             encoded = tuple(part[:, 0] for part in store.encode(*source))
             written.append(store.write(memory.long_term[index], encoded))
-        return torch.stack(written)
+        return written
