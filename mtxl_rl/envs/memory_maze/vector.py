@@ -13,29 +13,26 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from mtxl_rl.envs.checked import EnvState, Observations, reset_mask
+from mtxl_rl.envs.memory_maze.advance import advance, draw_views
 from mtxl_rl.envs.memory_maze.camera import (
     TAN_HALF_VIEW,
-    ViewTables,
     tan_half_top_view,
     top_cameras,
     view_tables,
     walker_cameras,
 )
-from mtxl_rl.envs.memory_maze.kernels import announcing_compilation, claim, kernel
+from mtxl_rl.envs.memory_maze.kernels import announcing_compilation
 from mtxl_rl.envs.memory_maze.layout import FREE, Episode, EpisodeStream, spawn_height
 from mtxl_rl.envs.memory_maze.observe import (
     PATH,
     border_width,
-    draw_border,
     draw_maps,
     draw_paths,
     egocentric,
     grid_positions,
     maze_layouts,
 )
-from mtxl_rl.envs.memory_maze.physics import move_walker, new_scratch
 from mtxl_rl.envs.memory_maze.raycast import draw_scenes
-from mtxl_rl.envs.memory_maze.spans import draw_view, new_canvas
 from mtxl_rl.envs.memory_maze.spec import (
     ACTIONS,
     BALL_RADIUS,
@@ -43,7 +40,7 @@ from mtxl_rl.envs.memory_maze.spec import (
     TARGET_RADIUS,
     MemoryMazeConfig,
 )
-from mtxl_rl.envs.memory_maze.textures import TextureAtlas, load_atlas
+from mtxl_rl.envs.memory_maze.textures import load_atlas
 from mtxl_rl.envs.memory_maze.threads import Threads, rows_between
 
 _CONTROLS = np.array(ACTIONS)
@@ -353,8 +350,7 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         """
         self._run(
             only,
-            _advance,
-            self._position,
+            advance,
             self._velocity,
             controls,
             self._ended,
@@ -371,7 +367,7 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         return self.config.top_camera or self.config.good_visibility
 
     def _view(self, images: NDArray[np.uint8]) -> tuple[Any, ...]:
-        """Arguments of `_draw_views`."""
+        """Arguments of `draw_views`."""
         return (
             self._position,
             self._wall_texture,
@@ -471,7 +467,7 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         if self._sees_over_walls():
             self._cast(images, only=only)
         else:
-            self._run(only, _draw_views, *self._view(images))
+            self._run(only, draw_views, *self._view(images))
 
     def _cast(self, images: NDArray[np.uint8], *, only: int | None = None) -> None:
         """Draws the views that see over walls."""
@@ -598,114 +594,6 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
     def _check_open(self, method: str) -> None:
         if self.closed:
             raise ValueError(f"{method}() came after close(): make a new environment.")
-
-
-@kernel
-def _advance(
-    rows: NDArray[np.int64],
-    position: NDArray[np.float64],
-    velocity: NDArray[np.float64],
-    controls: NDArray[np.float64],
-    is_still: NDArray[np.bool_],
-    num_substeps: int,
-    box_of_cell: NDArray[np.int16],
-    boxes: NDArray[np.uint8],
-    touched: NDArray[np.int64],
-    touched_at_start: NDArray[np.int64],
-    poses: NDArray[np.float64],
-    wall_textures: NDArray[np.uint8],
-    is_room: NDArray[np.uint8],
-    wall_height: float,
-    targets: NDArray[np.float64],
-    target_colors: NDArray[np.float32],
-    target_height: float,
-    current: NDArray[np.int64],
-    atlas: TextureAtlas,
-    tables: ViewTables,
-    border: int,
-    is_stale: NDArray[np.bool_],
-    images: NDArray[np.uint8],
-    is_drawn_later: bool,
-) -> None:
-    """Moves walkers in place, but for those that stand still, and draws what they see.
-
-    A picture is left stale where an episode starts or another target may come to be asked for.
-    """
-    scratch, canvas = new_scratch(), new_canvas(images.shape[1])
-    e = claim(rows)
-    while e >= 0:
-        touched[e] = 0
-        if not is_still[e]:
-            touched[e] = move_walker(
-                position[e],
-                velocity[e],
-                controls[e, 0],
-                controls[e, 1],
-                num_substeps,
-                box_of_cell[e],
-                boxes[e],
-                targets[e],
-                target_height,
-                scratch,
-            )
-        is_reached = touched[e] >> current[e] & 1
-        is_stale[e] = is_drawn_later or is_still[e] or is_reached or touched_at_start[e]
-        if not is_stale[e]:
-            draw_view(
-                poses[e],
-                wall_textures[e],
-                is_room[e],
-                wall_height,
-                targets[e],
-                target_colors[e],
-                target_height,
-                atlas,
-                tables,
-                images[e],
-                canvas,
-            )
-            draw_border(images[e], border, target_colors[e, current[e]])
-        e = claim(rows)
-
-
-@kernel
-def _draw_views(
-    rows: NDArray[np.int64],
-    poses: NDArray[np.float64],
-    wall_textures: NDArray[np.uint8],
-    is_room: NDArray[np.uint8],
-    wall_height: float,
-    targets: NDArray[np.float64],
-    target_colors: NDArray[np.float32],
-    target_height: float,
-    current: NDArray[np.int64],
-    atlas: TextureAtlas,
-    tables: ViewTables,
-    border: int,
-    is_stale: NDArray[np.bool_],
-    images: NDArray[np.uint8],
-) -> None:
-    """Draws the stale pictures; see `spans.draw_view`."""
-    canvas = new_canvas(images.shape[1])
-    e = claim(rows)
-    while e >= 0:
-        if is_stale[e]:
-            draw_view(
-                poses[e],
-                wall_textures[e],
-                is_room[e],
-                wall_height,
-                targets[e],
-                target_colors[e],
-                target_height,
-                atlas,
-                tables,
-                images[e],
-                canvas,
-            )
-            draw_border(images[e], border, target_colors[e, current[e]])
-            is_stale[e] = False
-        e = claim(rows)
 
 
 def action_space(config: MemoryMazeConfig) -> Space[Any]:
