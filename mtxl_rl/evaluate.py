@@ -55,6 +55,8 @@ class EvaluateConfig:
     """Draw what its memory does over time to this .png or .svg file."""
     film_steps: int = 500
     """Most steps of the video and of the timeline."""
+    compile: bool = False
+    """Compile the torso's step, as in training; for long episodes."""
 
     def __post_init__(self) -> None:
         """Check names and ranges."""
@@ -131,7 +133,7 @@ def _tamper(acting: ActingMemory, memory: str) -> None:
 def run(config: EvaluateConfig, overrides: Sequence[str]) -> dict[str, list[dict[str, float]]]:
     """Evaluate under every setting of the memory, print a table, and return the episodes."""
     path = Path(config.checkpoint)
-    train = load_config(run_folder(path), overrides)
+    train = load_config(run_folder(path), [*overrides, f"compile={config.compile}"])
     state = checkpoint.load(path, which=config.which)
     names = config.memory.split(",")
     if not train.torso.has_long_term:
@@ -190,6 +192,8 @@ def _one(
     try:
         policy = build_policy(train, env).to(device)
         _load_weights(policy, state, where=config.checkpoint)
+        if train.compile:
+            policy.compile_acting()
         generator = None if config.greedy else torch.Generator(device).manual_seed(config.seed)
         camera = None
         if film and (config.video or config.timeline):
