@@ -198,14 +198,15 @@ def _one(
         camera = None
         if film and (config.video or config.timeline):
             camera = Film(policy, env.single_observation_space, max_steps=config.film_steps)
-        episodes = evaluate(
-            policy,
-            env,
-            episodes=config.episodes,
-            memory=memory,
-            generator=generator,
-            film=camera,
-        )
+        with policy.autocast():
+            episodes = evaluate(
+                policy,
+                env,
+                episodes=config.episodes,
+                memory=memory,
+                generator=generator,
+                film=camera,
+            )
         if camera is not None and config.video:
             camera.write_video(Path(config.video))
         if camera is not None and config.timeline:

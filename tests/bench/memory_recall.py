@@ -11,8 +11,9 @@ Two tasks, both supervised, whole episodes from an empty memory, the loss at the
 
 Every step also shows 8 features of noise. Width 32, 2 layers, 2 heads, window and segment 16, 16
 episodes a batch, Adam. A run is solved when the mean accuracy of its last 10 batches reaches 0.99,
-and stops there, or --beyond that many updates later. One line per system: every seed, and the
-median processor time of an update.
+and stops there, or --beyond that many updates later. With --anneal the learning rate falls to 0
+over all --updates, and none stops before. One line per system: every seed, and the median processor
+time of an update.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from mtxl_rl.torso.gates import GATES
 
 WIDTH, BATCH, NUM_CHOICES = 32, 16, 8
 NUM_NOISE, NOISE = 8, 0.3
+TEST_BATCHES = 4
 
 SLOTS, TOKENS = {"long_term": "slots"}, {"long_term": "tokens"}
 SYSTEMS: dict[str, dict] = {
@@ -132,6 +134,9 @@ def train(system: str, arguments: argparse.Namespace, seed: int) -> Result:
     times: list[float] = []
     solved = None
     for update in range(1, arguments.updates + 1):
+        if arguments.anneal:
+            left = 1 - (update - 1) / arguments.updates
+            optimizer.param_groups[0]["lr"] = arguments.learning_rate * left
         batch = Batch(arguments.task, arguments.length, generator)
         begun = time.process_time()
         logits = learner(batch)
@@ -144,11 +149,17 @@ def train(system: str, arguments: argparse.Namespace, seed: int) -> Result:
         accuracies.append(accuracy_of(logits, batch))
         if solved is None and update >= 10 and statistics.mean(accuracies[-10:]) >= 0.99:
             solved = update
-        if solved is not None and update >= solved + arguments.beyond:
+        is_over = solved is not None and update >= solved + arguments.beyond
+        if is_over and not arguments.anneal:
             break
     with torch.no_grad():
-        batches = [Batch(arguments.task, length, generator) for length in arguments.evaluate]
-        generalised = [accuracy_of(learner(batch), batch) for batch in batches]
+        generalised = [
+            statistics.mean(
+                accuracy_of(learner(batch), batch)
+                for batch in (Batch(arguments.task, length, generator) for _ in range(TEST_BATCHES))
+            )
+            for length in arguments.evaluate
+        ]
     return Result(
         solved,
         statistics.mean(accuracies[-10:]),
@@ -173,6 +184,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--updates", type=int, default=300, help="updates at most")
     parser.add_argument("--beyond", type=int, default=0, help="updates after it is solved")
+    parser.add_argument("--anneal", action="store_true", help="to a learning rate of 0")
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--evaluate", type=int, nargs="*", default=[], help="lengths to test at")
     arguments = parser.parse_args()
