@@ -227,8 +227,9 @@ class MemoryTransformer(nn.Module):
             inputs_of_layers.append(x)
             inputs = layer.norm(x)
             pairs = layer.attention.keys_values(inputs[:, None])
-            memory.keys[n].index_copy_(2, memory.place, pairs[0])
-            memory.values[n].index_copy_(2, memory.place, pairs[1])
+            for ring, part in zip((memory.keys[n], memory.values[n]), pairs, strict=True):
+                # Under autocast a ring is as wide as where `begin` was called.
+                ring.index_copy_(2, memory.place, part.to(ring.dtype))
             long_term = None if index is None else memory.long_term[index]
             store = self._store(n)
             slots = None
