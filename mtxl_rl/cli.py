@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from rich.console import Console
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 console = Console()
 _SHOW_CURSOR = b"\x1b[?25h"
@@ -23,7 +24,10 @@ def one_sentence_errors() -> Iterator[None]:
     """End the program with one sentence and exit code 1; MTXL_RL_TRACEBACK=1 shows where."""
     try:
         yield
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped\n")
+        raise SystemExit(130) from None
+    except (ValueError, OSError, ImportError, RuntimeError, YAMLError) as error:
         if os.environ.get("MTXL_RL_TRACEBACK"):
             raise
         said = str(error)

@@ -17,6 +17,7 @@ from mtxl_rl.agents.ppo import PPOConfig
 from mtxl_rl.envs.checked import nearest_names
 from mtxl_rl.envs.registry import ENVS
 from mtxl_rl.policy import PolicyConfig
+from mtxl_rl.ranges import check_at_least
 from mtxl_rl.torso import TorsoConfig
 
 GROUPS = ("env", "torso", "model")
@@ -63,9 +64,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Check ranges and sizes against each other."""
-        for name in ("num_envs", "total_steps", "keep_checkpoints", "num_threads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be 1 or more")
+        check_at_least(self, 1, "num_envs", "total_steps", "keep_checkpoints", "num_threads")
+        check_at_least(self, 0, "seed", "checkpoint_seconds")
         span = self.ppo.bptt_segments * self.torso.segment_length
         if self.ppo.rollout_length % span:
             raise ValueError(

@@ -21,6 +21,7 @@ from mtxl_rl.envs.registry import make_vector_env, stream_seed
 from mtxl_rl.film import Film
 from mtxl_rl.metrics import replace_file
 from mtxl_rl.policy import Policy
+from mtxl_rl.ranges import check_at_least
 from mtxl_rl.report import write_report
 from mtxl_rl.suite import Suite, SuiteConfig, run_suite
 from mtxl_rl.torso import ActingMemory
@@ -62,10 +63,8 @@ class EvaluateConfig:
         """Check names and ranges."""
         if not self.checkpoint:
             raise ValueError("checkpoint= is missing; give the folder of a run")
-        if self.episodes < 1 or self.num_envs < 1:
-            raise ValueError(
-                f"episodes={self.episodes} and num_envs={self.num_envs} must be 1 or more"
-            )
+        check_at_least(self, 1, "episodes", "num_envs", "film_steps")
+        check_at_least(self, 0, "seed")
         # YAML reads a bare on or off as a truth value.
         self.memory = {"True": "on", "False": "off"}.get(str(self.memory), str(self.memory))
         for name in self.memory.split(","):
@@ -138,13 +137,29 @@ def run(config: EvaluateConfig, overrides: Sequence[str]) -> dict[str, list[dict
     names = config.memory.split(",")
     if not train.torso.has_long_term:
         names = ["on"]
-    results = {}
-    for name in names:
-        results[name] = _one(config, train, state, memory=name, film=name == "on")
-    _print(results, train)
-    if config.output:
-        _write(Path(config.output), config, train, state["step"], overrides, results)
+    for given in (config.output, config.video, config.timeline):
+        if given:
+            _make_writable(Path(given))
+    results: dict[str, list[dict[str, float]]] = {}
+    try:
+        for name in names:
+            results[name] = _one(config, train, state, memory=name, film=name == "on")
+    finally:  # Whatever stops it, what is measured is shown.
+        if results:
+            _print(results, train)
+            if config.output and len(results) == len(names):
+                _write(Path(config.output), config, train, state["step"], overrides, results)
     return results
+
+
+def _make_writable(path: Path) -> None:
+    """Makes the file's folder; before hours of evaluation, not after."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written: {error}; choose another place") from error
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give the name of a file")
 
 
 def evidence(train: TrainConfig, episodes: Sequence[dict[str, float]]) -> str:
@@ -198,6 +213,7 @@ def _one(
         camera = None
         if film and (config.video or config.timeline):
             camera = Film(policy, env.single_observation_space, max_steps=config.film_steps)
+            camera.check(video=bool(config.video), timeline=bool(config.timeline))
         with policy.autocast():
             episodes = evaluate(
                 policy,

@@ -37,6 +37,24 @@ class Film:
         self.max_steps = max_steps
         self.inputs: list[PolicyInputs] = []
 
+    def check(self, *, video: bool, timeline: bool) -> None:
+        """Whether there will be something to show.
+
+        Raises:
+            ValueError: a timeline of a baseline is wanted, or a video where nothing is seen.
+        """
+        if timeline and not isinstance(self.policy.torso, MemoryTransformer):
+            raise ValueError(
+                f"torso.kind={self.policy.torso.config.kind} tells nothing of its memory, which "
+                "timeline= draws; only torso.kind=transformer does"
+            )
+        if video and not is_image(self.space):
+            raise ValueError(
+                "video= needs image observations, and this environment shows "
+                f"{type(self.space).__name__} observations; timeline= draws what the memory does "
+                "in any"
+            )
+
     def add(self, inputs: PolicyInputs) -> None:
         """Record the first environment's step, unless there are enough."""
         if len(self.inputs) < self.max_steps:
@@ -66,11 +84,7 @@ class Film:
             ImportError: imageio is not installed.
             ValueError: the observations are no images.
         """
-        if not is_image(self.space):
-            raise ValueError(
-                f"video= needs image observations and this environment shows {self.space}; "
-                "timeline= draws what the memory does in any"
-            )
+        self.check(video=True, timeline=False)
         try:
             import imageio.v2 as imageio
         except ImportError as error:

@@ -28,7 +28,7 @@ def gae(
     discounted return minus the value. Schulman et al. 2016 (arXiv 1506.02438), eqs. 11 to 16.
     """
     next_value = torch.cat([value[:, 1:], bootstrap_value[:, None]], dim=1)
-    discount = gamma * (~terminated).to(value.dtype)
+    discount = gamma * (~terminated.bool()).to(value.dtype)
     delta = reward + discount * next_value - value
     advantage = torch.zeros_like(value)
     following = torch.zeros_like(bootstrap_value)

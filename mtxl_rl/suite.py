@@ -8,6 +8,7 @@ same command again does what is left.
                        .../transfer_<i>.json   the same agent under other environment options
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -171,14 +172,30 @@ class SuiteRun:
         task = self.suite.tasks[self.task]
         if self.progress() < 1:
             return ["mtxl_rl.train", *self._training()]
-        evaluate = ["mtxl_rl.evaluate", f"checkpoint={self.folder}",
-                    f"episodes={self.suite.episodes}"]  # fmt: skip
-        if not self.evaluation.exists():
-            return [*evaluate, f"output={self.evaluation}"]
-        for i, option in enumerate(task.transfer):
-            if not self.transfer(i).exists():
-                return [*evaluate, "memory=on", *option.split(), f"output={self.transfer(i)}"]
+        evaluate = ["mtxl_rl.evaluate", f"checkpoint={self.folder}"]
+        episodes = self.suite.episodes
+        if self._episodes_in(self.evaluation) < episodes:
+            return [*evaluate, f"episodes={episodes}", f"output={self.evaluation}"]
+        for i, setting in enumerate(task.transfer):
+            # The last of an option given twice counts.
+            options = [f"episodes={episodes}", *setting.split()]
+            asked = [part for part in options if part.startswith("episodes=")][-1]
+            if self._episodes_in(self.transfer(i)) < int(asked.split("=")[1]):
+                options = [part for part in options if not part.startswith("episodes=")]
+                return [
+                    *evaluate, "memory=on", asked, *options, f"output={self.transfer(i)}"
+                ]  # fmt: skip
         return None
+
+    def _episodes_in(self, path: Path) -> int:
+        """Episodes of each setting in an evaluation; 0 if it is missing or of older weights."""
+        saved = checkpoint.latest(self.folder)
+        if saved is None or not path.exists():
+            return 0
+        document = json.loads(path.read_text())
+        if document["step"] < checkpoint.step_of(saved):
+            return 0
+        return min(len(episodes) for episodes in document["episodes"].values())
 
     def progress(self) -> float:
         """The fraction of its training that is done."""
@@ -187,11 +204,12 @@ class SuiteRun:
         return 0.0 if saved is None else min(checkpoint.step_of(saved) / total, 1.0)
 
     def _training(self) -> list[str]:
+        options = self.suite.tasks[self.task].options
         if checkpoint.latest(self.folder) is not None:
-            return [f"resume={self.folder}"]
+            # The suite may ask for more steps than when the run began.
+            return [f"resume={self.folder}", f"total_steps={self.suite.total_steps[self.task]}"]
         if (self.folder / "config.yaml").exists():
             shutil.rmtree(self.folder)  # Killed before its first checkpoint: nothing to go on from.
-        options = self.suite.tasks[self.task].options
         return [
             *options,
             f"torso={self.torso}",

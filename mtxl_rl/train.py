@@ -3,6 +3,7 @@
 `run` is the whole of a training run, top to bottom; `main` is the command line around it.
 """
 
+import itertools
 import shutil
 import sys
 import time
@@ -138,9 +139,11 @@ def run(config: TrainConfig) -> Path:
         run_dir = Path(config.run_dir or _new_run_dir(config))
         state = _load(Path(config.resume), run_dir) if config.resume else None
         if state is None and (run_dir / "config.yaml").exists():
+            go_on = f"go on with resume={run_dir}"
+            if checkpoint.latest(run_dir) is None:
+                go_on = "it was stopped before its first checkpoint: delete it"
             raise ValueError(
-                f"run_dir={run_dir} already holds a run; go on with resume={run_dir}, or choose "
-                "another run_dir"
+                f"run_dir={run_dir} already holds a run; {go_on}, or choose another run_dir"
             )
         this = Run(config, env)
         if state is not None:
@@ -148,7 +151,8 @@ def run(config: TrainConfig) -> Path:
         else:
             this.collector.reset(seed=None)
         run_dir.mkdir(parents=True, exist_ok=True)
-        save_config(config, run_dir / "config.yaml")
+        if state is None:
+            save_config(config, run_dir / "config.yaml")
         _loop(this, run_dir)
         save_torso(this.policy.torso, run_dir / "policy.safetensors", within=this.policy)
         return run_dir
@@ -189,6 +193,7 @@ def _loop(this: Run, run_dir: Path) -> None:
         Progress(config.total_steps, console=console, initial_step=this.step) as progress,
     ):
         logger.truncate_after(this.step)
+        is_proven = False
         while this.step < config.total_steps and not stop:
             try:
                 metrics = this.iterate()
@@ -196,6 +201,11 @@ def _loop(this: Run, run_dir: Path) -> None:
                 kept = checkpoint.latest(run_dir)
                 where = f"the last checkpoint is {kept}" if kept else "there is no checkpoint yet"
                 raise NonFiniteLossError(f"at step {this.step}: {error}; {where}") from error
+            if (
+                not is_proven
+            ):  # What a resumed run was given fits it, so it may replace what it had.
+                save_config(config, run_dir / "config.yaml")
+                is_proven = True
             logger.log(metrics, step=this.step)
             progress.update(this.step, metrics)
             if time.monotonic() - saved >= config.checkpoint_seconds:
@@ -211,7 +221,16 @@ def _loop(this: Run, run_dir: Path) -> None:
 
 
 def _new_run_dir(config: TrainConfig) -> Path:
-    return Path("runs") / config.env.name / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    """A folder that no other run has, made at once."""
+    now = Path("runs") / config.env.name / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    for attempt in itertools.count(1):
+        folder = now if attempt == 1 else now.with_name(f"{now.name}_{attempt}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    raise AssertionError
 
 
 def _plain(state: dict[str, Any]) -> dict[str, Any]:
@@ -265,6 +284,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         resume = [part.split("=", 1)[1] for part in given if part.startswith("resume=")]
         if resume and resume[-1]:
             rest = [part for part in given if not part.startswith("resume=")]
+            fixed = [part for part in rest if part.startswith(("torso.", "torso=", "seed="))]
+            if fixed:
+                raise ValueError(
+                    f"{fixed[0]} cannot change in a run that goes on, whose weights, memories and "
+                    "random numbers are those of its start; leave it out, or train a new run"
+                )
             config = load_config(run_folder(Path(resume[-1])), rest)
             config.resume = resume[-1]
             if not any(part.startswith("run_dir=") for part in rest):

@@ -1,6 +1,7 @@
 """Everything that can be wrong with a run ends in one sentence, exit code 1, and nothing lost."""
 
 import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -186,10 +187,62 @@ def test_a_checkpoint_of_another_size_is_refused(
 ) -> None:
     folder = a_run(tmp_path)
     capsys.readouterr()
-    assert "does not fit" in sentence(capsys, f"resume={folder}", "torso.width=32")
+    assert "cannot change" in sentence(capsys, f"resume={folder}", "torso.width=32")
     assert "does not fit" in sentence(
         capsys, f"checkpoint={folder}", "torso.num_layers=3", module=evaluate
     )
+
+
+def test_a_run_that_cannot_go_on_keeps_its_configuration(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder = a_run(tmp_path)
+    before = (folder / "config.yaml").read_text()
+    for option in ("torso.window_length=8", "seed=7", "ppo.learning_rate=1e38"):
+        capsys.readouterr()
+        sentence(capsys, f"resume={folder}", "total_steps=640", "ppo.ratio_bound=1e30", option)
+        assert (folder / "config.yaml").read_text() == before
+    train.main([f"resume={folder}", "total_steps=128", "ppo.gamma=0.5"])
+    assert "gamma: 0.5" in (folder / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("module", "option"),
+    [
+        (train, "ppo.final_learning_rate=-1"),
+        (train, "ppo.target_kl=-1"),
+        (train, "checkpoint_seconds=nan"),
+        (train, "seed=-1"),
+        (evaluate, "seed=-1"),
+        (evaluate, "film_steps=0"),
+    ],
+)
+def test_a_number_out_of_range_is_named(
+    capsys: pytest.CaptureFixture, module: ModuleType, option: str
+) -> None:
+    run = "checkpoint=somewhere" if module is evaluate else "env=TMaze"
+    assert f"{option.split('=')[0]}=" in sentence(capsys, run, option, module=module)
+
+
+def test_what_cannot_be_written_or_filmed_is_told_before_any_episode(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder = a_run(tmp_path)
+    for option in (f"output={tmp_path}", "output=/proc/x/y.json", f"video={tmp_path / 'x.gif'}"):
+        capsys.readouterr()
+        sentence(capsys, f"checkpoint={folder}", "episodes=1000000", option, module=evaluate)
+
+
+def test_ctrl_c_ends_an_evaluation_without_a_traceback(tmp_path: Path) -> None:
+    folder = a_run(tmp_path)
+    command = [sys.executable, "-m", "mtxl_rl.evaluate", f"checkpoint={folder}", "episodes=1000000"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.communicate(timeout=15)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said == "stopped\n"
 
 
 def test_a_disk_that_takes_no_more_ends_in_one_sentence_and_keeps_what_was_saved(

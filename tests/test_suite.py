@@ -89,7 +89,19 @@ def test_a_stopped_suite_saves_its_runs_and_goes_on(tmp_path: Path) -> None:
     one = Suite.load(
         SuiteConfig(suite=str(tmp_path / "tiny.yaml"), folder=str(tmp_path / "results"))
     )
-    assert one.runs()[0].next_command() == ["mtxl_rl.train", f"resume={run_dir}"]
+    going_on = ["mtxl_rl.train", f"resume={run_dir}", "total_steps=100000"]
+    assert one.runs()[0].next_command() == going_on
+
+
+def test_more_steps_or_episodes_than_before_are_trained_and_evaluated(tmp_path: Path) -> None:
+    given = [*arguments(tmp_path, total_steps=64), "seeds=1", "torsos=[gtrxl]"]
+    run_dir = tmp_path / "results" / "short" / "gtrxl" / "seed_0"
+    for total_steps, episodes in ((64, 8), (128, 8), (128, 16)):
+        arguments(tmp_path, total_steps=total_steps)
+        evaluate.main([*given, f"episodes={episodes}"])
+    found = json.loads((run_dir / "evaluation.json").read_text())
+    assert found["step"] == 128
+    assert len(found["episodes"]["on"]) == 16
 
 
 def test_a_failing_run_is_told_and_the_others_go_on(

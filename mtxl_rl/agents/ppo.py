@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mtxl_rl.policy import Policy, PolicyInputs
+from mtxl_rl.ranges import check_at_least
 from mtxl_rl.returns import explained_variance, gae
 from mtxl_rl.rollout import Rollout, Spans
 from mtxl_rl.torso import MemoryState, valid_window
@@ -57,9 +58,10 @@ class PPOConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        for field in ("rollout_length", "bptt_segments", "num_epochs", "num_minibatches"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"ppo.{field}={getattr(self, field)} must be 1 or more")
+        counts = ("rollout_length", "bptt_segments", "num_epochs", "num_minibatches")
+        check_at_least(self, 1, *counts, prefix="ppo.")
+        weights = ("final_learning_rate", "value_coef", "target_kl", "ratio_bound")
+        check_at_least(self, 0, *weights, prefix="ppo.")
         for field in ("gamma", "gae_lambda"):
             if not 0 <= getattr(self, field) <= 1:
                 raise ValueError(f"ppo.{field}={getattr(self, field)} must be in 0 .. 1")

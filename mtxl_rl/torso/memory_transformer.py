@@ -204,6 +204,7 @@ class MemoryTransformer(nn.Module):
     ) -> Float[Tensor, "B D"]:
         """The output of one step; `memory` moves on in place."""
         assert isinstance(memory, WindowedMemory), type(memory)
+        is_first = is_first.bool()  # ~ of a framework's 0 and 1 would be -1 and -2
         self._make_room(memory)
         self._forget(memory, is_first)
         y = self.step(x, memory)
@@ -248,6 +249,7 @@ class MemoryTransformer(nn.Module):
     def _forward(
         self, x: Tensor, state: MemoryState, is_first: Tensor, records: list[Record] | None
     ) -> tuple[Tensor, MemoryState]:
+        is_first = is_first.bool()
         if self.shared is None:
             x, state = self._sequence(x, state, is_first, records)
             return self.norm(x), state

@@ -111,6 +111,7 @@ class RecurrentTorso(nn.Module):
         self, x: Float[Tensor, "B T D"], state: MemoryState, is_first: Bool[Tensor, "B T"]
     ) -> tuple[Float[Tensor, "B T D"], MemoryState]:
         """The outputs of T >= 1 steps and the state after them; see `MemoryTransformer.forward`."""
+        is_first = is_first.bool()
         runs = Runs(is_first)
         before = state.long_term * ~is_first[:, :1, None, None]
         parts = [runs.starts(part.transpose(0, 1)) for part in before.unbind(2)]
@@ -131,7 +132,7 @@ class RecurrentTorso(nn.Module):
         self, x: Float[Tensor, "B D"], memory: ActingMemory, is_first: Bool[Tensor, " B"]
     ) -> Float[Tensor, "B D"]:
         """The output of one step; `memory` moves on in place."""
-        memory.long_term *= ~is_first[:, None, None]
+        memory.long_term *= ~is_first.bool()[:, None, None]
         parts = [part.contiguous() for part in memory.long_term.unbind(2)]
         y, parts = self._run(x[None], parts)
         memory.long_term.copy_(torch.stack(parts, dim=2))

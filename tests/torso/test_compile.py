@@ -91,3 +91,29 @@ def test_acting_compiled_equals_learning_over_timelines_that_slide(tmp_path: Pat
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == 3
     assert max(row["ppo/ratio_deviation"] for row in rows) < 1e-5
+
+
+def test_zeros_and_ones_of_any_type_mark_where_episodes_start() -> None:
+    # In a process of its own: here, the type checker of the tests would refuse them.
+    code = """
+import torch
+from mtxl_rl.returns import gae
+from mtxl_rl.torso import TorsoConfig, build_torso
+for kind in ("transformer", "gru"):
+    torso = build_torso(TorsoConfig(kind=kind, width=16, num_layers=1, num_heads=2,
+                                    window_length=4, segment_length=4))
+    x, first = torch.randn(2, 8, 16), torch.rand(2, 8) < 0.4
+    expected, _ = torso(x, torso.initial_state(2), first)
+    for dtype in (torch.uint8, torch.int64, torch.float32):
+        given = first.to(dtype)
+        found, _ = torso(x, torso.initial_state(2), given)
+        memory = torso.begin(torso.initial_state(2))
+        acted = torch.stack([torso.act(x[:, t], memory, given[:, t]) for t in range(8)], 1)
+        assert (found - expected).abs().max() < 1e-6, (kind, dtype)
+        assert (acted - expected).abs().max() < 1e-5, (kind, dtype)
+ones = torch.ones(1, 3)
+advantage = gae(ones, ones.to(torch.uint8), ones.bool(), 0 * ones, 0 * ones[:, 0], gamma=1.0,
+                gae_lambda=1.0)
+assert torch.equal(advantage, ones)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
