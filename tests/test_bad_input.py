@@ -236,11 +236,18 @@ def test_what_cannot_be_written_or_filmed_is_told_before_any_episode(
 def test_ctrl_c_ends_an_evaluation_without_a_traceback(tmp_path: Path) -> None:
     folder = a_run(tmp_path)
     command = [sys.executable, "-m", "mtxl_rl.evaluate", f"checkpoint={folder}", "episodes=1000000"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    with pytest.raises(subprocess.TimeoutExpired):
-        process.communicate(timeout=15)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # Whoever runs the tests in the background has SIGINT ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:  # fmt: skip
+        try:
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.communicate(timeout=15)
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert said == "stopped\n"
 
