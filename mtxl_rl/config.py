@@ -48,7 +48,8 @@ class TrainConfig:
     run_dir: str = ""
     """Folder of the run's files; empty: runs/<env>/<date_time>, or with resume the same folder."""
     resume: str = ""
-    """A run's folder, or a checkpoint in it, to go on from; other options change its config."""
+    """A run's folder, or a checkpoint in it, to go on from; other options, but for torso.* and
+    seed, change its config."""
     checkpoint_seconds: float = 60.0
     """Save at the end of an iteration when this long has passed since the last save; 0: always."""
     keep_checkpoints: int = 3

@@ -3,7 +3,6 @@
 `run` is the whole of a training run, top to bottom; `main` is the command line around it.
 """
 
-import itertools
 import shutil
 import sys
 import time
@@ -193,7 +192,7 @@ def _loop(this: Run, run_dir: Path) -> None:
         Progress(config.total_steps, console=console, initial_step=this.step) as progress,
     ):
         logger.truncate_after(this.step)
-        is_proven = False
+        is_config_due = bool(config.resume)
         while this.step < config.total_steps and not stop:
             try:
                 metrics = this.iterate()
@@ -201,11 +200,9 @@ def _loop(this: Run, run_dir: Path) -> None:
                 kept = checkpoint.latest(run_dir)
                 where = f"the last checkpoint is {kept}" if kept else "there is no checkpoint yet"
                 raise NonFiniteLossError(f"at step {this.step}: {error}; {where}") from error
-            if (
-                not is_proven
-            ):  # What a resumed run was given fits it, so it may replace what it had.
+            if is_config_due:  # Only now is it known that what the run was given fits it.
                 save_config(config, run_dir / "config.yaml")
-                is_proven = True
+                is_config_due = False
             logger.log(metrics, step=this.step)
             progress.update(this.step, metrics)
             if time.monotonic() - saved >= config.checkpoint_seconds:
@@ -223,14 +220,15 @@ def _loop(this: Run, run_dir: Path) -> None:
 def _new_run_dir(config: TrainConfig) -> Path:
     """A folder that no other run has, made at once."""
     now = Path("runs") / config.env.name / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    for attempt in itertools.count(1):
-        folder = now if attempt == 1 else now.with_name(f"{now.name}_{attempt}")
+    folder, attempt = now, 1
+    while True:
         try:
             folder.mkdir(parents=True)
         except FileExistsError:
-            continue
-        return folder
-    raise AssertionError
+            attempt += 1
+            folder = now.with_name(f"{now.name}_{attempt}")
+        else:
+            return folder
 
 
 def _plain(state: dict[str, Any]) -> dict[str, Any]:
