@@ -211,7 +211,7 @@ def _names(config: DictConfig, prefix: str = "") -> list[str]:
 
 
 def _nearest(name: str, legal: Sequence[str]) -> str:
-    if len(legal) > 30:
+    if len(legal) > 40:
         return f"; did you mean {' or '.join(nearest_names(name, legal, count=3))}?"
     return f"; choose one of {', '.join(nearest_names(name, legal))}"
 
@@ -258,8 +258,20 @@ def run_folder(path: Path) -> Path:
     return path.parent.parent if path.is_file() else path
 
 
-def load_config(run_dir: Path, overrides: Sequence[str] = ()) -> TrainConfig:
+def load_config(
+    run_dir: Path,
+    overrides: Sequence[str] = (),
+    *,
+    only: tuple[str, ...] = ("",),
+    beside: Sequence[str] = (),
+) -> TrainConfig:
     """The configuration that a run was saved with, changed by dotted overrides.
+
+    Args:
+        run_dir: Folder of the run.
+        overrides: `name=value`, as in env.corridor_length=9.
+        only: How the names begin that may change.
+        beside: Names that the caller takes itself, for the message.
 
     Raises:
         ValueError: there is no such run, or an override is not legal.
@@ -279,11 +291,11 @@ def load_config(run_dir: Path, overrides: Sequence[str] = ()) -> TrainConfig:
         schema.env = OmegaConf.structured(ENVS[name][0])
         base = OmegaConf.merge(schema, saved)
         assert isinstance(base, DictConfig)
-        names = _names(base)
+        legal = [name for name in _names(base) if name not in GROUPS and name.startswith(only)]
         for override in overrides:
             key = override.split("=", 1)[0]
-            if key not in names or key in GROUPS:
-                near = _nearest(key, [name for name in names if name not in GROUPS])
+            if key not in legal:
+                near = _nearest(key, list(dict.fromkeys([*legal, *beside])))
                 raise ValueError(f"option {key!r} is unknown or cannot change here{near}")
         merged = OmegaConf.merge(base, OmegaConf.from_dotlist(list(overrides)))
         assert isinstance(merged, DictConfig)

@@ -27,12 +27,16 @@ from mtxl_rl.suite import Suite, SuiteConfig, run_suite
 from mtxl_rl.torso import ActingMemory
 
 MEMORIES = ("on", "off", "noise")
+# How the options of the run begin that change an evaluation: what else it was trained with has no
+# effect on weights that are there, or would not fit them.
+_CHANGEABLE = ("env.", "device", "num_threads", "compile", "policy.precision",
+               "torso.window_length", "torso.segment_length")  # fmt: skip
 _EVALUATION = 2**31  # The second word of the key to its seeds; training has its step there.
 
 
 @dataclass(kw_only=True, slots=True)
 class EvaluateConfig:
-    """What `evaluate` takes, beside env.* options that change the run's environment."""
+    """What `evaluate` takes, beside the run's options that change an evaluation."""
 
     checkpoint: str = ""
     """Folder of a run, or a checkpoint file in it."""
@@ -132,7 +136,12 @@ def _tamper(acting: ActingMemory, memory: str) -> None:
 def run(config: EvaluateConfig, overrides: Sequence[str]) -> dict[str, list[dict[str, float]]]:
     """Evaluate under every setting of the memory, print a table, and return the episodes."""
     path = Path(config.checkpoint)
-    train = load_config(run_folder(path), [*overrides, f"compile={config.compile}"])
+    train = load_config(
+        run_folder(path),
+        [*overrides, f"compile={config.compile}"],
+        only=_CHANGEABLE,
+        beside=[field.name for field in fields(EvaluateConfig)],
+    )
     state = checkpoint.load(path, which=config.which)
     names = config.memory.split(",")
     if not train.torso.has_long_term:
@@ -265,7 +274,8 @@ python -m mtxl_rl.evaluate checkpoint=RUN_DIR [option=value ...]     evaluate a 
 
 {defaults}
 
-env.* options change the run's environment, as in env.corridor_length=1000.
+env.* options change the run's environment, as in env.corridor_length=1000; device=, num_threads=,
+policy.precision=, torso.window_length= and torso.segment_length= take the place of the run's own.
 
 python -m mtxl_rl.evaluate suite=NAME [torsos=[mtxl,gtrxl]] [seeds=5] [episodes=100]
     [jobs=2] [folder=results/NAME]     train what is missing, evaluate all, write a report

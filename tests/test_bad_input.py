@@ -188,9 +188,31 @@ def test_a_checkpoint_of_another_size_is_refused(
     folder = a_run(tmp_path)
     capsys.readouterr()
     assert "cannot change" in sentence(capsys, f"resume={folder}", "torso.width=32")
-    assert "does not fit" in sentence(
-        capsys, f"checkpoint={folder}", "torso.num_layers=3", module=evaluate
-    )
+    saved = folder / "config.yaml"
+    saved.write_text(saved.read_text().replace("num_layers: ", "num_layers: 1"))
+    assert "does not fit" in sentence(capsys, f"checkpoint={folder}", module=evaluate)
+
+
+def test_an_evaluation_refuses_options_that_it_does_not_use(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder = a_run(tmp_path)
+    for option, nearest in (
+        ("ppo.learning_rate=1", ""),
+        ("torso=gru", "torso."),
+        ("total_steps=5", ""),
+        ("torso.num_layers=3", ""),
+        ("episdes=1", "episodes"),
+        ("env.coridor_length=9", "env.corridor_length"),
+    ):
+        capsys.readouterr()
+        said = sentence(capsys, f"checkpoint={folder}", option, module=evaluate)
+        assert f"{option.split('=')[0]!r} is unknown or cannot change here" in said
+        assert f"choose one of {nearest}" in said
+        assert "env.corridor_length" in said
+    used = ["device=cpu", "num_threads=1", "policy.precision=float32", "torso.window_length=8"]
+    evaluate.main([f"checkpoint={folder}", "episodes=2", "memory=on", "num_envs=2", *used])
+    assert "windows reach 16 back" in capsys.readouterr().out
 
 
 def test_a_run_that_cannot_go_on_keeps_its_configuration(
