@@ -13,6 +13,8 @@ from typing import Any
 
 import hydra
 import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from mtxl_rl import checkpoint
@@ -129,12 +131,17 @@ def run(config: TrainConfig) -> Path:
         OSError: the disk is full or the folder cannot be written.
         NonFiniteLossError: learning diverged; the message names the last checkpoint.
     """
+    return _run(config)[0]
+
+
+def _run(config: TrainConfig) -> tuple[Path, bool]:
+    """What `run` does; its folder, and whether it was asked to stop."""
     num_envs = 1 if config.dry_run else config.num_envs
     env = make_vector_env(config.env, num_envs=num_envs, seed=stream_seed(config.seed, 0))
     try:
         if config.dry_run:
             console.print(bytes_table(predicted_bytes(config, env)), highlight=False)
-            return Path()
+            return Path(), False
         run_dir = Path(config.run_dir or _new_run_dir(config))
         state = _load(Path(config.resume), run_dir) if config.resume else None
         if state is None and (run_dir / "config.yaml").exists():
@@ -152,9 +159,9 @@ def run(config: TrainConfig) -> Path:
         run_dir.mkdir(parents=True, exist_ok=True)
         if state is None:
             save_config(config, run_dir / "config.yaml")
-        _loop(this, run_dir)
+        was_stopped = _loop(this, run_dir)
         save_torso(this.policy.torso, run_dir / "policy.safetensors", within=this.policy)
-        return run_dir
+        return run_dir, was_stopped
     finally:
         env.close()
 
@@ -178,8 +185,8 @@ def _load(source: Path, run_dir: Path) -> dict[str, Any]:
     return state
 
 
-def _loop(this: Run, run_dir: Path) -> None:
-    """Iterations, metrics and checkpoints."""
+def _loop(this: Run, run_dir: Path) -> bool:
+    """Iterations, metrics and checkpoints; whether it was asked to stop."""
     config = this.config
     saved = time.monotonic()
     say(
@@ -215,6 +222,7 @@ def _loop(this: Run, run_dir: Path) -> None:
         say(this.profile.report())
     if this.step < config.total_steps:
         say(f"go on with: python -m mtxl_rl.train resume={run_dir}")
+    return bool(stop)
 
 
 def _new_run_dir(config: TrainConfig) -> Path:
@@ -265,7 +273,10 @@ Any value that --cfg job shows can be given, as in num_envs=64 or torso.window_l
 def _hydra_main(composed: DictConfig) -> None:
     """For `--multirun`, `--cfg job`, `--help` and the rest of Hydra's flags."""
     with one_sentence_errors():
-        run(to_config(composed))
+        _, was_stopped = _run(to_config(composed))
+    if was_stopped and HydraConfig.get().mode == RunMode.MULTIRUN:
+        say("the sweep ends here")
+        raise SystemExit  # With 0, as a run alone; Hydra would start the next one.
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

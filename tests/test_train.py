@@ -104,19 +104,28 @@ def test_gymnasium_environments_train(tmp_path: Path, env_id: str) -> None:
     assert rows(folder)[-1]["ppo/ratio_deviation"] < 1e-5
 
 
-def test_sigterm_finishes_the_iteration_saves_and_exits_zero(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
+def stopped_by(number: int, *arguments: str, folder: Path) -> tuple[int, str]:
+    """Exit code and output of a training that gets a signal when `folder` has its first row."""
     process = subprocess.Popen(
-        command(*TINY, "total_steps=100000000", f"run_dir={folder}"),
+        command(*TINY, "total_steps=100000000", *arguments),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    deadline = time.monotonic() + 60
-    while not (folder / "metrics.jsonl").exists() or not rows_or_none(folder):
-        assert time.monotonic() < deadline, process.communicate()
-        time.sleep(0.1)
-    os.kill(process.pid, signal.SIGTERM)
-    out, _ = process.communicate(timeout=60)
-    assert process.returncode == 0
+    try:
+        deadline = time.monotonic() + 60
+        while not (folder / "metrics.jsonl").exists() or not rows_or_none(folder):
+            assert time.monotonic() < deadline, process.communicate(timeout=1)
+            time.sleep(0.1)
+        os.kill(process.pid, number)
+        out, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    return process.returncode, out
+
+
+def test_sigterm_finishes_the_iteration_saves_and_exits_zero(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    code, out = stopped_by(signal.SIGTERM, f"run_dir={folder}", folder=folder)
+    assert code == 0
     assert "resume=" in out
     assert checkpoint.load(folder)["step"] == rows(folder)[-1]["step"]
 
@@ -124,6 +133,14 @@ def test_sigterm_finishes_the_iteration_saves_and_exits_zero(tmp_path: Path) -> 
 def rows_or_none(folder: Path) -> list[dict]:
     text = (folder / "metrics.jsonl").read_text()
     return [] if not text.endswith("\n") else rows(folder)
+
+
+def test_ctrl_c_ends_a_sweep_as_it_ends_a_run(tmp_path: Path) -> None:
+    sweep = ["-m", "seed=1,2", f"run_dir={tmp_path}/${{seed}}"]
+    code, out = stopped_by(signal.SIGINT, *sweep, folder=tmp_path / "1")
+    assert code == 0
+    assert "resume=" in out
+    assert not (tmp_path / "2").exists()
 
 
 @pytest.mark.parametrize(
