@@ -1,14 +1,18 @@
-"""What the command lines share: mistakes end in one sentence, Ctrl-C in a saved run."""
+"""What the command lines share: one-sentence mistakes, Ctrl-C that saves, a folder for each run."""
 
 import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 
 from rich.console import Console
 from yaml import YAMLError  # type: ignore[import-untyped]
+
+if sys.platform != "win32":
+    import fcntl
 
 console = Console()
 _SHOW_CURSOR = b"\x1b[?25h"
@@ -35,6 +39,56 @@ def one_sentence_errors() -> Iterator[None]:
             said = error.strerror  # Without the number that str() puts in front.
         sys.stderr.write(f"error: {said}\n")
         raise SystemExit(1) from None
+
+
+@contextmanager
+def claimed(run_dir: Path) -> Iterator[None]:
+    """Make the folder of a run where it is missing, and keep every other process out of it.
+
+    The lock is on the folder itself: it leaves no file behind, and ends with the process however
+    that ends, so that a killed run can go on. A system without such locks lets all in.
+
+    Raises:
+        ValueError: another process has claimed it, or it is a file.
+        OSError: it cannot be made.
+    """
+    is_new = not run_dir.exists()
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ValueError(
+            f"run_dir={run_dir} is a file or lies below one; give the name of a folder"
+        ) from error
+    with _locked(run_dir):
+        try:
+            yield
+        except BaseException:
+            if is_new:  # Only an empty one goes: a run that has begun stays.
+                with suppress(OSError):
+                    run_dir.rmdir()
+            raise
+
+
+@contextmanager
+def _locked(run_dir: Path) -> Iterator[None]:
+    if sys.platform == "win32":  # It cannot lock a folder.
+        yield
+        return
+    descriptor = os.open(run_dir, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise ValueError(
+            f"run_dir={run_dir} is in use by a training that is under way; choose another run_dir, "
+            "or stop that one first"
+        ) from error
+    except OSError:
+        pass  # Some network file systems have no locks.
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

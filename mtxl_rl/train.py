@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from mtxl_rl import checkpoint
 from mtxl_rl.agents.ppo import PPO, NonFiniteLossError
 from mtxl_rl.build import build_policy, bytes_table, predicted_bytes, rollout_shape
-from mtxl_rl.cli import console, one_sentence_errors, say, stop_requests
+from mtxl_rl.cli import claimed, console, one_sentence_errors, say, stop_requests
 from mtxl_rl.collect import Actor, Collector
 from mtxl_rl.config import (
     GROUPS,
@@ -143,27 +143,32 @@ def _run(config: TrainConfig) -> tuple[Path, bool]:
             console.print(bytes_table(predicted_bytes(config, env)), highlight=False)
             return Path(), False
         run_dir = Path(config.run_dir or _new_run_dir(config))
-        state = _load(Path(config.resume), run_dir) if config.resume else None
-        if state is None and (run_dir / "config.yaml").exists():
-            go_on = f"go on with resume={run_dir}"
-            if checkpoint.latest(run_dir) is None:
-                go_on = "it was stopped before its first checkpoint: delete it"
-            raise ValueError(
-                f"run_dir={run_dir} already holds a run; {go_on}, or choose another run_dir"
-            )
-        this = Run(config, env)
-        if state is not None:
-            this.restore(state)
-        else:
-            this.collector.reset(seed=None)
-        run_dir.mkdir(parents=True, exist_ok=True)
-        if state is None:
-            save_config(config, run_dir / "config.yaml")
-        was_stopped = _loop(this, run_dir)
-        save_torso(this.policy.torso, run_dir / "policy.safetensors", within=this.policy)
+        with claimed(run_dir):
+            this = _begin(config, env, run_dir)
+            was_stopped = _loop(this, run_dir)
+            save_torso(this.policy.torso, run_dir / "policy.safetensors", within=this.policy)
         return run_dir, was_stopped
     finally:
         env.close()
+
+
+def _begin(config: TrainConfig, env: Any, run_dir: Path) -> Run:  # noqa: ANN401
+    """The parts of a run, new or as their checkpoint was; a new one leaves its config."""
+    state = _load(Path(config.resume), run_dir) if config.resume else None
+    if state is None and (run_dir / "config.yaml").exists():
+        go_on = f"go on with resume={run_dir}"
+        if checkpoint.latest(run_dir) is None:
+            go_on = "it was stopped before its first checkpoint: delete it"
+        raise ValueError(
+            f"run_dir={run_dir} already holds a run; {go_on}, or choose another run_dir"
+        )
+    this = Run(config, env)
+    if state is not None:
+        this.restore(state)
+    else:
+        this.collector.reset(seed=None)
+        save_config(config, run_dir / "config.yaml")
+    return this
 
 
 def _load(source: Path, run_dir: Path) -> dict[str, Any]:
@@ -173,7 +178,6 @@ def _load(source: Path, run_dir: Path) -> dict[str, Any]:
     if run_dir.resolve() != old.resolve():
         if (run_dir / "config.yaml").exists():
             raise ValueError(f"run_dir={run_dir} already holds a run; choose another run_dir")
-        run_dir.mkdir(parents=True, exist_ok=True)
         shutil.copy(old / METRICS_FILE, run_dir)
         return state
     newest = checkpoint.latest(run_dir)

@@ -14,6 +14,7 @@ import torch
 
 from mtxl_rl import checkpoint
 from mtxl_rl.build import build_policy, rollout_shape
+from mtxl_rl.cli import claimed
 from mtxl_rl.config import (
     choices,
     compose_config,
@@ -202,6 +203,52 @@ def test_a_run_is_never_overwritten(tmp_path: Path) -> None:
     run(compose_config(overrides))
     with pytest.raises(ValueError, match="already holds a run"):
         run(compose_config(overrides))
+
+
+def test_two_trainings_cannot_share_a_folder_and_a_killed_one_does_not_keep_it(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "run"
+    overrides = [*TINY, f"run_dir={folder}"]
+    first = subprocess.Popen(
+        command(*overrides, "total_steps=100000000", "checkpoint_seconds=0"),
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while checkpoint.latest(folder) is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        for options in (overrides, [*overrides, f"resume={folder}"]):
+            with pytest.raises(ValueError, match="is in use by a training that is under way"):
+                run(compose_config(options))
+    finally:
+        first.kill()
+        first.wait(timeout=60)
+    step = checkpoint.load(folder)["step"]
+    main([f"resume={folder}", f"total_steps={step + 128}"])
+    assert checkpoint.load(folder)["step"] == step + 128
+
+
+def test_who_is_refused_a_folder_does_not_remove_it(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with claimed(folder), pytest.raises(ValueError, match="is in use"), claimed(folder):
+        pass
+    assert folder.is_dir()
+
+
+def test_a_folder_of_a_run_that_never_began_is_not_left_behind(tmp_path: Path) -> None:
+    config = compose_config([*TINY, f"run_dir={tmp_path / 'run'}", f"resume={tmp_path / 'old'}"])
+    with pytest.raises(OSError, match="does not exist"):
+        run(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_dir_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for name in ("file", "file/run"):
+        with pytest.raises(ValueError, match=f"{name} is a file or lies below one; give the name"):
+            run(compose_config([*TINY, f"run_dir={tmp_path / name}"]))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_harms_no_weight(tmp_path: Path) -> None:
