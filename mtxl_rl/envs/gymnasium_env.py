@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import inspect
 import io
 import os
 from collections.abc import Sequence
@@ -88,6 +89,12 @@ def make_gymnasium(
         raise ImportError(
             f"env.id={env_id} needs a package that is not installed: {error}"
         ) from error
+    except (TypeError, gymnasium.error.Error) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"env.kwargs={kwargs or {}} does not fit env.id={env_id} ({reason}); "
+            f"{_legal_kwargs(spec)}."
+        ) from error
     return _SeededFirstReset(env, seed=seed)
 
 
@@ -108,6 +115,17 @@ def _spec(env_id: str) -> gymnasium.envs.registration.EnvSpec:
             "env.id=module:id imports the module that registers an id."
         )
     return spec
+
+
+def _legal_kwargs(spec: gymnasium.envs.registration.EnvSpec) -> str:
+    entry_point = spec.entry_point or spec.vector_entry_point
+    assert entry_point is not None
+    if isinstance(entry_point, str):
+        entry_point = gymnasium.envs.registration.load_env_creator(entry_point)
+    names = [name for name in inspect.signature(entry_point).parameters if name != "num_envs"]
+    if not names:
+        return "it takes none"
+    return f"it may have {', '.join(names)}, as in +env.kwargs.{names[0]}=VALUE"
 
 
 def _import_registering(module: str, *, env_id: str, extra: str | None) -> None:

@@ -96,6 +96,18 @@ def test_a_missing_dependency_is_named_with_what_to_install(
         make_gymnasium("LunarLander-v3", num_envs=2, seed=0)
 
 
+@pytest.mark.parametrize(
+    "kwargs", [{"foo": 1}, {"vectorization_mode": "vector_entry_point"}], ids=["unknown", "mode"]
+)
+def test_kwargs_that_the_environment_does_not_take_name_those_that_it_does(
+    kwargs: dict[str, Any],
+) -> None:
+    with pytest.raises(
+        ValueError, match=r"does not fit env.id=FrozenLake-v1 .* may have .*map_name"
+    ):
+        make_gymnasium("FrozenLake-v1", num_envs=2, seed=0, kwargs=kwargs)
+
+
 def test_kwargs_with_a_setting_of_their_own_are_refused() -> None:
     with pytest.raises(ValueError, match=r"env.kwargs has \['num_envs'\].*leave them out"):
         GymnasiumConfig(id="CartPole-v1", kwargs={"num_envs": 3})

@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             write_gif(args.gif, config, policy=args.command, seed=args.seed, num_steps=args.steps)
         else:
             _print_returns(config, policy=args.command, seed=args.seed, episodes=args.episodes)
-    except (ImportError, ValueError) as error:
+    except (ImportError, ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
 
@@ -48,7 +48,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--variant", default="", help="Vis, HD, Top, Oracle, 6CL, ...")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--episodes", type=int, default=32, help="how many are averaged")
-    parser.add_argument("--gif", type=Path, help="write a film of the policy instead")
+    parser.add_argument("--gif", type=Path, help="write a film of the policy to this .gif instead")
     parser.add_argument("--steps", type=int, default=200, help="of the film")
     return parser.parse_args(arguments)
 

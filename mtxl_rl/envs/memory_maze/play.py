@@ -62,12 +62,13 @@ def write_gif(
     """A film of a policy's first steps in an endless loop; needs imageio.
 
     Args:
-        path: The file, which is overwritten.
+        path: The file, a .gif in a folder that is there; it is overwritten.
         config: The task, with pictures alone as observations.
         policy: A key of `POLICIES`.
         seed: Of the maze and of the policy.
         num_steps: Steps of the film, at least 1.
     """
+    _check_writable(path)
     try:
         import imageio.v3 as imageio
     except ImportError:
@@ -86,4 +87,18 @@ def write_gif(
     env.close()
     scale = max(1, _GIF_SIDE // config.camera_resolution)
     film: NDArray[np.uint8] = np.stack(pictures).repeat(scale, axis=1).repeat(scale, axis=2)
-    imageio.imwrite(path, film, extension=".gif", duration=1000 / config.control_freq, loop=0)
+    # As bytes, since imageio's files print a traceback of their own where they cannot be opened.
+    content = imageio.imwrite(
+        "<bytes>", film, extension=".gif", duration=1000 / config.control_freq, loop=0
+    )
+    path.write_bytes(content)
+
+
+def _check_writable(path: Path) -> None:
+    if path.suffix.lower() != ".gif":
+        raise ValueError(f"--gif={path} must end in .gif, the only kind of film it writes.")
+    if not path.parent.is_dir():
+        raise ValueError(
+            f"--gif={path} lies in a folder that does not exist; make {path.parent} first, or "
+            "choose another."
+        )

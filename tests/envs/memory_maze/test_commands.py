@@ -33,6 +33,9 @@ def test_a_policy_is_filmed(tmp_path: Path) -> None:
         (["random", "--episodes", "0"], "num_episodes=0 must be at least 1"),
         (["play", "--variant", "ExtraObs"], "play shows pictures"),
         (["oracle", "--gif", "x.gif", "--steps", "0"], "--steps=0 must be at least 1"),
+        (["random", "--gif", "maze.mp4"], "--gif=maze.mp4 must end in .gif"),
+        (["random", "--gif", "missing/x.gif"], "make missing first, or choose another"),
+        (["random", "--gif", "/proc/x.gif", "--steps", "1"], "No such file"),
     ],
 )
 def test_a_mistake_ends_in_one_sentence(arguments: list[str], message: str) -> None:
