@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin
 
 import torch
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mtxl_rl.agents.ppo import PPOConfig
@@ -225,11 +225,14 @@ def _one_sentence(error: Exception) -> str:
         return str(cause)
     first = str(cause).splitlines()[0]
     key = getattr(cause, "full_key", None)
+    if "is not a ListConfig" in first:
+        value = getattr(cause, "value", None)
+        return f"{key}={value} is no list; write {key}=[{value}]"
     return f"option {key}: {first}" if key else first
 
 
 def from_options(config_class: type[Config], given: Sequence[str]) -> Config:
-    """A dataclass from options `name=value`.
+    """A dataclass from options `name=value`; one value will do for a list of one.
 
     Raises:
         ValueError: a name or a value is not legal.
@@ -239,9 +242,21 @@ def from_options(config_class: type[Config], given: Sequence[str]) -> Config:
         name, has_value, _ = part.partition("=")
         if name not in names or not has_value:
             raise ValueError(f"{part!r} is no option; choose from {', '.join(names)}, as in name=1")
+    options = OmegaConf.from_dotlist(list(given))
+    for one in fields(config_class):  # type: ignore[arg-type]
+        if get_origin(one.type) is list and isinstance(options.get(one.name), str):
+            options[one.name] = [options[one.name]]
+    return from_document(config_class, options)
+
+
+def from_document(config_class: type[Config], document: DictConfig | ListConfig) -> Config:
+    """A dataclass from what a YAML file or a command line says.
+
+    Raises:
+        ValueError: a name or a value is not legal, or one is missing.
+    """
     try:
-        schema = OmegaConf.structured(config_class)
-        config = OmegaConf.to_object(OmegaConf.merge(schema, OmegaConf.from_dotlist(list(given))))
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(config_class), document))
     except OmegaConfBaseException as error:
         raise ValueError(_one_sentence(error)) from error
     assert isinstance(config, config_class), type(config)

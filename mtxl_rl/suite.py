@@ -14,10 +14,10 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from omegaconf import OmegaConf
 from rich.live import Live
@@ -25,16 +25,14 @@ from rich.table import Table
 
 from mtxl_rl import checkpoint
 from mtxl_rl.cli import console, stop_requests
-from mtxl_rl.config import choices, compose_config
+from mtxl_rl.config import choices, compose_config, from_document
+from mtxl_rl.ranges import check_at_least
 from mtxl_rl.torso import count_parameters
 
 
 @dataclass(kw_only=True, slots=True)
 class Task:
-    """One task of a suite; the YAML files in configs/suite hold these fields.
-
-    There, `options` beside `tasks` stand in front of those of every task.
-    """
+    """One task of a suite."""
 
     options: list[str]
     """Overrides of `mtxl_rl.train`."""
@@ -50,6 +48,27 @@ class Task:
     def normalised(self, score: float) -> float:
         """`score` with worst at 0 and best at 1."""
         return (score - self.worst) / (self.best - self.worst)
+
+
+@dataclass(kw_only=True, slots=True)
+class SuiteFile:
+    """What a YAML file in configs/suite holds, or one like them."""
+
+    tasks: dict[str, Task]
+    """Tasks by name, one or more."""
+    options: list[str] = field(default_factory=list)
+    """These stand in front of every task's own."""
+    torsos: list[str] = field(default_factory=list)
+    """Torsos to compare, where the command line does not say."""
+    seeds: int = 0
+    """Runs per task and torso, likewise."""
+
+    def __post_init__(self) -> None:
+        """Check that there is something to do."""
+        if not self.tasks:
+            raise ValueError("tasks is empty")
+        _check_torsos(self.torsos)
+        check_at_least(self, 0, "seeds")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -76,12 +95,16 @@ class SuiteConfig:
                 f"seeds={self.seeds} and jobs={self.jobs} must be 0 or more, "
                 f"episodes={self.episodes} 1 or more"
             )
-        for torso in self.torsos:
-            if torso not in choices("torso"):
-                raise ValueError(
-                    f"torsos has {torso!r}; choose from {', '.join(choices('torso'))}, "
-                    "as in torsos=[mtxl,gtrxl]"
-                )
+        _check_torsos(self.torsos)
+
+
+def _check_torsos(torsos: Sequence[str]) -> None:
+    for torso in torsos:
+        if torso not in choices("torso"):
+            raise ValueError(
+                f"torsos has {torso!r}; choose from {', '.join(choices('torso'))}, "
+                "as in torsos=[mtxl,gtrxl]"
+            )
 
 
 @dataclass(kw_only=True, slots=True)
@@ -107,29 +130,29 @@ class Suite:
         Raises:
             ValueError: there is no such suite, or one of its entries is not legal.
         """
-        path = Path(config.suite)
-        if path.suffix not in (".yaml", ".yml"):
-            if config.suite not in choices("suite"):
-                raise ValueError(
-                    f"suite={config.suite} is unknown; choose one of "
-                    f"{', '.join(choices('suite'))}, or give a YAML file"
-                )
-            path = Path(str(resources.files("mtxl_rl.configs") / "suite" / f"{config.suite}.yaml"))
-        document: Any = OmegaConf.to_container(OmegaConf.load(path))
+        path = _path_of(config.suite)
+        file = _read(path)
+        torsos, seeds = config.torsos or file.torsos, config.seeds or file.seeds
+        for name, value, example in (("torsos", torsos, "[mtxl,gtrxl]"), ("seeds", seeds, "3")):
+            if not value:
+                raise ValueError(f"{path} has no {name}; add them, or give {name}={example}")
         suite = cls(
             name=path.stem,
             tasks={
-                name: Task(**task | {"options": [*document.get("options", []), *task["options"]]})
-                for name, task in document["tasks"].items()
+                name: replace(task, options=[*file.options, *task.options])
+                for name, task in file.tasks.items()
             },
-            torsos=config.torsos or document["torsos"],
-            seeds=config.seeds or document["seeds"],
+            torsos=torsos,
+            seeds=seeds,
             episodes=config.episodes,
             jobs=config.jobs or os.cpu_count() or 1,
             folder=Path(config.folder or Path("results") / path.stem),
         )
         for name, task in suite.tasks.items():
-            one = compose_config(task.options)
+            try:
+                one = compose_config(task.options)
+            except ValueError as error:
+                raise ValueError(f"{path}, task {name}: {error}") from error
             suite.total_steps[name] = one.total_steps
             suite.parameters[name] = count_parameters(one.torso)
         return suite
@@ -142,6 +165,27 @@ class Suite:
             for task in self.tasks
             for torso in self.torsos
         ]
+
+
+def _path_of(suite: str) -> Path:
+    if Path(suite).suffix in (".yaml", ".yml"):
+        return Path(suite)
+    if suite not in choices("suite"):
+        raise ValueError(
+            f"suite={suite} is unknown; choose one of {', '.join(choices('suite'))}, or give a "
+            "YAML file"
+        )
+    return Path(str(resources.files("mtxl_rl.configs") / "suite" / f"{suite}.yaml"))
+
+
+def _read(path: Path) -> SuiteFile:
+    try:
+        return from_document(SuiteFile, OmegaConf.load(path))
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: {error}; a suite has tasks, and each of them options, as in tasks: "
+            "{short: {options: [env=TMaze, env.corridor_length=5]}}"
+        ) from error
 
 
 @dataclass(slots=True, eq=False)

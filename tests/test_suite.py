@@ -18,7 +18,7 @@ from mtxl_rl.aggregates import (
     performance_profiles,
     probability_of_improvement,
 )
-from mtxl_rl.config import choices
+from mtxl_rl.config import choices, from_options
 from mtxl_rl.suite import Suite, SuiteConfig
 
 pytest.importorskip("rliable")
@@ -122,6 +122,7 @@ def test_a_failing_run_is_told_and_the_others_go_on(
     [
         (["suite=nowhere"], "choose one of"),
         (["suite=smoke", "torsos=[transformer]"], "choose from"),
+        (["suite=smoke", "torsos=transformer"], "choose from"),
         (["suite=smoke", "seeds=-1"], "0 or more"),
         (["suite=smoke", "budget=3"], "is no option"),
     ],
@@ -134,6 +135,37 @@ def test_mistakes_are_one_sentence(
     said = capsys.readouterr().err
     assert sentence in said
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("yaml", "sentence"),
+    [
+        ("torsos: [mtxl]", "tasks"),
+        ("tasks: {}", "tasks is empty"),
+        ("tasks: {a: {score: success}}", "option tasks.a.options"),
+        ("tasks: {a: {options: [env=TMaze], wurst: 1}}", "Key 'wurst' not in 'Task'"),
+        ("tasks: {a: {options: [env=TMaz]}}\ntorsos: [mtxl]\nseeds: 1", "task a: env=TMaz is"),
+        ("tasks: {a: {options: [env=TMaze]}}\ntorsos: [mtx]", "torsos has 'mtx'"),
+        ("tasks: {a: {options: [env=TMaze]}}", "has no torsos; add them, or give torsos="),
+        ("- tasks", "Cannot merge"),
+    ],
+)
+def test_a_file_that_is_no_suite_is_one_sentence(
+    yaml: str, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml)
+    with pytest.raises(SystemExit):
+        evaluate.main([f"suite={path}"])
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert str(path) in said
+    assert said.count("\n") == 1
+
+
+def test_one_torso_needs_no_brackets() -> None:
+    config = from_options(SuiteConfig, ["suite=smoke", "torsos=gru"])
+    assert Suite.load(config).torsos == ["gru"]
 
 
 @pytest.mark.parametrize("name", choices("suite"))

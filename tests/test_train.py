@@ -154,6 +154,7 @@ def test_ctrl_c_ends_a_sweep_as_it_ends_a_run(tmp_path: Path) -> None:
         (["env=TMaze", "total_steps=many"], "total_steps"),
         (["env=TMaze", "torso.num_heads=7"], "must divide"),
         (["env=TMaze", "torso.segment_length=17"], "must be at most"),
+        (["env=TMaze", "torso.memory_layers=2"], r"write torso\.memory_layers=\[2\]"),
         (["env=TMaze", "ppo.rollout_length=100"], "try ppo.rollout_length=128"),
         (["env=TMaze", "ppo.num_minibatches=5"], "choose one of"),
         (["env=TMaze", "env.corridor_length=0"], "at least 1"),
