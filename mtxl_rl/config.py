@@ -244,8 +244,11 @@ def from_options(config_class: type[Config], given: Sequence[str]) -> Config:
             raise ValueError(f"{part!r} is no option; choose from {', '.join(names)}, as in name=1")
     options = OmegaConf.from_dotlist(list(given))
     for one in fields(config_class):  # type: ignore[arg-type]
-        if get_origin(one.type) is list and isinstance(options.get(one.name), str):
-            options[one.name] = [options[one.name]]
+        value = options.get(one.name)
+        if get_origin(one.type) is list and isinstance(value, str):
+            options[one.name] = [value]
+        if one.type is str and one.name in options and value is None:
+            options[one.name] = ""  # name= is an empty text, as it is for Hydra.
     return from_document(config_class, options)
 
 

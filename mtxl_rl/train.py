@@ -283,6 +283,27 @@ def _hydra_main(composed: DictConfig) -> None:
         raise SystemExit  # With 0, as a run alone; Hydra would start the next one.
 
 
+def _resumed(source: str, changes: Sequence[str]) -> TrainConfig:
+    """The configuration of a run that goes on from `source`."""
+    if not source:
+        raise ValueError(
+            "resume= is empty; give the folder of a run, or a checkpoint in it, or leave it out to "
+            "train a new run"
+        )
+    fixed = [part for part in changes if part.startswith(("torso.", "torso=", "seed="))]
+    if fixed:
+        raise ValueError(
+            f"{fixed[0]} cannot change in a run that goes on, whose weights, memories and random "
+            "numbers are those of its start; leave it out, or train a new run"
+        )
+    folder = run_folder(Path(source))
+    config = load_config(folder, changes)
+    config.resume = source
+    if not any(part.startswith("run_dir=") for part in changes):
+        config.run_dir = str(folder)
+    return config
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line: `name=value` overrides, or Hydra's flags."""
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -295,19 +316,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if bad and not flags:
             raise ValueError(f"{bad[0]!r} is no option; options are name=value, as in env=TMaze")
         resume = [part.split("=", 1)[1] for part in given if part.startswith("resume=")]
-        if resume and resume[-1]:
-            rest = [part for part in given if not part.startswith("resume=")]
-            fixed = [part for part in rest if part.startswith(("torso.", "torso=", "seed="))]
-            if fixed:
-                raise ValueError(
-                    f"{fixed[0]} cannot change in a run that goes on, whose weights, memories and "
-                    "random numbers are those of its start; leave it out, or train a new run"
-                )
-            config = load_config(run_folder(Path(resume[-1])), rest)
-            config.resume = resume[-1]
-            if not any(part.startswith("run_dir=") for part in rest):
-                config.run_dir = str(run_folder(Path(resume[-1])))
-            run(config)
+        if resume:
+            run(_resumed(resume[-1], [part for part in given if not part.startswith("resume=")]))
         elif flags:
             register_schemas()
             # argparse wants the overrides together.

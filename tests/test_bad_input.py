@@ -229,6 +229,22 @@ def test_a_run_that_cannot_go_on_keeps_its_configuration(
 
 
 @pytest.mark.parametrize(
+    ("module", "option", "legal"),
+    [
+        (evaluate, "memory=", "choose from on, off, noise"),
+        (train, "resume=", "give the folder of a run, or a checkpoint in it"),
+    ],
+)
+def test_an_option_that_may_not_be_empty_says_what_is_legal(
+    capsys: pytest.CaptureFixture, module: ModuleType, option: str, legal: str
+) -> None:
+    run = "checkpoint=somewhere" if module is evaluate else "env=TMaze"
+    said = sentence(capsys, run, option, module=module)
+    assert option in said
+    assert legal in said
+
+
+@pytest.mark.parametrize(
     ("module", "option"),
     [
         (train, "ppo.final_learning_rate=-1"),
