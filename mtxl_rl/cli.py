@@ -9,18 +9,28 @@ from pathlib import Path
 from types import FrameType
 
 from rich.console import Console
+from rich.table import Table
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 if sys.platform != "win32":
     import fcntl
 
 console = Console()
+_NO_LIMIT = 10_000
 _SHOW_CURSOR = b"\x1b[?25h"
 
 
 def say(sentence: str) -> None:
     """Print one line, however long: a path that is cut cannot be copied."""
     console.print(sentence, soft_wrap=True, highlight=False, markup=False)
+
+
+def show(table: Table) -> None:
+    """Print a table whose names are whole: folded in a terminal, and as wide as it is elsewhere."""
+    for column in table.columns:
+        column.overflow = "fold"
+    wide = console if console.is_terminal else Console(width=_NO_LIMIT)
+    wide.print(table)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from mtxl_rl.cli import console, one_sentence_errors, say
+from mtxl_rl.cli import one_sentence_errors, say, show
 from mtxl_rl.config import load_config
 from mtxl_rl.metrics import read_rows
 from mtxl_rl.report import curve, draw_curves, save_figure
@@ -48,7 +48,7 @@ def compare(runs: Sequence[Path], *, metric: str, output: Path) -> None:
             f"{line[best, 0]:,.0f}", f"{speed:,.0f}",
         )  # fmt: skip
         lines[names[run]] = [line]
-    console.print(table)
+    show(table)
     figure = draw_curves({metric: lines}, labels={metric: metric})
     save_figure(figure, output)
     say(f"curves: {output}.png, {output}.svg")

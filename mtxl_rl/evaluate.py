@@ -14,7 +14,7 @@ from rich.table import Table
 from mtxl_rl import checkpoint
 from mtxl_rl.aggregates import mean_and_interval
 from mtxl_rl.build import build_policy
-from mtxl_rl.cli import console, one_sentence_errors, say
+from mtxl_rl.cli import one_sentence_errors, say, show
 from mtxl_rl.collect import Actor, observation_shapes
 from mtxl_rl.config import TrainConfig, choices, from_options, load_config, run_folder
 from mtxl_rl.envs.registry import make_vector_env, stream_seed
@@ -262,7 +262,7 @@ def _print(results: dict[str, list[dict[str, float]]], train: TrainConfig) -> No
         cells = ["{:.3f} +- {:.3f}".format(*mean_and_interval([e[key] for e in episodes]))
                  for key in keys]  # fmt: skip
         table.add_row(label, str(len(episodes)), *cells)
-    console.print(table)
+    show(table)
     say(evidence(train, next(iter(results.values()))))
 
 
