@@ -14,11 +14,13 @@ from jaxtyping import Bool, Int
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from mtxl_rl.cli import one_sentence_errors, say, stop_requests
+from mtxl_rl.cli import claimed, one_sentence_errors, say, stop_requests
 from mtxl_rl.config import find_device, from_options
 from mtxl_rl.language_model import AutoregressiveWrapper, MemoryTransformerXL
 from mtxl_rl.metrics import MetricsLogger
+from mtxl_rl.ranges import check_at_least
 from mtxl_rl.torso import save_torso
+from mtxl_rl.torso.config import DECAYS
 
 RECALL = "recall"
 
@@ -67,11 +69,23 @@ class LMConfig:
     """Folder for config, metrics and weights; empty: runs/lm/<date_time>."""
 
     def __post_init__(self) -> None:
-        """Check ranges."""
-        for name in ("gap", "num_characters", "batch_size", "segments", "updates",
-                     "evaluate_every"):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be 1 or more")
+        """Check ranges and names, so that messages have the names that are given here."""
+        check_at_least(
+            self, 1, "gap", "num_characters", "dim", "depth", "heads", "seq_len", "batch_size",
+            "segments", "updates", "evaluate_every",
+        )  # fmt: skip
+        check_at_least(self, 0, "mem_len", "num_mem_kv", "seed")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate={self.learning_rate} must be finite and above 0")
+        if self.dim % self.heads:
+            legal = [n for n in range(1, self.dim + 1) if self.dim % n == 0]
+            raise ValueError(
+                f"heads={self.heads} must divide dim={self.dim}; choose heads from {legal}"
+            )
+        if self.long_term not in DECAYS:
+            raise ValueError(
+                f"long_term={self.long_term} is unknown; choose one of {', '.join(DECAYS)}"
+            )
         find_device(self.device)
 
     @property
@@ -169,14 +183,13 @@ def run(config: LMConfig) -> Path:
     ).to(device)  # fmt: skip
     now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     run_dir = Path(config.run_dir or Path("runs") / "lm" / now)
-    if (run_dir / "config.yaml").exists():
-        raise ValueError(f"run_dir={run_dir} already holds a run; choose another run_dir")
-    run_dir.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(OmegaConf.structured(config), run_dir / "config.yaml")
-    size = sum(parameter.numel() for parameter in model.parameters())
-    say(f"{run_dir}: {device}, {len(text):,} bytes of text, {size:,} weights")
-    _train(model, train, held_out, config, run_dir)
-    save_torso(model.torso, run_dir / "model.safetensors", within=model)
+    with claimed(run_dir):
+        if (run_dir / "config.yaml").exists():
+            raise ValueError(f"run_dir={run_dir} already holds a run; choose another run_dir")
+        size = sum(parameter.numel() for parameter in model.parameters())
+        say(f"{run_dir}: {device}, {len(text):,} bytes of text, {size:,} weights")
+        _train(model, train, held_out, config, run_dir)
+        save_torso(model.torso, run_dir / "model.safetensors", within=model)
     say(f"saved {run_dir / 'model.safetensors'}")
     return run_dir
 
@@ -203,6 +216,8 @@ def _train(
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
+            if update == 1:  # A start that failed would keep its folder from a better one.
+                OmegaConf.save(OmegaConf.structured(config), run_dir / "config.yaml")
             memories, place = memories.detach(), place + config.length
             if update % config.evaluate_every == 0 or update == config.updates:
                 found = evaluate(model, held_out, length=config.length)

@@ -57,6 +57,22 @@ def test_the_command_trains_logs_and_saves(tmp_path: Path) -> None:
     model.load_state_dict(load_file(folder / "model.safetensors"))
 
 
+def test_a_start_that_failed_does_not_keep_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    given = [*TINY, "updates=1", f"run_dir={tmp_path / 'run'}"]
+    with monkeypatch.context() as broken:
+        broken.setattr(MemoryTransformerXL, "forward", fails)
+        with pytest.raises(SystemExit):
+            main(given)
+    main(given)
+    with pytest.raises(SystemExit):
+        main(given)
+
+
 @pytest.mark.parametrize("long_term", ["slots", "none"])
 def test_any_text_and_any_memory_will_do(tmp_path: Path, long_term: str) -> None:
     text = tmp_path / "text.txt"
@@ -74,8 +90,14 @@ def test_any_text_and_any_memory_will_do(tmp_path: Path, long_term: str) -> None
         (["updates=many"], "updates"),
         (["text=/nowhere.txt"], "nowhere.txt"),
         (["num_characters=500"], "lower one of the three"),
-        (["heads=3"], "must divide"),
-        (["long_term=lstm"], "choose one of"),
+        (["heads=3"], "heads=3 must divide dim=16; choose heads from [1, 2, 4, 8, 16]"),
+        (["dim=0"], "error: dim=0 must be 1 or more"),
+        (["seq_len=0"], "error: seq_len=0 must be 1 or more"),
+        (["num_mem_kv=-1"], "error: num_mem_kv=-1 must be 0 or more"),
+        (["learning_rate=0"], "learning_rate=0.0 must be finite and above 0"),
+        (["learning_rate=nan"], "learning_rate=nan must be finite and above 0"),
+        (["seed=-1"], "error: seed=-1 must be 0 or more"),
+        (["long_term=lstm"], "error: long_term=lstm is unknown; choose one of"),
         (["device=tpu"], "choose auto"),
     ],
 )
