@@ -44,7 +44,8 @@ class TrainConfig:
     num_envs: int = 32
     """Environments, B."""
     total_steps: int = 1_000_000
-    """Environment steps of the run, over all environments."""
+    """Environment steps of the run, over all environments; rounded up to whole iterations of
+    num_envs x ppo.rollout_length."""
     run_dir: str = ""
     """Folder of the run's files; empty: runs/<env>/<date_time>, or with resume the same folder."""
     resume: str = ""
