@@ -1,6 +1,7 @@
 """The torso: a stack of gated Memory Transformer-XL layers, for whole segments and for acting."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -88,10 +89,21 @@ class MemoryTransformer(nn.Module):
     Two paths compute the same function: `forward` for sequences, which never detaches anything;
     `begin` and `act` for step-by-step acting without gradients, which project each step once.
     `torch.compile(fullgraph=True)` and `torch.export` take `forward`, of one step or of many.
+
+    Raises:
+        ValueError: the configuration is a baseline's, or asks for a number of parameters, which
+            `build_torso` serves.
     """
 
     def __init__(self, config: TorsoConfig) -> None:
         super().__init__()
+        if config.kind != "transformer" or config.num_parameters:
+            raise ValueError(
+                f"torso.kind={config.kind} and torso.num_parameters={config.num_parameters} were "
+                "given, but MemoryTransformer reads neither; build the torso with "
+                "mtxl_rl.build_torso(config)"
+            )
+        config = deepcopy(config)  # A caller may change theirs, for the next torso.
         self.config = config
         self.memory_of_layer = self._memory_of_layer(config)
         self.layers: nn.ModuleList = nn.ModuleList(

@@ -1,5 +1,6 @@
 """The baselines with the torso's call: GRU, LSTM, and no memory at all. None has a window."""
 
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,7 +93,7 @@ class RecurrentTorso(nn.Module):
 
     def __init__(self, config: TorsoConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config = config = deepcopy(config)  # A caller may change theirs.
         cell = nn.LSTM if config.kind == "lstm" else nn.GRU
         self.num_parts = 2 if config.kind == "lstm" else 1
         self.cells: nn.LSTM | nn.GRU = cell(config.width, config.width, config.num_layers)
@@ -153,7 +154,7 @@ class FeedForwardTorso(nn.Module):
 
     def __init__(self, config: TorsoConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config = config = deepcopy(config)  # A caller may change theirs.
         self.layers = nn.Sequential(*(FeedForward(config) for _ in range(config.num_layers)))
         self.norm = nn.LayerNorm(config.width)
         self.state_shape = windowless_shape(config, 0)

@@ -11,14 +11,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mtxl_rl.torso.build import Torso, build_torso
-from mtxl_rl.torso.config import SlotsConfig, SublayersConfig, TokensConfig, TorsoConfig
+from mtxl_rl.torso.config import PARTS, TorsoConfig
 
 _METADATA = "mtxl_rl.torso"
 _INSIDE = "torso."
 """How the torso's weights begin in the file of something that holds a torso."""
 _COMPILED = "_orig_mod."
 """What torch.compile puts before the names of a module's weights."""
-_PARTS = {"sublayers": SublayersConfig, "slots": SlotsConfig, "tokens": TokensConfig}
 
 
 def save_torso(torso: nn.Module, path: Path | str, *, within: nn.Module | None = None) -> None:
@@ -85,7 +84,7 @@ def load_torso(path: Path | str, *, device: torch.device | str = "cpu") -> Torso
 
 
 def _config_of(fields: dict[str, Any]) -> TorsoConfig:
-    parts = {name: part(**fields.pop(name, {})) for name, part in _PARTS.items()}
+    parts = {name: part(**fields.pop(name, {})) for name, part in PARTS.items()}
     return TorsoConfig(**fields, **parts)
 
 
