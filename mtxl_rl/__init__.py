@@ -4,7 +4,23 @@ The public names load on first use, so that `import mtxl_rl` stays cheap.
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # What type checkers and editors see of the names that load on first use.
+    from mtxl_rl.language_model import AutoregressiveWrapper, MemoryTransformerXL
+    from mtxl_rl.torso import (
+        ActingMemory,
+        MemoryState,
+        MemoryTransformer,
+        SlotsConfig,
+        SublayersConfig,
+        TokensConfig,
+        TorsoConfig,
+        build_torso,
+        load_torso,
+        match_parameters,
+        save_torso,
+    )
 
 _HOMES = {
     "ActingMemory": "mtxl_rl.torso",
@@ -12,6 +28,9 @@ _HOMES = {
     "MemoryState": "mtxl_rl.torso",
     "MemoryTransformer": "mtxl_rl.torso",
     "MemoryTransformerXL": "mtxl_rl.language_model",
+    "SlotsConfig": "mtxl_rl.torso",
+    "SublayersConfig": "mtxl_rl.torso",
+    "TokensConfig": "mtxl_rl.torso",
     "TorsoConfig": "mtxl_rl.torso",
     "build_torso": "mtxl_rl.torso",
     "load_torso": "mtxl_rl.torso",
@@ -25,6 +44,9 @@ __all__ = [
     "MemoryState",
     "MemoryTransformer",
     "MemoryTransformerXL",
+    "SlotsConfig",
+    "SublayersConfig",
+    "TokensConfig",
     "TorsoConfig",
     "build_torso",
     "load_torso",
@@ -38,3 +60,8 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401
     if name not in _HOMES:
         raise AttributeError(f"module 'mtxl_rl' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """The public names too, those not loaded yet included."""
+    return sorted({*globals(), *_HOMES})

@@ -201,6 +201,15 @@ def check_overrides(overrides: Sequence[str]) -> None:
         raise ValueError(f"option {key!r} is unknown{_nearest(key, names)}")
 
 
+def unread_options(config: TrainConfig, overrides: Sequence[str]) -> list[str]:
+    """The sizes among the overrides that the torso does not read.
+
+    They are told, not refused: suites and comparisons give every torso the same options.
+    """
+    unread = {f"torso.{name}" for name in config.torso.unread_sizes}
+    return [part for part in overrides if part.split("=", 1)[0] in unread]
+
+
 def _names(config: DictConfig, prefix: str = "") -> list[str]:
     names: list[str] = []
     for key in config:

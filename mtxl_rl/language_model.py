@@ -59,6 +59,8 @@ class MemoryTransformerXL(nn.Module):
         position: str = "sinusoidal",
     ) -> None:
         super().__init__()
+        if num_tokens < 1:
+            raise ValueError(f"num_tokens={num_tokens} must be 1 or more")
         window_length = max(seq_len if mem_len is None else mem_len, seq_len)
         slots = SlotsConfig()
         if long_term == "slots":
@@ -122,14 +124,19 @@ class MemoryTransformerXL(nn.Module):
             memories: what an earlier call returned; None where texts begin.
             mask: False for padding, which is neither attended to nor remembered; its logits are 0.
             detach_lmem: cut the gradient into the long-term memory that was passed in.
+
+        Raises:
+            ValueError: tokens are no integers [B, T] with T >= 1, or mask or memories do not fit.
         """
+        _require_tokens(x, least=1)
         if memories is None:
             memories = self.initial_memories(len(x))
         if detach_lmem:
             memories = memories._replace(long_term=memories.long_term.detach())
         if mask is None:
             return self._forward(x, memories)
-        return self._masked(x, memories, mask)
+        _require_mask(mask, x)
+        return self._masked(x, memories, mask.bool())
 
     def _forward(self, x: Tensor, memories: MemoryState) -> tuple[Tensor, MemoryState]:
         goes_on = torch.zeros_like(x, dtype=torch.bool)
@@ -175,7 +182,14 @@ class AutoregressiveWrapper(nn.Module):
         """The mean loss in nats of predicting tokens[:, 1:], and the memories after tokens[:, :-1].
 
         Gradients flow through all segments; for texts too long for that see `segments`.
+
+        Raises:
+            ValueError: there are fewer than two tokens a row, or mask or memories do not fit.
         """
+        _require_tokens(tokens, least=2)
+        if mask is not None:
+            _require_mask(mask, tokens)
+            mask = mask.bool()
         inside = None if mask is None else mask[:, :-1]
         logits, memories = self.net(tokens[:, :-1], memories, inside)
         targets = tokens[:, 1:]
@@ -197,7 +211,12 @@ class AutoregressiveWrapper(nn.Module):
 
         A part is `truncate_every` segments of seq_len tokens; its gradients stop at its start. So
         each part's loss can be followed by a backward pass and a step of the optimiser.
+
+        Raises:
+            ValueError: `truncate_every` is below 1, or tokens or memories do not fit.
         """
+        if truncate_every < 1:
+            raise ValueError(f"truncate_every={truncate_every} must be 1 or more segments")
         length = truncate_every * self.net.seq_len
         for start in range(0, tokens.shape[1] - 1, length):
             loss, memories = self(tokens[:, start : start + length + 1], memories)
@@ -235,7 +254,17 @@ class AutoregressiveWrapper(nn.Module):
         Returns:
             The drawn tokens, and the memories after everything but the last of them: those that
             training on the same tokens has there.
+
+        Raises:
+            ValueError: an argument is not legal; one sentence says which.
         """
+        num_tokens = self.net.token_emb.num_embeddings
+        if length < 1:
+            raise ValueError(f"length={length} must be 1 or more tokens to draw")
+        if eos_token is not None and not 0 <= eos_token < num_tokens:
+            raise ValueError(
+                f"eos_token={eos_token} must be a token, 0 .. {num_tokens - 1}, or None"
+            )
         was_training = self.net.training
         self.net.eval()
         try:
@@ -260,6 +289,32 @@ class AutoregressiveWrapper(nn.Module):
             self.net.train(was_training)
 
 
+def _require_tokens(tokens: Tensor, *, least: int) -> None:
+    if not isinstance(tokens, Tensor) or tokens.is_floating_point() or tokens.ndim != 2:
+        raise ValueError(
+            f"{_told(tokens)} was given, but tokens must be a tensor of integers of shape [B, T]; "
+            "text[None] makes one of a single text"
+        )
+    if tokens.shape[1] < least:
+        raise ValueError(
+            f"tokens of shape {list(tokens.shape)} were given, but {least} or more a row are needed"
+        )
+
+
+def _require_mask(mask: Tensor, tokens: Tensor) -> None:
+    if not isinstance(mask, Tensor) or mask.shape != tokens.shape:
+        raise ValueError(
+            f"as a mask {_told(mask)} was given, but it must have the tokens' shape, "
+            f"{list(tokens.shape)}: True where there is a token"
+        )
+
+
+def _told(given: object) -> str:
+    if isinstance(given, Tensor):
+        return f"a tensor of {given.dtype} of shape {list(given.shape)}"
+    return f"a {type(given).__name__}"
+
+
 def sample(
     logits: Float[Tensor, "B V"],
     *,
@@ -273,7 +328,7 @@ def sample(
     Raises:
         ValueError: temperature < 0, top_k < 1, or top_p outside 0 .. 1.
     """
-    if temperature < 0 or (top_k is not None and top_k < 1):
+    if not temperature >= 0 or (top_k is not None and top_k < 1):
         raise ValueError(f"temperature={temperature} must be 0 or more, top_k={top_k} 1 or more")
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"top_p={top_p} must be above 0 and at most 1")

@@ -33,6 +33,7 @@ from mtxl_rl.config import (
     run_folder,
     save_config,
     to_config,
+    unread_options,
 )
 from mtxl_rl.envs.registry import make_vector_env, stream_seed
 from mtxl_rl.metrics import METRICS_FILE, MetricsLogger
@@ -326,7 +327,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sys.argv = [sys.argv[0], *device_overrides(given), *overrides, *rest]
             _hydra_main()
         else:
-            run(compose_config([*device_overrides(given), *given]))
+            config = compose_config([*device_overrides(given), *given])
+            for option in unread_options(config, given):
+                say(f"{option} has no effect with torso.kind={config.torso.kind}")
+            run(config)
 
 
 if __name__ == "__main__":

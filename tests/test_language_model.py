@@ -1,5 +1,8 @@
 """The language model: the call of 2020, equal logits where they should be, faults repaired."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -200,3 +203,48 @@ def test_sampling_errors_name_the_legal_range() -> None:
     for wrong in ({"temperature": -1.0}, {"top_k": 0}, {"top_p": 1.5}):
         with pytest.raises(ValueError, match="must be"):
             sample(torch.zeros(1, 3), **wrong)
+
+
+REFUSALS = """
+import torch
+from mtxl_rl import AutoregressiveWrapper, MemoryTransformerXL
+
+net = MemoryTransformerXL(num_tokens=11, dim=8, heads=2, depth=1, seq_len=4, lmem_len=2)
+text = AutoregressiveWrapper(net)
+tokens, padded = torch.randint(0, 11, (2, 5)), torch.ones(2, 4, dtype=torch.bool)
+for words, call in (
+    ("of shape [5] was given, but tokens", lambda: net(tokens[0])),
+    ("torch.float32 of shape [2, 5] was given, but tokens", lambda: net(tokens.float())),
+    ("a list was given, but tokens", lambda: net([[1, 2]])),
+    ("tokens of shape [2, 0] were given, but 1 or more", lambda: net(tokens[:, :0])),
+    ("tokens of shape [2, 1] were given, but 2 or more", lambda: text(tokens[:, :1])),
+    ("with a state of 1 rows", lambda: net(tokens, net.initial_memories(1))),
+    ("a mask a tensor of torch.bool of shape [2, 4]", lambda: net(tokens, mask=padded)),
+    ("a mask a tensor of torch.bool of shape [2, 4]", lambda: text(tokens, mask=padded)),
+    ("truncate_every=0 must be", lambda: list(text.segments(tokens, truncate_every=0))),
+    ("length=0 must be", lambda: text.generate(tokens, 0)),
+    ("tokens of shape [2, 0]", lambda: text.generate(tokens[:, :0], 3)),
+    ("eos_token=11 must be a token, 0 .. 10", lambda: text.generate(tokens, 3, eos_token=11)),
+    ("temperature=nan must be", lambda: text.generate(tokens, 3, temperature=float("nan"))),
+    ("num_tokens=0 must be", lambda: MemoryTransformerXL(0, 8, 4, 1)),
+):
+    try:
+        call()
+    except ValueError as error:
+        assert words in str(error), (words, error)
+    else:
+        raise AssertionError(words)
+mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+for dtype in (torch.uint8, torch.int64, torch.float32):
+    for call in (net, text):
+        ours, theirs = (call(tokens, mask=one)[0] for one in (mask.to(dtype), mask.bool()))
+        assert torch.equal(ours, theirs), dtype
+"""
+
+
+def test_calls_that_do_not_fit_are_refused_in_one_sentence() -> None:
+    # In a process of its own: here, the type checker of the tests would refuse them first.
+    done = subprocess.run(
+        [sys.executable, "-c", REFUSALS], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -283,6 +283,14 @@ def test_compiling_a_torso_that_has_no_such_step_is_refused() -> None:
         compose_config([*TINY, "torso=gru", "compile=true"])
 
 
+def test_sizes_that_a_torso_does_not_read_are_told(capsys: pytest.CaptureFixture) -> None:
+    options = ["torso.num_heads=8", "torso.segment_length=8", "num_envs=8", "dry_run=true"]
+    main(["env=TMaze", "torso=gru", *options])
+    said = capsys.readouterr().out
+    assert said.count("has no effect") == 1
+    assert "torso.num_heads=8 has no effect with torso.kind=gru" in said
+
+
 def test_dry_run_prints_bytes_and_trains_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -1,7 +1,7 @@
 """The recurrent torso: a gated Memory Transformer-XL. It knows no reinforcement learning."""
 
 from mtxl_rl.torso.build import Torso, build_torso, count_parameters, match_parameters
-from mtxl_rl.torso.config import TorsoConfig
+from mtxl_rl.torso.config import SlotsConfig, SublayersConfig, TokensConfig, TorsoConfig
 from mtxl_rl.torso.memory_transformer import MemoryTransformer, valid_window
 from mtxl_rl.torso.record import Record
 from mtxl_rl.torso.state import ActingMemory, MemoryState
@@ -12,6 +12,9 @@ __all__ = [
     "MemoryState",
     "MemoryTransformer",
     "Record",
+    "SlotsConfig",
+    "SublayersConfig",
+    "TokensConfig",
     "Torso",
     "TorsoConfig",
     "build_torso",

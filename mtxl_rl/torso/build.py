@@ -33,6 +33,9 @@ def match_parameters(config: TorsoConfig) -> TorsoConfig:
 
     So torsos of any kind are compared at equal size; all else stays as `config` says, but for
     `num_parameters`, which has done its work and becomes 0.
+
+    Raises:
+        ValueError: even the narrowest torso has more than twice as many.
     """
     target = config.num_parameters
     if target == 0:
@@ -42,6 +45,11 @@ def match_parameters(config: TorsoConfig) -> TorsoConfig:
     def count(factor: int) -> int:
         return count_parameters(replace(config, width=factor * multiple, num_parameters=0))
 
+    if count(1) > 2 * target:
+        raise ValueError(
+            f"torso.num_parameters={target} is too few: with torso.width={multiple}, the least, "
+            f"this torso has {count(1)}; ask for more, or for fewer layers or persistent pairs"
+        )
     low, high = 1, 2
     while count(high) < target:
         low, high = high, 2 * high

@@ -1,5 +1,7 @@
 """The torso's sizes and choices; what they mean is in ARCHITECTURE.md."""
 
+import math
+import operator
 from dataclasses import dataclass, field
 
 from mtxl_rl.torso.gates import CELLS, GATES
@@ -16,7 +18,12 @@ DECAYS = {
     "none": ("none",),
 }
 
-# What only the transformer reads. Sizes are not here: presets set them for every kind.
+_POSITIVE = (
+    "width", "num_layers", "num_heads", "feedforward_multiple", "window_length", "segment_length"
+)  # fmt: skip
+_COUNTS = ("num_persistent", "num_parameters", "mogrifier_rounds")
+# What only the transformer reads. Sizes are not here: presets, suites and benches set them for
+# every kind alike, so a baseline must take those that it does not read, `_UNREAD_SIZES`.
 _TRANSFORMER_CHOICES = (
     "gate",
     "mogrifier_rounds",
@@ -29,6 +36,12 @@ _TRANSFORMER_CHOICES = (
     "slots",
     "tokens",
 )
+_UNREAD_SIZES = {
+    "transformer": (),
+    "gru": ("num_heads", "window_length", "num_persistent", "gate_bias", "feedforward_multiple"),
+    "lstm": ("num_heads", "window_length", "num_persistent", "gate_bias", "feedforward_multiple"),
+    "none": ("num_heads", "window_length", "num_persistent"),
+}
 
 
 @dataclass(kw_only=True, slots=True)
@@ -107,13 +120,28 @@ class SublayersConfig:
         return max(self.attention_dropout, self.output_dropout, self.feedforward_dropout) > 0
 
 
+PARTS = {"sublayers": SublayersConfig, "slots": SlotsConfig, "tokens": TokensConfig}
+"""The fields of `TorsoConfig` that are configurations themselves."""
+
+
 @dataclass(kw_only=True, slots=True)
 class TorsoConfig:
     """A gated Memory Transformer-XL, or one of its baselines.
 
+    The baselines read fewer fields; other sizes have no effect there, other choices are refused:
+
+    | kind | reads |
+    |---|---|
+    | transformer | all |
+    | gru, lstm | width, num_layers, num_parameters |
+    | none | these, feedforward_multiple, gate and gate_bias |
+
+    Training reads `segment_length` with every kind: ppo.bptt_segments counts in it.
+
     Raises:
-        ValueError: a size is not positive, `num_heads` does not divide `width`, `segment_length`
-            exceeds `window_length`, a name is unknown, or a choice has no effect beside another.
+        ValueError: a size is no integer or not positive, `num_heads` does not divide `width`,
+            `segment_length` exceeds `window_length`, a name is unknown, or a choice has no effect
+            beside another.
     """
 
     kind: str = "transformer"
@@ -163,10 +191,10 @@ class TorsoConfig:
 
     def __post_init__(self) -> None:
         """Check every field against the others."""
-        for name in ("width", "num_layers", "num_heads", "feedforward_multiple", "window_length"):
+        self._check_types()
+        for name in _POSITIVE:
             _require_positive(name, getattr(self, name))
-        _require_positive("segment_length", self.segment_length)
-        for name in ("num_persistent", "num_parameters", "mogrifier_rounds"):
+        for name in _COUNTS:
             if getattr(self, name) < 0:
                 raise ValueError(f"torso.{name}={getattr(self, name)} must be 0 or more")
         _require_one_of("kind", self.kind, KINDS)
@@ -177,6 +205,11 @@ class TorsoConfig:
             self._check_transformer()
         else:
             self._check_baseline()
+
+    @property
+    def unread_sizes(self) -> tuple[str, ...]:
+        """The sizes that this kind of torso does not read."""
+        return _UNREAD_SIZES[self.kind]
 
     @property
     def head_width(self) -> int:
@@ -222,6 +255,24 @@ class TorsoConfig:
         """How many steps back a layer's attention sees, 0 .. M."""
         is_bottleneck = self.long_term == "tokens" and self.tokens.bottleneck
         return 0 if is_bottleneck else self.window_length
+
+    def _check_types(self) -> None:
+        """Integers become Python's own, those of NumPy included: a file of the torso holds them."""
+        for name in (*_POSITIVE, *_COUNTS):
+            setattr(self, name, _integer(name, getattr(self, name)))
+        if not isinstance(self.memory_layers, list | tuple):
+            raise ValueError(
+                f"torso.memory_layers={self.memory_layers} must be a list of layers, as in [1]"
+            )
+        self.memory_layers = [_integer("memory_layers", n) for n in self.memory_layers]
+        if not math.isfinite(self.gate_bias):
+            raise ValueError(f"torso.gate_bias={self.gate_bias} must be a finite number")
+        for name, part in PARTS.items():
+            if not isinstance(getattr(self, name), part):
+                raise ValueError(
+                    f"torso.{name}={getattr(self, name)} must be a {part.__name__}: "
+                    f"{name}=mtxl_rl.{part.__name__}(...)"
+                )
 
     def _check_transformer(self) -> None:
         if self.width % self.width_multiple:
@@ -282,8 +333,15 @@ class TorsoConfig:
             )
 
 
+def _integer(field: str, value: int) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"torso.{field}={value!r} must be an integer") from None
+
+
 def _require_positive(field: str, value: int) -> None:
-    if value < 1:
+    if _integer(field, value) < 1:
         raise ValueError(f"torso.{field}={value} must be 1 or more")
 
 

@@ -1,6 +1,7 @@
 """The torso: a stack of gated Memory Transformer-XL layers, for whole segments and for acting."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ from mtxl_rl.torso.config import TorsoConfig
 from mtxl_rl.torso.layer import Layer, latest_version, note, slots_of, write_versions
 from mtxl_rl.torso.long_term import MatrixMemory, SlotMemory, SlotStore
 from mtxl_rl.torso.record import Record
-from mtxl_rl.torso.state import ActingMemory, MemoryState
+from mtxl_rl.torso.state import ActingMemory, MemoryState, StateShape
 
 # B rows, T steps given, N layers, M window, S segment, D width, H heads, E head width,
 # R = M + 1 places of the ring, A long-term memories.
@@ -88,10 +89,21 @@ class MemoryTransformer(nn.Module):
     Two paths compute the same function: `forward` for sequences, which never detaches anything;
     `begin` and `act` for step-by-step acting without gradients, which project each step once.
     `torch.compile(fullgraph=True)` and `torch.export` take `forward`, of one step or of many.
+
+    Raises:
+        ValueError: the configuration is a baseline's, or asks for a number of parameters, which
+            `build_torso` serves.
     """
 
     def __init__(self, config: TorsoConfig) -> None:
         super().__init__()
+        if config.kind != "transformer" or config.num_parameters:
+            raise ValueError(
+                f"torso.kind={config.kind} and torso.num_parameters={config.num_parameters} were "
+                "given, but MemoryTransformer reads neither; build the torso with "
+                "mtxl_rl.build_torso(config)"
+            )
+        config = deepcopy(config)  # A caller may change theirs, for the next torso.
         self.config = config
         self.memory_of_layer = self._memory_of_layer(config)
         self.layers: nn.ModuleList = nn.ModuleList(
@@ -102,19 +114,16 @@ class MemoryTransformer(nn.Module):
         """The slots that layers share, if they do."""
         if config.is_shared:
             self.shared = slots_of(config, num_sources=len(config.layers_with_memory))
+        num_memories = max((m + 1 for m in self.memory_of_layer if m is not None), default=1)
+        self.state_shape = StateShape(
+            config=config,
+            window=(config.num_layers, config.window_length, config.width),
+            long_term=(num_memories, *self._memory_shape()),
+        )
 
     def initial_state(self, batch_size: int) -> MemoryState:
         """The state of `batch_size` episodes that are about to start: all zeros."""
-        config, like = self.config, self.norm.weight
-        num_memories = max((m + 1 for m in self.memory_of_layer if m is not None), default=1)
-        count = torch.zeros(batch_size, dtype=torch.long, device=like.device)
-        window = (config.num_layers, config.window_length, config.width)
-        return MemoryState(
-            window=like.new_zeros(batch_size, *window),
-            window_length=count,
-            long_term=like.new_zeros(batch_size, num_memories, *self._memory_shape()),
-            segment_step=count.clone(),
-        )
+        return self.state_shape.zeros(batch_size, self.norm.weight)
 
     def forward(
         self,
@@ -127,7 +136,10 @@ class MemoryTransformer(nn.Module):
         Args:
             x: features of each step.
             state: what was remembered before the first of them.
-            is_first: True where the step's observation starts an episode.
+            is_first: True, or any number but 0, where the step's observation starts an episode.
+
+        Raises:
+            ValueError: a shape or a type is another than this torso's.
         """
         return self._forward(x, state, is_first, None)
 
@@ -163,13 +175,19 @@ class MemoryTransformer(nn.Module):
         Args:
             state: where acting starts.
             num_steps: steps for which the timeline has room; `act` slides it when it is full.
-            timeline: a tensor [B, N, M + num_steps, D] of the caller's to write the timeline into.
+            timeline: a tensor [B, N, M + num_steps, D] of the caller's to write the timeline into;
+                it says what num_steps is.
+
+        Raises:
+            ValueError: the state is not of this torso, or the timeline has no room for a step.
         """
+        self.state_shape.check_state(state, self.norm.weight)
         size, batch = self.config.window_length, state.batch_size
         if timeline is None:
             timeline = state.window.new_zeros(
                 batch, self.config.num_layers, size + num_steps, self.config.width
             )
+        self._check_timeline(timeline, batch)
         timeline[:, :, :size] = state.window
         keys, values, codes = [], [], []
         pending = [part[..., :0] for part in state.long_term.unbind(1)]
@@ -185,6 +203,7 @@ class MemoryTransformer(nn.Module):
                 long_term = state.long_term[:, memory]
                 pending[memory] = self._replay(layer.matrix, inputs, long_term, state.segment_step)
         return WindowedMemory(
+            config=self.config,
             timeline=timeline,
             num_steps=0,
             keys=tuple(keys),
@@ -202,7 +221,12 @@ class MemoryTransformer(nn.Module):
     def act(
         self, x: Float[Tensor, "B D"], memory: ActingMemory, is_first: Bool[Tensor, " B"]
     ) -> Float[Tensor, "B D"]:
-        """The output of one step; `memory` moves on in place."""
+        """The output of one step; `memory` moves on in place.
+
+        Raises:
+            ValueError: a shape or a type is another than this torso's, or another torso's memory.
+        """
+        self.state_shape.check_step(x, memory, is_first, self.norm.weight)
         assert isinstance(memory, WindowedMemory), type(memory)
         is_first = is_first.bool()  # ~ of a framework's 0 and 1 would be -1 and -2
         self._make_room(memory)
@@ -249,6 +273,7 @@ class MemoryTransformer(nn.Module):
     def _forward(
         self, x: Tensor, state: MemoryState, is_first: Tensor, records: list[Record] | None
     ) -> tuple[Tensor, MemoryState]:
+        self.state_shape.check_sequence(x, state, is_first, self.norm.weight)
         is_first = is_first.bool()
         if self.shared is None:
             x, state = self._sequence(x, state, is_first, records)
@@ -389,6 +414,15 @@ class MemoryTransformer(nn.Module):
         segment = inputs[:, None, -self.config.segment_length :]
         encoded = matrix.encode(segment, live[:, None])
         return matrix.write(long_term, tuple(part[:, 0] for part in encoded))
+
+    def _check_timeline(self, timeline: Tensor, batch: int) -> None:
+        layers, size, width = self.state_shape.window
+        shape = tuple(timeline.shape)
+        if len(shape) != 4 or shape[:2] + shape[3:] != (batch, layers, width) or shape[2] <= size:
+            raise ValueError(
+                f"a timeline of shape {list(shape)} was given, but acting needs "
+                f"[{batch}, {layers}, {size} + num_steps, {width}], num_steps 1 or more"
+            )
 
     def _make_room(self, memory: WindowedMemory) -> None:
         """Slide the timeline back to its beginning when it is full."""

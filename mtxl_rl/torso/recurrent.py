@@ -1,5 +1,6 @@
 """The baselines with the torso's call: GRU, LSTM, and no memory at all. None has a window."""
 
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from mtxl_rl.torso.config import TorsoConfig
 from mtxl_rl.torso.layer import FeedForward
-from mtxl_rl.torso.state import ActingMemory, MemoryState
+from mtxl_rl.torso.state import ActingMemory, MemoryState, StateShape
 
 # B rows, T steps, N layers, D width, P parts of a cell's state (GRU: h; LSTM: h and c), R runs.
 
@@ -31,9 +32,10 @@ class WindowlessMemory(ActingMemory):
         )
 
     @classmethod
-    def of(cls, state: MemoryState) -> "WindowlessMemory":
-        """The state, ready to act from."""
+    def of(cls, state: MemoryState, config: TorsoConfig) -> "WindowlessMemory":
+        """The state, ready to act from by a torso of `config`."""
         return cls(
+            config=config,
             window=state.window,
             window_length=state.window_length,
             long_term=state.long_term.transpose(0, 1).clone(),
@@ -41,15 +43,10 @@ class WindowlessMemory(ActingMemory):
         )
 
 
-def empty_state(config: TorsoConfig, like: Tensor, batch_size: int, *memory: int) -> MemoryState:
-    """All zeros, with no window and a memory [N, *memory]; without a segment clock, it stays 0."""
-    count = torch.zeros(batch_size, dtype=torch.long, device=like.device)
-    return MemoryState(
-        window=like.new_zeros(batch_size, config.num_layers, 0, config.width),
-        window_length=count,
-        long_term=like.new_zeros(batch_size, config.num_layers, *memory),
-        segment_step=count.clone(),
-    )
+def windowless_shape(config: TorsoConfig, *memory: int) -> StateShape:
+    """No window and a memory [N, *memory]; without a segment clock, which stays 0."""
+    layers = config.num_layers
+    return StateShape(config=config, window=(layers, 0, config.width), long_term=(layers, *memory))
 
 
 class Runs:
@@ -96,21 +93,22 @@ class RecurrentTorso(nn.Module):
 
     def __init__(self, config: TorsoConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config = config = deepcopy(config)  # A caller may change theirs.
         cell = nn.LSTM if config.kind == "lstm" else nn.GRU
         self.num_parts = 2 if config.kind == "lstm" else 1
         self.cells: nn.LSTM | nn.GRU = cell(config.width, config.width, config.num_layers)
         self.norm = nn.LayerNorm(config.width)
+        self.state_shape = windowless_shape(config, self.num_parts, config.width)
 
     def initial_state(self, batch_size: int) -> MemoryState:
         """The state of `batch_size` episodes that are about to start: all zeros."""
-        shape = (self.num_parts, self.config.width)
-        return empty_state(self.config, self.norm.weight, batch_size, *shape)
+        return self.state_shape.zeros(batch_size, self.norm.weight)
 
     def forward(
         self, x: Float[Tensor, "B T D"], state: MemoryState, is_first: Bool[Tensor, "B T"]
     ) -> tuple[Float[Tensor, "B T D"], MemoryState]:
         """The outputs of T >= 1 steps and the state after them; see `MemoryTransformer.forward`."""
+        self.state_shape.check_sequence(x, state, is_first, self.norm.weight)
         is_first = is_first.bool()
         runs = Runs(is_first)
         before = state.long_term * ~is_first[:, :1, None, None]
@@ -118,20 +116,24 @@ class RecurrentTorso(nn.Module):
         packed, parts = self._run(runs.pack(x), parts)
         y = self.norm(runs.unpack(packed, x))
         after = torch.stack([part[:, runs.last].transpose(0, 1) for part in parts], dim=2)
-        return y, state._replace(long_term=after)
+        # Under autocast LSTM cells give a narrower state, which does not go on outside of it.
+        return y, state._replace(long_term=after.to(state.long_term.dtype))
 
+    @torch.no_grad()
     def begin(
         self, state: MemoryState, *, num_steps: int = 128, timeline: Tensor | None = None
     ) -> WindowlessMemory:
         """Prepare to act from `state`; the timeline of a torso without a window is empty."""
         del num_steps, timeline
-        return WindowlessMemory.of(state)
+        self.state_shape.check_state(state, self.norm.weight)
+        return WindowlessMemory.of(state, self.config)
 
     @torch.no_grad()
     def act(
         self, x: Float[Tensor, "B D"], memory: ActingMemory, is_first: Bool[Tensor, " B"]
     ) -> Float[Tensor, "B D"]:
         """The output of one step; `memory` moves on in place."""
+        self.state_shape.check_step(x, memory, is_first, self.norm.weight)
         memory.long_term *= ~is_first.bool()[:, None, None]
         parts = [part.contiguous() for part in memory.long_term.unbind(2)]
         y, parts = self._run(x[None], parts)
@@ -152,32 +154,35 @@ class FeedForwardTorso(nn.Module):
 
     def __init__(self, config: TorsoConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config = config = deepcopy(config)  # A caller may change theirs.
         self.layers = nn.Sequential(*(FeedForward(config) for _ in range(config.num_layers)))
         self.norm = nn.LayerNorm(config.width)
+        self.state_shape = windowless_shape(config, 0)
 
     def initial_state(self, batch_size: int) -> MemoryState:
         """An empty state."""
-        return empty_state(self.config, self.norm.weight, batch_size, 0)
+        return self.state_shape.zeros(batch_size, self.norm.weight)
 
     def forward(
         self, x: Float[Tensor, "B T D"], state: MemoryState, is_first: Bool[Tensor, "B T"]
     ) -> tuple[Float[Tensor, "B T D"], MemoryState]:
         """The outputs of T >= 1 steps; the state stays empty."""
-        del is_first
+        self.state_shape.check_sequence(x, state, is_first, self.norm.weight)
         return self.norm(self.layers(x)), state
 
+    @torch.no_grad()
     def begin(
         self, state: MemoryState, *, num_steps: int = 128, timeline: Tensor | None = None
     ) -> WindowlessMemory:
         """Prepare to act; nothing is remembered."""
         del num_steps, timeline
-        return WindowlessMemory.of(state)
+        self.state_shape.check_state(state, self.norm.weight)
+        return WindowlessMemory.of(state, self.config)
 
     @torch.no_grad()
     def act(
         self, x: Float[Tensor, "B D"], memory: ActingMemory, is_first: Bool[Tensor, " B"]
     ) -> Float[Tensor, "B D"]:
         """The output of one step."""
-        del memory, is_first
+        self.state_shape.check_step(x, memory, is_first, self.norm.weight)
         return self.norm(self.layers(x))

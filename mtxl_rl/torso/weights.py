@@ -11,22 +11,37 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mtxl_rl.torso.build import Torso, build_torso
-from mtxl_rl.torso.config import SlotsConfig, SublayersConfig, TokensConfig, TorsoConfig
+from mtxl_rl.torso.config import PARTS, TorsoConfig
 
 _METADATA = "mtxl_rl.torso"
 _INSIDE = "torso."
 """How the torso's weights begin in the file of something that holds a torso."""
-_PARTS = {"sublayers": SublayersConfig, "slots": SlotsConfig, "tokens": TokensConfig}
+_COMPILED = "_orig_mod."
+"""What torch.compile puts before the names of a module's weights."""
 
 
-def save_torso(torso: Torso, path: Path | str, *, within: nn.Module | None = None) -> None:
-    """Write `torso`, or all of a module that holds it under the name `torso`, as safetensors.
+def save_torso(torso: nn.Module, path: Path | str, *, within: nn.Module | None = None) -> None:
+    """Write a torso, or all of a module that holds it under the name `torso`, as safetensors.
+
+    Either may be compiled (torch.compile); tied weights are written once for each name.
 
     Raises:
+        ValueError: it is no torso, or `within` does not hold it.
         OSError: the file cannot be written.
     """
+    torso = _uncompiled(torso)
+    if not isinstance(torso, Torso):
+        raise ValueError(f"{type(torso).__name__} is no torso; save what build_torso returned")
+    if within is not None and _uncompiled(getattr(within, "torso", None)) is not torso:
+        raise ValueError(
+            f"{type(within).__name__} was given to save within, but its attribute `torso` is not "
+            "this torso, so the file could not be loaded; name it so, or leave `within` out"
+        )
     holder = torso if within is None else within
-    weights = {name: weight.contiguous() for name, weight in holder.state_dict().items()}
+    weights = {
+        name.replace(_COMPILED, ""): weight.clone(memory_format=torch.contiguous_format)
+        for name, weight in holder.state_dict().items()
+    }
     try:
         save_file(weights, path, metadata={_METADATA: json.dumps(asdict(torso.config))})
     except SafetensorError as error:
@@ -36,8 +51,10 @@ def save_torso(torso: Torso, path: Path | str, *, within: nn.Module | None = Non
 def load_torso(path: Path | str, *, device: torch.device | str = "cpu") -> Torso:
     """The torso of a file that `save_torso` wrote; a run's policy.safetensors is one.
 
+    Its weights have the type that they were saved in.
+
     Raises:
-        ValueError: the file holds no torso.
+        ValueError: the file holds no torso, or one of another version.
         OSError: the file cannot be read.
     """
     try:
@@ -48,13 +65,29 @@ def load_torso(path: Path | str, *, device: torch.device | str = "cpu") -> Torso
         raise ValueError(f"{path} is no safetensors file: {error}") from error
     if metadata is None:
         raise ValueError(f"{path} says of no torso; write it with mtxl_rl.save_torso")
-    fields: dict[str, Any] = json.loads(metadata)
-    parts = {name: part(**fields.pop(name)) for name, part in _PARTS.items()}
-    torso = build_torso(TorsoConfig(**fields, **parts)).to(device)
     inside = {
         name.removeprefix(_INSIDE): weight
         for name, weight in weights.items()
         if name.startswith(_INSIDE)
     }
-    torso.load_state_dict(inside or weights)
+    weights = inside or weights
+    try:
+        torso = build_torso(_config_of(json.loads(metadata)))
+        dtype = next((weight.dtype for weight in weights.values()), None)
+        torso.to(device=device, dtype=dtype).load_state_dict(weights)
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(
+            f"{path} holds a torso that this version of mtxl_rl cannot build: "
+            f"{' '.join(str(error).split())}"
+        ) from error
     return torso
+
+
+def _config_of(fields: dict[str, Any]) -> TorsoConfig:
+    parts = {name: part(**fields.pop(name, {})) for name, part in PARTS.items()}
+    return TorsoConfig(**fields, **parts)
+
+
+def _uncompiled(module: Any) -> Any:  # noqa: ANN401
+    """What torch.compile wrapped, or `module` itself."""
+    return getattr(module, "_orig_mod", module)

@@ -1,10 +1,13 @@
 """A torso on disk."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from torch import nn
 
 from mtxl_rl import load_torso, save_torso
 from mtxl_rl.torso import TorsoConfig, build_torso
@@ -47,6 +50,67 @@ def test_what_a_run_learned_is_a_torso_for_others(tmp_path: Path) -> None:
     weights = saved["state"]["agent"]["policy"]
     for key, weight in torso.state_dict().items():
         assert torch.equal(weight, weights[f"torso.{key}"])
+
+
+class Holder(nn.Module):
+    """A torso and two maps with one weight."""
+
+    def __init__(self, torso: nn.Module) -> None:
+        super().__init__()
+        self.torso = torso
+        self.encode, self.decode = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.decode.weight = self.encode.weight
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")  # torch's own
+@pytest.mark.parametrize("inside", ["torso", "compiled torso", "compiled", "tied"])
+def test_a_torso_comes_back_out_of_what_holds_it(inside: str, tmp_path: Path) -> None:
+    path = tmp_path / "torso.safetensors"
+    torso = build_torso(CONFIGS["delta"])
+    if inside == "compiled":
+        save_torso(torch.compile(torso), path)
+    elif inside == "compiled torso":
+        save_torso(torso, path, within=Holder(torch.compile(torso)))
+    elif inside == "tied":
+        save_torso(torso, path, within=torch.compile(Holder(torso)))
+        assert {"encode.weight", "decode.weight"} <= load_file(path).keys()
+    else:
+        save_torso(torso, path, within=Holder(torso))
+    weights = load_torso(path).state_dict()
+    assert all(torch.equal(weights[key], weight) for key, weight in torso.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_torso_comes_back_in_its_type(dtype: torch.dtype, tmp_path: Path) -> None:
+    torso = build_torso(CONFIGS["gru"]).to(dtype)
+    save_torso(torso, tmp_path / "torso.safetensors")
+    again = load_torso(tmp_path / "torso.safetensors")
+    for weight, other in zip(torso.parameters(), again.parameters(), strict=True):
+        assert torch.equal(weight, other)
+        assert other.dtype == dtype
+
+
+def test_what_could_not_be_loaded_is_not_saved(tmp_path: Path) -> None:
+    path = tmp_path / "torso.safetensors"
+    torso, other = build_torso(CONFIGS["delta"]), build_torso(CONFIGS["delta"])
+    for holder in (nn.Linear(2, 2), Holder(other)):
+        with pytest.raises(ValueError, match="its attribute `torso` is not this torso"):
+            save_torso(torso, path, within=holder)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "weights", "words"),
+    [({"not_yet": 1}, {}, "not_yet"), ({}, {"other": torch.zeros(1)}, "Missing key")],
+)
+def test_a_torso_of_another_version_is_refused(
+    fields: dict, weights: dict, words: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "torso.safetensors"
+    config = json.dumps(asdict(CONFIGS["delta"]) | fields)
+    save_file(weights, path, metadata={"mtxl_rl.torso": config})
+    with pytest.raises(ValueError, match=f"this version of mtxl_rl cannot build: .*{words}"):
+        load_torso(path)
 
 
 def test_a_file_without_a_torso_is_refused(tmp_path: Path) -> None:
