@@ -55,17 +55,19 @@ class GRUGate(nn.Module):
     ) -> Float[Tensor, "... D"]:
         """The gated sum of `x` and `y`."""
         y_r, y_z, y_h = self.from_output(y).chunk(3, dim=-1)
-        x_r, x_z = self.from_stream(x).chunk(2, dim=-1)
+        narrow = self.bias.dtype  # of the weights; a memory slot may be wider
+        x_r, x_z = self.from_stream(x.to(narrow)).chunk(2, dim=-1)
         r = torch.sigmoid(y_r + x_r)
         z = torch.sigmoid(y_z + x_z - self.bias)
-        h = torch.tanh(y_h + self.from_reset_stream(r * x))
+        h = torch.tanh(y_h + self.from_reset_stream((r * x).to(narrow)))
         return torch.lerp(x, h.to(x.dtype), z.to(x.dtype))
 
     def retention(
         self, x: Float[Tensor, "... D"], y: Float[Tensor, "... D"]
     ) -> Float[Tensor, "... D"]:
         """What the gate keeps of `x`: 1 - z."""
-        y_z, x_z = self.from_output(y).chunk(3, dim=-1)[1], self.from_stream(x).chunk(2, dim=-1)[1]
+        y_z = self.from_output(y).chunk(3, dim=-1)[1]
+        x_z = self.from_stream(x.to(self.bias.dtype)).chunk(2, dim=-1)[1]
         return torch.sigmoid(self.bias - y_z - x_z)
 
 
@@ -103,7 +105,7 @@ class BistableGate(nn.Module):
     def _gates(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         y_a, y_c, y_h = self.from_output(y).chunk(3, dim=-1)
         if self.from_stream is not None:
-            x_a, x_c = self.from_stream(x).chunk(2, dim=-1)
+            x_a, x_c = self.from_stream(x.to(self.bias.dtype)).chunk(2, dim=-1)
         else:
             assert self.per_feature is not None
             x_a, x_c = self.per_feature[0] * x, self.per_feature[1] * x

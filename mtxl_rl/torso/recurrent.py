@@ -142,6 +142,7 @@ class RecurrentTorso(nn.Module):
 
     def _run(self, steps: Any, parts: list[Tensor]) -> tuple[Any, list[Tensor]]:  # noqa: ANN401
         """The cells over steps, plain or packed, from and to the parts of their state."""
+        parts = [part.to(self.norm.weight.dtype) for part in parts]
         if self.num_parts == 2:
             y, after = self.cells(steps, (parts[0], parts[1]))
             return y, list(after)

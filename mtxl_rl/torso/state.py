@@ -135,12 +135,15 @@ class StateShape:
     """Of a row: A, *memory."""
 
     def zeros(self, batch_size: int, like: Tensor) -> MemoryState:
-        """Episodes that are about to start, in the type and on the device of `like`."""
+        """Episodes that are about to start, on the device of the weight `like`, in its type.
+
+        The long-term memory is float32 where weights are narrower: it sums up small changes.
+        """
         count = torch.zeros(batch_size, dtype=torch.long, device=like.device)
         return MemoryState(
             window=like.new_zeros(batch_size, *self.window),
             window_length=count,
-            long_term=like.new_zeros(batch_size, *self.long_term),
+            long_term=like.new_zeros(batch_size, *self.long_term, dtype=_memory_type(like)),
             segment_step=count.clone(),
         )
 
@@ -207,7 +210,7 @@ class StateShape:
                     "the torso with the sizes that the state was made with"
                 )
         _require_type("state.window", state.window, weight)
-        _require_type("state.long_term", state.long_term, weight)
+        _require_type("state.long_term", state.long_term, weight, _memory_type(weight))
         if state.window_length.is_floating_point() or state.segment_step.is_floating_point():
             raise ValueError(
                 "a state whose window_length or segment_step holds floats was given, but they "
@@ -224,12 +227,20 @@ def _require_tensors(x: Tensor, is_first: Tensor) -> None:
             )
 
 
-def _require_type(name: str, given: Tensor, weight: Tensor) -> None:
+def _memory_type(weight: Tensor) -> torch.dtype:
+    """The type of the long-term memory beside such weights."""
+    return torch.promote_types(weight.dtype, torch.float32)
+
+
+def _require_type(
+    name: str, given: Tensor, weight: Tensor, expected: torch.dtype | None = None
+) -> None:
     """Under autocast, which chooses types itself, all go."""
-    if given.dtype != weight.dtype and not torch.is_autocast_enabled(weight.device.type):
+    expected = expected or weight.dtype
+    if given.dtype != expected and not torch.is_autocast_enabled(weight.device.type):
         raise ValueError(
-            f"{name} of {given.dtype} was given, but the torso's weights are of {weight.dtype}; "
-            f"cast it by .to({weight.dtype}), or the torso"
+            f"{name} of {given.dtype} was given, but a torso whose weights are of {weight.dtype} "
+            f"takes {expected}; cast it by .to({expected}), or the torso"
         )
 
 

@@ -163,6 +163,22 @@ def test_acting_equals_the_sequence_within_2_percent_in_bfloat16(
 
 
 @systems
+def test_bfloat16_weights_act_as_they_learn_and_near_what_they_are_in_float64(name: str) -> None:
+    case = Case(name, (4, 3, 14))
+    x, is_first = case.x.bfloat16(), case.is_first
+    torso = case.torso.bfloat16()
+    y, after = torso(x, torso.initial_state(case.batch), is_first)
+    acting = torso.begin(torso.initial_state(case.batch), num_steps=8)
+    steps = range(case.steps)
+    outputs = torch.stack([torso.act(x[:, t], acting, is_first[:, t]) for t in steps], 1)
+    assert y.dtype == after.window.dtype == torch.bfloat16
+    assert after.long_term.dtype == acting.state().long_term.dtype == torch.float32
+    exact, _ = torso.double()(x.double(), torso.initial_state(case.batch), is_first)
+    for found in (outputs, y):
+        assert (found - exact).norm() < 0.03 * exact.norm()
+
+
+@systems
 @few
 @given(draws)
 def test_nothing_before_a_reset_changes_anything_after_it(name: str, drawn: tuple) -> None:

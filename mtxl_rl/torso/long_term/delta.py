@@ -92,7 +92,8 @@ class DeltaMemory(nn.Module):
     - coupled: a = 1 - (1 - alpha) b, alpha in (0, 1): forgets only while it writes;
     - free: a = alpha (Gated DeltaNet, arXiv 2412.06464).
 
-    The memory and its arithmetic are float32 (or float64) under autocast too.
+    The memory and its arithmetic are float32 (or float64), under autocast and with narrower weights
+    too.
     """
 
     def __init__(self, width: int, *, num_heads: int, decay: str) -> None:
@@ -155,7 +156,8 @@ class DeltaMemory(nn.Module):
         query = rearrange(self.query(steps), "b j c (h e) -> b j h c e", h=self.num_heads)
         query = nn.functional.normalize(query.to(memories.dtype), dim=-1)
         with torch.autocast(memories.device.type, enabled=False):
-            found = self.norm(read_matrix(query, memories, selected))
+            found = read_matrix(query, memories, selected)
+            found = self.norm(found.to(self.norm.weight.dtype))
         return self.output(rearrange(found, "b j h c f -> b j c (h f)"))
 
     def describe(self, steps: Float[Tensor, "B T D"]) -> Record:

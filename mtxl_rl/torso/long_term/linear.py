@@ -73,7 +73,7 @@ class RetentionFeatures(nn.Module):
 
     def normalise(self, found: Float[Tensor, "*batch E"]) -> Tensor:
         """What is found, at unit mean square per head."""
-        return self.norm(found)
+        return self.norm(found.to(self.norm.weight.dtype))
 
 
 class AGaLiTeFeatures(nn.Module):
@@ -139,7 +139,8 @@ def _outer(first: Float[Tensor, "*batch X"], second: Float[Tensor, "*batch Y"]) 
 class LinearMemory(nn.Module):
     """A matrix W [F, E] per head: the faded sum of what its `features` say of each step.
 
-    The memory and its arithmetic are float32 (or float64) under autocast too.
+    The memory and its arithmetic are float32 (or float64), under autocast and with narrower weights
+    too.
     """
 
     def __init__(self, width: int, features: RetentionFeatures | AGaLiTeFeatures) -> None:
@@ -188,7 +189,8 @@ class LinearMemory(nn.Module):
         with torch.autocast(memories.device.type, enabled=False):
             query = query.to(memories.dtype)
             found = self.features.normalise(read_matrix(query, memories, selected))
-        return self.output(rearrange(found, "b j h c e -> b j c (h e)"))
+        found = rearrange(found, "b j h c e -> b j c (h e)")
+        return self.output(found.to(self.output.weight.dtype))
 
     def describe(self, steps: Float[Tensor, "B T D"]) -> Record:
         """Norm of what each step adds and mean retention over the features, [B, T, H]."""

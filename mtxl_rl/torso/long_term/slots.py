@@ -114,8 +114,8 @@ class SlotMemory(nn.Module):
         self.cell = build_cell(cell, width, bias=bias[:, None].expand(num_slots, width))
 
     def slots(self, memory: Float[Tensor, "*batch L D"]) -> Float[Tensor, "*batch L D"]:
-        """The memory itself."""
-        return memory
+        """The memory itself, in the type of the weights."""
+        return memory.to(self.identity.dtype)
 
     def encode(self, *sources: Float[Tensor, "B J S D"]) -> tuple[Tensor, ...]:
         """The segments' context."""
@@ -151,8 +151,10 @@ class SlotMemory(nn.Module):
 
     def _update(self, memory: Tensor, context: Context) -> Tensor:
         """What linear attention finds for each slot."""
-        queries = self.query(memory + self.identity).to(memory.dtype)
+        slots = self.slots(memory)
+        queries = self.query(slots + self.identity).to(memory.dtype)
         queries = rearrange(queries, "... l (h e) -> ... h l e", h=self.num_heads)
         with torch.autocast(memory.device.type, enabled=False):
-            found = context.join(self._context(memory)).with_sink(self.sink).attend(queries)
-        return self.output(rearrange(found, "... h l e -> ... l (h e)"))
+            found = context.join(self._context(slots)).with_sink(self.sink).attend(queries)
+        found = rearrange(found, "... h l e -> ... l (h e)")
+        return self.output(found.to(self.identity.dtype))

@@ -53,7 +53,7 @@ class TokenMemory(nn.Module):
 
     def slots(self, memory: Float[Tensor, "*batch L D"]) -> Float[Tensor, "*batch L D"]:
         """The tokens."""
-        return self.start + memory
+        return self.start + memory.to(self.start.dtype)
 
     def encode(self, *sources: Float[Tensor, "B J S D"]) -> tuple[Tensor, ...]:
         """The segments' keys and values, [B, J, H, S, E]."""
