@@ -297,6 +297,7 @@ def draw_curves(
 ) -> Any:  # noqa: ANN401
     """A panel per task: the mean over runs of each line, and the range from worst to best run."""
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import EngFormatter, MaxNLocator
 
     num_columns = min(3, len(curves))
     num_rows = -(-len(curves) // num_columns)
@@ -319,10 +320,21 @@ def draw_curves(
             )
         axis.set_title(name)
         axis.set_xlabel("environment steps")
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axis.xaxis.set_major_locator(MaxNLocator(5))
         axis.set_ylabel(labels[name])
         axis.grid(alpha=0.3)
-    axes.flat[0].legend()
+    _add_legend(figure, num_columns=1 if num_columns == 1 else 4)
     return figure
+
+
+def _add_legend(figure: Any, *, num_columns: int) -> None:  # noqa: ANN401
+    """One legend below all panels, where it hides nothing."""
+    entries: dict[str, Any] = {}
+    for axis in figure.axes:
+        handles, names = axis.get_legend_handles_labels()
+        entries |= dict(zip(names, handles, strict=True))
+    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=num_columns)
 
 
 def _draw_bars(suite: Suite, findings: Sequence[Finding]) -> Any:  # noqa: ANN401
@@ -344,9 +356,9 @@ def _draw_bars(suite: Suite, findings: Sequence[Finding]) -> Any:  # noqa: ANN40
                      label=torso if k == 0 else None)  # fmt: skip
     axis.axhline(0, color="black", linewidth=0.8)
     axis.set_xticks(range(len(suite.tasks)), list(suite.tasks), rotation=20, ha="right")
-    axis.set_ylabel("normalised score (0: no memory, 1: best)")
-    axis.legend()
+    axis.set_ylabel("normalised score\n(0: no memory, 1: best)")
     axis.grid(axis="y", alpha=0.3)
+    _add_legend(figure, num_columns=4)
     return figure
 
 
@@ -368,4 +380,4 @@ def _draw_profiles(matrices: Mapping[str, Scores]) -> Any:  # noqa: ANN401
 def save_figure(figure: Any, path: Path) -> None:  # noqa: ANN401
     """Write a figure as PNG and as SVG."""
     for suffix in (".png", ".svg"):
-        figure.savefig(path.with_suffix(suffix), dpi=120)
+        figure.savefig(path.with_suffix(suffix), dpi=120, bbox_inches="tight")

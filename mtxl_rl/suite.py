@@ -24,7 +24,7 @@ from rich.live import Live
 from rich.table import Table
 
 from mtxl_rl import checkpoint
-from mtxl_rl.cli import console, stop_requests
+from mtxl_rl.cli import console, say, stop_requests
 from mtxl_rl.config import choices, compose_config, from_document
 from mtxl_rl.ranges import check_at_least
 from mtxl_rl.torso import count_parameters
@@ -276,7 +276,7 @@ def run_suite(suite: Suite) -> list[str]:
         KeyboardInterrupt: stopped by Ctrl-C or SIGTERM; the runs under way have saved themselves.
     """
     waiting, active, failed = suite.runs(), Processes(), list[str]()
-    total, told = len(waiting), 0
+    total, told, seen = len(waiting), 0, 0
     with (
         stop_requests(collect_all=True) as stop,
         Live(console=console, refresh_per_second=1) as live,
@@ -289,7 +289,11 @@ def run_suite(suite: Suite) -> list[str]:
                 told = len(stop)
                 for process in active.values():
                     process.terminate()
-            live.update(_table(active, waiting=len(waiting), failed=len(failed), total=total))
+            done = total - len(waiting) - len(active) - len(failed)
+            live.update(_table(active, title=f"{done} of {total} runs done, {len(failed)} failed"))
+            if seen < done < total and not console.is_terminal:  # There the table comes at the end.
+                say(f"{done} of {total} runs done")
+            seen = done
             time.sleep(0.5)
     console.print()
     if stop:
@@ -328,11 +332,12 @@ def _start(one: SuiteRun, active: Processes) -> None:
         )
 
 
-def _table(active: Processes, *, waiting: int, failed: int, total: int) -> Table:
-    done = total - waiting - len(active) - failed
-    table = Table(title=f"{done} of {total} runs done, {failed} failed", title_justify="left")
+def _table(active: Processes, *, title: str) -> Table:
+    table = Table(title=title, title_justify="left")
     for column in ("task", "torso", "seed", "trained"):
         table.add_column(column)
     for one in active:
         table.add_row(one.task, one.torso, str(one.seed), f"{one.progress():.0%}")
+    if not active:
+        table.box, table.show_header = None, False
     return table
