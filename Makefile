@@ -15,12 +15,13 @@ comma := ,
 DEFAULT_ENV := $(if $(filter env=% resume=%,$(ARGS)),,env=MemoryMaze)
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-slow check clean FORCE
+.PHONY: help train test test-slow test-gpu check clean FORCE
 
 help:
 	@echo "make train      train an agent; ARGS='env=TMaze total_steps=100000' are its options"
 	@echo "make test       the fast tests"
 	@echo "make test-slow  the tests that train until something is learned, minutes each"
+	@echo "make test-gpu   the tests that need a CUDA device"
 	@echo "make check      lint, format, types and the layers of the package"
 	@echo "make clean      remove $(VENV), builds and caches; runs/ stays"
 	@echo
@@ -36,6 +37,9 @@ test: $(VENV)/.installed-dev
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+test-gpu: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m gpu $(ARGS)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check

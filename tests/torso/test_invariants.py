@@ -331,3 +331,25 @@ def test_a_flat_state_of_another_torso_is_refused() -> None:
 def test_illegal_sizes_are_refused_with_what_is_legal(options: dict, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         TorsoConfig(**options)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@systems
+def test_outputs_gradients_and_acting_on_a_gpu_equal_the_cpus(name: str) -> None:
+    case = Case(name, (4, 3, 14))
+    weight = torch.randn_like(case.x)
+    found: list[list[Tensor]] = []
+    for device in ("cpu", "cuda"):
+        torso = case.torso.to(device)
+        x = case.x.to(device).detach().requires_grad_()
+        is_first = case.is_first.to(device)
+        y, after = torso(x, torso.initial_state(case.batch), is_first)
+        (gradient,) = torch.autograd.grad((y * weight.to(device)).sum(), x)
+        acting = torso.begin(torso.initial_state(case.batch), num_steps=4)
+        steps = [torso.act(x[:, t].detach(), acting, is_first[:, t]) for t in range(case.steps)]
+        fields = [y, gradient, torch.stack(steps, 1), *after, *acting.state()]
+        assert {field.device.type for field in fields} == {device}
+        found.append([field.detach().cpu() for field in fields])
+    for cpu, gpu in zip(*found, strict=True):
+        torch.testing.assert_close(gpu, cpu, rtol=TOLERANCE, atol=TOLERANCE)
