@@ -4,6 +4,7 @@ import math
 import operator
 from dataclasses import dataclass, field
 
+from mtxl_rl.ranges import check_at_least
 from mtxl_rl.torso.gates import CELLS, GATES
 from mtxl_rl.torso.positions import POSITIONS
 
@@ -192,11 +193,8 @@ class TorsoConfig:
     def __post_init__(self) -> None:
         """Check every field against the others."""
         self._check_types()
-        for name in _POSITIVE:
-            _require_positive(name, getattr(self, name))
-        for name in _COUNTS:
-            if getattr(self, name) < 0:
-                raise ValueError(f"torso.{name}={getattr(self, name)} must be 0 or more")
+        check_at_least(self, 1, *_POSITIVE, prefix="torso.")
+        check_at_least(self, 0, *_COUNTS, prefix="torso.")
         _require_one_of("kind", self.kind, KINDS)
         _require_one_of("gate", self.gate, GATES)
         _require_one_of("position", self.position, POSITIONS)
