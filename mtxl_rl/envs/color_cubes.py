@@ -57,7 +57,7 @@ class ColorCubesConfig:
         }
         return TaskDescription(
             horizon=4 * self.grid_size * self.num_cubes,
-            reward_range=(-1.0, float(self.num_cubes)),
+            reward_range=(-1.0 if self.num_cubes > 1 else 0.0, float(self.num_cubes)),
             remembered=moves[self.level],
             memory_window=2 * (self.grid_size - 1),
         )
@@ -70,9 +70,9 @@ class ColorCubes(VectorTask):
     hidden; only the agent's own cell and the wanted colour stay in view. In each step a cube that
     is not wanted teleports to a free cell with probability 0.1, and the map is shown once more, at
     the level `extreme` without colours: then the agent must find out which cube moved. Taking the
-    wanted cube gives 1, sends it to a free cell and asks for the next colour; taking anything else
-    gives -1 and ends the episode. It is solved when as many cubes were taken as there are, and
-    truncated after ``4 * grid_size`` steps for each.
+    wanted cube gives 1, sends it to a free cell and asks for the next colour; taking another cube
+    gives -1 and ends the episode, and on an empty cell there is nothing to take. It is solved when
+    as many cubes were taken as there are, and truncated after ``4 * grid_size`` steps for each.
 
     The observation is [agent's cell one-hot, wanted colour one-hot, for each cell: the colours
     one-hot and whether a cube of hidden colour lies there]. Actions: 0 up, 1 right, 2 down, 3 left,
@@ -81,7 +81,7 @@ class ColorCubes(VectorTask):
     The task is that of Shchendrigin et al. (2026), https://arxiv.org/abs/2601.15086: N cubes on a
     grid, K phases, teleports of other cubes, complete or incomplete updates. The paper's levels are
     N = K = 1, several cubes, and hidden colours. Grid size, N = K = 3, the teleports' probability,
-    the time limit and the end by a wrong take are ours: results are comparable among themselves.
+    the time limit and what a wrong take does are ours: results are comparable among themselves.
     """
 
     state_names = ("agent", "cubes", "target", "shown", "num_taken")
@@ -125,14 +125,15 @@ class ColorCubes(VectorTask):
     def _advance(self, actions: NDArray[Any], live: Flags) -> Outcome:
         takes = live & (actions == TAKE)
         is_right = takes & (self.agent == self.cubes[self.all_rows, self.target])
+        is_wrong = takes & ~is_right & (self.agent[:, None] == self.cubes).any(axis=1)
         self.num_taken += is_right
         is_done = is_right & (self.num_taken == self.num_cubes)
         self.agent = np.where(live, self._after[self.agent, actions], self.agent)
         self.shown[:] = _HIDDEN
         if self.num_cubes > 1:
-            self._move_cubes(np.flatnonzero(live & ~is_done & (is_right | ~takes)), is_right)
-        rewards = np.where(takes, np.where(is_right, 1, -1), 0)
-        terminated = is_done | (takes & ~is_right)
+            self._move_cubes(np.flatnonzero(live & ~is_done & ~is_wrong), is_right)
+        rewards = is_right.astype(np.int64) - is_wrong
+        terminated = is_done | is_wrong
         out_of_time = ~terminated & (self.step_index + 1 >= self.max_steps)
         return Outcome(rewards, terminated, out_of_time, is_done)
 

@@ -62,16 +62,18 @@ def test_who_remembers_takes_every_cube(level: str) -> None:
 
 
 def test_who_forgets_takes_hardly_any() -> None:
-    # A blind take is right with probability 1 / 48 or less.
-    assert successes(ColorCubesConfig(), forgets=True, num_envs=400).mean() < 0.1
+    # It would be 14 of 48 cells for who never tried one twice; a random walk does.
+    assert successes(ColorCubesConfig(), forgets=True, num_envs=400).mean() < 0.2
 
 
-def test_a_perfect_agents_return_is_the_number_of_cubes_and_a_wrong_take_ends() -> None:
+def test_another_cube_costs_1_and_ends_and_an_empty_cell_costs_a_step() -> None:
     env = ColorCubes(ColorCubesConfig(level="medium"), num_envs=50, seed=0)
     env.reset()
+    env.agent[:25] = env.cubes[:25, 0]
+    env.target[:25] = 1
     _, rewards, terminated, truncated, infos = env.step(np.full(50, TAKE))
-    assert (rewards == -1).all()
-    assert terminated.all()
+    np.testing.assert_array_equal(rewards, np.repeat([-1, 0], 25))
+    np.testing.assert_array_equal(terminated, np.repeat([True, False], 25))
     assert not truncated.any()
     assert not infos["success"].any()
 
