@@ -148,7 +148,7 @@ class Layer(nn.Module):
         if self.matrix is not None:
             assert long_term is not None
             steps = rearrange(self.read_norm(stream), "b d -> b 1 1 d")
-            selected = torch.ones(len(stream), 1, 1, 1, dtype=torch.bool, device=stream.device)
+            selected = torch.ones(stream.shape[0], 1, 1, 1, dtype=torch.bool, device=stream.device)
             found = self.matrix.read(steps, long_term[:, None, None], selected)
             stream = self.read_gate(stream, found[:, 0, 0])
         return self._feed_forward(stream, None)
@@ -178,7 +178,7 @@ class Layer(nn.Module):
     def pairs_of_step(self, store: SlotStore, memory: Float[Tensor, "B L D"]) -> Pairs:
         """Keys and values of the slots that one step sees."""
         keys, values = self._slot_pairs(store, memory[:, None])
-        shape = (len(memory), 1, 1, memory.shape[1])
+        shape = (memory.shape[0], 1, 1, memory.shape[1])
         return Pairs(keys, values, torch.ones(shape, dtype=torch.bool, device=memory.device))
 
     def _slot_pairs(
@@ -344,7 +344,7 @@ def latest_version(
 ) -> Float[Tensor, " B *memory"]:
     """The version that a next call begins with."""
     index: Int[Tensor, " B"] = clock.version[:, -1]
-    rows = torch.arange(len(index), device=index.device)
+    rows = torch.arange(index.shape[0], device=index.device)
     has = clock.has_version[:, -1].view(-1, *[1] * (versions.ndim - 2))
     return versions[rows, index] * has
 
