@@ -7,21 +7,25 @@ import torch
 
 from mtxl_rl.config import choices, compose_config
 from mtxl_rl.torso import TorsoConfig, build_torso, count_parameters, match_parameters
+from mtxl_rl.torso.config import DECAYS
 from mtxl_rl.train import run
 
 TORSOS = choices("torso")
 
 
-def test_the_command_line_offers_every_baseline() -> None:
+def test_the_command_line_offers_every_baseline_and_every_long_term_memory() -> None:
     assert {"none", "gru", "lstm", "trxl", "gtrxl", "mtxl"} <= set(TORSOS)
+    offered = {compose_config(["env=TMaze", f"torso={name}"]).torso.long_term for name in TORSOS}
+    assert offered == set(DECAYS)
 
 
 @pytest.mark.parametrize("name", TORSOS)
-def test_every_torso_can_be_built_to_a_given_number_of_parameters(name: str) -> None:
-    config = compose_config(["env=TMaze", f"torso={name}", "torso.num_parameters=200_000"]).torso
+def test_every_torso_can_be_built_to_the_size_of_another(name: str) -> None:
+    target = count_parameters(compose_config(["env=TMaze"]).torso)
+    config = compose_config(["env=TMaze", f"torso={name}", f"torso.num_parameters={target}"]).torso
     torso = build_torso(config)
     count = sum(parameter.numel() for parameter in torso.parameters())
-    assert abs(count / 200_000 - 1) < 0.05
+    assert abs(count / target - 1) < 0.05
     assert count == count_parameters(config)
     assert match_parameters(match_parameters(config)) == match_parameters(config)
 
