@@ -21,6 +21,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from mtxl_rl.envs.checked import Observations, nearest_names, reset_mask
+from mtxl_rl.envs.chosen_actions import choose_actions
 from mtxl_rl.envs.covered_spaces import MISSION_SPACE, cells_space, word_numbers
 
 # What this module sets itself, or what would break the order of the rows.
@@ -40,6 +41,8 @@ class EnvPoolConfig:
     """Arguments for `envpool.make`, e.g. stack_num of an Atari game."""
     num_threads: int = 0
     """Threads that step the environments, at least 0; 0 lets EnvPool take one for each core."""
+    actions: list[int] = field(default_factory=list)
+    """Which of the environment's discrete actions the agent may take; empty: all."""
 
     def __post_init__(self) -> None:
         if self.num_threads < 0:
@@ -172,15 +175,18 @@ class EnvPoolVectorEnv(VectorEnv[Any, NDArray[Any], NDArray[Any]]):
         return [int(one) for one in seed]
 
 
-def make_envpool(config: EnvPoolConfig, *, num_envs: int, seed: int) -> EnvPoolVectorEnv:
+def make_envpool(
+    config: EnvPoolConfig, *, num_envs: int, seed: int
+) -> VectorEnv[Any, NDArray[Any], NDArray[Any]]:
     """The pool that a config describes."""
-    return EnvPoolVectorEnv(
+    env = EnvPoolVectorEnv(
         config.id,
         num_envs=num_envs,
         seed=seed,
         num_threads=config.num_threads,
         kwargs=dict(config.kwargs),
     )
+    return choose_actions(env, config.actions)
 
 
 def _import_envpool() -> ModuleType:

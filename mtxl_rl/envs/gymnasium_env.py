@@ -50,6 +50,8 @@ class GymnasiumConfig:
     The modules of popgym, minigrid, miniworld, vizdoom, ale_py and shimmy need not be named."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Arguments for `gymnasium.make_vec`, which hands all but its own to the environment."""
+    actions: list[int] = field(default_factory=list)
+    """Which of the environment's discrete actions the agent may take; empty: all."""
 
     def __post_init__(self) -> None:
         reserved = {"num_envs", "id"} & set(self.kwargs)

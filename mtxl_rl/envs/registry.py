@@ -7,6 +7,7 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 
 from mtxl_rl.envs.checked import CheckedVectorEnv, nearest_names
+from mtxl_rl.envs.chosen_actions import choose_actions
 from mtxl_rl.envs.envpool_env import EnvPoolConfig, make_envpool
 from mtxl_rl.envs.gymnasium_env import GymnasiumConfig, make_gymnasium
 from mtxl_rl.envs.memory_maze.packages import check_packages
@@ -56,7 +57,8 @@ def _make_memory_maze_original(
 def _make_gymnasium(
     config: GymnasiumConfig, *, num_envs: int, seed: int
 ) -> VectorEnv[Any, Any, Any]:
-    return make_gymnasium(config.id, num_envs=num_envs, seed=seed, kwargs=dict(config.kwargs))
+    env = make_gymnasium(config.id, num_envs=num_envs, seed=seed, kwargs=dict(config.kwargs))
+    return choose_actions(env, config.actions)
 
 
 ENVS: dict[str, EnvEntry] = {
