@@ -4,6 +4,7 @@ The public names load on first use, so that `import mtxl_rl` stays cheap.
 """
 
 import importlib
+import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # What type checkers and editors see of the names that load on first use.
@@ -21,6 +22,8 @@ if TYPE_CHECKING:  # What type checkers and editors see of the names that load o
         match_parameters,
         save_torso,
     )
+
+    __version__: str
 
 _HOMES = {
     "ActingMemory": "mtxl_rl.torso",
@@ -57,6 +60,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401
     """Import a public name from its home (PEP 562)."""
+    if name == "__version__":
+        return importlib.metadata.version("mtxl_rl")
     if name not in _HOMES:
         raise AttributeError(f"module 'mtxl_rl' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

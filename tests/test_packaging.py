@@ -76,6 +76,7 @@ sys.exit(", ".join(sorted(heavy & set(sys.modules))) or 0)
 def test_every_public_name_can_be_imported() -> None:
     program = (
         "import mtxl_rl; assert set(mtxl_rl.__all__) <= set(dir(mtxl_rl)); "
-        "[getattr(mtxl_rl, name) for name in mtxl_rl.__all__]"
+        "[getattr(mtxl_rl, name) for name in mtxl_rl.__all__]; "
+        "from importlib.metadata import version; assert mtxl_rl.__version__ == version('mtxl_rl')"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

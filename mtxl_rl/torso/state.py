@@ -101,6 +101,10 @@ class MemoryState(NamedTuple):
         ))  # fmt: skip
 
 
+# It is plain tensors, so `torch.load` may read one without weights_only=False.
+torch.serialization.add_safe_globals([MemoryState])
+
+
 @dataclass(kw_only=True)
 class ActingMemory(ABC):
     """A `MemoryState` in use by a torso's `act`, which changes it in place.

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -105,6 +106,15 @@ def test_rows_are_reset_by_zeros_and_ones_of_any_type(dtype: torch.dtype) -> Non
 def test_a_reset_that_does_not_mark_each_row_is_refused() -> None:
     with pytest.raises(ValueError, match=r"rows of shape \[1\] were given, but 3 rows"):
         some_state().reset(torch.tensor([2]))
+
+
+def test_torch_loads_a_saved_state_as_it_loads_weights(tmp_path: Path) -> None:
+    state = some_state()
+    torch.save({"memory": state}, tmp_path / "state.pt")
+    loaded = torch.load(tmp_path / "state.pt", weights_only=True)["memory"]
+    assert isinstance(loaded, MemoryState)
+    for found, field in zip(loaded, state, strict=True):
+        assert torch.equal(found, field)
 
 
 def test_a_flat_state_comes_back_by_a_state_of_any_number_of_rows() -> None:
