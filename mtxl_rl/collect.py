@@ -81,9 +81,17 @@ class Actor:
         self.env_seconds = 0.0
         """Time inside the environments' `step` since the caller last cleared it."""
 
-    def reset(self, *, seed: int | None) -> None:
-        """Start an episode in every environment, with an empty memory."""
+    def reset(self, *, seed: int | None, stagger_steps: int = 0) -> None:
+        """Start an episode in every environment, with an empty memory.
+
+        Args:
+            seed: the environments'; None where they have one already.
+            stagger_steps: spread the environments over as many steps of their episodes, by random
+                actions; an episode that was begun so is new to the memory.
+        """
         observation, _ = self.env.reset(seed=seed)
+        if stagger_steps:
+            observation = self._stagger(observation, stagger_steps)
         batch, head = self.env.num_envs, self.policy.action_head
         self.observation = self._upload(observation)
         self.action = torch.zeros(
@@ -94,6 +102,23 @@ class Actor:
         self.is_final = np.zeros(batch, dtype=bool)
         self.episode_return[:] = 0
         self.episode_length[:] = 0
+
+    def _stagger(self, observation: Any, num_steps: int) -> Any:  # noqa: ANN401
+        """The observations after random steps; environment i starts between i and i + 1 B-ths."""
+        num_envs = self.env.num_envs
+        # At random in between: episodes may be shorter than what they are spread over.
+        shares = np.arange(num_envs) + np.random.default_rng(0).random(num_envs)
+        starts = (shares * num_steps / num_envs).astype(np.int64)
+        self.env.action_space.seed(0)  # Runs repeat; what differs among them is the environments.
+        for step in range(1, num_steps + 1):
+            actions = self.env.action_space.sample()
+            observation, _, terminated, truncated, _ = self.env.step(actions)
+            begins = starts == step
+            if step == num_steps:  # An episode that has just ended has no row to start from.
+                begins |= terminated | truncated
+            if begins.any():
+                observation, _ = self.env.reset(options={"reset_mask": begins})
+        return observation
 
     def inputs(self) -> PolicyInputs:
         """What the policy sees now."""
@@ -163,9 +188,9 @@ class Collector:
         self.episodes = EpisodeWindow(size=100)
         self.memory: MemoryState = actor.policy.torso.initial_state(shape.num_envs)
 
-    def reset(self, *, seed: int | None) -> None:
-        """Start over with new episodes and empty memories."""
-        self.actor.reset(seed=seed)
+    def reset(self, *, seed: int | None, stagger_steps: int = 0) -> None:
+        """Start over with new episodes and empty memories; see `Actor.reset`."""
+        self.actor.reset(seed=seed, stagger_steps=stagger_steps)
         self.memory = self.actor.policy.torso.initial_state(self.rollout.shape.num_envs)
 
     @torch.no_grad()

@@ -46,6 +46,10 @@ class TrainConfig:
     total_steps: int = 1_000_000
     """Environment steps of the run, over all environments; rounded up to whole iterations of
     num_envs x ppo.rollout_length."""
+    stagger_steps: int = 0
+    """Random steps before the first rollout that spread the environments over as many steps of
+    their episodes; give the length of episodes that all last equally long, or they stay in step
+    and each rollout shows one part of them. They count in no total."""
     run_dir: str = ""
     """Folder of the run's files; empty: runs/<env>/<date_time>, or with resume the same folder."""
     resume: str = ""
@@ -67,7 +71,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Check ranges and sizes against each other."""
         check_at_least(self, 1, "num_envs", "total_steps", "keep_checkpoints", "num_threads")
-        check_at_least(self, 0, "seed", "checkpoint_seconds")
+        check_at_least(self, 0, "seed", "checkpoint_seconds", "stagger_steps")
         span = self.ppo.bptt_segments * self.torso.segment_length
         if self.ppo.rollout_length % span:
             raise ValueError(

@@ -112,7 +112,10 @@ class Run:
                 )
                 self.collector.generator.set_state(state["collector"]["generator"])
                 self.collector.episodes.load_state_dict(state["collector"]["episodes"])
-                self.collector.reset(seed=stream_seed(self.config.seed, self.step))
+                self.collector.reset(
+                    seed=stream_seed(self.config.seed, self.step),
+                    stagger_steps=self.config.stagger_steps,
+                )
                 return
             self.collector.load_state_dict(state["collector"])
             self.env.reset()
@@ -167,7 +170,7 @@ def _begin(config: TrainConfig, env: Any, run_dir: Path) -> Run:  # noqa: ANN401
     if state is not None:
         this.restore(state)
     else:
-        this.collector.reset(seed=None)
+        this.collector.reset(seed=None, stagger_steps=config.stagger_steps)
         save_config(config, run_dir / "config.yaml")
     return this
 
