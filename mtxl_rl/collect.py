@@ -24,9 +24,12 @@ class VectorEnv(Protocol):
     """What acting needs of `gymnasium.vector.VectorEnv`, with NEXT_STEP autoreset."""
 
     num_envs: int
+    action_space: gymnasium.Space[Any]
 
-    def reset(self, *, seed: int | None = None) -> tuple[Any, dict[str, Any]]:
-        """Start an episode in every environment."""
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Start an episode in every environment, or in those of ``options["reset_mask"]``."""
         ...
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:  # noqa: ANN401
