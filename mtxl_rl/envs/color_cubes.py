@@ -74,9 +74,10 @@ class ColorCubes(VectorTask):
     gives -1 and ends the episode, and on an empty cell there is nothing to take. It is solved when
     as many cubes were taken as there are, and truncated after ``4 * grid_size`` steps for each.
 
-    The observation is [agent's cell one-hot, wanted colour one-hot, for each cell: the colours
-    one-hot and whether a cube of hidden colour lies there]. Actions: 0 up, 1 right, 2 down, 3 left,
-    4 take.
+    The observation is [the agent's place, the wanted colour one-hot, for each colour the place of
+    its cube, at the level `extreme` for each cube of hidden colour its place, row by row]. A place
+    is the row and the column, each one-hot; what is not shown is zeros. Actions: 0 up, 1 right,
+    2 down, 3 left, 4 take.
 
     The task is that of Shchendrigin et al. (2026), https://arxiv.org/abs/2601.15086: N cubes on a
     grid, K phases, teleports of other cubes, complete or incomplete updates. The paper's levels are
@@ -91,7 +92,9 @@ class ColorCubes(VectorTask):
     ) -> None:
         self.size, self.num_cubes = config.grid_size, config.num_cubes
         self.num_cells = self.size**2
-        length = self.num_cells + self.num_cubes + self.num_cells * (self.num_cubes + 1)
+        self.hides_colours = config.level == "extreme"
+        num_places = 1 + self.num_cubes * (2 if self.hides_colours else 1)
+        length = 2 * self.size * num_places + self.num_cubes
         super().__init__(
             config,
             num_envs=num_envs,
@@ -99,7 +102,6 @@ class ColorCubes(VectorTask):
             observation_space=spaces.Box(0.0, 1.0, (length,), np.float32),
             num_actions=5,
         )
-        self.hides_colours = config.level == "extreme"
         self.max_steps = config.describe().horizon
         self._length = length
         self._after = step_table(_MOVES, size=self.size)
@@ -160,12 +162,27 @@ class ColorCubes(VectorTask):
 
     def _observe(self) -> NDArray[np.float32]:
         observations = np.zeros((self.num_envs, self._length), dtype=np.float32)
-        observations[self.all_rows, self.agent] = 1
-        observations[self.all_rows, self.num_cells + self.target] = 1
-        first_cell = self.num_cells + self.num_cubes
-        rows = np.flatnonzero(self.shown)
-        has_colour = self.shown[rows, None] == _ALL
-        channel = np.where(has_colour, np.arange(self.num_cubes), self.num_cubes)
-        place = first_cell + self.cubes[rows] * (self.num_cubes + 1) + channel
-        observations[rows[:, None], place] = 1
+        self._show(observations, self.all_rows, self.agent, first=0)
+        observations[self.all_rows, 2 * self.size + self.target] = 1
+        colours = np.arange(self.num_cubes)
+        first = 2 * self.size * (1 + colours) + self.num_cubes
+        rows = np.flatnonzero(self.shown == _ALL)
+        self._show(observations, rows[:, None], self.cubes[rows], first=first)
+        if self.hides_colours:
+            rows = np.flatnonzero(self.shown == _POSITIONS)
+            places = np.sort(self.cubes[rows], axis=1)
+            first += 2 * self.size * self.num_cubes
+            self._show(observations, rows[:, None], places, first=first)
         return observations
+
+    def _show(
+        self,
+        observations: NDArray[np.float32],
+        rows: NDArray[Any],
+        cells: NDArray[Any],
+        *,
+        first: int | NDArray[Any],
+    ) -> None:
+        """Mark the row and the column of `cells`, from index `first` on."""
+        observations[rows, first + cells // self.size] = 1
+        observations[rows, first + self.size + cells % self.size] = 1

@@ -5,28 +5,41 @@ import pytest
 
 from mtxl_rl.envs.color_cubes import LEVELS, TAKE, ColorCubes, ColorCubesConfig
 
+Place = tuple[int, int]
+
+
+def places(
+    observation: np.ndarray, count: int, *, size: int
+) -> tuple[list[Place | None], np.ndarray]:
+    """The first places of an observation, None where nothing is shown, and the rest of it."""
+    parts = observation[: count * 2 * size].reshape(count, 2, size)
+    found = [
+        (int(part[0].argmax()), int(part[1].argmax())) if part.any() else None for part in parts
+    ]
+    return found, observation[count * 2 * size :]
+
 
 class Rememberer:
     """A perfect agent of one environment, which sees observations only."""
 
     def __init__(self, config: ColorCubesConfig) -> None:
         self.size, self.num_cubes = config.grid_size, config.num_cubes
-        self.cells: list[int] = []
+        self.cells: list[Place] = []
 
     def act(self, observation: np.ndarray) -> int:
         """Correct the map by what is shown; walk to the wanted cube; take it."""
-        num_cells = self.size**2
-        agent = int(observation[:num_cells].argmax())
-        target = int(observation[num_cells : num_cells + self.num_cubes].argmax())
-        shown = observation[num_cells + self.num_cubes :].reshape(num_cells, self.num_cubes + 1)
-        if shown[:, : self.num_cubes].any():
-            self.cells = shown[:, : self.num_cubes].argmax(axis=0).tolist()
-        elif shown.any():
-            occupied = set(np.flatnonzero(shown[:, self.num_cubes]).tolist())
-            (new,) = occupied - set(self.cells)
-            self.cells = [cell if cell in occupied else new for cell in self.cells]
-        row, column = divmod(agent, self.size)
-        to_row, to_column = divmod(self.cells[target], self.size)
+        (agent,), rest = places(observation, 1, size=self.size)
+        target, rest = int(rest[: self.num_cubes].argmax()), rest[self.num_cubes :]
+        coloured, rest = places(rest, self.num_cubes, size=self.size)
+        hidden, _ = places(rest, len(rest) // (2 * self.size), size=self.size)
+        if coloured[0]:
+            self.cells = coloured
+        elif hidden and hidden[0]:
+            (new,) = set(hidden) - set(self.cells)
+            self.cells = [cell if cell in hidden else new for cell in self.cells]
+        assert agent is not None
+        row, column = agent
+        to_row, to_column = self.cells[target]
         if row != to_row:
             return 0 if to_row < row else 2
         if column != to_column:
@@ -42,7 +55,7 @@ def successes(config: ColorCubesConfig, *, forgets: bool, num_envs: int = 60) ->
     rng = np.random.default_rng(0)
     success, ended = np.zeros(num_envs), np.zeros(num_envs, dtype=np.bool_)
     for _ in range(env.max_steps):
-        is_shown = observations[:, env.num_cells + env.num_cubes :].any(axis=1)
+        is_shown = observations[:, 2 * env.size + env.num_cubes :].any(axis=1)
         actions = np.array([
             rng.integers(TAKE + 1) if forgets and not is_shown[index] else agent.act(one)
             for index, (agent, one) in enumerate(zip(agents, observations, strict=True))
@@ -85,14 +98,14 @@ def test_a_tenth_of_the_steps_shows_a_teleport_of_another_cube(
     env = ColorCubes(ColorCubesConfig(level=level), num_envs=2000, seed=0)
     env.reset()
     before = env.cubes.copy()
-    shown = env.step(np.zeros(2000, dtype=np.int64))[0][:, env.num_cells + env.num_cubes :]
+    shown = env.step(np.zeros(2000, dtype=np.int64))[0][:, 2 * env.size + env.num_cubes :]
     moved = env.cubes != before
     np.testing.assert_array_equal(moved.any(axis=1), shown.any(axis=1))
     assert moved.any(axis=1).mean() == pytest.approx(0.1, abs=0.034)
     assert not moved[env.all_rows, env.target].any()
     assert moved.sum(axis=1).max() == 1
-    by_channel = shown.reshape(2000, env.num_cells, 4)[moved.any(axis=1)].sum(axis=1)
-    assert (by_channel == ([1, 1, 1, 0] if shows_colours else [0, 0, 0, 3])).all()
+    marks = shown[moved.any(axis=1)].reshape(moved.any(axis=1).sum(), -1, 3 * 2 * env.size).sum(-1)
+    assert (marks == ([6] if shows_colours else [0, 6])).all()
 
 
 def test_teleports_land_on_free_cells_only() -> None:
