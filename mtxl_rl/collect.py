@@ -1,8 +1,10 @@
 """Acting: a policy steps through vector environments and fills rollouts."""
 
 import time
-from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import gymnasium
 import numpy as np
@@ -23,8 +25,12 @@ from mtxl_rl.torso import ActingMemory, MemoryState
 class VectorEnv(Protocol):
     """What acting needs of `gymnasium.vector.VectorEnv`, with NEXT_STEP autoreset."""
 
-    num_envs: int
     action_space: gymnasium.Space[Any]
+
+    @property
+    def num_envs(self) -> int:
+        """Environments, B."""
+        ...
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -57,12 +63,27 @@ def to_tensors(
     shapes: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
     device: torch.device,
 ) -> dict[str, Tensor]:
-    """A batch of observations as tensors on `device`, copied."""
+    """A batch of observations as tensors on `device`, copied.
+
+    To a GPU by way of pinned memory, so that the host goes on meanwhile.
+    """
     leaves = observation if isinstance(observation, Mapping) else {"obs": observation}
+    copies = {key: torch.as_tensor(np.array(leaves[key])) for key in shapes}
+    if device.type == "cuda":
+        copies = {key: copy.pin_memory() for key, copy in copies.items()}
     return {
-        key: torch.as_tensor(np.array(leaves[key])).to(device, dtype, non_blocking=True)
-        for key, (_, dtype) in shapes.items()
+        key: copies[key].to(device, dtype, non_blocking=True) for key, (_, dtype) in shapes.items()
     }
+
+
+class Outcome(NamedTuple):
+    """What one step of the environments gave."""
+
+    observation: Any
+    reward: NDArray[np.float32]
+    terminated: NDArray[np.bool_]
+    truncated: NDArray[np.bool_]
+    info: dict[str, Any]
 
 
 class Actor:
@@ -129,17 +150,26 @@ class Actor:
 
     def step(self, action: Tensor) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """Act in the environments; `terminated` and `truncated` of the step."""
-        to_env = self.policy.action_head.to_env(action)
+        outcome = self.play(self.policy.action_head.to_env(action))
+        self.take(action, outcome)
+        return outcome.terminated, outcome.truncated
+
+    def play(self, to_env: NDArray[Any]) -> Outcome:
+        """Step the environments and nothing else: a thread may do it while others act."""
         begun = time.perf_counter()
-        observation, reward, terminated, truncated, info = self.env.step(to_env)
+        outcome = Outcome(*self.env.step(to_env))
         self.env_seconds += time.perf_counter() - begun
+        return outcome
+
+    def take(self, action: Tensor, outcome: Outcome) -> None:
+        """Move on to what `play` gave after `action`."""
         self.is_first = torch.as_tensor(self.is_final).to(self.device)
-        self._count(np.asarray(reward, dtype=np.float64), terminated | truncated, info)
-        self.is_final = terminated | truncated
-        self.observation = self._upload(observation)
+        ended = outcome.terminated | outcome.truncated
+        self._count(np.asarray(outcome.reward, dtype=np.float64), ended, outcome.info)
+        self.is_final = ended
+        self.observation = self._upload(outcome.observation)
         self.action = action
-        self.reward = torch.as_tensor(reward, dtype=torch.float32).to(self.device)
-        return terminated, truncated
+        self.reward = torch.as_tensor(outcome.reward, dtype=torch.float32).to(self.device)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on, except the environments and the memory."""
@@ -181,66 +211,88 @@ class Actor:
         self.episode_length[ended] = 0
 
 
-class Collector:
-    """Fills one rollout after another, the memory going on from each to the next."""
+@dataclass(kw_only=True)
+class _Group:
+    """Environments that step together, in a rollout under way."""
 
-    def __init__(self, actor: Actor, *, shape: RolloutShape, generator: torch.Generator) -> None:
-        self.actor = actor
-        self.rollout = Rollout(shape, device=actor.device)
+    actor: Actor
+    rows: slice
+    """Which of the rollout's they are."""
+    memory: ActingMemory
+    action: Tensor
+    """Of the step that is being taken."""
+    outcome: Outcome | Future[Outcome] | None = None
+    """What it gave, or will give."""
+
+
+class Collector:
+    """Fills one rollout after another, the memory going on from each to the next.
+
+    With several actors, whose environments are the rollout's in their order, each one's
+    environments step in a thread while the others act.
+    """
+
+    def __init__(
+        self, actors: Sequence[Actor], *, shape: RolloutShape, generator: torch.Generator
+    ) -> None:
+        self.actors = list(actors)
+        first = self.actors[0]
+        self.policy: Policy = first.policy
+        self.rollout = Rollout(shape, device=first.device)
         self.generator = generator
         self.episodes = EpisodeWindow(size=100)
-        self.memory: MemoryState = actor.policy.torso.initial_state(shape.num_envs)
+        self.memory: MemoryState = self.policy.torso.initial_state(shape.num_envs)
+        self._pool = ThreadPoolExecutor(len(actors) - 1) if len(actors) > 1 else None
+        sizes = [actor.env.num_envs for actor in self.actors]
+        assert sum(sizes) == shape.num_envs, (sizes, shape.num_envs)
+        self._rows = [slice(sum(sizes[:i]), sum(sizes[: i + 1])) for i in range(len(sizes))]
 
     def reset(self, *, seed: int | None, stagger_steps: int = 0) -> None:
         """Start over with new episodes and empty memories; see `Actor.reset`."""
-        self.actor.reset(seed=seed, stagger_steps=stagger_steps)
-        self.memory = self.actor.policy.torso.initial_state(self.rollout.shape.num_envs)
+        for actor, rows in zip(self.actors, self._rows, strict=True):
+            actor.reset(
+                seed=None if seed is None else seed + rows.start, stagger_steps=stagger_steps
+            )
+        self.memory = self.policy.torso.initial_state(self.rollout.shape.num_envs)
 
     @torch.no_grad()
     def collect(self) -> tuple[Rollout, dict[str, float]]:
-        """T steps of every environment, and where the time went in seconds."""
-        rollout, actor, policy = self.rollout, self.actor, self.actor.policy
-        memory = policy.begin(self.memory, timeline=rollout.timeline)
-        rollout.action[:, 0], rollout.reward[:, 0] = actor.action, actor.reward
-        actor.env_seconds, begun = 0.0, time.perf_counter()
-        with policy.autocast():
-            for t in range(rollout.shape.num_steps):
-                self._step(t, memory)
-        self.memory = memory.state()
-        self._bootstrap()
-        for episode in actor.ended:
-            self.episodes.add(**{f"episode_{k}": v for k, v in episode.items()})
-        actor.ended.clear()
-        acting = time.perf_counter() - begun - actor.env_seconds
-        return rollout, {"time/env_seconds": actor.env_seconds, "time/act_seconds": acting}
+        """T steps of every environment, and where the time went in seconds.
 
-    def _step(self, t: int, memory: ActingMemory) -> None:
-        """Records and takes step t."""
-        rollout, actor, policy = self.rollout, self.actor, self.actor.policy
-        if t % rollout.shape.span_length == 0:
-            rollout.snapshot(
-                t,
-                long_term=memory.long_term.transpose(0, 1),
-                window_length=memory.window_length,
-                segment_step=memory.segment_step,
-            )
-        inputs = actor.inputs()
-        outputs = policy.act(inputs, memory)
-        action = policy.action_head.sample(outputs.action_parameters, self.generator)
-        rollout.value[:, t] = outputs.value
-        rollout.log_prob[:, t] = policy.action_head.log_prob(outputs.action_parameters, action)
-        for key, field in inputs.observation.items():
-            rollout.observation[key][:, t] = field
-        rollout.is_first[:, t] = inputs.is_first
-        rollout.valid[:, t] = torch.as_tensor(~actor.is_final).to(actor.device)
-        terminated, _ = actor.step(action)
-        rollout.action[:, t + 1], rollout.reward[:, t + 1] = action, actor.reward
-        rollout.terminated[:, t] = torch.as_tensor(terminated).to(actor.device)
+        `time/env_seconds` is the environments' own; with several actors part of it passes while
+        others act, so that the two times add up to more than has passed.
+        """
+        self.waited = 0.0
+        begun = time.perf_counter()
+        with self.policy.autocast():
+            groups = self._begin()
+            try:
+                for t in range(self.rollout.shape.num_steps):
+                    for group in groups:
+                        if t:
+                            self._finish(t - 1, group)
+                        self._act(t, group)
+                for group in groups:
+                    self._finish(self.rollout.shape.num_steps - 1, group)
+            finally:  # Whoever is told of an error may close the environments.
+                wait([group.outcome for group in groups if isinstance(group.outcome, Future)])
+        states = [group.memory.state() for group in groups]
+        self.memory = MemoryState(*(torch.cat(parts) for parts in zip(*states, strict=True)))
+        self._bootstrap()
+        env_seconds = 0.0
+        for actor in self.actors:
+            for episode in actor.ended:
+                self.episodes.add(**{f"episode_{k}": v for k, v in episode.items()})
+            actor.ended.clear()
+            env_seconds += actor.env_seconds
+            actor.env_seconds = 0.0
+        acting = time.perf_counter() - begun - self.waited
+        return self.rollout, {"time/env_seconds": env_seconds, "time/act_seconds": acting}
 
     def state_dict(self) -> dict[str, Any]:
         """What an exact resume needs, apart from the environments."""
         return {
-            "actor": self.actor.state_dict(),
+            "actor": _joined([actor.state_dict() for actor in self.actors]),
             "memory": dict(self.memory._asdict()),
             "generator": self.generator.get_state(),
             "episodes": self.episodes.state_dict(),
@@ -248,17 +300,92 @@ class Collector:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
-        self.actor.load_state_dict(state["actor"])
-        self.memory = MemoryState(**state["memory"]).to(self.actor.device)
+        for actor, rows in zip(self.actors, self._rows, strict=True):
+            actor.load_state_dict(_rows_of(state["actor"], rows))
+        self.memory = MemoryState(**state["memory"]).to(self.actors[0].device)
         self.generator.set_state(state["generator"].cpu())
         self.episodes.load_state_dict(state["episodes"])
 
+    def _begin(self) -> list[_Group]:
+        """The groups before their first step."""
+        rollout = self.rollout
+        groups = []
+        for actor, rows in zip(self.actors, self._rows, strict=True):
+            memory = self.policy.begin(self.memory.rows(rows), timeline=rollout.timeline[rows])
+            rollout.action[rows, 0], rollout.reward[rows, 0] = actor.action, actor.reward
+            groups.append(_Group(actor=actor, rows=rows, memory=memory, action=actor.action))
+        return groups
+
+    def _act(self, t: int, group: _Group) -> None:
+        """Records what is seen and done at step t, and lets the environments begin it."""
+        rollout, actor, rows, head = self.rollout, group.actor, group.rows, self.policy.action_head
+        memory = group.memory
+        if t % rollout.shape.span_length == 0:
+            rollout.snapshot(
+                t,
+                rows,
+                long_term=memory.long_term.transpose(0, 1),
+                window_length=memory.window_length,
+                segment_step=memory.segment_step,
+            )
+        inputs = actor.inputs()
+        outputs = self.policy.act(inputs, memory)
+        action = group.action = head.sample(outputs.action_parameters, self.generator)
+        rollout.value[rows, t] = outputs.value
+        rollout.log_prob[rows, t] = head.log_prob(outputs.action_parameters, action)
+        for key, field in inputs.observation.items():
+            rollout.observation[key][rows, t] = field
+        rollout.is_first[rows, t] = inputs.is_first
+        rollout.valid[rows, t] = torch.as_tensor(~actor.is_final).to(actor.device)
+        to_env = head.to_env(action)
+        if self._pool is None:
+            group.outcome = self._wait(lambda: actor.play(to_env))
+        else:
+            group.outcome = self._pool.submit(actor.play, to_env)
+
+    def _finish(self, t: int, group: _Group) -> None:
+        """Records what step t gave, when the environments have taken it."""
+        rollout, actor, rows = self.rollout, group.actor, group.rows
+        outcome = group.outcome
+        if isinstance(outcome, Future):
+            outcome = self._wait(outcome.result)
+        assert outcome is not None  # step t was begun
+        actor.take(group.action, outcome)
+        rollout.action[rows, t + 1], rollout.reward[rows, t + 1] = group.action, actor.reward
+        rollout.terminated[rows, t] = torch.as_tensor(outcome.terminated).to(actor.device)
+
+    def _wait(self, outcome: Callable[[], Outcome]) -> Outcome:
+        """What the environments give: the one place that waits for them."""
+        begun = time.perf_counter()
+        found = outcome()
+        self.waited += time.perf_counter() - begun
+        return found
+
     def _bootstrap(self) -> None:
         """V of the observation after the last step, without moving the memory on."""
-        inputs = self.actor.inputs()
-        one = PolicyInputs(
-            {key: field[:, None] for key, field in inputs.observation.items()},
-            *(field[:, None] for field in inputs[1:]),
-        )
-        outputs, _ = self.actor.policy(one, self.memory)
-        self.rollout.bootstrap_value[:] = outputs.value[:, 0]
+        for actor, rows in zip(self.actors, self._rows, strict=True):
+            inputs = actor.inputs()
+            one = PolicyInputs(
+                {key: field[:, None] for key, field in inputs.observation.items()},
+                *(field[:, None] for field in inputs[1:]),
+            )
+            outputs, _ = self.policy(one, self.memory.rows(rows))
+            self.rollout.bootstrap_value[rows] = outputs.value[:, 0]
+
+
+def _rows_of(state: Mapping[str, Any], rows: slice) -> dict[str, Any]:
+    """An actor's state of some of its environments."""
+    return {
+        key: _rows_of(field, rows) if isinstance(field, Mapping) else field[rows]
+        for key, field in state.items()
+    }
+
+
+def _joined(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The states of several actors as that of one with all their environments."""
+    return {
+        key: _joined([state[key] for state in states])
+        if isinstance(field, Mapping)
+        else torch.cat([state[key] for state in states])
+        for key, field in states[0].items()
+    }

@@ -43,6 +43,10 @@ class TrainConfig:
     """Threads on the CPU that learn side by side, each from its share of a minibatch's spans."""
     num_envs: int = 32
     """Environments, B."""
+    env_groups: int = 1
+    """Equal groups of environments; with 2, one steps in a thread while the policy acts in the
+    other. It pays where a step of the environments takes long and leaves the policy's processor
+    free: in processes, by native code, or beside a GPU."""
     total_steps: int = 1_000_000
     """Environment steps of the run, over all environments; rounded up to whole iterations of
     num_envs x ppo.rollout_length."""
@@ -70,7 +74,13 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Check ranges and sizes against each other."""
-        check_at_least(self, 1, "num_envs", "total_steps", "keep_checkpoints", "num_threads")
+        counts = ("num_envs", "env_groups", "total_steps", "keep_checkpoints", "num_threads")
+        check_at_least(self, 1, *counts)
+        if self.num_envs % self.env_groups:
+            raise ValueError(
+                f"env_groups={self.env_groups} must divide num_envs={self.num_envs}; try "
+                f"env_groups=2 num_envs={self.num_envs + self.num_envs % 2}"
+            )
         check_at_least(self, 0, "seed", "checkpoint_seconds", "stagger_steps")
         span = self.ppo.bptt_segments * self.torso.segment_length
         if self.ppo.rollout_length % span:

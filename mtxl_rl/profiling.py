@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from mtxl_rl.agents.ppo import PPO
-from mtxl_rl.collect import Collector, VectorEnv
+from mtxl_rl.collect import Collector
 from mtxl_rl.flops import acting_cost, learning_cost
 from mtxl_rl.policy import PRECISIONS
 
@@ -96,10 +96,10 @@ class Profile:
 class RunProfile:
     """The profile of a training run: its parts, watched, and what each phase costs on paper."""
 
-    def __init__(self, env: VectorEnv, collector: Collector, agent: PPO) -> None:
+    def __init__(self, collector: Collector, agent: PPO) -> None:
         self.collector, self.agent = collector, agent
         self.num_steps, self.num_samples = 0, 0.0
-        actor, policy, shape = collector.actor, agent.policy, collector.rollout.shape
+        policy, shape = agent.policy, collector.rollout.shape
         num_spans = shape.num_envs * shape.num_spans // agent.config.num_minibatches
         leaves = shape.observation
         self.costs = {
@@ -109,8 +109,9 @@ class RunProfile:
             ),
         }
         self.profile = profile = Profile(agent.device)
-        profile.watch(env, "step", "environment", alone=True)
-        profile.watch(actor, "_upload", "host-device copies", alone=True)
+        profile.watch(collector, "_wait", "environment", alone=True)
+        for actor in collector.actors:
+            profile.watch(actor, "_upload", "host-device copies", alone=True)
         profile.watch(policy.action_head, "to_env", "host-device copies", alone=True)
         profile.watch(collector, "collect", "acting")
         profile.watch(agent, "update", "learner")

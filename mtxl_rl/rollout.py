@@ -144,14 +144,20 @@ class Rollout:
         }
 
     def snapshot(
-        self, step: int, *, long_term: Tensor, window_length: Tensor, segment_step: Tensor
+        self,
+        step: int,
+        rows: slice,
+        *,
+        long_term: Tensor,
+        window_length: Tensor,
+        segment_step: Tensor,
     ) -> None:
-        """Store the memory as it is before `step`, where a span starts."""
+        """Store the memory of some environments as it is before `step`, where a span starts."""
         span, offset = divmod(step, self.shape.span_length)
         assert offset == 0, (step, self.shape.span_length)
-        self.long_term[span] = long_term
-        self.window_length[span] = window_length
-        self.segment_step[span] = segment_step
+        self.long_term[span, rows] = long_term
+        self.window_length[span, rows] = window_length
+        self.segment_step[span, rows] = segment_step
 
     def refresh(self, span: int, *, long_term: Tensor, window: Tensor, valid: Tensor) -> None:
         """Replace the memory before a span: the `valid` [B, M] entries of the window, and the rest.

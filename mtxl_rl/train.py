@@ -35,7 +35,8 @@ from mtxl_rl.config import (
     to_config,
     unread_options,
 )
-from mtxl_rl.envs.registry import make_vector_env, stream_seed
+from mtxl_rl.envs.groups import EnvGroups
+from mtxl_rl.envs.registry import stream_seed
 from mtxl_rl.metrics import METRICS_FILE, MetricsLogger
 from mtxl_rl.profiling import RunProfile
 from mtxl_rl.progress import Progress
@@ -45,7 +46,7 @@ from mtxl_rl.torso import save_torso
 class Run:
     """The parts of a training run, and how they are saved and restored."""
 
-    def __init__(self, config: TrainConfig, env: Any) -> None:  # noqa: ANN401
+    def __init__(self, config: TrainConfig, env: EnvGroups) -> None:
         torch.manual_seed(config.seed)
         torch.set_num_threads(1)
         device = config.torch_device()
@@ -57,9 +58,9 @@ class Run:
         self.agent = PPO(self.policy, config.ppo, num_threads=config.num_threads)
         shape = rollout_shape(config, env.single_observation_space, self.policy)
         generator = torch.Generator(device).manual_seed(config.seed)
-        actor = Actor(env, self.policy, shapes=shape.observation)
-        self.collector = Collector(actor, shape=shape, generator=generator)
-        self.profile = RunProfile(env, self.collector, self.agent) if config.profile else None
+        actors = [Actor(group, self.policy, shapes=shape.observation) for group in env.groups]
+        self.collector = Collector(actors, shape=shape, generator=generator)
+        self.profile = RunProfile(self.collector, self.agent) if config.profile else None
         held, predicted = self.collector.rollout.nbytes_by_part(), shape.bytes_by_part()
         assert held == predicted, (held, predicted)
         self.step = 0
@@ -118,7 +119,6 @@ class Run:
                 )
                 return
             self.collector.load_state_dict(state["collector"])
-            self.env.reset()
             self.env.set_state(_arrays(state["env"]))
         except (KeyError, RuntimeError) as error:
             raise ValueError(
@@ -140,8 +140,9 @@ def run(config: TrainConfig) -> Path:
 
 def _run(config: TrainConfig) -> tuple[Path, bool]:
     """What `run` does; its folder, and whether it was asked to stop."""
-    num_envs = 1 if config.dry_run else config.num_envs
-    env = make_vector_env(config.env, num_envs=num_envs, seed=stream_seed(config.seed, 0))
+    num_envs, num_groups = (1, 1) if config.dry_run else (config.num_envs, config.env_groups)
+    seed = stream_seed(config.seed, 0)
+    env = EnvGroups(config.env, num_envs=num_envs, num_groups=num_groups, seed=seed)
     try:
         if config.dry_run:
             console.print(bytes_table(predicted_bytes(config, env)), highlight=False)
@@ -156,7 +157,7 @@ def _run(config: TrainConfig) -> tuple[Path, bool]:
         env.close()
 
 
-def _begin(config: TrainConfig, env: Any, run_dir: Path) -> Run:  # noqa: ANN401
+def _begin(config: TrainConfig, env: EnvGroups, run_dir: Path) -> Run:
     """The parts of a run, new or as their checkpoint was; a new one leaves its config."""
     state = _load(Path(config.resume), run_dir) if config.resume else None
     if state is None and (run_dir / "config.yaml").exists():

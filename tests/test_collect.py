@@ -1,12 +1,15 @@
-"""Acting: how environments whose episodes all last equally long come to stand apart."""
+"""Acting: environments in groups, and how those in step come to stand apart."""
 
 import numpy as np
+import pytest
 import torch
 
 from mtxl_rl.build import build_policy
 from mtxl_rl.collect import Actor, observation_shapes
 from mtxl_rl.config import compose_config
+from mtxl_rl.envs.groups import EnvGroups
 from mtxl_rl.envs.registry import make_vector_env
+from mtxl_rl.train import Run
 
 
 def staggered(num_steps: int, *, num_envs: int = 8) -> Actor:
@@ -38,3 +41,77 @@ def test_who_is_spread_starts_with_an_empty_memory_and_twice_alike() -> None:
     assert bool(first.is_first.all())
     assert not first.is_final.any()
     assert torch.equal(first.observation["obs"], again.observation["obs"])
+
+
+def grouped(task: list[str], num_groups: int) -> Run:
+    config = compose_config([
+        *task, "model=tiny", "num_envs=4", "device=cpu", f"env_groups={num_groups}",
+        "torso.window_length=4", "torso.segment_length=4", "ppo.rollout_length=32",
+        "ppo.bptt_segments=4",
+    ])  # fmt: skip
+    env = EnvGroups(config.env, num_envs=4, num_groups=config.env_groups, seed=5)
+    run = Run(config, env)
+    run.collector.reset(seed=None)
+    return run
+
+
+@pytest.mark.parametrize(
+    "task",
+    [["env=TMaze", "env.corridor_length=9"], ["env=MemoryMaze", "env.episode_length=20"]],
+    ids=["TMaze", "MemoryMaze"],
+)
+@pytest.mark.parametrize("num_groups", [2, 4])
+def test_groups_record_what_their_environments_give(task: list[str], num_groups: int) -> None:
+    run = grouped(task, num_groups)
+    size = 4 // num_groups
+    rollout = run.collector.rollout
+    rows = [slice(first, first + size) for first in range(0, 4, size)]
+    envs = [make_vector_env(run.config.env, num_envs=size, seed=5 + one.start) for one in rows]
+    seen = [env.reset()[0] for env in envs]
+    for _ in range(2):
+        run.collector.collect()
+        for t in range(32):
+            for i, (env, one) in enumerate(zip(envs, rows, strict=True)):
+                np.testing.assert_array_equal(rollout.observation["obs"][one, t].numpy(), seen[i])
+                action = run.policy.action_head.to_env(rollout.action[one, t + 1])
+                seen[i], reward, terminated, truncated, _ = env.step(action)
+                np.testing.assert_array_equal(rollout.reward[one, t + 1].numpy(), reward)
+                np.testing.assert_array_equal(rollout.terminated[one, t].numpy(), terminated)
+                if t + 1 < 32:
+                    goes_on = ~(terminated | truncated)
+                    np.testing.assert_array_equal(rollout.valid[one, t + 1].numpy(), goes_on)
+    for env in [*envs, run.env]:
+        env.close()
+
+
+def test_what_groups_collect_is_what_the_learner_computes() -> None:
+    run = grouped(["env=TMaze", "env.corridor_length=9"], 2)
+    for _ in range(3):
+        assert run.iterate()["ppo/ratio_deviation"] < 1e-5
+    run.env.close()
+
+
+def test_one_group_goes_on_as_two() -> None:
+    # What the policy carries does not depend on the groups, so a state of one fits the other.
+    one, two = grouped(["env=TMaze"], 1), grouped(["env=TMaze"], 2)
+    one.collector.collect()
+    two.collector.load_state_dict(one.collector.state_dict())
+    again = two.collector.state_dict()
+    for name, field in one.collector.state_dict()["actor"].items():
+        if name != "observation":
+            torch.testing.assert_close(again["actor"][name], field, rtol=0, atol=0)
+    for run in (one, two):
+        run.env.close()
+
+
+def test_an_error_in_a_group_that_steps_in_a_thread_is_told() -> None:
+    run = grouped(["env=TMaze"], 2)
+    run.env.groups[1].close()
+    with pytest.raises(ValueError, match=r"step\(\) came before the first reset"):
+        run.collector.collect()
+    run.env.close()
+
+
+def test_groups_that_cannot_be_equal_are_refused() -> None:
+    with pytest.raises(ValueError, match="env_groups=3 must divide num_envs=32; try env_groups=2"):
+        compose_config(["env=TMaze", "env_groups=3"])

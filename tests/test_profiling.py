@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mtxl_rl.agents.ppo import _inputs, _memory
 from mtxl_rl.config import compose_config
-from mtxl_rl.envs.registry import make_vector_env
+from mtxl_rl.envs.groups import EnvGroups
 from mtxl_rl.flops import acting_cost, learning_cost
 from mtxl_rl.profiling import Profile, measure_peak
 from mtxl_rl.train import Run
@@ -72,7 +72,7 @@ def test_a_failure_inside_a_part_leaves_it() -> None:
 @pytest.mark.parametrize("torso", ["mtxl", "gtrxl", "none", "gru", "lstm"])
 def test_what_is_counted_on_paper_is_what_torch_counts(torso: str) -> None:
     config = compose_config([*SIZES, f"torso={torso}"])
-    env = make_vector_env(config.env, num_envs=8, seed=0)
+    env = EnvGroups(config.env, num_envs=8, num_groups=config.env_groups, seed=0)
     run = Run(config, env)
     run.collector.reset(seed=None)
     rollout, _ = run.collector.collect()
@@ -86,7 +86,7 @@ def test_what_is_counted_on_paper_is_what_torch_counts(torso: str) -> None:
             (outputs.value.sum() + outputs.action_parameters.sum()).backward()
         assert counter.get_total_flops() / (4 * 64) == pytest.approx(paper.flops, rel=0.06)
     memory = policy.begin(run.collector.memory)
-    inputs = run.collector.actor.inputs()
+    inputs = run.collector.actors[0].inputs()
     paper = acting_cost(policy, shape.observation, num_envs=8)
     if torso not in ("gru", "lstm"):
         with FlopCounterMode(display=False) as counter:

@@ -9,7 +9,7 @@ from gymnasium import spaces
 
 from mtxl_rl.agents.ppo import _inputs, _memory
 from mtxl_rl.config import compose_config
-from mtxl_rl.envs.registry import make_vector_env
+from mtxl_rl.envs.groups import EnvGroups
 from mtxl_rl.reconstruction import ChoiceDecoder, ObservationDecoder
 from mtxl_rl.train import Run
 
@@ -61,7 +61,7 @@ def test_it_trains_with_ppo_and_its_gradient_reaches_the_encoder_through_the_tor
         "torso.window_length=8", "torso.segment_length=8", "ppo.rollout_length=32",
         "ppo.bptt_segments=4", "total_steps=128",
     ])  # fmt: skip
-    env = make_vector_env(config.env, num_envs=4, seed=0)
+    env = EnvGroups(config.env, num_envs=4, num_groups=config.env_groups, seed=0)
     run = Run(config, env)
     run.collector.reset(seed=None)
     assert run.iterate()["loss/reconstruction"] > 0

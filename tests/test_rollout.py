@@ -27,6 +27,7 @@ def numbered() -> Rollout:
     for span in range(2):
         rollout.snapshot(
             4 * span,
+            slice(0, 3),
             long_term=(100 * torch.arange(3) + span).view(3, 1, 1, 1, 1).expand(3, 2, 2, 3, 3),
             window_length=torch.arange(3) + 10 * span,
             segment_step=torch.arange(3),

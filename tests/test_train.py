@@ -22,6 +22,7 @@ from mtxl_rl.config import (
     load_config,
     save_config,
 )
+from mtxl_rl.envs.groups import EnvGroups
 from mtxl_rl.envs.registry import make_vector_env, stream_seed
 from mtxl_rl.train import Run, main, run
 
@@ -39,12 +40,16 @@ def command(*arguments: str, module: str = "train") -> list[str]:
     return [sys.executable, "-m", f"mtxl_rl.{module}", *arguments]
 
 
-def test_stopping_and_resuming_equals_not_stopping_bit_for_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("num_groups", [1, 2])
+def test_stopping_and_resuming_equals_not_stopping_bit_for_bit(
+    tmp_path: Path, num_groups: int
+) -> None:
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     total = 8 * 4 * 32
-    run(compose_config([*TINY, f"total_steps={total}", f"run_dir={whole}"]))
-    config = compose_config([*TINY, f"total_steps={total}", f"run_dir={halves}"])
-    env = make_vector_env(config.env, num_envs=4, seed=stream_seed(0, 0))
+    options = [*TINY, f"total_steps={total}", f"env_groups={num_groups}"]
+    run(compose_config([*options, f"run_dir={whole}"]))
+    config = compose_config([*options, f"run_dir={halves}"])
+    env = EnvGroups(config.env, num_envs=4, num_groups=config.env_groups, seed=stream_seed(0, 0))
     first = Run(config, env)
     first.collector.reset(seed=None)
     for _ in range(4):
@@ -254,7 +259,7 @@ def test_a_run_dir_that_is_a_file_is_refused(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_harms_no_weight(tmp_path: Path) -> None:
     config = compose_config([*TINY, f"run_dir={tmp_path / 'run'}"])
-    env = make_vector_env(config.env, num_envs=4, seed=0)
+    env = EnvGroups(config.env, num_envs=4, num_groups=config.env_groups, seed=0)
     this = Run(config, env)
     this.collector.reset(seed=None)
     rollout, _ = this.collector.collect()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mtxl_rl.agents.ppo import PPO, _inputs, _memory, ppo_loss
 from mtxl_rl.config import compose_config
-from mtxl_rl.envs.registry import make_vector_env
+from mtxl_rl.envs.groups import EnvGroups
 from mtxl_rl.rollout import Spans
 from mtxl_rl.train import Run
 
@@ -25,7 +25,7 @@ OPTIONS = [
 def run(request: pytest.FixtureRequest) -> Iterator[Run]:
     """A run whose second rollout is ready to be learned from."""
     config = compose_config([*OPTIONS, *getattr(request, "param", [])])
-    env = make_vector_env(config.env, num_envs=4, seed=0)
+    env = EnvGroups(config.env, num_envs=4, num_groups=config.env_groups, seed=0)
     this = Run(config, env)
     this.collector.reset(seed=None)
     this.iterate()

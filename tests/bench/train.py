@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from mtxl_rl.config import TrainConfig, choices, compose_config
+from mtxl_rl.envs.groups import EnvGroups
 from mtxl_rl.envs.registry import make_vector_env, stream_seed
 from mtxl_rl.train import Run
 
@@ -26,7 +27,11 @@ TASKS = {
     "TMaze": ["env=TMaze"],
     "MiniGrid-Memory": ["env=EnvPool", "env.id=MiniGrid-MemoryS13-v0"],
     "MemoryMaze": ["env=MemoryMaze"],
+    "MemoryMaze-original": ["env=MemoryMaze-original"],
+    "MiniGrid-Gymnasium": ["env=Gymnasium", "env.id=MiniGrid-MemoryS13-v0"],
 }
+USUAL = ("TMaze", "MiniGrid-Memory", "MemoryMaze")
+"""The others are slow, and ask for more to be installed."""
 TRANSFORMERS = ("mtxl", "gtrxl", "trxl")
 TORSOS = (*TRANSFORMERS, "gru", "lstm", "none")
 
@@ -36,6 +41,8 @@ class Seconds(NamedTuple):
 
     total: float
     env: float
+    act: float
+    """All that is neither learning nor waiting for the environments."""
     learn: float
 
 
@@ -61,6 +68,7 @@ def config_of(task: str, torso: str, arguments: argparse.Namespace) -> TrainConf
         f"torso.segment_length={arguments.segment}",
         f"torso.num_persistent={persistent}",
         f"num_envs={arguments.envs}",
+        f"env_groups={arguments.groups}",
         f"num_threads={arguments.threads}",
         f"device={arguments.device}",
         f"policy.precision={arguments.precision}",
@@ -77,7 +85,9 @@ def config_of(task: str, torso: str, arguments: argparse.Namespace) -> TrainConf
 def ours(task: str, torso: str, arguments: argparse.Namespace) -> System:
     """A torso in this library's PPO."""
     config = config_of(task, torso, arguments)
-    env = make_vector_env(config.env, num_envs=config.num_envs, seed=stream_seed(0, 0))
+    env = EnvGroups(
+        config.env, num_envs=config.num_envs, num_groups=config.env_groups, seed=stream_seed(0, 0)
+    )
     run = Run(config, env)
     run.collector.reset(seed=None)
 
@@ -86,7 +96,8 @@ def ours(task: str, torso: str, arguments: argparse.Namespace) -> System:
             run.profile.profile.resume()
         metrics = run.iterate()
         total = config.steps_per_iteration / metrics["time/env_steps_per_second"]
-        return Seconds(total, metrics["time/env_seconds"], metrics["time/learn_seconds"])
+        parts = (metrics[f"time/{part}_seconds"] for part in ("env", "act", "learn"))
+        return Seconds(total, *parts)
 
     weights = sum(parameter.numel() for parameter in run.policy.parameters())
     return System(torso, weights, iterate, lambda: run.profile.report() if run.profile else "")
@@ -99,9 +110,12 @@ def peer(task: str, arguments: argparse.Namespace) -> System:
     config = config_of(task, "lstm", arguments)
     env = make_vector_env(config.env, num_envs=config.num_envs, seed=stream_seed(0, 0))
     model = Peer(env, config, num_threads=arguments.threads)
-    return System(
-        "sb3-contrib RecurrentPPO", model.num_weights, lambda: Seconds(*model.iterate()), str
-    )
+
+    def iterate() -> Seconds:
+        total, env_seconds, learn = model.iterate()
+        return Seconds(total, env_seconds, total - env_seconds - learn, learn)
+
+    return System("sb3-contrib RecurrentPPO", model.num_weights, iterate, str)
 
 
 def measure(task: str, arguments: argparse.Namespace) -> None:
@@ -126,10 +140,8 @@ def measure(task: str, arguments: argparse.Namespace) -> None:
     print("|---|---|---|---|---|---|")
     for system, seconds in zip(systems, rounds, strict=True):
         total, env, act, learn = (
-            statistics.median(column)
-            for column in zip(*((s.total, s.env, s.total - s.env - s.learn, s.learn)
-                                for s in seconds), strict=True)
-        )  # fmt: skip
+            statistics.median(column) for column in zip(*seconds, strict=True)
+        )
         print(f"| {system.name} | {system.num_weights:,} | {steps / total:,.0f} | "
               f"{steps / env:,.0f} | {steps / act:,.0f} | "
               f"{steps * arguments.epochs / learn:,.0f} |", flush=True)  # fmt: skip
@@ -141,13 +153,14 @@ def measure(task: str, arguments: argparse.Namespace) -> None:
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tasks", default=",".join(TASKS))
+    parser.add_argument("--tasks", default=",".join(USUAL), help=f"of {', '.join(TASKS)}")
     parser.add_argument("--systems", default=",".join([*TORSOS, "sb3"]))
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--window", type=int, default=64)
     parser.add_argument("--segment", type=int, default=32)
     parser.add_argument("--envs", type=int, default=32)
+    parser.add_argument("--groups", type=int, default=1, help="of environments, of our systems")
     parser.add_argument("--steps", type=int, default=128, help="of a rollout and of a span")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--minibatches", type=int, default=4)
