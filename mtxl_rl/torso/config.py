@@ -33,6 +33,7 @@ _TRANSFORMER_CHOICES = (
     "long_term",
     "decay",
     "memory_layers",
+    "gradient_checkpointing",
     "sublayers",
     "slots",
     "tokens",
@@ -183,6 +184,9 @@ class TorsoConfig:
     fixed (RetNet) or free (gated linear attention)."""
     memory_layers: list[int] = field(default_factory=list)
     """Layers that have a long-term memory, counted from 1; empty: all."""
+    gradient_checkpointing: bool = False
+    """Keep only each layer's inputs for the backward pass, which runs the layer again: less memory
+    for a third more time (Chen et al. 2016, arXiv 1604.06174)."""
     sublayers: SublayersConfig = field(default_factory=SublayersConfig)
     """What the sub-layers are made of."""
     slots: SlotsConfig = field(default_factory=SlotsConfig)

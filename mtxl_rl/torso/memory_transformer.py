@@ -1,13 +1,14 @@
 """The torso: a stack of gated Memory Transformer-XL layers, for whole segments and for acting."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mtxl_rl.torso.clock import Clock, SegmentEnds
 from mtxl_rl.torso.config import TorsoConfig
@@ -303,7 +304,7 @@ class MemoryTransformer(nn.Module):
             timeline = torch.cat([state.window[:, n], x], dim=1)
             before = None if index is None else memories[index]
             record = None if records is None else records[n]
-            x, after = self._layer(n)(timeline, before, clock, ends, record)
+            x, after = self._through(self._layer(n), timeline, before, clock, ends, record)
             windows.append(timeline[:, -self.config.window_length :])
             if index is not None and after is not None:
                 memories[index] = after
@@ -358,8 +359,15 @@ class MemoryTransformer(nn.Module):
             if index is not None:
                 pairs = layer.pairs_of_versions(shared, versions, clock)
             record = None if records is None else records[n]
-            x = layer.with_pairs(timelines[n], pairs, clock, record)
+            x = self._through(layer.with_pairs, timelines[n], pairs, clock, record)
         return x, timelines
+
+    def _through(self, layer: Callable[..., Any], *inputs: Any) -> Any:  # noqa: ANN401
+        """What a layer gives; with gradient checkpointing, what is inside is not kept."""
+        if not (self.config.gradient_checkpointing and torch.is_grad_enabled()):
+            return layer(*inputs)
+        has_dropout = self.config.sublayers.has_dropout
+        return checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=has_dropout)
 
     def _clock(self, state: MemoryState, is_first: Tensor) -> tuple[Clock, SegmentEnds]:
         sizes = self.config.window_length, self.config.segment_length

@@ -18,6 +18,7 @@ SYSTEMS: dict[str, dict] = {
     "delta, coupled decay": {"decay": "coupled"},
     "delta, free decay": {"decay": "free"},
     "delta in some layers": {"num_layers": 3, "memory_layers": [1, 3]},
+    "delta, gradient checkpointing": {"gradient_checkpointing": True},
     "linear, fixed decay": {"long_term": "linear", "decay": "fixed"},
     "linear, free decay": {"long_term": "linear", "decay": "free"},
     "agalite": {"long_term": "agalite"},
@@ -28,6 +29,8 @@ SYSTEMS: dict[str, dict] = {
     "slots, shared": SLOTS | {"slots": SlotsConfig(num_slots=3, is_shared=True)},
     "slots, shared by some layers": SLOTS
     | {"num_layers": 3, "memory_layers": [2, 3], "slots": SlotsConfig(is_shared=True)},
+    "slots, shared, gradient checkpointing": SLOTS
+    | {"gradient_checkpointing": True, "slots": SlotsConfig(num_slots=3, is_shared=True)},
     "slots, rotary": SLOTS | {"position": "rotary"},
     "MemTransformer": TOKENS | {"tokens": TokensConfig(num_tokens=3)},
     "MemCtrl": TOKENS | {"tokens": TokensConfig(num_tokens=2, separate_control=True)},
