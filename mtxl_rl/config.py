@@ -45,8 +45,8 @@ class TrainConfig:
     """Environments, B."""
     env_groups: int = 1
     """Equal groups of environments; with 2, one steps in a thread while the policy acts in the
-    other. It pays where a step of the environments takes long and leaves the policy's processor
-    free: in processes, by native code, or beside a GPU."""
+    other. That pays where half the rows take about half the time to act and the environments leave
+    the policy's processor free, as beside a GPU; on two cores it was slower."""
     total_steps: int = 1_000_000
     """Environment steps of the run, over all environments; rounded up to whole iterations of
     num_envs x ppo.rollout_length."""

@@ -1,6 +1,6 @@
 """Steps per second, resets and memory of the native Memory Maze, beside the original.
 
-    python tests/bench/memory_maze.py --size 9x9 --seconds 3
+    python tests/bench/memory_maze_native.py --size 9x9 --seconds 3
 
 Random actions, pictures included. Every line of the first table is measured in turns, and medians
 are shown: per core is per second of the process's CPU time. The original runs in the same program,
