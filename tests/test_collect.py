@@ -104,6 +104,16 @@ def test_one_group_goes_on_as_two() -> None:
         run.env.close()
 
 
+@pytest.mark.parametrize(("saved", "there"), [(1, 2), (2, 1)])
+def test_environments_saved_in_other_groups_are_refused(saved: int, there: int) -> None:
+    one, other = grouped(["env=TMaze"], saved), grouped(["env=TMaze"], there)
+    message = f"is of {saved} groups of environments, and there are {there}; go on with env_groups"
+    with pytest.raises(ValueError, match=message):
+        other.env.set_state(one.env.get_state())
+    for run in (one, other):
+        run.env.close()
+
+
 def test_an_error_in_a_group_that_steps_in_a_thread_is_told() -> None:
     run = grouped(["env=TMaze"], 2)
     run.env.groups[1].close()

@@ -45,9 +45,18 @@ class EnvGroups:
 
     def set_state(self, state: EnvState) -> None:
         """Go on from a state of `get_state`, of as many groups, in place of a reset."""
+        parts: dict[int, EnvState] = {}
+        for key, value in state.items():
+            group_of, _, name = key.rpartition("/")
+            parts.setdefault(int(group_of or 0), {})[name] = value
+        if len(parts) != len(self.groups):
+            raise ValueError(
+                f"the state is of {len(parts)} groups of environments, and there are "
+                f"{len(self.groups)}; go on with env_groups={len(parts)}"
+            )
         for index, group in enumerate(self.groups):
             group.reset()
-            group.set_state({name: state[_key(index, name)] for name in group.get_state()})
+            group.set_state(parts[index])
 
     def close(self) -> None:
         """Close all environments; a second call does nothing."""

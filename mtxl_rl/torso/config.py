@@ -186,7 +186,7 @@ class TorsoConfig:
     """Layers that have a long-term memory, counted from 1; empty: all."""
     gradient_checkpointing: bool = False
     """Keep only each layer's inputs for the backward pass, which runs the layer again: less memory
-    for a third more time (Chen et al. 2016, arXiv 1604.06174)."""
+    for one more forward pass (Chen et al. 2016, arXiv 1604.06174)."""
     sublayers: SublayersConfig = field(default_factory=SublayersConfig)
     """What the sub-layers are made of."""
     slots: SlotsConfig = field(default_factory=SlotsConfig)
