@@ -318,7 +318,7 @@ class Collector:
 
     def _act(self, t: int, group: _Group) -> None:
         """Records what is seen and done at step t, and lets the environments begin it."""
-        rollout, actor, rows, head = self.rollout, group.actor, group.rows, self.policy.action_head
+        rollout, actor, rows = self.rollout, group.actor, group.rows
         memory = group.memory
         if t % rollout.shape.span_length == 0:
             rollout.snapshot(
@@ -329,15 +329,14 @@ class Collector:
                 segment_step=memory.segment_step,
             )
         inputs = actor.inputs()
-        outputs = self.policy.act(inputs, memory)
-        action = group.action = head.sample(outputs.action_parameters, self.generator)
-        rollout.value[rows, t] = outputs.value
-        rollout.log_prob[rows, t] = head.log_prob(outputs.action_parameters, action)
+        decision = self.policy.act(inputs, memory, self.generator)
+        group.action = decision.action
+        rollout.value[rows, t], rollout.log_prob[rows, t] = decision.value, decision.log_prob
         for key, field in inputs.observation.items():
             rollout.observation[key][rows, t] = field
         rollout.is_first[rows, t] = inputs.is_first
         rollout.valid[rows, t] = torch.as_tensor(~actor.is_final).to(actor.device)
-        to_env = head.to_env(action)
+        to_env = self.policy.action_head.to_env(decision.action)
         if self._pool is None:
             group.outcome = self._wait(lambda: actor.play(to_env))
         else:

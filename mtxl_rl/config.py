@@ -64,8 +64,8 @@ class TrainConfig:
     keep_checkpoints: int = 3
     """How many of the newest checkpoints are kept, beside the best."""
     compile: bool = False
-    """Compile the torso's step of acting: it takes half a minute of a core and, on a CPU, a C++
-    compiler; for torso.kind=transformer."""
+    """Compile acting and the torso's layers: it takes one or two minutes of a core, some seconds
+    once they are in torch's cache and, on a CPU, a C++ compiler; for torso.kind=transformer."""
     profile: bool = False
     """Print at the end where the time went and how near to the machine's peak it came; on a GPU it
     waits for the device at every change of part, which slows the run."""

@@ -109,9 +109,7 @@ def evaluate(
         if film is not None:
             film.add(inputs)
         _tamper(acting, memory)
-        outputs = policy.act(inputs, acting)
-        action = policy.action_head.sample(outputs.action_parameters, generator)
-        terminated, truncated = actor.step(action)
+        terminated, truncated = actor.step(policy.act(inputs, acting, generator).action)
         for i, episode in zip(np.flatnonzero(terminated | truncated), actor.ended, strict=True):
             if ended[i] < per_env:
                 counted.append(episode)

@@ -38,13 +38,18 @@ class CategoricalHead(nn.Module):
             logits = logits.masked_fill(~mask.bool(), torch.finfo(logits.dtype).min / 4)
         return torch.cat([part.log_softmax(-1) for part in self._parts(logits)], dim=-1)
 
-    def sample(self, parameters: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Gumbel-max: the argmax of log probabilities plus Gumbel noise (no device sync)."""
-        if generator is not None:
-            uniform = torch.rand(
-                parameters.shape, generator=generator, device=parameters.device
-            ).clamp(1e-20, 1 - 1e-7)
-            parameters = parameters - (-uniform.log()).log()
+    def noise(self, num_rows: int, generator: torch.Generator) -> Float[Tensor, "B n"]:
+        """What `sample` makes random: uniform in 0 .. 1."""
+        shape = (num_rows, self.encoded_width)
+        return torch.rand(shape, generator=generator, device=generator.device)
+
+    def sample(self, parameters: Tensor, noise: Tensor | None) -> Tensor:
+        """Gumbel-max: the argmax of log probabilities plus Gumbel noise; without it, the likeliest.
+
+        No question to the device, and nothing drawn inside, so that it compiles.
+        """
+        if noise is not None:
+            parameters = parameters - (-noise.clamp(1e-20, 1 - 1e-7).log()).log()
         return torch.stack([part.argmax(-1) for part in self._parts(parameters)], dim=-1)
 
     def log_prob(self, parameters: Tensor, action: Tensor) -> Tensor:
@@ -95,13 +100,15 @@ class GaussianHead(nn.Module):
         mean = self.output(features)
         return torch.cat([mean, self.log_std.expand_as(mean)], dim=-1).to(self.log_std.dtype)
 
-    def sample(self, parameters: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Mean plus deviation times noise."""
+    def noise(self, num_rows: int, generator: torch.Generator) -> Float[Tensor, "B n"]:
+        """What `sample` makes random: normal."""
+        shape = (num_rows, self.encoded_width)
+        return torch.randn(shape, generator=generator, device=generator.device)
+
+    def sample(self, parameters: Tensor, noise: Tensor | None) -> Tensor:
+        """Mean plus deviation times noise; without it, the mean."""
         mean, log_std = parameters.chunk(2, dim=-1)
-        if generator is None:
-            return mean
-        noise = torch.randn(mean.shape, generator=generator, device=mean.device)
-        return mean + log_std.exp() * noise
+        return mean if noise is None else mean + log_std.exp() * noise
 
     def log_prob(self, parameters: Tensor, action: Tensor) -> Tensor:
         """The sum over dimensions."""

@@ -1,7 +1,8 @@
 """The agent's network: encoder, torso, and the heads for action and value."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -9,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from mtxl_rl.compiling import compiled
 from mtxl_rl.encoders import ACTION_MASK, IMAGE_ENCODERS, ObservationEncoder
 from mtxl_rl.heads import ValueHead, build_head
 from mtxl_rl.reconstruction import ObservationDecoder
@@ -19,6 +21,7 @@ from mtxl_rl.torso import (
     Record,
     Torso,
     TorsoConfig,
+    WindowedMemory,
     build_torso,
     match_parameters,
 )
@@ -77,6 +80,14 @@ class PolicyOutputs(NamedTuple):
     """Of each step, where gradients are wanted and `policy.reconstruction_coef` is above 0."""
 
 
+class Decision(NamedTuple):
+    """What a policy does at one step."""
+
+    action: Tensor
+    log_prob: Float[Tensor, " B"]
+    value: Float[Tensor, " B"]
+
+
 class Policy(nn.Module):
     """Encoder + torso + heads.
 
@@ -109,6 +120,7 @@ class Policy(nn.Module):
         self.decoder = (
             ObservationDecoder(observation_space, width) if policy.reconstruction_coef else None
         )
+        self._compiled: Callable[..., Decision] | None = None
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -157,23 +169,61 @@ class Policy(nn.Module):
             return self.torso.begin(state, timeline=timeline)
 
     @torch.no_grad()
-    def act(self, inputs: PolicyInputs, memory: ActingMemory) -> PolicyOutputs:
-        """What the policy says at one step; inputs are [B, ...] and `memory` moves on in place."""
+    def act(
+        self,
+        inputs: PolicyInputs,
+        memory: ActingMemory,
+        generator: torch.Generator | None = None,
+    ) -> Decision:
+        """One step; inputs are [B, ...] and `memory` moves on in place.
+
+        Args:
+            inputs: what is seen.
+            memory: what is remembered.
+            generator: draws the actions; None: each is the likeliest, or the mean.
+        """
+        noise = None
+        if generator is not None:
+            noise = self.action_head.noise(len(inputs.is_first), generator)
         with self.autocast():
+            if self._compiled is not None:
+                assert isinstance(self.torso, MemoryTransformer), self.torso.config.kind
+                with self.torso.clocked(memory, inputs.is_first):
+                    return self._compiled(self, inputs, memory, noise)
             features = self.torso.act(self._encode(inputs), memory, inputs.is_first)
-            return self._say(features, inputs)
+            return self._decide(features, inputs, noise)
 
     def compile_acting(self) -> None:
-        """Compile the torso's step, at the first `act` of a number of rows and a timeline."""
+        """Compile `act` from the observation to the action, at its first use.
+
+        Each number of rows and size of a rollout is compiled for itself.
+        """
+        self._compiled = compiled(Policy._step, self._device)  # Of the class: a copy runs itself.
+
+    def compile_learning(self) -> None:
+        """Compile the torso's layers, forward and backward, at the first use with gradients.
+
+        Layers of one kind share what is compiled; each number of rows and steps is for itself.
+        """
         assert isinstance(self.torso, MemoryTransformer), self.torso.config.kind
-        step = torch.compile(self.torso.step, fullgraph=True, dynamic=False)
-        setattr(self.torso, "step", step)  # noqa: B010
+        how = partial(compiled, device=self._device, for_learning=True)
+        self.torso.compile_layers(how)
+
+    @property
+    def acts_compiled(self) -> bool:
+        """Whether `compile_acting` was called."""
+        return self._compiled is not None
+
+    @property
+    def _device(self) -> torch.device:
+        return self.value_head.output.weight.device
 
     def autocast(self) -> torch.autocast:
         """The precision's context; around a whole rollout it casts weights once, not each step."""
         dtype = PRECISIONS[self.config.precision]
-        device = self.value_head.output.weight.device.type
-        return torch.autocast(device, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
+        return torch.autocast(
+            self._device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16
+        )
 
     def _encode(self, inputs: PolicyInputs) -> Tensor:
         features: Tensor = self.encoder(inputs.observation)
@@ -185,6 +235,16 @@ class Policy(nn.Module):
             reward = inputs.previous_reward[..., None] * goes_on
             features = features + self.previous_reward(reward.to(features.dtype))
         return features
+
+    def _step(self, inputs: PolicyInputs, memory: WindowedMemory, noise: Tensor | None) -> Decision:
+        """What `act` compiles: one graph that serves every step."""
+        assert isinstance(self.torso, MemoryTransformer)
+        return self._decide(self.torso.step(self._encode(inputs), memory), inputs, noise)
+
+    def _decide(self, features: Tensor, inputs: PolicyInputs, noise: Tensor | None) -> Decision:
+        parameters, value, _ = self._say(features, inputs)
+        action = self.action_head.sample(parameters, noise)
+        return Decision(action, self.action_head.log_prob(parameters, action), value)
 
     def _say(self, features: Tensor, inputs: PolicyInputs) -> PolicyOutputs:
         mask = inputs.observation.get(ACTION_MASK)

@@ -43,7 +43,8 @@ class Profile:
 
         @wraps(call)
         def timed(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-            if get_ident() != self._thread:
+            # The compiler sees through to the method; what it makes of it is watched as a whole.
+            if torch.compiler.is_compiling() or get_ident() != self._thread:
                 return call(*args, **kwargs)
             is_inner = self._stack and not alone
             self._change(push=f"{self._stack[0]}: {part}" if is_inner else part)
@@ -120,6 +121,8 @@ class RunProfile:
         profile.watch(policy.torso, "forward", "torso")
         profile.watch(policy.torso, "act", "torso")
         profile.watch(policy, "_say", "heads")
+        if policy.acts_compiled:
+            profile.watch(policy, "_compiled", "compiled step")
         profile.watch(agent, "_gradients", "backward")
         profile.watch(agent.optimizer, "step", "optimiser")
 

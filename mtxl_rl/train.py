@@ -55,6 +55,7 @@ class Run:
         self.policy = build_policy(config, env).to(device)
         if config.compile:
             self.policy.compile_acting()
+            self.policy.compile_learning()
         self.agent = PPO(self.policy, config.ppo, num_threads=config.num_threads)
         shape = rollout_shape(config, env.single_observation_space, self.policy)
         generator = torch.Generator(device).manual_seed(config.seed)

@@ -17,7 +17,7 @@ def test_a_masked_action_is_never_drawn_and_has_no_entropy() -> None:
     head = CategoricalHead(spaces.Discrete(4), 8)
     mask = torch.tensor([[True, False, True, False]]).expand(500, 4)
     parameters = head(torch.randn(500, 8), mask)
-    actions = head.sample(parameters, torch.Generator().manual_seed(0))
+    actions = head.sample(parameters, head.noise(500, torch.Generator().manual_seed(0)))
     assert set(actions.flatten().tolist()) == {0, 2}
     assert (head.entropy(parameters) <= np.log(2) + 1e-6).all()
     assert head.log_prob(parameters, actions).isfinite().all()
@@ -26,7 +26,7 @@ def test_a_masked_action_is_never_drawn_and_has_no_entropy() -> None:
 def test_draws_follow_the_probabilities() -> None:
     head = CategoricalHead(spaces.MultiDiscrete([2, 3]), 8)
     logs = torch.tensor([0.25, 0.75, 0.1, 0.2, 0.7]).log().expand(20_000, 5)
-    actions = head.sample(logs, torch.Generator().manual_seed(0))
+    actions = head.sample(logs, head.noise(20_000, torch.Generator().manual_seed(0)))
     assert abs(float((actions[:, 0] == 1).float().mean()) - 0.75) < 0.02
     assert abs(float((actions[:, 1] == 2).float().mean()) - 0.7) < 0.02
     expected = torch.tensor([0.75 * 0.7]).log()

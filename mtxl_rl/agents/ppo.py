@@ -1,6 +1,7 @@
 """Proximal policy optimisation over spans of segments (Schulman et al. 2017, arXiv 1707.06347)."""
 
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from mtxl_rl.policy import Policy, PolicyInputs
 from mtxl_rl.ranges import check_at_least
 from mtxl_rl.returns import explained_variance, gae
 from mtxl_rl.rollout import Rollout, Spans
-from mtxl_rl.torso import MemoryState, valid_window
+from mtxl_rl.torso import MemoryState, MemoryTransformer, valid_window
 
 REFRESH = ("never", "epoch")
 
@@ -146,6 +147,7 @@ class PPO:
         self.parameters = list(policy.parameters())
         self.num_threads = num_threads
         self._pool = ThreadPoolExecutor(num_threads - 1) if num_threads > 1 else None
+        self._has_learned = False
         # fused: one kernel for all parameters, on the CPU as on a GPU.
         self.optimizer = torch.optim.Adam(
             self.parameters, lr=config.learning_rate, eps=1e-5, fused=True
@@ -262,13 +264,14 @@ class PPO:
         """
         num_valid = spans.valid.sum().clamp(min=1)
         parts = spans.split(self.num_threads)
-        others = []
-        if self._pool is not None:
-            others = [
-                self._pool.submit(self._learn, part, num_valid, entropy_coef) for part in parts[1:]
-            ]
+        # One after another at first: what is compiled at first use is compiled by one thread.
+        submit = self._pool.submit if self._pool is not None and self._has_learned else _done
+        others = [submit(self._learn, part, num_valid, entropy_coef) for part in parts[1:]]
         learned = [self._learn(parts[0], num_valid, entropy_coef)]
         learned += [other.result() for other in others]
+        if not self._has_learned:
+            self._check_compiler(parts, learned, num_valid, entropy_coef)
+        self._has_learned = True
         metrics = _combined([part.metrics for part in learned])
         limit = 1.5 * self.config.target_kl if may_stop else 0.0
         if limit and float(metrics["ppo/approx_kl"]) > limit:
@@ -309,6 +312,41 @@ class PPO:
             loss = loss + self.policy.config.reconstruction_coef * reconstruction
             metrics["loss/reconstruction"] = reconstruction.detach()
         return _Learned(loss.detach(), metrics, self._gradients(loss))
+
+    def _check_compiler(
+        self, parts: list[Spans], learned: list[_Learned], num_valid: Tensor, entropy_coef: float
+    ) -> None:
+        """Refuse compiled layers whose gradients are not those of the plain ones.
+
+        Compilers err; a wrong gradient would show in nothing but an agent that learns less.
+
+        Raises:
+            RuntimeError: they differ by more than rounding.
+        """
+        torso = self.policy.torso
+        if not (isinstance(torso, MemoryTransformer) and torso.is_compiled):
+            return
+        with torso.uncompiled():
+            plain = [self._learn(part, num_valid, entropy_coef) for part in parts]
+        # Each of the torso's weights for itself: beside the heads' gradients its own are small.
+        positions = {parameter: i for i, parameter in enumerate(self.parameters)}
+        indices = [positions[parameter] for parameter in torso.parameters()]
+        found, expected = (
+            [torch.stack([part.gradients[i] for part in of]).sum(0) for i in indices]
+            for of in (learned, plain)
+        )
+        floor = 1e-3 * torch.stack([one.norm() for one in expected]).norm()
+        relative = max(
+            float((one - other).norm() / (other.norm() + floor))
+            for one, other in zip(found, expected, strict=True)
+        )
+        bound = 0.05 if self.policy.config.precision == "bfloat16" else 1e-3
+        if relative > bound:
+            raise RuntimeError(
+                "a gradient of the compiled layers differs from that of the plain ones by "
+                f"{relative:.1e} of its norm, and at most {bound} is rounding: torch "
+                f"{torch.__version__} compiles them wrongly; set compile=false, or another torch"
+            )
 
     def _gradients(self, loss: Tensor) -> tuple[Tensor, ...]:
         return torch.autograd.grad(loss, self.parameters, materialize_grads=True)
@@ -351,6 +389,13 @@ def _combined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         key: values.amax(0) if key == "ppo/ratio_deviation" else values.sum(0)
         for key, values in stacked.items()
     }
+
+
+def _done(work: Callable[..., _Learned], *given: Any) -> Future[_Learned]:  # noqa: ANN401
+    """What a pool's `submit` gives, done at once."""
+    future: Future[_Learned] = Future()
+    future.set_result(work(*given))
+    return future
 
 
 def _linear(start: float, end: float, progress: float) -> float:

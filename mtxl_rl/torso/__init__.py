@@ -2,7 +2,7 @@
 
 from mtxl_rl.torso.build import Torso, build_torso, count_parameters, match_parameters
 from mtxl_rl.torso.config import SlotsConfig, SublayersConfig, TokensConfig, TorsoConfig
-from mtxl_rl.torso.memory_transformer import MemoryTransformer, valid_window
+from mtxl_rl.torso.memory_transformer import MemoryTransformer, WindowedMemory, valid_window
 from mtxl_rl.torso.record import Record
 from mtxl_rl.torso.state import ActingMemory, MemoryState
 from mtxl_rl.torso.weights import load_torso, save_torso
@@ -17,6 +17,7 @@ __all__ = [
     "TokensConfig",
     "Torso",
     "TorsoConfig",
+    "WindowedMemory",
     "build_torso",
     "count_parameters",
     "load_torso",

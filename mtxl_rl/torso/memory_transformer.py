@@ -1,8 +1,10 @@
 """The torso: a stack of gated Memory Transformer-XL layers, for whole segments and for acting."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -115,6 +117,7 @@ class MemoryTransformer(nn.Module):
         """The slots that layers share, if they do."""
         if config.is_shared:
             self.shared = slots_of(config, num_sources=len(config.layers_with_memory))
+        self._compiled_layer: Callable[..., Any] | None = None
         num_memories = max((m + 1 for m in self.memory_of_layer if m is not None), default=1)
         self.state_shape = StateShape(
             config=config,
@@ -228,18 +231,48 @@ class MemoryTransformer(nn.Module):
             ValueError: a shape or a type is another than this torso's, or another torso's memory.
         """
         self.state_shape.check_step(x, memory, is_first, self.norm.weight)
+        with self.clocked(memory, is_first) as memory:
+            return self.step(x, memory)
+
+    @contextmanager
+    def clocked(
+        self, memory: ActingMemory, is_first: Bool[Tensor, " B"]
+    ) -> Iterator[WindowedMemory]:
+        """Around one `step`: what `act` leaves to the host, which may depend on the clocks."""
         assert isinstance(memory, WindowedMemory), type(memory)
         is_first = is_first.bool()  # ~ of a framework's 0 and 1 would be -1 and -2
         self._make_room(memory)
         self._forget(memory, is_first)
-        y = self.step(x, memory)
+        yield memory
         self._count(memory)
-        return y
+
+    def compile_layers(self, how: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+        """Have `how` compile what `forward` does in each layer where gradients are wanted.
+
+        Layers of one kind share what it makes. Elsewhere, as for one step beside a rollout,
+        compiling once more would cost more than it gives.
+        """
+        # Of the class: a copy of the torso then runs its own layers.
+        self._compiled_layer = how(Layer.forward if self.shared is None else Layer.with_pairs)
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether `compile_layers` was called."""
+        return self._compiled_layer is not None
+
+    @contextmanager
+    def uncompiled(self) -> Iterator[None]:
+        """Inside, `forward` runs as if `compile_layers` had not been called."""
+        compiled, self._compiled_layer = self._compiled_layer, None
+        try:
+            yield
+        finally:
+            self._compiled_layer = compiled
 
     def step(self, x: Float[Tensor, "B D"], memory: WindowedMemory) -> Float[Tensor, "B D"]:
         """The step of `act` between its clocks: fixed shapes, in place, no question to the device.
 
-        So it compiles as one graph that serves every step.
+        So it compiles as one graph that serves every step; `clocked` stands around it.
         """
         num_places = self.config.window_length + 1
         ring = torch.arange(num_places, device=x.device)
@@ -304,7 +337,7 @@ class MemoryTransformer(nn.Module):
             timeline = torch.cat([state.window[:, n], x], dim=1)
             before = None if index is None else memories[index]
             record = None if records is None else records[n]
-            x, after = self._through(self._layer(n), timeline, before, clock, ends, record)
+            x, after = self._through(n, timeline, before, clock, ends, record)
             windows.append(timeline[:, -self.config.window_length :])
             if index is not None and after is not None:
                 memories[index] = after
@@ -359,15 +392,21 @@ class MemoryTransformer(nn.Module):
             if index is not None:
                 pairs = layer.pairs_of_versions(shared, versions, clock)
             record = None if records is None else records[n]
-            x = self._through(layer.with_pairs, timelines[n], pairs, clock, record)
+            x = self._through(n, timelines[n], pairs, clock, record)
         return x, timelines
 
-    def _through(self, layer: Callable[..., Any], *inputs: Any) -> Any:  # noqa: ANN401
-        """What a layer gives; with gradient checkpointing, what is inside is not kept."""
-        if not (self.config.gradient_checkpointing and torch.is_grad_enabled()):
-            return layer(*inputs)
+    def _through(self, n: int, *inputs: Any) -> Any:  # noqa: ANN401
+        """What layer n gives; with gradient checkpointing, what is inside is not kept."""
+        layer = self._layer(n)
+        call: Callable[..., Any] = layer if self.shared is None else layer.with_pairs
+        if not torch.is_grad_enabled():
+            return call(*inputs)
+        if self._compiled_layer is not None:
+            call = partial(self._compiled_layer, layer)
+        if not self.config.gradient_checkpointing:
+            return call(*inputs)
         has_dropout = self.config.sublayers.has_dropout
-        return checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=has_dropout)
+        return checkpoint(call, *inputs, use_reentrant=False, preserve_rng_state=has_dropout)
 
     def _clock(self, state: MemoryState, is_first: Tensor) -> tuple[Clock, SegmentEnds]:
         sizes = self.config.window_length, self.config.segment_length

@@ -1,7 +1,8 @@
 """The learner: its loss, its schedules, and the refresh of the memories that it starts from."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from mtxl_rl.agents.ppo import PPO, _inputs, _memory, ppo_loss
 from mtxl_rl.config import compose_config
 from mtxl_rl.envs.groups import EnvGroups
 from mtxl_rl.rollout import Spans
+from mtxl_rl.torso import MemoryTransformer
 from mtxl_rl.train import Run
 
 # Spans of 4 steps are shorter than the window of 8, and episodes of 6 steps reset inside both.
@@ -157,8 +159,29 @@ def test_threads_that_share_a_minibatch_learn_what_one_learns(run: Run, num_thre
     for threads in (1, num_threads):
         policy = copy.deepcopy(run.policy)
         agent = PPO(policy, run.config.ppo, num_threads=threads)
+        agent._step(spans, 0.01, may_stop=False)  # Its parts are learned one after another.
         metrics, _ = agent._step(spans, 0.01, may_stop=False)
         found.append(metrics | dict(policy.named_parameters()))
     assert found[0].keys() == found[1].keys()
     for key, one in found[0].items():
         torch.testing.assert_close(one, found[1][key], rtol=1e-4, atol=1e-6, msg=key)
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.01])
+def test_compiled_layers_with_other_gradients_are_refused(run: Run, factor: float) -> None:
+    def wrongly(layer: Callable[..., Any]) -> Callable[..., Any]:
+        def compiled(*inputs: Any) -> Any:  # noqa: ANN401
+            y, after = layer(*inputs)
+            return factor * y - (factor - 1) * y.detach(), after
+
+        return compiled
+
+    policy = copy.deepcopy(run.policy)
+    assert isinstance(policy.torso, MemoryTransformer)
+    policy.torso.compile_layers(wrongly)
+    agent = PPO(policy, run.config.ppo, num_threads=2)
+    if factor == 1.0:
+        agent.update(run.collector.rollout, progress=0.0)
+        return
+    with pytest.raises(RuntimeError, match=r"of the compiled layers differs .* set compile=false"):
+        agent.update(run.collector.rollout, progress=0.0)

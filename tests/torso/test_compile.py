@@ -43,7 +43,9 @@ if how == "export":
     # Its guards' names clash in torch 2.13: state.window and state.window_length.
     run = exported.module(check_guards=False)
 else:
-    run = torch.compile(torso, fullgraph=True, backend=how)
+    # In place, inductor overwrites what its backward pass still reads (torch 2.13).
+    options = {"inplace_buffers": False} if how == "inductor" else None
+    run = torch.compile(torso, fullgraph=True, backend=how, options=options)
 y, state = run(x, before, is_first)
 torch.testing.assert_close(y, expected)
 for found, field in zip(state, expected_state, strict=True):
@@ -81,20 +83,30 @@ def test_a_torso_compiles_whole_and_computes_the_same(how: str, name: str, num_s
 
 
 @pytest.mark.slow
-def test_acting_compiled_equals_learning_over_timelines_that_slide(tmp_path: Path) -> None:
+def test_a_compiled_run_learns_what_a_plain_one_learns(tmp_path: Path) -> None:
+    # Its timelines slide and its episodes end; acting and learning in one rollout must agree.
     options = [
         "env=TMaze", "env.corridor_length=9", "model=tiny", "num_envs=4", "device=cpu",
-        "torso.num_layers=1", "torso.window_length=4", "torso.segment_length=4",
-        "ppo.rollout_length=16", "ppo.bptt_segments=4", "total_steps=192", "compile=true",
-        f"run_dir={tmp_path}",
+        "torso.num_layers=2", "torso.window_length=4", "torso.segment_length=4", "num_threads=2",
+        "ppo.rollout_length=16", "ppo.bptt_segments=4", "total_steps=192",
     ]  # fmt: skip
-    subprocess.run(
-        [sys.executable, "-m", "mtxl_rl.train", *options],
-        check=True, capture_output=True, timeout=600,
-    )  # fmt: skip
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert len(rows) == 3
-    assert max(row["ppo/ratio_deviation"] for row in rows) < 1e-5
+    runs = []
+    for compiles in ("false", "true"):
+        folder = tmp_path / compiles
+        command = [sys.executable, "-m", "mtxl_rl.train", *options]
+        done = subprocess.run(
+            [*command, f"compile={compiles}", f"profile={compiles}", f"run_dir={folder}"],
+            capture_output=True, text=True, timeout=600, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert "c-shim" not in done.stderr
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        runs.append([json.loads(line) for line in lines])
+    assert "compiled step" in done.stdout + done.stderr
+    for plain, compiled in zip(*runs, strict=True):
+        assert compiled["ppo/ratio_deviation"] < 1e-5
+        for name in ("loss/policy", "loss/value", "ppo/entropy", "ppo/grad_norm"):
+            assert compiled[name] == pytest.approx(plain[name], rel=1e-3, abs=1e-5), name
 
 
 def test_zeros_and_ones_of_any_type_mark_where_episodes_start() -> None:

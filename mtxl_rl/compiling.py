@@ -1,0 +1,37 @@
+"""How this library uses torch.compile: whole graphs of fixed shapes, compiled at first use."""
+
+import logging
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import torch
+import torch._functorch.config
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def compiled(
+    call: Callable[P, R], device: torch.device, *, for_learning: bool = False
+) -> Callable[P, R]:
+    """`call` as one graph for each set of shapes; `for_learning`: and its backward pass."""
+    options: dict[str, str | int | bool | Callable[..., object]] = {}
+    if device.type == "cpu":
+        # The code around the kernels in C++, too: without Python's lock, so that the learner's
+        # threads run side by side. It says of every operation that it looks up by name.
+        options["cpp_wrapper"] = True
+        logging.getLogger("torch._inductor.ir").addFilter(_is_news)
+    if for_learning:
+        # In place, torch 2.13 overwrites what the forward pass has kept for the backward pass while
+        # a part of it is still to be read: here, the attention's weights; gradients are then wrong.
+        options["inplace_buffers"] = False
+    if for_learning and device.type == "cpu":
+        # What costs little is computed again in the backward pass. By default the compiler keeps
+        # the masks of ReLUs instead, which its code for a CPU writes and reads number by number:
+        # a fifth of a compiled layer's time.
+        torch._functorch.config.aggressive_recomputation = True
+    return torch.compile(call, fullgraph=True, dynamic=False, options=options)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return "missing a c-shim implementation" not in record.getMessage()
