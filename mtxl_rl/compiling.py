@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 import torch
+import torch._dynamo.config
 import torch._functorch.config
 
 P = ParamSpec("P")
@@ -15,6 +16,8 @@ def compiled(
     call: Callable[P, R], device: torch.device, *, for_learning: bool = False
 ) -> Callable[P, R]:
     """`call` as one graph for each set of shapes; `for_learning`: and its backward pass."""
+    # Of one function, every size and kind of torso in a process is a graph of its own.
+    torch._dynamo.config.cache_size_limit = max(64, torch._dynamo.config.cache_size_limit)
     options: dict[str, str | int | bool | Callable[..., object]] = {}
     if device.type == "cpu":
         # The code around the kernels in C++, too: without Python's lock, so that the learner's

@@ -21,11 +21,12 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from mtxl_rl.compiling import compiled
 from mtxl_rl.torso import MemoryTransformer, Torso, TorsoConfig, build_torso
 
 TABLES = ("sizes", "horizon", "latency", "share", "peers")
@@ -73,6 +74,7 @@ class Bench:
         self.device = torch.device(arguments.device)
         self.rounds, self.seconds = arguments.rounds, arguments.seconds
         self.clock = time.process_time if arguments.cpu else time.perf_counter
+        self.compiles: bool = arguments.compile
 
     def time(self, works: Sequence[Work]) -> list[float]:
         """Median seconds of each, measured in turns, as often as `seconds` of a round allow."""
@@ -127,7 +129,11 @@ def build(bench: Bench, **sizes: int | str) -> Torso:
     """A torso on the bench's device; four heads up to width 128, heads of 32 above."""
     width = int(sizes.get("width", 128))
     given = {"num_layers": 3, "segment_length": 32, "num_heads": max(4, width // 32)} | sizes
-    return build_torso(TorsoConfig(**given)).to(bench.device)  # type: ignore[arg-type]
+    torso = build_torso(TorsoConfig(**given)).to(bench.device)  # type: ignore[arg-type]
+    if bench.compiles and isinstance(torso, MemoryTransformer):
+        torso.compile_layers(partial(compiled, device=bench.device, for_learning=True))
+        setattr(torso, "step", compiled(torso.step, bench.device))  # noqa: B010
+    return torso
 
 
 def sizes(bench: Bench, *, quick: bool) -> None:
@@ -194,15 +200,14 @@ def share(bench: Bench, *, quick: bool) -> None:
 def peers(bench: Bench, *, quick: bool) -> None:
     """Other cores of the same width and layers, one span of 128 steps, 32 rows acting."""
     batch, width, layers = 32, 128, 3
-    window = build(bench, width=width, window_length=64)
     cases: dict[str, tuple[Work, Work]] = {}
-    for name, config in {
-        "mtxl": window.config,
-        "gtrxl": replace(window.config, long_term="none"),
-        "lstm (ours)": TorsoConfig(kind="lstm", width=width, num_layers=layers),
-        "gru (ours)": TorsoConfig(kind="gru", width=width, num_layers=layers),
+    for name, kind in {
+        "mtxl": {"window_length": 64},
+        "gtrxl": {"window_length": 64, "long_term": "none"},
+        "lstm (ours)": {"kind": "lstm"},
+        "gru (ours)": {"kind": "gru"},
     }.items():
-        torso = build_torso(config).to(bench.device)
+        torso = build(bench, width=width, num_layers=layers, **kind)  # type: ignore[arg-type]
         cases[name] = (bench.acting(torso, batch), bench.learning(torso, 8, 128))
     for name, cell in {"torch LSTM": nn.LSTM, "torch GRU": nn.GRU}.items():
         core = cell(width, width, layers, batch_first=True).to(bench.device)
@@ -297,6 +302,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.3, help="of each round of a case")
     parser.add_argument("--cpu", action="store_true", help="count processor time")
+    parser.add_argument("--compile", action="store_true", help="our transformers")
     parser.add_argument("--quick", action="store_true", help="few and small cases")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
