@@ -8,8 +8,9 @@ python tests/bench/torso.py --tables sizes,horizon      some of them
   windows are really taken: from there on nothing in the state grows.
 - latency: one row of the base model over windows, the rows in turns.
 - share: long-term memory's part of the learner's time, by the torso without it.
-- peers: torch's LSTM and GRU, sb3-contrib's LSTM core, x-transformers and a plain decoder whose
-  cache holds every step of the episode, at the same width and layers.
+- peers: at the same width and layers torch's LSTM and GRU, sb3-contrib's LSTM core, TorchRL's
+  recurrent modules (none of its transformers keeps a state), x-transformers and a plain decoder
+  whose cache holds every step of the episode.
 
 Medians of rounds in turns. Wall time counts what others do on the machine; `--cpu` counts this
 process's processor time instead.
@@ -218,8 +219,28 @@ def peers(bench: Bench, *, quick: bool) -> None:
             cached(bench, decoder, batch, width, past),
             plain(bench, decoder, decoder, batch, width)[1],
         )
+    cases |= installed_peers(bench, batch, width, layers)
+    times = bench.time([work for pair in cases.values() for work in pair])
+    print("\n| core, width 128, 3 layers | act steps/s, 32 rows | learner samples/s |")
+    print("|---|---|---|")
+    for i, name in enumerate(cases):
+        act, learn = times[2 * i : 2 * i + 2]
+        acted = "-" if name.startswith("x-") else f"{batch / act:,.0f}"
+        print(f"| {name} | {acted} | {8 * 128 / learn:,.0f} |", flush=True)
+
+
+def installed_peers(
+    bench: Bench, batch: int, width: int, layers: int
+) -> dict[str, tuple[Work, Work]]:
+    """The cores of other libraries, of those that are installed."""
+    cases: dict[str, tuple[Work, Work]] = {}
     if importlib.util.find_spec("sb3_contrib"):
         cases["sb3-contrib LSTM core"] = sb3_core(bench, batch, width, layers)
+    if importlib.util.find_spec("torchrl"):
+        from torchrl.modules import GRUModule, LSTMModule
+
+        for name, module in {"LSTMModule": LSTMModule, "GRUModule": GRUModule}.items():
+            cases[f"TorchRL {name}"] = torchrl_core(bench, module, batch, width, layers)
     if importlib.util.find_spec("x_transformers"):
         from x_transformers import Decoder as Layers
 
@@ -228,13 +249,7 @@ def peers(bench: Bench, *, quick: bool) -> None:
             lambda: None,
             plain(bench, core, core, batch, width)[1],
         )
-    times = bench.time([work for pair in cases.values() for work in pair])
-    print("\n| core, width 128, 3 layers | act steps/s, 32 rows | learner samples/s |")
-    print("|---|---|---|")
-    for i, name in enumerate(cases):
-        act, learn = times[2 * i : 2 * i + 2]
-        acted = "-" if name.startswith("x-") else f"{batch / act:,.0f}"
-        print(f"| {name} | {acted} | {8 * 128 / learn:,.0f} |", flush=True)
+    return cases
 
 
 def plain(
@@ -288,6 +303,42 @@ def sb3_core(bench: Bench, batch: int, width: int, layers: int) -> tuple[Work, W
 
     def learn() -> None:
         torch.autograd.grad(through(8, 128).square().sum(), weights)
+
+    return act, learn
+
+
+def torchrl_core(
+    bench: Bench, module: Callable[..., nn.Module], batch: int, width: int, layers: int
+) -> tuple[Work, Work]:
+    """A recurrent module of TorchRL by steps and over a span, with no episode starting inside."""
+    from tensordict import TensorDict
+    from torchrl.modules import set_recurrent_mode
+
+    core = module(
+        input_size=width, hidden_size=width, num_layers=layers, in_key="x", out_key="y"
+    ).to(bench.device)
+    states = [str(key) for key in core.in_keys[1:-1]]  # type: ignore[index]
+    weights = list(core.parameters())
+
+    def given(*shape: int) -> TensorDict:
+        entries = {
+            "x": torch.randn(*shape, width, device=bench.device),
+            "is_init": torch.zeros(*shape, 1, dtype=torch.bool, device=bench.device),
+            **{key: torch.zeros(*shape, layers, width, device=bench.device) for key in states},
+        }
+        return TensorDict(entries, batch_size=shape, device=bench.device)
+
+    step, span = given(batch), given(8, 128)
+
+    def act() -> None:
+        with torch.no_grad(), set_recurrent_mode(mode=False):
+            found = core(step.clone(recurse=False))["next"]
+        step.update(found.select(*states))
+
+    def learn() -> None:
+        with set_recurrent_mode(mode=True):
+            y = core(span.clone(recurse=False))["y"]
+        torch.autograd.grad(y.square().sum(), weights)
 
     return act, learn
 
