@@ -1,6 +1,9 @@
 """How this library uses torch.compile: whole graphs of fixed shapes, compiled at first use."""
 
 import logging
+import os
+import shutil
+import sys
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
@@ -15,11 +18,16 @@ R = TypeVar("R")
 def compiled(
     call: Callable[P, R], device: torch.device, *, for_learning: bool = False
 ) -> Callable[P, R]:
-    """`call` as one graph for each set of shapes; `for_learning`: and its backward pass."""
+    """`call` as one graph for each set of shapes; `for_learning`: and its backward pass.
+
+    Raises:
+        ValueError: there is no C++ compiler, which a CPU needs.
+    """
     # Of one function, every size and kind of torso in a process is a graph of its own.
     torch._dynamo.config.cache_size_limit = max(64, torch._dynamo.config.cache_size_limit)
     options: dict[str, str | int | bool | Callable[..., object]] = {}
     if device.type == "cpu":
+        _find_cxx()
         # The code around the kernels in C++, too: without Python's lock, so that the learner's
         # threads run side by side. It says of every operation that it looks up by name.
         options["cpp_wrapper"] = True
@@ -34,6 +42,17 @@ def compiled(
         # a fifth of a compiled layer's time.
         torch._functorch.config.aggressive_recomputation = True
     return torch.compile(call, fullgraph=True, dynamic=False, options=options)
+
+
+def _find_cxx() -> None:
+    """Refuse before the run what torch would only refuse inside of it."""
+    usual = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+    name = os.environ.get("CXX", usual)
+    if shutil.which(name) is None:
+        raise ValueError(
+            f"to compile for the CPU, torch needs the C++ compiler {name}, which is not there; "
+            "install it, name another one in the environment variable CXX, or leave out compile=true"
+        )
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -288,6 +288,16 @@ def test_compiling_a_torso_that_has_no_such_step_is_refused() -> None:
         compose_config([*TINY, "torso=gru", "compile=true"])
 
 
+def test_who_has_no_compiler_is_told_before_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    config = compose_config([*TINY, "compile=true", f"run_dir={tmp_path / 'run'}"])
+    with pytest.raises(ValueError, match=r"needs the C\+\+ compiler no-such-compiler"):
+        run(config)
+    assert not (tmp_path / "run").exists()
+
+
 def test_sizes_that_a_torso_does_not_read_are_told(capsys: pytest.CaptureFixture) -> None:
     options = ["torso.num_heads=8", "torso.segment_length=8", "num_envs=8", "dry_run=true"]
     main(["env=TMaze", "torso=gru", *options])

@@ -340,7 +340,8 @@ class PPO:
             float((one - other).norm() / (other.norm() + floor))
             for one, other in zip(found, expected, strict=True)
         )
-        bound = 0.05 if self.policy.config.precision == "bfloat16" else 1e-3
+        # Rounding is 2e-6, and 0.09 in bfloat16; who reads a wrong buffer is wrong by about 1.
+        bound = 0.5 if self.policy.config.precision == "bfloat16" else 1e-3
         if relative > bound:
             raise RuntimeError(
                 "a gradient of the compiled layers differs from that of the plain ones by "
