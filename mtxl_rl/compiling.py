@@ -51,7 +51,7 @@ def _find_cxx() -> None:
     if shutil.which(name) is None:
         raise ValueError(
             f"to compile for the CPU, torch needs the C++ compiler {name}, which is not there; "
-            "install it, name another one in the environment variable CXX, or leave out compile=true"
+            "install it, name another one in the environment's CXX, or leave out compile=true"
         )
 
 
