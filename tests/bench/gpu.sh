@@ -90,11 +90,13 @@ if [[ -n "$quick" ]]; then
     part 200 "Torsos" "${torso[@]}" --rounds 1 --seconds 0.01
 elif [[ "$device" == cuda ]]; then
     base=(--width 256 --envs 512 --precision bfloat16 --iterations 3)
-    part 60 "T-maze, base model" "${train[@]}" --tasks TMaze --systems mtxl,gtrxl,gru "${base[@]}"
-    part 120 "Memory Maze, base model" "${train[@]}" --tasks MemoryMaze --systems mtxl "${base[@]}"
-    part 90 "T-maze, large model" "${train[@]}" --tasks TMaze --systems mtxl "${base[@]}" \
-        --width 512 --layers 6
-    part 160 "Torsos" "${torso[@]}" --precision bfloat16 --rounds 3 --seconds 0.1
+    part 50 "T-maze, base model" "${train[@]}" --tasks TMaze --systems mtxl,gtrxl,gru "${base[@]}"
+    part 80 "Memory Maze, base model" "${train[@]}" --tasks MemoryMaze --systems mtxl "${base[@]}"
+    part 120 "Memory Maze, base model, compiled" "${train[@]}" --tasks MemoryMaze --systems mtxl \
+        "${base[@]}" --compile
+    part 110 "T-maze, large model, compiled" "${train[@]}" --tasks TMaze --systems mtxl "${base[@]}" \
+        --width 512 --layers 6 --compile
+    part 110 "Torsos" "${torso[@]}" --precision bfloat16 --rounds 3 --seconds 0.1
 else
     part 900 "Training" "${train[@]}"
     part 900 "Torsos" "${torso[@]}"

@@ -168,7 +168,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="float32")
     parser.add_argument("--iterations", type=int, default=5)
-    parser.add_argument("--compile", action="store_true", help="acting, of the transformers")
+    parser.add_argument("--compile", action="store_true", help="the transformers")
     parser.add_argument("--profile", action="store_true", help="print where the time goes")
     arguments = parser.parse_args()
     # A GPU's learner has no threads to share a minibatch among.
