@@ -202,6 +202,7 @@ def _loop(this: Run, run_dir: Path) -> bool:
     say(
         f"{run_dir}: {config.torch_device()}, {config.num_envs} environments, "
         f"{sum(p.numel() for p in this.policy.parameters()):,} weights"
+        + ("; compiling first, for a minute or two if it is new" if config.compile else "")
     )
     with (
         MetricsLogger(run_dir) as logger,
