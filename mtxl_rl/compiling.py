@@ -5,11 +5,10 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from functools import wraps
 from typing import ParamSpec, TypeVar
 
 import torch
-import torch._dynamo.config
-import torch._functorch.config
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -23,8 +22,10 @@ def compiled(
     Raises:
         ValueError: there is no C++ compiler, which a CPU needs.
     """
-    # Of one function, every size and kind of torso in a process is a graph of its own.
-    torch._dynamo.config.cache_size_limit = max(64, torch._dynamo.config.cache_size_limit)
+    # Here, for it takes most of a second, and who does not compile need not wait.
+    import torch._dynamo.config
+    import torch._functorch.config
+
     options: dict[str, str | int | bool | Callable[..., object]] = {}
     if device.type == "cpu":
         _find_cxx()
@@ -36,12 +37,23 @@ def compiled(
         # In place, torch 2.13 overwrites what the forward pass has kept for the backward pass while
         # a part of it is still to be read: here, the attention's weights; gradients are then wrong.
         options["inplace_buffers"] = False
-    if for_learning and device.type == "cpu":
-        # What costs little is computed again in the backward pass. By default the compiler keeps
-        # the masks of ReLUs instead, which its code for a CPU writes and reads number by number:
-        # a fifth of a compiled layer's time.
-        torch._functorch.config.aggressive_recomputation = True
-    return torch.compile(call, fullgraph=True, dynamic=False, options=options)
+    made = torch.compile(call, fullgraph=True, dynamic=False, options=options)
+    # What costs little is computed again in the backward pass. By default the compiler keeps the
+    # masks of ReLUs instead, which its code for a CPU writes and reads number by number: a fifth of
+    # a compiled layer's time.
+    recomputes = for_learning and device.type == "cpu"
+
+    @wraps(call)
+    def run(*given: P.args, **named: P.kwargs) -> R:
+        # Around every call, for any may compile, and each thread has settings of its own. Of one
+        # function, every size and kind of torso in a process is a graph of its own.
+        with torch._dynamo.config.patch(cache_size_limit=64):
+            if not recomputes:
+                return made(*given, **named)
+            with torch._functorch.config.patch(aggressive_recomputation=True):
+                return made(*given, **named)
+
+    return run
 
 
 def _find_cxx() -> None:

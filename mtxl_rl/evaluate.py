@@ -61,7 +61,7 @@ class EvaluateConfig:
     film_steps: int = 500
     """Most steps of the video and of the timeline."""
     compile: bool = False
-    """Compile the torso's step, as in training; for long episodes."""
+    """Compile acting, as in training; for long episodes."""
 
     def __post_init__(self) -> None:
         """Check names and ranges."""

@@ -198,6 +198,7 @@ class Policy(nn.Module):
 
         Each number of rows and size of a rollout is compiled for itself.
         """
+        assert isinstance(self.torso, MemoryTransformer), self.torso.config.kind
         self._compiled = compiled(Policy._step, self._device)  # Of the class: a copy runs itself.
 
     def compile_learning(self) -> None:

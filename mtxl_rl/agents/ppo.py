@@ -264,7 +264,7 @@ class PPO:
         """
         num_valid = spans.valid.sum().clamp(min=1)
         parts = spans.split(self.num_threads)
-        # One after another at first: what is compiled at first use is compiled by one thread.
+        # One after another at first: what is compiled at first use is compiled once.
         submit = self._pool.submit if self._pool is not None and self._has_learned else _done
         others = [submit(self._learn, part, num_valid, entropy_coef) for part in parts[1:]]
         learned = [self._learn(parts[0], num_valid, entropy_coef)]
@@ -328,24 +328,27 @@ class PPO:
             return
         with torso.uncompiled():
             plain = [self._learn(part, num_valid, entropy_coef) for part in parts]
-        # Each of the torso's weights for itself: beside the heads' gradients its own are small.
-        positions = {parameter: i for i, parameter in enumerate(self.parameters)}
-        indices = [positions[parameter] for parameter in torso.parameters()]
+        # Each weight for itself, for the heads' gradients are large beside the others at first.
         found, expected = (
-            [torch.stack([part.gradients[i] for part in of]).sum(0) for i in indices]
+            [
+                torch.stack(gradients).sum(0)
+                for gradients in zip(*(part.gradients for part in of), strict=True)
+            ]
             for of in (learned, plain)
         )
-        floor = 1e-3 * torch.stack([one.norm() for one in expected]).norm()
-        relative = max(
-            float((one - other).norm() / (other.norm() + floor))
+        positions = {parameter: i for i, parameter in enumerate(self.parameters)}
+        inside = [expected[positions[parameter]].norm() for parameter in torso.parameters()]
+        floor = 1e-3 * torch.stack(inside).norm() + 1e-30
+        relative = torch.stack([
+            (one - other).norm() / (other.norm() + floor)
             for one, other in zip(found, expected, strict=True)
-        )
+        ]).max()  # fmt: skip
         # Rounding is 2e-6, and 0.09 in bfloat16; who reads a wrong buffer is wrong by about 1.
         bound = 0.5 if self.policy.config.precision == "bfloat16" else 1e-3
-        if relative > bound:
+        if floor.isfinite() and not relative <= bound:  # NaN is not either.
             raise RuntimeError(
                 "a gradient of the compiled layers differs from that of the plain ones by "
-                f"{relative:.1e} of its norm, and at most {bound} is rounding: torch "
+                f"{float(relative):.1e} of its norm, and at most {bound} is rounding: torch "
                 f"{torch.__version__} compiles them wrongly; set compile=false, or another torch"
             )
 

@@ -167,12 +167,12 @@ def test_threads_that_share_a_minibatch_learn_what_one_learns(run: Run, num_thre
         torch.testing.assert_close(one, found[1][key], rtol=1e-4, atol=1e-6, msg=key)
 
 
-@pytest.mark.parametrize("factor", [1.0, 1.1])
+@pytest.mark.parametrize("factor", [1.0, 1.1, float("nan")])
 def test_compiled_layers_with_other_gradients_are_refused(run: Run, factor: float) -> None:
     def wrongly(layer: Callable[..., Any]) -> Callable[..., Any]:
         def compiled(*inputs: Any) -> Any:  # noqa: ANN401
             y, after = layer(*inputs)
-            return factor * y - (factor - 1) * y.detach(), after
+            return y + (factor - 1) * (y - y.detach()), after
 
         return compiled
 

@@ -6,9 +6,15 @@ The shape checks that the tests hook into the package do not compile; a fresh pr
 import json
 import subprocess
 import sys
+from copy import deepcopy
 from pathlib import Path
 
+import gymnasium
 import pytest
+import torch
+
+from mtxl_rl.policy import Policy, PolicyConfig, PolicyInputs
+from mtxl_rl.torso import TorsoConfig
 
 SCRIPT = """
 import sys
@@ -83,12 +89,20 @@ def test_a_torso_compiles_whole_and_computes_the_same(how: str, name: str, num_s
 
 
 @pytest.mark.slow
-def test_a_compiled_run_learns_what_a_plain_one_learns(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "others",
+    [
+        [],
+        ["torso=slots", "torso.slots.is_shared=true", "torso.gradient_checkpointing=true",
+         "env_groups=2"],
+    ],
+)  # fmt: skip
+def test_a_compiled_run_learns_what_a_plain_one_learns(tmp_path: Path, others: list[str]) -> None:
     # Its timelines slide and its episodes end; acting and learning in one rollout must agree.
     options = [
         "env=TMaze", "env.corridor_length=9", "model=tiny", "num_envs=4", "device=cpu",
         "torso.num_layers=2", "torso.window_length=4", "torso.segment_length=4", "num_threads=2",
-        "ppo.rollout_length=16", "ppo.bptt_segments=4", "total_steps=192",
+        "ppo.rollout_length=16", "ppo.bptt_segments=4", "total_steps=192", *others,
     ]  # fmt: skip
     runs = []
     for compiles in ("false", "true"):
@@ -107,6 +121,30 @@ def test_a_compiled_run_learns_what_a_plain_one_learns(tmp_path: Path) -> None:
         assert compiled["ppo/ratio_deviation"] < 1e-5
         for name in ("loss/policy", "loss/value", "ppo/entropy", "ppo/grad_norm"):
             assert compiled[name] == pytest.approx(plain[name], rel=1e-3, abs=1e-5), name
+
+
+def test_a_copy_of_a_compiled_policy_runs_its_own_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mtxl_rl.policy.compiled", lambda call, *_, **__: call)
+    sizes = {"width": 8, "num_layers": 1, "num_heads": 2, "window_length": 4, "segment_length": 4}
+    spaces = gymnasium.spaces.Box(-1, 1, (3,)), gymnasium.spaces.Discrete(2)
+    policy = Policy(*spaces, torso=TorsoConfig(**sizes), policy=PolicyConfig())
+    policy.compile_acting()
+    policy.compile_learning()
+    copy = deepcopy(policy)
+    with torch.no_grad():
+        for parameter in policy.torso.parameters():
+            parameter.zero_()
+    calm = torch.zeros(2, dtype=torch.bool)
+    inputs = PolicyInputs({"obs": torch.ones(2, 3)}, torch.zeros(2, 1).long(), 0.0 * calm, calm)
+    steps = PolicyInputs({"obs": torch.ones(2, 1, 3)}, *(field[:, None] for field in inputs[1:]))
+    for one, is_empty in ((policy, True), (copy, False)):
+        state = one.torso.initial_state(2)
+        torch.manual_seed(0)
+        acted = one.act(inputs, one.begin(state)).value
+        learned, _ = one(steps, state)
+        torch.testing.assert_close(acted, learned.value[:, 0])
+        assert bool((acted == acted[0]).all())
+        assert (float(acted.detach().abs().max()) == 0) == is_empty
 
 
 def test_zeros_and_ones_of_any_type_mark_where_episodes_start() -> None:
