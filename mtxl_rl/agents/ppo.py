@@ -343,8 +343,9 @@ class PPO:
             (one - other).norm() / (other.norm() + floor)
             for one, other in zip(found, expected, strict=True)
         ]).max()  # fmt: skip
-        # Rounding is 2e-6, and 0.09 in bfloat16; who reads a wrong buffer is wrong by about 1.
-        bound = 0.5 if self.policy.config.precision == "bfloat16" else 1e-3
+        # Rounding is 2e-6, 1e-3 where it turns a ReLU, and 0.09 in bfloat16; who reads a wrong
+        # buffer is wrong by about 1.
+        bound = 0.5 if self.policy.config.precision == "bfloat16" else 0.05
         if floor.isfinite() and not relative <= bound:  # NaN is not either.
             raise RuntimeError(
                 "a gradient of the compiled layers differs from that of the plain ones by "
