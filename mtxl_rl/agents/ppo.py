@@ -1,8 +1,8 @@
 """Proximal policy optimisation over spans of segments (Schulman et al. 2017, arXiv 1707.06347)."""
 
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -264,11 +264,11 @@ class PPO:
         """
         num_valid = spans.valid.sum().clamp(min=1)
         parts = spans.split(self.num_threads)
+        learn = partial(self._learn, num_valid=num_valid, entropy_coef=entropy_coef)
         # One after another at first: what is compiled at first use is compiled once.
-        submit = self._pool.submit if self._pool is not None and self._has_learned else _done
-        others = [submit(self._learn, part, num_valid, entropy_coef) for part in parts[1:]]
-        learned = [self._learn(parts[0], num_valid, entropy_coef)]
-        learned += [other.result() for other in others]
+        side_by_side = self._pool.map if self._pool is not None and self._has_learned else map
+        others = side_by_side(learn, parts[1:])
+        learned = [learn(parts[0]), *others]
         if not self._has_learned:
             self._check_compiler(parts, learned, num_valid, entropy_coef)
         self._has_learned = True
@@ -277,13 +277,8 @@ class PPO:
         if limit and float(metrics["ppo/approx_kl"]) > limit:
             return metrics, False
         loss = torch.stack([part.loss for part in learned]).sum()
-        for parameter, *gradients in zip(
-            self.parameters, *(part.gradients for part in learned), strict=True
-        ):
-            total = gradients[0]
-            for gradient in gradients[1:]:
-                total = total + gradient
-            parameter.grad = total
+        for parameter, gradient in zip(self.parameters, _summed(learned), strict=True):
+            parameter.grad = gradient
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
         finite = torch.isfinite(norm) & torch.isfinite(loss)
         for parameter in self.parameters:
@@ -329,15 +324,13 @@ class PPO:
         with torso.uncompiled():
             plain = [self._learn(part, num_valid, entropy_coef) for part in parts]
         # Each weight for itself, for the heads' gradients are large beside the others at first.
-        found, expected = (
-            [
-                torch.stack(gradients).sum(0)
-                for gradients in zip(*(part.gradients for part in of), strict=True)
-            ]
-            for of in (learned, plain)
-        )
-        positions = {parameter: i for i, parameter in enumerate(self.parameters)}
-        inside = [expected[positions[parameter]].norm() for parameter in torso.parameters()]
+        found, expected = _summed(learned), _summed(plain)
+        of_torso = set(torso.parameters())
+        inside = [
+            gradient.norm()
+            for parameter, gradient in zip(self.parameters, expected, strict=True)
+            if parameter in of_torso
+        ]
         floor = 1e-3 * torch.stack(inside).norm() + 1e-30
         relative = torch.stack([
             (one - other).norm() / (other.norm() + floor)
@@ -396,11 +389,12 @@ def _combined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     }
 
 
-def _done(work: Callable[..., _Learned], *given: Any) -> Future[_Learned]:  # noqa: ANN401
-    """What a pool's `submit` gives, done at once."""
-    future: Future[_Learned] = Future()
-    future.set_result(work(*given))
-    return future
+def _summed(parts: list[_Learned]) -> list[Tensor]:
+    """A minibatch's gradients: its parts', added in their order."""
+    total = list(parts[0].gradients)
+    for part in parts[1:]:
+        total = [one + other for one, other in zip(total, part.gradients, strict=True)]
+    return total
 
 
 def _linear(start: float, end: float, progress: float) -> float:
