@@ -1,14 +1,15 @@
-"""How this library uses torch.compile: whole graphs of fixed shapes, compiled at first use."""
+"""How this library uses torch.compile, whole graphs of fixed shapes, and what it trusts in them."""
 
 import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
 import torch
+from torch import Tensor
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -54,6 +55,42 @@ def compiled(
                 return made(*given, **named)
 
     return run
+
+
+def check_gradients(
+    compiled: Sequence[Tensor],
+    plain: Sequence[Tensor],
+    *,
+    is_inside: Sequence[bool],
+    bound: float,
+) -> None:
+    """Refuse compiled layers whose gradients are not those of the plain ones.
+
+    Compilers err; a wrong gradient would show in nothing but an agent that learns less.
+
+    Args:
+        compiled: gradients of a network's weights.
+        plain: those of the same weights, and of the same loss, without the compiler.
+        is_inside: which of the weights are the compiled layers'.
+        bound: the norm of a gradient's difference, relative to its own, that rounding may make.
+
+    Raises:
+        RuntimeError: they differ by more.
+    """
+    inside = [one.norm() for one, is_so in zip(plain, is_inside, strict=True) if is_so]
+    # Each weight for itself, for the heads' gradients are large beside the others at first; but
+    # where there is nearly no gradient, rounding is all of it.
+    floor = 1e-3 * torch.stack(inside).norm() + 1e-30
+    relative = torch.stack([
+        (one - other).norm() / (other.norm() + floor)
+        for one, other in zip(compiled, plain, strict=True)
+    ]).max()  # fmt: skip
+    if floor.isfinite() and not relative <= bound:  # NaN is not either.
+        raise RuntimeError(
+            "a gradient of the compiled layers differs from that of the plain ones by "
+            f"{float(relative):.1e} of its norm, and at most {bound} is rounding: torch "
+            f"{torch.__version__} compiles them wrongly; set compile=false, or another torch"
+        )
 
 
 def _find_cxx() -> None:

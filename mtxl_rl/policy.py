@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -202,13 +201,9 @@ class Policy(nn.Module):
         self._compiled = compiled(Policy._step, self._device)  # Of the class: a copy runs itself.
 
     def compile_learning(self) -> None:
-        """Compile the torso's layers, forward and backward, at the first use with gradients.
-
-        Layers of one kind share what is compiled; each number of rows and steps is for itself.
-        """
+        """Compile the torso's layers; see `MemoryTransformer.compile_layers`."""
         assert isinstance(self.torso, MemoryTransformer), self.torso.config.kind
-        how = partial(compiled, device=self._device, for_learning=True)
-        self.torso.compile_layers(how)
+        self.torso.compile_layers()
 
     @property
     def acts_compiled(self) -> bool:

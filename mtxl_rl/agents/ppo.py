@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mtxl_rl.compiling import check_gradients
 from mtxl_rl.policy import Policy, PolicyInputs
 from mtxl_rl.ranges import check_at_least
 from mtxl_rl.returns import explained_variance, gae
@@ -311,9 +312,7 @@ class PPO:
     def _check_compiler(
         self, parts: list[Spans], learned: list[_Learned], num_valid: Tensor, entropy_coef: float
     ) -> None:
-        """Refuse compiled layers whose gradients are not those of the plain ones.
-
-        Compilers err; a wrong gradient would show in nothing but an agent that learns less.
+        """Learn a minibatch again by the plain layers; see `check_gradients`.
 
         Raises:
             RuntimeError: they differ by more than rounding.
@@ -323,28 +322,15 @@ class PPO:
             return
         with torso.uncompiled():
             plain = [self._learn(part, num_valid, entropy_coef) for part in parts]
-        # Each weight for itself, for the heads' gradients are large beside the others at first.
-        found, expected = _summed(learned), _summed(plain)
-        of_torso = set(torso.parameters())
-        inside = [
-            gradient.norm()
-            for parameter, gradient in zip(self.parameters, expected, strict=True)
-            if parameter in of_torso
-        ]
-        floor = 1e-3 * torch.stack(inside).norm() + 1e-30
-        relative = torch.stack([
-            (one - other).norm() / (other.norm() + floor)
-            for one, other in zip(found, expected, strict=True)
-        ]).max()  # fmt: skip
-        # Rounding is 2e-6, 1e-3 where it turns a ReLU, and 0.09 in bfloat16; who reads a wrong
-        # buffer is wrong by about 1.
-        bound = 0.5 if self.policy.config.precision == "bfloat16" else 0.05
-        if floor.isfinite() and not relative <= bound:  # NaN is not either.
-            raise RuntimeError(
-                "a gradient of the compiled layers differs from that of the plain ones by "
-                f"{float(relative):.1e} of its norm, and at most {bound} is rounding: torch "
-                f"{torch.__version__} compiles them wrongly; set compile=false, or another torch"
-            )
+        in_torso = set(torso.parameters())
+        check_gradients(
+            _summed(learned),
+            _summed(plain),
+            is_inside=[parameter in in_torso for parameter in self.parameters],
+            # Rounding is 2e-6, 1e-3 where it turns a ReLU, and 0.09 in bfloat16; who reads a wrong
+            # buffer is wrong by about 1.
+            bound=0.5 if self.policy.config.precision == "bfloat16" else 0.05,
+        )
 
     def _gradients(self, loss: Tensor) -> tuple[Tensor, ...]:
         return torch.autograd.grad(loss, self.parameters, materialize_grads=True)

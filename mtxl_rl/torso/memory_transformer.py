@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mtxl_rl.compiling import compiled
 from mtxl_rl.torso.clock import Clock, SegmentEnds
 from mtxl_rl.torso.config import TorsoConfig
 from mtxl_rl.torso.layer import Layer, latest_version, note, slots_of, write_versions
@@ -118,6 +119,7 @@ class MemoryTransformer(nn.Module):
         if config.is_shared:
             self.shared = slots_of(config, num_sources=len(config.layers_with_memory))
         self._compiled_layer: Callable[..., Any] | None = None
+        self._compiled_step: Callable[..., Tensor] | None = None
         num_memories = max((m + 1 for m in self.memory_of_layer if m is not None), default=1)
         self.state_shape = StateShape(
             config=config,
@@ -231,8 +233,9 @@ class MemoryTransformer(nn.Module):
             ValueError: a shape or a type is another than this torso's, or another torso's memory.
         """
         self.state_shape.check_step(x, memory, is_first, self.norm.weight)
+        step = self._compiled_step or MemoryTransformer.step
         with self.clocked(memory, is_first) as memory:
-            return self.step(x, memory)
+            return step(self, x, memory)
 
     @contextmanager
     def clocked(
@@ -246,14 +249,27 @@ class MemoryTransformer(nn.Module):
         yield memory
         self._count(memory)
 
-    def compile_layers(self, how: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-        """Have `how` compile what `forward` does in each layer where gradients are wanted.
+    def compile_step(self) -> None:
+        """Compile `act`, at its first use; each number of rows and room on the timeline for itself.
 
-        Layers of one kind share what it makes. Elsewhere, as for one step beside a rollout,
-        compiling once more would cost more than it gives.
+        Raises:
+            ValueError: there is no C++ compiler, which a CPU needs.
         """
-        # Of the class: a copy of the torso then runs its own layers.
-        self._compiled_layer = how(Layer.forward if self.shared is None else Layer.with_pairs)
+        # Of the class, as below: a copy of the torso then runs its own weights.
+        self._compiled_step = compiled(MemoryTransformer.step, self.norm.weight.device)
+
+    def compile_layers(self) -> None:
+        """Compile what `forward` does in each layer, and its gradients, at the first use with them.
+
+        Layers of one kind share what is compiled; each number of rows and steps is for itself.
+        Without gradients, as for one step beside a rollout, the layers run as they are: compiling
+        once more would cost more than it gives.
+
+        Raises:
+            ValueError: there is no C++ compiler, which a CPU needs.
+        """
+        layer = Layer.forward if self.shared is None else Layer.with_pairs
+        self._compiled_layer = compiled(layer, self.norm.weight.device, for_learning=True)
 
     @property
     def is_compiled(self) -> bool:

@@ -168,8 +168,10 @@ def test_threads_that_share_a_minibatch_learn_what_one_learns(run: Run, num_thre
 
 
 @pytest.mark.parametrize("factor", [1.0, 1.1, float("nan")])
-def test_compiled_layers_with_other_gradients_are_refused(run: Run, factor: float) -> None:
-    def wrongly(layer: Callable[..., Any]) -> Callable[..., Any]:
+def test_compiled_layers_with_other_gradients_are_refused(
+    run: Run, monkeypatch: pytest.MonkeyPatch, factor: float
+) -> None:
+    def wrongly(layer: Callable[..., Any], *_: object, **__: object) -> Callable[..., Any]:
         def compiled(*inputs: Any) -> Any:  # noqa: ANN401
             y, after = layer(*inputs)
             return y + (factor - 1) * (y - y.detach()), after
@@ -178,7 +180,8 @@ def test_compiled_layers_with_other_gradients_are_refused(run: Run, factor: floa
 
     policy = copy.deepcopy(run.policy)
     assert isinstance(policy.torso, MemoryTransformer)
-    policy.torso.compile_layers(wrongly)
+    monkeypatch.setattr("mtxl_rl.torso.memory_transformer.compiled", wrongly)
+    policy.torso.compile_layers()
     agent = PPO(policy, run.config.ppo, num_threads=2)
     if factor == 1.0:
         agent.update(run.collector.rollout, progress=0.0)

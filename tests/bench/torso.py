@@ -22,12 +22,10 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from mtxl_rl.compiling import compiled
 from mtxl_rl.torso import MemoryTransformer, Torso, TorsoConfig, build_torso
 
 TABLES = ("sizes", "horizon", "latency", "share", "peers")
@@ -132,8 +130,8 @@ def build(bench: Bench, **sizes: int | str) -> Torso:
     given = {"num_layers": 3, "segment_length": 32, "num_heads": max(4, width // 32)} | sizes
     torso = build_torso(TorsoConfig(**given)).to(bench.device)  # type: ignore[arg-type]
     if bench.compiles and isinstance(torso, MemoryTransformer):
-        torso.compile_layers(partial(compiled, device=bench.device, for_learning=True))
-        setattr(torso, "step", compiled(torso.step, bench.device))  # noqa: B010
+        torso.compile_layers()
+        torso.compile_step()
     return torso
 
 

@@ -48,6 +48,15 @@ if how == "export":
     exported = torch.export.export(torso, arguments, dynamic_shapes=shapes)
     # Its guards' names clash in torch 2.13: state.window and state.window_length.
     run = exported.module(check_guards=False)
+elif how == "library":
+    run = torso
+    torso.compile_layers()
+    torso.compile_step()
+    memory = torso.begin(before)
+    acted = [torso.act(x[:, t], memory, is_first[:, t]) for t in range(num_steps)]
+    torch.testing.assert_close(torch.stack(acted, 1), expected)
+    for found, field in zip(memory.state(), expected_state, strict=True):
+        torch.testing.assert_close(found, field)
 else:
     # In place, inductor overwrites what its backward pass still reads (torch 2.13).
     options = {"inplace_buffers": False} if how == "inductor" else None
@@ -76,6 +85,7 @@ if how != "export":
         ("aot_eager", "slots"),
         ("aot_eager", "shared"),
         ("aot_eager", "tokens"),
+        ("library", "delta"),
         ("export", "delta"),
         ("export", "shared"),
     ],
@@ -125,7 +135,8 @@ def test_a_compiled_run_learns_what_a_plain_one_learns(tmp_path: Path, others: l
 
 
 def test_a_copy_of_a_compiled_policy_runs_its_own_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mtxl_rl.policy.compiled", lambda call, *_, **__: call)
+    for module in ("mtxl_rl.policy", "mtxl_rl.torso.memory_transformer"):
+        monkeypatch.setattr(f"{module}.compiled", lambda call, *_, **__: call)
     sizes = {"width": 8, "num_layers": 1, "num_heads": 2, "window_length": 4, "segment_length": 4}
     spaces = gymnasium.spaces.Box(-1, 1, (3,)), gymnasium.spaces.Discrete(2)
     policy = Policy(*spaces, torso=TorsoConfig(**sizes), policy=PolicyConfig())
