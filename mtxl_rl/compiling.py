@@ -35,8 +35,8 @@ def compiled(
         options["cpp_wrapper"] = True
         logging.getLogger("torch._inductor.ir").addFilter(_is_news)
     if for_learning:
-        # In place, torch 2.13 overwrites what the forward pass has kept for the backward pass while
-        # a part of it is still to be read: here, the attention's weights; gradients are then wrong.
+        # In place, torch 2.11 to 2.15 overwrite what the forward pass has kept for the backward one
+        # while a part of it is to be read: here, the attention's weights; gradients are then wrong.
         options["inplace_buffers"] = False
     made = torch.compile(call, fullgraph=True, dynamic=False, options=options)
     # What costs little is computed again in the backward pass. By default the compiler keeps the
