@@ -279,7 +279,7 @@ class PPO:
             return metrics, False
         loss = torch.stack([part.loss for part in learned]).sum()
         for parameter, gradient in zip(self.parameters, _summed(learned), strict=True):
-            parameter.grad = gradient
+            parameter.grad = _laid_out_as(parameter, gradient)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
         finite = torch.isfinite(norm) & torch.isfinite(loss)
         for parameter in self.parameters:
@@ -373,6 +373,17 @@ def _combined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         key: values.amax(0) if key == "ppo/ratio_deviation" else values.sum(0)
         for key, values in stacked.items()
     }
+
+
+def _laid_out_as(parameter: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient with its numbers in the order of the weight's in storage.
+
+    `autograd.grad` leaves them in any order, as that of a convolution's channels, where `backward`
+    would not; and torch's fused Adam pairs both by their place in storage on a CPU.
+    """
+    if gradient.stride() == parameter.stride():
+        return gradient
+    return torch.empty_like(parameter).copy_(gradient)
 
 
 def _summed(parts: list[_Learned]) -> list[Tensor]:

@@ -16,17 +16,19 @@ from mtxl_rl.torso import MemoryTransformer
 from mtxl_rl.train import Run
 
 # Spans of 4 steps are shorter than the window of 8, and episodes of 6 steps reset inside both.
-OPTIONS = [
-    "env=TMaze", "env.corridor_length=5", "model=tiny", "num_envs=4", "device=cpu",
-    "torso.window_length=8", "torso.segment_length=4", "ppo.bptt_segments=1",
-    "ppo.rollout_length=32", "ppo.num_minibatches=4", "total_steps=1024",
+SIZES = [
+    "model=tiny", "num_envs=4", "device=cpu", "torso.window_length=8", "torso.segment_length=4",
+    "ppo.bptt_segments=1", "ppo.rollout_length=32", "ppo.num_minibatches=4", "total_steps=1024",
 ]  # fmt: skip
+OPTIONS = ["env=TMaze", "env.corridor_length=5", *SIZES]
 
 
 @pytest.fixture
 def run(request: pytest.FixtureRequest) -> Iterator[Run]:
     """A run whose second rollout is ready to be learned from."""
-    config = compose_config([*OPTIONS, *getattr(request, "param", [])])
+    options = getattr(request, "param", [])
+    chosen = SIZES if any(option.startswith("env=") for option in options) else OPTIONS
+    config = compose_config([*chosen, *options])
     env = EnvGroups(config.env, num_envs=4, num_groups=config.env_groups, seed=0)
     this = Run(config, env)
     this.collector.reset(seed=None)
@@ -165,6 +167,29 @@ def test_threads_that_share_a_minibatch_learn_what_one_learns(run: Run, num_thre
     assert found[0].keys() == found[1].keys()
     for key, one in found[0].items():
         torch.testing.assert_close(one, found[1][key], rtol=1e-4, atol=1e-6, msg=key)
+
+
+@pytest.mark.parametrize(
+    "run", [["env=MemoryMaze"], ["torso.position=learned"], ["torso=slots"]], indirect=True
+)
+def test_a_minibatch_moves_every_weight_as_plain_adam_does(run: Run) -> None:
+    # Gradients of pictures' convolutions and of a table of positions are no rows of numbers in the
+    # weights' order, and torch's fused Adam does not look.
+    rollout = run.collector.rollout
+    torch.manual_seed(0)
+    advantage = torch.randn_like(rollout.value)
+    spans = rollout.spans(torch.arange(8), advantage, rollout.value + advantage)
+    moved = []
+    for is_fused in (True, False):
+        policy = copy.deepcopy(run.policy)
+        agent = PPO(policy, run.config.ppo)
+        if not is_fused:
+            agent.optimizer = torch.optim.Adam(agent.parameters, lr=3e-4, eps=1e-5, foreach=False)
+        agent.optimizer.param_groups[0]["lr"] = 3e-4
+        agent._step(spans, 0.01, may_stop=False)
+        moved.append(dict(policy.named_parameters()))
+    for name, weight in moved[0].items():
+        torch.testing.assert_close(weight, moved[1][name], rtol=0, atol=1e-6, msg=name)
 
 
 @pytest.mark.parametrize("factor", [1.0, 1.1, float("nan")])
