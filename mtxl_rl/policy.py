@@ -244,4 +244,7 @@ class Policy(nn.Module):
 
     def _say(self, features: Tensor, inputs: PolicyInputs) -> PolicyOutputs:
         mask = inputs.observation.get(ACTION_MASK)
-        return PolicyOutputs(self.action_head(features, mask), self.value_head(features))
+        # They cost nothing, and large logits rounded to bfloat16 are off by percents.
+        with torch.autocast(features.device.type, enabled=False):
+            features = features.to(self.value_head.output.weight.dtype)
+            return PolicyOutputs(self.action_head(features, mask), self.value_head(features))

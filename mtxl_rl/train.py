@@ -49,6 +49,8 @@ class Run:
     def __init__(self, config: TrainConfig, env: EnvGroups) -> None:
         torch.manual_seed(config.seed)
         torch.set_num_threads(1)
+        # Convolutions of float32 are TF32 on a GPU otherwise, and acting differs from learning.
+        torch.backends.cudnn.allow_tf32 = False
         device = config.torch_device()
         self.config = config
         self.env = env

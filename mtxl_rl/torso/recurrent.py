@@ -116,7 +116,7 @@ class RecurrentTorso(nn.Module):
         packed, parts = self._run(runs.pack(x), parts)
         y = self.norm(runs.unpack(packed, x))
         after = torch.stack([part[:, runs.last].transpose(0, 1) for part in parts], dim=2)
-        # Under autocast LSTM cells give a narrower state, which does not go on outside of it.
+        # Weights that are narrower than the state give a narrower one.
         return y, state._replace(long_term=after.to(state.long_term.dtype))
 
     @torch.no_grad()
@@ -141,13 +141,19 @@ class RecurrentTorso(nn.Module):
         return self.norm(y[0])
 
     def _run(self, steps: Any, parts: list[Tensor]) -> tuple[Any, list[Tensor]]:  # noqa: ANN401
-        """The cells over steps, plain or packed, from and to the parts of their state."""
-        parts = [part.to(self.norm.weight.dtype) for part in parts]
-        if self.num_parts == 2:
-            y, after = self.cells(steps, (parts[0], parts[1]))
-            return y, list(after)
-        y, h = self.cells(steps, parts[0])
-        return y, [h]
+        """The cells over steps, plain or packed, from and to the parts of their state.
+
+        In the weights' precision: under CUDA's autocast torch runs these cells in float16, where
+        small gradients vanish.
+        """
+        weight = self.norm.weight
+        steps, *parts = (part.to(weight.dtype) for part in (steps, *parts))
+        with torch.autocast(weight.device.type, enabled=False):
+            if self.num_parts == 2:
+                y, after = self.cells(steps, (parts[0], parts[1]))
+                return y, list(after)
+            y, h = self.cells(steps, parts[0])
+            return y, [h]
 
 
 class FeedForwardTorso(nn.Module):
