@@ -196,7 +196,8 @@ class MemoryTransformer(nn.Module):
         self._check_timeline(timeline, batch)
         timeline[:, :, :size] = state.window
         keys, values, codes = [], [], []
-        pending = [part[..., :0] for part in state.long_term.unbind(1)]
+        # Of its own: acting changes it in place, and a caller's backward pass may need the state.
+        pending = [torch.zeros_like(part[..., :0]) for part in state.long_term.unbind(1)]
         for n, memory in enumerate(self.memory_of_layer):
             layer = self._layer(n)
             inputs = layer.norm(state.window[:, n])
@@ -290,6 +291,7 @@ class MemoryTransformer(nn.Module):
 
         So it compiles as one graph that serves every step; `clocked` stands around it.
         """
+        x = x.to(memory.timeline.dtype)  # as wide as `forward` has the stream under autocast
         num_places = self.config.window_length + 1
         ring = torch.arange(num_places, device=x.device)
         # Slot j of the ring lies (place - j) mod R steps back; codes lie farthest first.
@@ -315,8 +317,7 @@ class MemoryTransformer(nn.Module):
             x = layer.step(x, attended, long_term)
             if layer.matrix is not None and index is not None:
                 layer.matrix.write_step(memory.pending[index], inputs)
-        # Under autocast the stream may be narrower than the timeline.
-        inputs_now = torch.stack(inputs_of_layers, dim=1)[:, :, None].to(memory.timeline.dtype)
+        inputs_now = torch.stack(inputs_of_layers, dim=1)[:, :, None]
         memory.timeline.index_copy_(2, memory.now, inputs_now)
         return self.norm(x)
 
@@ -417,7 +418,8 @@ class MemoryTransformer(nn.Module):
         call: Callable[..., Any] = layer if self.shared is None else layer.with_pairs
         if not torch.is_grad_enabled():
             return call(*inputs)
-        if self._compiled_layer is not None:
+        # Who compiles around the torso compiles its layers, too.
+        if self._compiled_layer is not None and not torch.compiler.is_compiling():
             call = partial(self._compiled_layer, layer)
         if not self.config.gradient_checkpointing:
             return call(*inputs)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.utils._pytree import _register_namedtuple
 
 from mtxl_rl.torso.config import TorsoConfig
 
@@ -103,6 +104,8 @@ class MemoryState(NamedTuple):
 
 # It is plain tensors, so `torch.load` may read one without weights_only=False.
 torch.serialization.add_safe_globals([MemoryState])
+# And `torch.export.save` may write it among an exported torso's inputs and outputs.
+_register_namedtuple(MemoryState, serialized_type_name="mtxl_rl.MemoryState")
 
 
 @dataclass(kw_only=True)

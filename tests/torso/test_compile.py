@@ -17,6 +17,7 @@ from mtxl_rl.policy import Policy, PolicyConfig, PolicyInputs
 from mtxl_rl.torso import TorsoConfig
 
 SCRIPT = """
+import io
 import sys
 from pathlib import Path
 import torch
@@ -47,7 +48,10 @@ if how == "export":
     arguments = several[0], type(before)(*several[1:-1]), several[-1]
     exported = torch.export.export(torso, arguments, dynamic_shapes=shapes)
     # Its guards' names clash in torch 2.13: state.window and state.window_length.
-    run = exported.module(check_guards=False)
+    file = io.BytesIO()
+    torch.export.save(exported, file)
+    file.seek(0)
+    run = torch.export.load(file).module(check_guards=False)
 elif how == "library":
     run = torso
     torso.compile_layers()
@@ -57,6 +61,8 @@ elif how == "library":
     torch.testing.assert_close(torch.stack(acted, 1), expected)
     for found, field in zip(memory.state(), expected_state, strict=True):
         torch.testing.assert_close(found, field)
+    around = torch.compile(torso, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(around(x, before, is_first)[0], expected)
 else:
     # In place, inductor overwrites what its backward pass still reads (torch 2.13).
     options = {"inplace_buffers": False} if how == "inductor" else None

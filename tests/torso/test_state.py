@@ -143,3 +143,16 @@ def test_acting_from_a_state_with_gradients_keeps_no_graph(kind: str) -> None:
     memory = torso.begin(state)
     torso.act(x[:, 0], memory, calm[:, 0])
     assert not any(field.requires_grad for field in memory.state())
+
+
+@pytest.mark.parametrize("long_term", ["delta", "linear", "slots", "tokens", "none"])
+def test_acting_leaves_the_state_that_it_began_from_alone(long_term: str) -> None:
+    decay = "fixed" if long_term == "linear" else "none"
+    torso = build_torso(TorsoConfig(**SIZES, long_term=long_term, decay=decay))
+    x = torch.randn(2, 6, 8)
+    _, state = torso(x, torso.initial_state(2), torch.zeros(2, 6, dtype=torch.bool))
+    memory = torso.begin(state)
+    versions = [part._version for part in state]
+    torso.act(x[:, 0], memory, torch.tensor([True, False]))
+    # A tensor that was changed in place no longer serves a backward pass, whatever is in it.
+    assert [part._version for part in state] == versions
