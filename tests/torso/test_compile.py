@@ -47,10 +47,10 @@ if how == "export":
     several = [part.repeat_interleave(3, 0) for part in (x, *before, is_first)]
     arguments = several[0], type(before)(*several[1:-1]), several[-1]
     exported = torch.export.export(torso, arguments, dynamic_shapes=shapes)
-    # Its guards' names clash in torch 2.13: state.window and state.window_length.
     file = io.BytesIO()
     torch.export.save(exported, file)
     file.seek(0)
+    # Its guards' names clash in torch 2.13: state.window and state.window_length.
     run = torch.export.load(file).module(check_guards=False)
 elif how == "library":
     run = torso
@@ -64,7 +64,7 @@ elif how == "library":
     around = torch.compile(torso, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(around(x, before, is_first)[0], expected)
 else:
-    # In place, inductor overwrites what its backward pass still reads (torch 2.13).
+    # In place, inductor overwrites what its backward pass still reads (torch 2.11 to 2.15).
     options = {"inplace_buffers": False} if how == "inductor" else None
     run = torch.compile(torso, fullgraph=True, backend=how, options=options)
 y, state = run(x, before, is_first)
