@@ -50,10 +50,11 @@ class TrainConfig:
     total_steps: int = 1_000_000
     """Environment steps of the run, over all environments; rounded up to whole iterations of
     num_envs x ppo.rollout_length."""
-    stagger_steps: int = 0
+    stagger_steps: int = -1
     """Random steps before the first rollout that spread the environments over as many steps of
-    their episodes; give the length of episodes that all last equally long, or they stay in step
-    and each rollout shows one part of them. They count in no total."""
+    their episodes; they count in no total. Episodes that all last equally long stay in step
+    otherwise, and each rollout shows one part of them. -1: the length that the task names for all
+    of its episodes, as Memory Maze does; 0 where it names none."""
     run_dir: str = ""
     """Folder of the run's files; empty: runs/<env>/<date_time>, or with resume the same folder."""
     resume: str = ""
@@ -81,7 +82,8 @@ class TrainConfig:
                 f"env_groups={self.env_groups} must divide num_envs={self.num_envs}; try "
                 f"env_groups=2 num_envs={self.num_envs + self.num_envs % 2}"
             )
-        check_at_least(self, 0, "seed", "checkpoint_seconds", "stagger_steps")
+        check_at_least(self, 0, "seed", "checkpoint_seconds")
+        check_at_least(self, -1, "stagger_steps")
         span = self.ppo.bptt_segments * self.torso.segment_length
         if self.ppo.rollout_length % span:
             raise ValueError(
@@ -119,6 +121,13 @@ class TrainConfig:
     def steps_per_iteration(self) -> int:
         """Environment steps of one rollout."""
         return self.num_envs * self.ppo.rollout_length
+
+    @property
+    def steps_to_stagger(self) -> int:
+        """`stagger_steps`, with the task's own `steps_per_episode` for -1."""
+        if self.stagger_steps >= 0:
+            return self.stagger_steps
+        return getattr(self.env, "steps_per_episode", 0)
 
     def torch_device(self) -> torch.device:
         """The device that `device` names; see `find_device`."""

@@ -104,6 +104,13 @@ class Run:
             run_dir, state, step=self.step, score=score, keep_last=self.config.keep_checkpoints
         )
 
+    def start(self, *, seed: int | None) -> None:
+        """Begin an episode in every environment; see `Actor.reset`."""
+        steps = self.config.steps_to_stagger
+        if steps:
+            say(f"{steps:,} random steps first, which spread the environments over their episodes")
+        self.collector.reset(seed=seed, stagger_steps=steps)
+
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint; environments that cannot be saved start new episodes."""
         try:
@@ -116,10 +123,7 @@ class Run:
                 )
                 self.collector.generator.set_state(state["collector"]["generator"])
                 self.collector.episodes.load_state_dict(state["collector"]["episodes"])
-                self.collector.reset(
-                    seed=stream_seed(self.config.seed, self.step),
-                    stagger_steps=self.config.stagger_steps,
-                )
+                self.start(seed=stream_seed(self.config.seed, self.step))
                 return
             self.collector.load_state_dict(state["collector"])
             self.env.set_state(_arrays(state["env"]))
@@ -174,7 +178,7 @@ def _begin(config: TrainConfig, env: EnvGroups, run_dir: Path) -> Run:
     if state is not None:
         this.restore(state)
     else:
-        this.collector.reset(seed=None, stagger_steps=config.stagger_steps)
+        this.start(seed=None)
         save_config(config, run_dir / "config.yaml")
     return this
 

@@ -43,6 +43,32 @@ def test_who_is_spread_starts_with_an_empty_memory_and_twice_alike() -> None:
     assert torch.equal(first.observation["obs"], again.observation["obs"])
 
 
+def test_a_run_spreads_a_task_that_names_one_length_for_all_episodes() -> None:
+    options = ["env=MemoryMaze", "env.episode_length=24", "model=tiny", "num_envs=8", "device=cpu"]
+    ends = {}
+    for given in ([], ["stagger_steps=0"]):
+        config = compose_config([*options, *given])
+        run = Run(config, EnvGroups(config.env, num_envs=8, num_groups=1, seed=5))
+        run.start(seed=None)
+        (actor,) = run.collector.actors
+        action = torch.zeros(8, 1, dtype=torch.long)
+        ends[len(given)] = [int(np.sum(actor.step(action)[1])) for _ in range(25)]
+        run.env.close()
+    assert max(ends[0]) <= 2
+    assert sum(ends[0]) >= 8
+    assert max(ends[1]) == 8
+
+
+def test_who_names_no_length_is_not_spread() -> None:
+    assert compose_config(["env=TMaze"]).steps_to_stagger == 0
+    assert compose_config(["env=MemoryMaze", "env.size=11"]).steps_to_stagger == 2000
+    assert compose_config(["env=GridMemoryMaze", "env.size=13x13"]).steps_to_stagger == 3000
+    assert compose_config(["env=MemoryMaze-original"]).steps_to_stagger == 1000
+    assert compose_config(["env=MemoryMaze", "stagger_steps=7"]).steps_to_stagger == 7
+    with pytest.raises(ValueError, match="stagger_steps=-2 must be -1 or more"):
+        compose_config(["env=TMaze", "stagger_steps=-2"])
+
+
 def grouped(task: list[str], num_groups: int) -> Run:
     config = compose_config([
         *task, "model=tiny", "num_envs=4", "device=cpu", f"env_groups={num_groups}",

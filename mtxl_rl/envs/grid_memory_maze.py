@@ -56,11 +56,16 @@ class GridMemoryMazeConfig:
     def __post_init__(self) -> None:
         check_choice("size", self.size, choices=tuple(SIZES))
 
+    @property
+    def steps_per_episode(self) -> int:
+        """Steps of every episode."""
+        return SIZES[self.size].num_steps
+
     def describe(self) -> TaskDescription:
         """What the task asks of an agent."""
         size = SIZES[self.size]
         return TaskDescription(
-            horizon=size.num_steps,
+            horizon=self.steps_per_episode,
             # Objects lie in different rooms, so each takes at least two steps.
             reward_range=(0.0, size.num_steps / 2),
             remembered=f"a maze and where {size.num_objects} objects lie in it",

@@ -41,6 +41,11 @@ class MemoryMazeOriginalConfig:
                 f"num_workers={self.num_workers} must be 0 (one per core) or a number of processes"
             )
 
+    @property
+    def steps_per_episode(self) -> int:
+        """Actions of every episode."""
+        return round(_maze_size(self.size).seconds * CONTROL_STEPS_PER_SECOND)
+
 
 class MemoryMazeOriginal(gymnasium.Env[NDArray[np.uint8], np.int64]):
     """One original Memory Maze: find the sphere whose colour frames the picture, again and again.
