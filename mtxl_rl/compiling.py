@@ -5,8 +5,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import Generic, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,46 +14,66 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def compiled(
-    call: Callable[P, R], device: torch.device, *, for_learning: bool = False
-) -> Callable[P, R]:
+class Compiled(Generic[P, R]):
     """`call` as one graph for each set of shapes; `for_learning`: and its backward pass.
+
+    It pickles, as a torso that holds it does, by compiling again where it is loaded.
 
     Raises:
         ValueError: there is no C++ compiler, which a CPU needs.
     """
-    # Here, for it takes most of a second, and who does not compile need not wait.
-    import torch._dynamo.config
-    import torch._functorch.config
 
-    options: dict[str, str | int | bool | Callable[..., object]] = {}
-    if device.type == "cpu":
-        _find_cxx()
-        # The code around the kernels in C++, too: without Python's lock, so that the learner's
-        # threads run side by side. It says of every operation that it looks up by name.
-        options["cpp_wrapper"] = True
-        logging.getLogger("torch._inductor.ir").addFilter(_is_news)
-    if for_learning:
-        # In place, torch 2.11 to 2.15 overwrite what the forward pass has kept for the backward one
-        # while a part of it is to be read: here, the attention's weights; gradients are then wrong.
-        options["inplace_buffers"] = False
-    made = torch.compile(call, fullgraph=True, dynamic=False, options=options)
-    # What costs little is computed again in the backward pass. By default the compiler keeps the
-    # masks of ReLUs instead, which its code for a CPU writes and reads number by number: a fifth of
-    # a compiled layer's time.
-    recomputes = for_learning and device.type == "cpu"
+    def __init__(
+        self, call: Callable[P, R], device: torch.device, *, for_learning: bool = False
+    ) -> None:
+        # Here, for it takes most of a second, and who does not compile need not wait.
+        import torch._dynamo.config
+        import torch._functorch.config
 
-    @wraps(call)
-    def run(*given: P.args, **named: P.kwargs) -> R:
+        self._made_of = call, device, for_learning
+        options: dict[str, str | int | bool | Callable[..., object]] = {}
+        if device.type == "cpu":
+            _find_cxx()
+            # The code around the kernels in C++, too: without Python's lock, so that the learner's
+            # threads run side by side. It says of every operation that it looks up by name.
+            options["cpp_wrapper"] = True
+            logging.getLogger("torch._inductor.ir").addFilter(_is_news)
+        if for_learning:
+            # In place, torch 2.11 to 2.15 overwrite what the forward pass has kept for the backward
+            # one while a part of it is to be read: here, the attention's weights; gradients are
+            # then wrong.
+            options["inplace_buffers"] = False
+        self._run = torch.compile(call, fullgraph=True, dynamic=False, options=options)
+        # What costs little is computed again in the backward pass. By default the compiler keeps
+        # the masks of ReLUs instead, which its code for a CPU writes and reads number by number: a
+        # fifth of a compiled layer's time.
+        self._recomputes = for_learning and device.type == "cpu"
+
+    def __call__(self, *given: P.args, **named: P.kwargs) -> R:
+        """What `call` gives."""
         # Around every call, for any may compile, and each thread has settings of its own. Of one
         # function, every size and kind of torso in a process is a graph of its own.
         with torch._dynamo.config.patch(cache_size_limit=64):
-            if not recomputes:
-                return made(*given, **named)
+            if not self._recomputes:
+                return self._run(*given, **named)
             with torch._functorch.config.patch(aggressive_recomputation=True):
-                return made(*given, **named)
+                return self._run(*given, **named)
 
-    return run
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        """Compile again where it is loaded."""
+        return _compile_again, self._made_of
+
+    def __deepcopy__(self, memo: object) -> "Compiled[P, R]":
+        """A copy of what holds it shares what is compiled, which holds no weights."""
+        return self
+
+
+def _compile_again(
+    call: Callable[P, R],
+    device: torch.device,
+    for_learning: bool,
+) -> Compiled[P, R]:
+    return Compiled(call, device, for_learning=for_learning)
 
 
 def check_gradients(

@@ -1,6 +1,7 @@
 """The Memory Transformer-XL as a language model: tokens in, logits and memories out."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -181,6 +182,7 @@ class AutoregressiveWrapper(nn.Module):
     ) -> tuple[Float[Tensor, ""], MemoryState]:
         """The mean loss in nats of predicting tokens[:, 1:], and the memories after tokens[:, :-1].
 
+        Where no target counts, as in the last part of texts that are padded, the loss is 0.
         Gradients flow through all segments; for texts too long for that see `segments`.
 
         Raises:
@@ -195,10 +197,13 @@ class AutoregressiveWrapper(nn.Module):
         targets = tokens[:, 1:]
         if mask is not None:
             targets = targets.masked_fill(~(mask[:, 1:] & mask[:, :-1]), self.ignore_index)
-        loss = nn.functional.cross_entropy(
-            logits.float().flatten(0, 1), targets.flatten(), ignore_index=self.ignore_index
+        total = nn.functional.cross_entropy(
+            logits.float().flatten(0, 1),
+            targets.flatten(),
+            ignore_index=self.ignore_index,
+            reduction="sum",
         )
-        return loss, memories
+        return total / (targets != self.ignore_index).sum().clamp(min=1), memories
 
     def segments(
         self,
@@ -265,9 +270,7 @@ class AutoregressiveWrapper(nn.Module):
             raise ValueError(
                 f"eos_token={eos_token} must be a token, 0 .. {num_tokens - 1}, or None"
             )
-        was_training = self.net.training
-        self.net.eval()
-        try:
+        with _evaluating(self.net):
             logits, state = self.net(start_tokens, memories)
             acting = self.net.torso.begin(state, num_steps=self.net.seq_len)
             goes_on = torch.zeros(len(start_tokens), dtype=torch.bool, device=start_tokens.device)
@@ -285,8 +288,18 @@ class AutoregressiveWrapper(nn.Module):
                 x = self.net.to_model_dim(self.net.token_emb(token))
                 last = self.net.to_logits(self.net.torso.act(x, acting, goes_on))
             return torch.stack(drawn, dim=1), acting.state()
-        finally:
-            self.net.train(was_training)
+
+
+@contextmanager
+def _evaluating(net: nn.Module) -> Iterator[None]:
+    """Inside, without dropout; then every module is in the mode that it was in."""
+    training = [module for module in net.modules() if module.training]
+    net.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def _require_tokens(tokens: Tensor, *, least: int) -> None:

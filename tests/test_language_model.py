@@ -187,6 +187,27 @@ def test_segments_carry_memories_and_cut_gradients() -> None:
     assert torch.allclose(memories.long_term, expected.long_term)
 
 
+def test_where_no_target_counts_the_loss_is_zero_and_moves_nothing() -> None:
+    model = a_model(long_term="delta")
+    wrapper = AutoregressiveWrapper(model)
+    mask = torch.ones(2, 9, dtype=torch.bool)
+    mask[0, 1:] = False
+    mask[1, 1:] = False
+    loss, _ = wrapper(some_tokens(2, 9), mask=mask)
+    assert float(loss.detach()) == 0
+    gradients = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+    assert all(gradient is None or not gradient.any() for gradient in gradients)
+
+
+def test_generation_leaves_every_module_in_its_mode() -> None:
+    model = a_model(long_term="delta").train()
+    model.token_emb.eval()  # as who fine-tunes all but the embedding has it
+    AutoregressiveWrapper(model).generate(some_tokens(1, 3), 2)
+    assert model.training
+    assert model.torso.training
+    assert not model.token_emb.training
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 11), st.floats(0.05, 1.0))
 def test_draws_come_from_the_most_probable_tokens(seed: int, top_k: int, top_p: float) -> None:

@@ -81,7 +81,8 @@ class MemoryState(NamedTuple):
         """The inverse of `to_flat`; `self`, of any batch size, gives the shapes and dtypes.
 
         Raises:
-            ValueError: `flat` is no tensor [B, n] of the width of this kind of state.
+            ValueError: `flat` is no tensor [B, n] of the width of this kind of state, or too narrow
+                a type to count in.
         """
         sizes = [field.shape[1:].numel() for field in self]
         if not isinstance(flat, Tensor) or flat.ndim != 2:
@@ -94,6 +95,11 @@ class MemoryState(NamedTuple):
             raise ValueError(
                 f"a flat state of width {flat.shape[1]} was given, but this torso's states have "
                 f"width {sum(sizes)}; build the torso with the sizes that the state was saved with"
+            )
+        if flat.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"a flat state of {flat.dtype} was given, in which counts of steps are rounded; "
+                "store to_flat() as it is, in float32"
             )
         parts = flat.split(sizes, dim=1)
         return MemoryState(*(

@@ -42,8 +42,10 @@ def save_torso(torso: nn.Module, path: Path | str, *, within: nn.Module | None =
         name.replace(_COMPILED, ""): weight.clone(memory_format=torch.contiguous_format)
         for name, weight in holder.state_dict().items()
     }
+    # NumPy's numbers, as a sweep's options may be, are not JSON's.
+    config = json.dumps(asdict(torso.config), default=lambda number: number.item())
     try:
-        save_file(weights, path, metadata={_METADATA: json.dumps(asdict(torso.config))})
+        save_file(weights, path, metadata={_METADATA: config})
     except SafetensorError as error:
         raise OSError(f"cannot write {path}: {error}") from error
 

@@ -142,7 +142,7 @@ def test_a_compiled_run_learns_what_a_plain_one_learns(tmp_path: Path, others: l
 
 def test_a_copy_of_a_compiled_policy_runs_its_own_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("mtxl_rl.policy", "mtxl_rl.torso.memory_transformer"):
-        monkeypatch.setattr(f"{module}.compiled", lambda call, *_, **__: call)
+        monkeypatch.setattr(f"{module}.Compiled", lambda call, *_, **__: call)
     sizes = {"width": 8, "num_layers": 1, "num_heads": 2, "window_length": 4, "segment_length": 4}
     spaces = gymnasium.spaces.Box(-1, 1, (3,)), gymnasium.spaces.Discrete(2)
     policy = Policy(*spaces, torso=TorsoConfig(**sizes), policy=PolicyConfig())

@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -37,6 +38,13 @@ def test_a_torso_comes_back_as_it_was(name: str, tmp_path: Path) -> None:
     x, is_first = torch.randn(2, 70, torso.config.width), torch.zeros(2, 70, dtype=torch.bool)
     before, after = (one(x, one.initial_state(2), is_first)[0] for one in (torso, again))
     assert torch.equal(before, after)
+
+
+def test_numbers_out_of_arrays_are_saved_as_numbers(tmp_path: Path) -> None:
+    torso = build_torso(CONFIGS["slots"])
+    torso.config.slots.num_slots = np.array([3])[0]  # refused as an argument, but in tests alone
+    save_torso(torso, tmp_path / "torso.safetensors")
+    assert load_torso(tmp_path / "torso.safetensors").config == CONFIGS["slots"]
 
 
 def test_what_a_run_learned_is_a_torso_for_others(tmp_path: Path) -> None:

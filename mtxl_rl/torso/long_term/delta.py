@@ -66,13 +66,18 @@ class UnitTriangularInverse(torch.autograd.Function):
     dA = -X^T dX X^T: two matrix products, where the gradient of a solve is a slow batch of solves.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, lower: Float[Tensor, "*batch S S"]) -> Float[Tensor, "*batch S S"]:  # noqa: ANN401
+    def forward(lower: Float[Tensor, "*batch S S"]) -> Float[Tensor, "*batch S S"]:
         """The inverse, by substitution: as exact as the solve."""
         identity = torch.eye(lower.shape[-1], dtype=lower.dtype, device=lower.device)
-        inverse = torch.linalg.solve_triangular(lower, identity, upper=False, unitriangular=True)
-        ctx.save_for_backward(inverse)
-        return inverse
+        return torch.linalg.solve_triangular(lower, identity, upper=False, unitriangular=True)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:  # noqa: ANN401, ARG004
+        """Keep the inverse; apart from `forward`, so that torch.func's transforms go through."""
+        ctx.save_for_backward(output)
 
     @staticmethod
     def backward(ctx: Any, gradient: Float[Tensor, "*batch S S"]) -> Float[Tensor, "*batch S S"]:  # noqa: ANN401
