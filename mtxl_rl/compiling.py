@@ -40,8 +40,8 @@ class Compiled(Generic[P, R]):
             logging.getLogger("torch._inductor.ir").addFilter(_is_news)
         if for_learning:
             # In place, torch 2.11 to 2.15 overwrite what the forward pass has kept for the backward
-            # one while a part of it is to be read: here, the attention's weights; gradients are
-            # then wrong.
+            # one while a view of a part of it is to be read, and gradients are wrong. The attention
+            # avoids such views (`_softmax`); whatever else may come is safe so.
             options["inplace_buffers"] = False
         self._run = torch.compile(call, fullgraph=True, dynamic=False, options=options)
         # What costs little is computed again in the backward pass. By default the compiler keeps

@@ -145,12 +145,11 @@ class WindowAttention(nn.Module):
             contents.append(pairs.values)
         parts.append(logits)
         contents.append(values)
-        weights = self.dropout(torch.cat(parts, dim=-1).softmax(dim=-1)).to(values.dtype)
-        split = list(weights.split([part.shape[-1] for part in parts], dim=-1))
-        out = _by_head(split[0], contents[0])
-        for weight, content in zip(split[1:], contents[1:], strict=True):
+        weights = [self.dropout(part).to(values.dtype) for part in _softmax(parts)]
+        out = _by_head(weights[0], contents[0])
+        for weight, content in zip(weights[1:], contents[1:], strict=True):
             out = out + weight @ content
-        return out, split
+        return out, weights
 
     def _note(self, record: Record, weights: list[Tensor], num_steps: int) -> None:
         """Weights per step and head: persistent pairs, slots, and window by distance M .. 0."""
@@ -186,6 +185,21 @@ class WindowAttention(nn.Module):
         distance = torch.arange(self.window_length, -1, -1, device=age.device)
         age = rearrange(age, "b (j c) -> b j 1 c 1", c=block)
         return torch.where(distance <= age, 0.0, -torch.inf).to(dtype)
+
+
+def _softmax(parts: list[Tensor]) -> list[Tensor]:
+    """The softmax over the last axes of all parts together, in parts."""
+    if not torch.compiler.is_compiling():
+        whole = torch.cat(parts, dim=-1).softmax(dim=-1)
+        return list(whole.split([part.shape[-1] for part in parts], dim=-1))
+    # torch 2.11 to 2.15 compile wrongly a backward pass that keeps a softmax and views of parts.
+    # The compiler makes this as fast; without one it is slower by a tenth.
+    parts = [part.to(torch.promote_types(part.dtype, torch.float32)) for part in parts]
+    peaks = [part.detach().amax(dim=-1, keepdim=True) for part in parts if part.shape[-1]]
+    peak = torch.cat(peaks, dim=-1).amax(dim=-1, keepdim=True)
+    exponentials = [(part - peak).exp() for part in parts]
+    total = torch.cat([part.sum(dim=-1, keepdim=True) for part in exponentials], dim=-1)
+    return [part / total.sum(dim=-1, keepdim=True) for part in exponentials]
 
 
 def _by_head(
