@@ -86,6 +86,22 @@ class Outcome(NamedTuple):
     info: dict[str, Any]
 
 
+class Stagger(NamedTuple):
+    """Where episodes begin during random steps, so that they are not in step afterwards."""
+
+    num_steps: int
+    """Random steps of every environment."""
+    starts: NDArray[np.int64]
+    """[B] The step after which an environment begins its episode; 0: with the others."""
+
+    @classmethod
+    def over(cls, num_steps: int, num_envs: int) -> "Stagger":
+        """Environment i begins between the i-th and the (i + 1)-th B-th of the steps."""
+        # At random in between: episodes may be shorter than what they are spread over.
+        shares = np.arange(num_envs) + np.random.default_rng(0).random(num_envs)
+        return cls(num_steps, (shares * num_steps / num_envs).astype(np.int64))
+
+
 class Actor:
     """A policy in vector environments: it carries the memory and the episodes' clocks.
 
@@ -100,22 +116,25 @@ class Actor:
         self.device = next(policy.parameters()).device
         self.episode_return = np.zeros(env.num_envs)
         self.episode_length = np.zeros(env.num_envs, dtype=np.int64)
+        self.is_whole = np.ones(env.num_envs, dtype=bool)
+        """Whether the episode was played from its start, so that its return counts."""
         self.ended: list[dict[str, float]] = []
         """Episodes that ended since the caller last cleared the list."""
         self.env_seconds = 0.0
         """Time inside the environments' `step` since the caller last cleared it."""
 
-    def reset(self, *, seed: int | None, stagger_steps: int = 0) -> None:
+    def reset(self, *, seed: int | None, stagger: Stagger | None = None) -> None:
         """Start an episode in every environment, with an empty memory.
 
         Args:
             seed: the environments'; None where they have one already.
-            stagger_steps: spread the environments over as many steps of their episodes, by random
-                actions; an episode that was begun so is new to the memory.
+            stagger: random steps that come first; an episode that was begun in them is new to the
+                memory, and its return is counted nowhere.
         """
         observation, _ = self.env.reset(seed=seed)
-        if stagger_steps:
-            observation = self._stagger(observation, stagger_steps)
+        self.is_whole[:] = True
+        if stagger is not None:
+            observation = self._stagger(observation, stagger)
         batch, head = self.env.num_envs, self.policy.action_head
         self.observation = self._upload(observation)
         self.action = torch.zeros(
@@ -127,19 +146,16 @@ class Actor:
         self.episode_return[:] = 0
         self.episode_length[:] = 0
 
-    def _stagger(self, observation: Any, num_steps: int) -> Any:  # noqa: ANN401
-        """The observations after random steps; environment i starts between i and i + 1 B-ths."""
-        num_envs = self.env.num_envs
-        # At random in between: episodes may be shorter than what they are spread over.
-        shares = np.arange(num_envs) + np.random.default_rng(0).random(num_envs)
-        starts = (shares * num_steps / num_envs).astype(np.int64)
+    def _stagger(self, observation: Any, stagger: Stagger) -> Any:  # noqa: ANN401
+        """The observations after the random steps."""
         self.env.action_space.seed(0)  # Runs repeat; what differs among them is the environments.
-        for step in range(1, num_steps + 1):
+        for step in range(1, stagger.num_steps + 1):
             actions = self.env.action_space.sample()
             observation, _, terminated, truncated, _ = self.env.step(actions)
-            begins = starts == step
-            if step == num_steps:  # An episode that has just ended has no row to start from.
+            begins = stagger.starts == step
+            if step == stagger.num_steps:  # An episode that has just ended has no row to start at.
                 begins |= terminated | truncated
+                self.is_whole[:] = begins
             if begins.any():
                 observation, _ = self.env.reset(options={"reset_mask": begins})
         return observation
@@ -181,6 +197,7 @@ class Actor:
             "is_final": torch.as_tensor(self.is_final),
             "episode_return": torch.as_tensor(self.episode_return.copy()),
             "episode_length": torch.as_tensor(self.episode_length.copy()),
+            "is_whole": torch.as_tensor(self.is_whole.copy()),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -192,6 +209,8 @@ class Actor:
         self.is_final = state["is_final"].numpy().copy()
         self.episode_return = state["episode_return"].numpy().copy()
         self.episode_length = state["episode_length"].numpy().copy()
+        if "is_whole" in state:  # Older checkpoints do not say.
+            self.is_whole = state["is_whole"].numpy().copy()
 
     def _upload(self, observation: Any) -> dict[str, Tensor]:  # noqa: ANN401
         return to_tensors(observation, self.shapes, self.device)
@@ -199,7 +218,7 @@ class Actor:
     def _count(self, reward: NDArray[Any], ended: NDArray[np.bool_], info: dict[str, Any]) -> None:
         self.episode_return += reward
         self.episode_length += ~self.is_final
-        for i in np.flatnonzero(ended):
+        for i in np.flatnonzero(ended & self.is_whole):
             episode = {
                 "return": float(self.episode_return[i]),
                 "length": float(self.episode_length[i]),
@@ -209,6 +228,7 @@ class Actor:
             self.ended.append(episode)
         self.episode_return[ended] = 0
         self.episode_length[ended] = 0
+        self.is_whole |= ended
 
 
 @dataclass(kw_only=True)
@@ -248,10 +268,16 @@ class Collector:
         self._rows = [slice(sum(sizes[:i]), sum(sizes[: i + 1])) for i in range(len(sizes))]
 
     def reset(self, *, seed: int | None, stagger_steps: int = 0) -> None:
-        """Start over with new episodes and empty memories; see `Actor.reset`."""
+        """Start over with new episodes and empty memories; see `Actor.reset`.
+
+        `stagger_steps` spreads the environments over as many steps of their episodes, by random
+        actions.
+        """
+        whole = Stagger.over(stagger_steps, self.rollout.shape.num_envs)
         for actor, rows in zip(self.actors, self._rows, strict=True):
             actor.reset(
-                seed=None if seed is None else seed + rows.start, stagger_steps=stagger_steps
+                seed=None if seed is None else seed + rows.start,
+                stagger=whole._replace(starts=whole.starts[rows]) if stagger_steps else None,
             )
         self.memory = self.policy.torso.initial_state(self.rollout.shape.num_envs)
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Generic, ParamSpec, TypeVar
 
 import torch
@@ -17,10 +18,7 @@ R = TypeVar("R")
 class Compiled(Generic[P, R]):
     """`call` as one graph for each set of shapes; `for_learning`: and its backward pass.
 
-    It pickles, as a torso that holds it does, by compiling again where it is loaded.
-
-    Raises:
-        ValueError: there is no C++ compiler, which a CPU needs.
+    It pickles, as a torso that holds it does, by compiling again where it is loaded and called.
     """
 
     def __init__(
@@ -30,10 +28,9 @@ class Compiled(Generic[P, R]):
         import torch._dynamo.config
         import torch._functorch.config
 
-        self._made_of = call, device, for_learning
+        self._call, self._device, self._for_learning = call, device, for_learning
         options: dict[str, str | int | bool | Callable[..., object]] = {}
         if device.type == "cpu":
-            _find_cxx()
             # The code around the kernels in C++, too: without Python's lock, so that the learner's
             # threads run side by side. It says of every operation that it looks up by name.
             options["cpp_wrapper"] = True
@@ -44,35 +41,40 @@ class Compiled(Generic[P, R]):
             # avoids such views (`_softmax`); whatever else may come is safe so.
             options["inplace_buffers"] = False
         self._run = torch.compile(call, fullgraph=True, dynamic=False, options=options)
-        # What costs little is computed again in the backward pass. By default the compiler keeps
-        # the masks of ReLUs instead, which its code for a CPU writes and reads number by number: a
-        # fifth of a compiled layer's time.
-        self._recomputes = for_learning and device.type == "cpu"
 
     def __call__(self, *given: P.args, **named: P.kwargs) -> R:
         """What `call` gives."""
         # Around every call, for any may compile, and each thread has settings of its own. Of one
         # function, every size and kind of torso in a process is a graph of its own.
         with torch._dynamo.config.patch(cache_size_limit=64):
-            if not self._recomputes:
+            if not self._for_learning or self._device.type != "cpu":
                 return self._run(*given, **named)
+            # What costs little is computed again in the backward pass. By default the compiler
+            # keeps the masks of ReLUs instead, which its code for a CPU writes and reads number by
+            # number: a fifth of a compiled layer's time.
             with torch._functorch.config.patch(aggressive_recomputation=True):
                 return self._run(*given, **named)
 
     def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
-        """Compile again where it is loaded."""
-        return _compile_again, self._made_of
+        """What made it, for pickle."""
+        made_of = partial(Compiled, for_learning=self._for_learning)
+        return made_of, (self._call, self._device)
 
     def __deepcopy__(self, memo: object) -> "Compiled[P, R]":
         """A copy of what holds it shares what is compiled, which holds no weights."""
         return self
 
 
-def _compile_again(
-    call: Callable[P, R],
-    device: torch.device,
-    for_learning: bool,
+def compiled(
+    call: Callable[P, R], device: torch.device, *, for_learning: bool = False
 ) -> Compiled[P, R]:
+    """`call`, to be compiled at its first use; see `Compiled`.
+
+    Raises:
+        ValueError: there is no C++ compiler, which a CPU needs.
+    """
+    if device.type == "cpu":
+        _find_cxx()
     return Compiled(call, device, for_learning=for_learning)
 
 

@@ -83,7 +83,11 @@ class TrainConfig:
                 f"env_groups=2 num_envs={self.num_envs + self.num_envs % 2}"
             )
         check_at_least(self, 0, "seed", "checkpoint_seconds")
-        check_at_least(self, -1, "stagger_steps")
+        if self.stagger_steps < -1:
+            raise ValueError(
+                f"stagger_steps={self.stagger_steps} must be -1 (the length that the task names, "
+                "if it does), 0 (none) or a number of steps"
+            )
         span = self.ppo.bptt_segments * self.torso.segment_length
         if self.ppo.rollout_length % span:
             raise ValueError(

@@ -148,7 +148,8 @@ class MemoryTransformerXL(nn.Module):
         """Rows in groups of as many tokens: padding is left out, so nothing can remember it."""
         counts = mask.sum(dim=1)
         num_tokens, like = self.token_emb.num_embeddings, self.token_emb.weight
-        logits = like.new_zeros(*x.shape, num_tokens)
+        # Of the graph even where all is padding, so that a loss of such a part has gradients: 0.
+        logits = like.new_zeros(*x.shape, num_tokens) + 0 * like.sum()
         order = torch.argsort(~mask, dim=1, stable=True)  # the tokens first, in their order
         groups, index = [], []
         for count in counts.unique().tolist():
@@ -293,13 +294,13 @@ class AutoregressiveWrapper(nn.Module):
 @contextmanager
 def _evaluating(net: nn.Module) -> Iterator[None]:
     """Inside, without dropout; then every module is in the mode that it was in."""
-    training = [module for module in net.modules() if module.training]
+    modes = [(module, module.training) for module in net.modules()]
     net.eval()
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
+        for module, mode in modes:  # Parents come first, and a child's own mode is the last.
+            module.train(mode)
 
 
 def _require_tokens(tokens: Tensor, *, least: int) -> None:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from mtxl_rl.compiling import Compiled
+from mtxl_rl.compiling import compiled
 from mtxl_rl.encoders import ACTION_MASK, IMAGE_ENCODERS, ObservationEncoder
 from mtxl_rl.heads import ValueHead, build_head
 from mtxl_rl.reconstruction import ObservationDecoder
@@ -198,7 +198,7 @@ class Policy(nn.Module):
         Each number of rows and size of a rollout is compiled for itself.
         """
         assert isinstance(self.torso, MemoryTransformer), self.torso.config.kind
-        self._compiled = Compiled(Policy._step, self._device)  # Of the class: a copy runs itself.
+        self._compiled = compiled(Policy._step, self._device)  # Of the class: a copy runs itself.
 
     def compile_learning(self) -> None:
         """Compile the torso's layers; see `MemoryTransformer.compile_layers`."""

@@ -108,8 +108,13 @@ class Run:
         """Begin an episode in every environment; see `Actor.reset`."""
         steps = self.config.steps_to_stagger
         if steps:
-            say(f"{steps:,} random steps first, which spread the environments over their episodes")
+            say(
+                f"{steps:,} random steps in each of {self.config.num_envs} environments spread "
+                "them over their episodes (stagger_steps=0: none)"
+            )
         self.collector.reset(seed=seed, stagger_steps=steps)
+        if self.profile is not None:
+            self.profile.profile.resume()
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint; environments that cannot be saved start new episodes."""
@@ -123,15 +128,16 @@ class Run:
                 )
                 self.collector.generator.set_state(state["collector"]["generator"])
                 self.collector.episodes.load_state_dict(state["collector"]["episodes"])
-                self.start(seed=stream_seed(self.config.seed, self.step))
-                return
-            self.collector.load_state_dict(state["collector"])
-            self.env.set_state(_arrays(state["env"]))
+            else:
+                self.collector.load_state_dict(state["collector"])
+                self.env.set_state(_arrays(state["env"]))
         except (KeyError, RuntimeError) as error:
             raise ValueError(
                 "the checkpoint does not fit this configuration "
                 f"({str(error).splitlines()[0]}); resume with the options it was trained with"
             ) from error
+        if state["env"] is None:
+            self.start(seed=stream_seed(self.config.seed, self.step))
 
 
 def run(config: TrainConfig) -> Path:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mtxl_rl.build import build_policy
-from mtxl_rl.collect import Actor, observation_shapes
+from mtxl_rl.collect import Actor, Stagger, observation_shapes
 from mtxl_rl.config import compose_config
 from mtxl_rl.envs.groups import EnvGroups
 from mtxl_rl.envs.registry import make_vector_env
@@ -18,7 +18,7 @@ def staggered(num_steps: int, *, num_envs: int = 8) -> Actor:
     actor = Actor(
         env, build_policy(config, env), shapes=observation_shapes(env.single_observation_space)
     )
-    actor.reset(seed=None, stagger_steps=num_steps)
+    actor.reset(seed=None, stagger=Stagger.over(num_steps, num_envs))
     return actor
 
 
@@ -43,20 +43,32 @@ def test_who_is_spread_starts_with_an_empty_memory_and_twice_alike() -> None:
     assert torch.equal(first.observation["obs"], again.observation["obs"])
 
 
-def test_a_run_spreads_a_task_that_names_one_length_for_all_episodes() -> None:
-    options = ["env=MemoryMaze", "env.episode_length=24", "model=tiny", "num_envs=8", "device=cpu"]
-    ends = {}
-    for given in ([], ["stagger_steps=0"]):
-        config = compose_config([*options, *given])
-        run = Run(config, EnvGroups(config.env, num_envs=8, num_groups=1, seed=5))
-        run.start(seed=None)
-        (actor,) = run.collector.actors
-        action = torch.zeros(8, 1, dtype=torch.long)
-        ends[len(given)] = [int(np.sum(actor.step(action)[1])) for _ in range(25)]
-        run.env.close()
-    assert max(ends[0]) <= 2
-    assert sum(ends[0]) >= 8
-    assert max(ends[1]) == 8
+def ends_of_a_run(*options: str) -> list[int]:
+    """How many episodes of 24 steps end in each of 25 steps, and that no part of one is counted."""
+    config = compose_config([
+        "env=MemoryMaze", "env.episode_length=24", "model=tiny", "num_envs=8", "device=cpu",
+        *options,
+    ])  # fmt: skip
+    run = Run(config, EnvGroups(config.env, num_envs=8, num_groups=config.env_groups, seed=5))
+    run.start(seed=None)
+    ends = [0] * 50
+    for actor in run.collector.actors:
+        action = torch.zeros(actor.env.num_envs, 1, dtype=torch.long)
+        for t in range(50):
+            ends[t] += int(actor.step(action)[1].sum())
+        assert actor.ended
+        assert {episode["length"] for episode in actor.ended} == {24}
+    run.env.close()
+    return ends[:25]
+
+
+@pytest.mark.parametrize("groups", [1, 2, 8])
+def test_a_run_spreads_a_task_that_names_one_length_for_all_episodes(groups: int) -> None:
+    together = f"env_groups={groups}"
+    spread = ends_of_a_run(together)
+    assert max(spread) <= 2
+    assert sum(spread) >= 8
+    assert max(ends_of_a_run(together, "stagger_steps=0")) == 8
 
 
 def test_who_names_no_length_is_not_spread() -> None:
@@ -65,7 +77,7 @@ def test_who_names_no_length_is_not_spread() -> None:
     assert compose_config(["env=GridMemoryMaze", "env.size=13x13"]).steps_to_stagger == 3000
     assert compose_config(["env=MemoryMaze-original"]).steps_to_stagger == 1000
     assert compose_config(["env=MemoryMaze", "stagger_steps=7"]).steps_to_stagger == 7
-    with pytest.raises(ValueError, match="stagger_steps=-2 must be -1 or more"):
+    with pytest.raises(ValueError, match="stagger_steps=-2 must be -1"):
         compose_config(["env=TMaze", "stagger_steps=-2"])
 
 

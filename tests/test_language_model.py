@@ -190,13 +190,13 @@ def test_segments_carry_memories_and_cut_gradients() -> None:
 def test_where_no_target_counts_the_loss_is_zero_and_moves_nothing() -> None:
     model = a_model(long_term="delta")
     wrapper = AutoregressiveWrapper(model)
-    mask = torch.ones(2, 9, dtype=torch.bool)
-    mask[0, 1:] = False
-    mask[1, 1:] = False
-    loss, _ = wrapper(some_tokens(2, 9), mask=mask)
-    assert float(loss.detach()) == 0
-    gradients = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
-    assert all(gradient is None or not gradient.any() for gradient in gradients)
+    for kept in (1, 0):  # the first token, or padding alone
+        mask = torch.zeros(2, 9, dtype=torch.bool)
+        mask[:, :kept] = True
+        loss, _ = wrapper(some_tokens(2, 9), mask=mask)
+        assert float(loss.detach()) == 0
+        gradients = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+        assert all(gradient is None or not gradient.any() for gradient in gradients)
 
 
 def test_generation_leaves_every_module_in_its_mode() -> None:

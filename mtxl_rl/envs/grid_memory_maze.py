@@ -67,9 +67,9 @@ class GridMemoryMazeConfig:
         return TaskDescription(
             horizon=self.steps_per_episode,
             # Objects lie in different rooms, so each takes at least two steps.
-            reward_range=(0.0, size.num_steps / 2),
+            reward_range=(0.0, self.steps_per_episode / 2),
             remembered=f"a maze and where {size.num_objects} objects lie in it",
-            memory_window=size.num_steps - 1,
+            memory_window=self.steps_per_episode - 1,
         )
 
 

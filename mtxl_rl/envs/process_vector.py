@@ -32,6 +32,8 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import CloudpickleWrapper, batch_space, iterate
 from numpy.typing import NDArray
 
+from mtxl_rl.envs.checked import reset_mask
+
 _SECONDS_TO_CLOSE = 5.0
 _SECONDS_BETWEEN_LIFE_CHECKS = 1.0
 
@@ -105,16 +107,18 @@ class ProcessVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
         seed: int | Sequence[int | None] | None = None,
         options: dict[str, Any] | None = None,
     ) -> tuple[Any, dict[str, Any]]:
-        """Starts an episode in every environment; env i gets seed + i, or seed[i] of a list."""
-        if options is not None and "reset_mask" in options:
-            raise ValueError(
-                "options['reset_mask'] is for AutoresetMode.DISABLED; here an environment that "
-                "has ended resets at its next step, so leave it out"
-            )
+        """Starts an episode everywhere, or in ``options["reset_mask"]``; the rest stay.
+
+        Env i gets seed + i, or seed[i] of a list, and the other options.
+        """
+        mask = reset_mask(options, num_envs=self.num_envs)
+        chosen = [True] * self.num_envs if mask is None else mask.tolist()
+        options = {key: value for key, value in (options or {}).items() if key != "reset_mask"}
         seeds = _seed_list(seed, num_envs=self.num_envs)
-        replies = self._call_each(
-            "reset", [(seeds[w.first : w.last], options) for w in self._workers]
-        )
+        replies = self._call_each("reset", [
+            (chosen[w.first : w.last], seeds[w.first : w.last], options or None)
+            for w in self._workers
+        ])  # fmt: skip
         return self._observations(), self._merge_infos(replies)
 
     def step(
@@ -511,12 +515,14 @@ class _WorkerEnvs:
         self._shared = _SharedArrays(SharedMemory(name), layout)
 
     def reset(
-        self, argument: tuple[list[int | None], dict[str, Any] | None]
+        self, argument: tuple[list[bool], list[int | None], dict[str, Any] | None]
     ) -> list[tuple[int, dict[str, Any]]]:
-        """Resets every environment and returns the infos that are not empty."""
-        seeds, options = argument
+        """Resets the chosen environments and returns the infos that are not empty."""
+        chosen, seeds, options = argument
         infos = []
-        for env, seed in zip(self._numbered(self._envs), seeds, strict=True):
+        for env, is_chosen, seed in zip(self._numbered(self._envs), chosen, seeds, strict=True):
+            if not is_chosen:
+                continue
             obs, info = env.reset(seed=seed, options=options)
             self._write(obs, reward=0.0, terminated=False, truncated=False)
             infos.append((self._current, info))

@@ -18,7 +18,11 @@ from mtxl_rl.envs.tasks import TASKS
 
 @runtime_checkable
 class EnvConfig(Protocol):
-    """The config of any environment: a dataclass whose `name` says which."""
+    """The config of any environment: a dataclass whose `name` says which.
+
+    Where all episodes last equally long, a property `steps_per_episode` may name the length, and a
+    run spreads its environments over it (`stagger_steps`).
+    """
 
     name: str
 

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mtxl_rl.compiling import Compiled
+from mtxl_rl.compiling import compiled
 from mtxl_rl.torso.clock import Clock, SegmentEnds
 from mtxl_rl.torso.config import TorsoConfig
 from mtxl_rl.torso.layer import Layer, latest_version, note, slots_of, write_versions
@@ -257,7 +257,7 @@ class MemoryTransformer(nn.Module):
             ValueError: there is no C++ compiler, which a CPU needs.
         """
         # Of the class, as below: a copy of the torso then runs its own weights.
-        self._compiled_step = Compiled(MemoryTransformer.step, self.norm.weight.device)
+        self._compiled_step = compiled(MemoryTransformer.step, self.norm.weight.device)
 
     def compile_layers(self) -> None:
         """Compile what `forward` does in each layer, and its gradients, at the first use with them.
@@ -270,7 +270,7 @@ class MemoryTransformer(nn.Module):
             ValueError: there is no C++ compiler, which a CPU needs.
         """
         layer = Layer.forward if self.shared is None else Layer.with_pairs
-        self._compiled_layer = Compiled(layer, self.norm.weight.device, for_learning=True)
+        self._compiled_layer = compiled(layer, self.norm.weight.device, for_learning=True)
 
     @property
     def is_compiled(self) -> bool:

@@ -81,8 +81,8 @@ class MemoryState(NamedTuple):
         """The inverse of `to_flat`; `self`, of any batch size, gives the shapes and dtypes.
 
         Raises:
-            ValueError: `flat` is no tensor [B, n] of the width of this kind of state, or too narrow
-                a type to count in.
+            ValueError: `flat` is no tensor [B, n] of the width of this kind of state, or it is
+                neither float32 nor float64.
         """
         sizes = [field.shape[1:].numel() for field in self]
         if not isinstance(flat, Tensor) or flat.ndim != 2:
@@ -98,8 +98,8 @@ class MemoryState(NamedTuple):
             )
         if flat.dtype not in (torch.float32, torch.float64):
             raise ValueError(
-                f"a flat state of {flat.dtype} was given, in which counts of steps are rounded; "
-                "store to_flat() as it is, in float32"
+                f"a flat state of {flat.dtype} was given, but it must be of float32 or float64: "
+                "narrower types round, and counts of steps with them; store to_flat() as it is"
             )
         parts = flat.split(sizes, dim=1)
         return MemoryState(*(

@@ -272,6 +272,19 @@ def test_a_restored_state_goes_on_as_the_saved_one() -> None:
         vector.close()
 
 
+def test_masked_resets_start_these_episodes_and_leave_the_others(vector: ProcessVectorEnv) -> None:
+    vector.reset(seed=0)
+    for _ in range(3):
+        over = vector.step(np.zeros(3, int))[2:4]
+    assert (over[0] | over[1]).tolist() == [True, False, True]
+    options = {"reset_mask": np.array([True, True, False]), "level": 3}
+    observation, infos = vector.reset(options=options)
+    assert observation["inner"]["count"].tolist() == [0, 0, 3]
+    assert infos["_level"].tolist() == [True, True, False]
+    # The third resets by itself; the first was reset, and goes on.
+    assert vector.step(np.zeros(3, int))[0]["inner"]["count"].tolist() == [1, 1, 0]
+
+
 def test_environments_without_state_say_so(vector: ProcessVectorEnv) -> None:
     assert not vector.supports_state
     with pytest.raises(RuntimeError, match="cannot be saved"):
@@ -279,7 +292,7 @@ def test_environments_without_state_say_so(vector: ProcessVectorEnv) -> None:
     with pytest.raises(ValueError, match="2 seeds were given for 3 environments"):
         vector.reset(seed=[1, 2])
     with pytest.raises(ValueError, match="reset_mask"):
-        vector.reset(options={"reset_mask": np.ones(3, bool)})
+        vector.reset(options={"reset_mask": np.ones(2, bool)})
     infos = vector.reset(options={"level": 3})[1]
     assert infos["level"].tolist() == [3, 3, 3]
 

@@ -58,7 +58,7 @@ for kind in KINDS:
     double = state._replace(long_term=state.long_term.double())
     says("state.long_term of torch.float64", lambda: torso(x, double, calm))
     says("a flat state [", lambda: state.from_flat(state.to_flat()[0]))
-    says("counts of steps are rounded", lambda: state.from_flat(state.to_flat().bfloat16()))
+    says("must be of float32 or float64", lambda: state.from_flat(state.to_flat().bfloat16()))
     says("a flat state ndarray", lambda: state.from_flat(state.to_flat().numpy()))
     memory = torso.begin(state)
     says("memory of type MemoryState", lambda: torso.act(x[:, 0], state, calm[:, 0]))

@@ -44,7 +44,7 @@ class MemoryMazeOriginalConfig:
     @property
     def steps_per_episode(self) -> int:
         """Actions of every episode."""
-        return round(_maze_size(self.size).seconds * CONTROL_STEPS_PER_SECOND)
+        return _maze_size(self.size).seconds * CONTROL_STEPS_PER_SECOND
 
 
 class MemoryMazeOriginal(gymnasium.Env[NDArray[np.uint8], np.int64]):

@@ -76,7 +76,7 @@ class UnitTriangularInverse(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:  # noqa: ANN401, ARG004
-        """Keep the inverse; apart from `forward`, so that torch.func's transforms go through."""
+        """Keep the inverse; apart from `forward`, so that torch.func's grad and vmap work."""
         ctx.save_for_backward(output)
 
     @staticmethod
