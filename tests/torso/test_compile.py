@@ -74,7 +74,7 @@ if how != "export":
     weight = torch.randn_like(y)
     weights = dict(torso.named_parameters())
     gradients = [
-        torch.autograd.grad((out * weight).sum(), list(weights.values()), allow_unused=True)
+        torch.autograd.grad((out * weight).sum(), list(weights.values()), materialize_grads=True)
         for out in (expected, y)
     ]
     for name, plain, found in zip(weights, *gradients, strict=True):
