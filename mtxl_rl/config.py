@@ -67,6 +67,9 @@ class TrainConfig:
     compile: bool = False
     """Compile acting and the torso's layers: it takes one or two minutes of a core, some seconds
     once they are in torch's cache and, on a CPU, a C++ compiler; for torso.kind=transformer."""
+    cuda_graph: bool = False
+    """On a GPU, launch each step of acting as one CUDA graph, compiled or not; for
+    torso.kind=transformer."""
     profile: bool = False
     """Print at the end where the time went and how near to the machine's peak it came; on a GPU it
     waits for the device at every change of part, which slows the run."""
@@ -109,12 +112,7 @@ class TrainConfig:
                 "torso.sublayers has a dropout above 0, with which acting and learning cannot "
                 "agree; set it to 0 for an agent"
             )
-        if self.compile and self.torso.kind != "transformer":
-            raise ValueError(
-                f"compile=true has no effect with torso.kind={self.torso.kind}; leave it out, or "
-                "set torso.kind=transformer"
-            )
-        self.torch_device()
+        self._check_device()
 
     @property
     def span_length(self) -> int:
@@ -136,6 +134,19 @@ class TrainConfig:
     def torch_device(self) -> torch.device:
         """The device that `device` names; see `find_device`."""
         return find_device(self.device)
+
+    def _check_device(self) -> None:
+        for option in ("compile", "cuda_graph"):
+            if getattr(self, option) and self.torso.kind != "transformer":
+                raise ValueError(
+                    f"{option}=true has no effect with torso.kind={self.torso.kind}; leave it out, "
+                    "or set torso.kind=transformer"
+                )
+        if self.torch_device().type != "cuda" and self.cuda_graph:
+            raise ValueError(
+                f"cuda_graph=true needs a CUDA device and this run has device={self.device}, the "
+                "CPU; leave it out, or set device=cuda"
+            )
 
 
 def find_device(name: str) -> torch.device:

@@ -63,11 +63,12 @@ class CategoricalHead(nn.Module):
 
     def encode(self, action: Tensor) -> Tensor:
         """One-hot, side by side."""
+        # Not torch's one_hot, which looks at the choices first.
         hot = [
-            nn.functional.one_hot(choice.squeeze(-1), size)
+            choice == torch.arange(size, device=action.device)
             for choice, size in zip(action.split(1, dim=-1), self.num_choices, strict=True)
         ]
-        return torch.cat(hot, dim=-1)
+        return torch.cat(hot, dim=-1).long()
 
     def to_env(self, action: Tensor) -> NDArray[np.generic]:
         """Integers from the space's start on."""

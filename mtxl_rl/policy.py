@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from mtxl_rl.compiling import compiled
+from mtxl_rl.cuda_graph import Capture, Replayed, capture
 from mtxl_rl.encoders import ACTION_MASK, IMAGE_ENCODERS, ObservationEncoder
 from mtxl_rl.heads import ValueHead, build_head
 from mtxl_rl.reconstruction import ObservationDecoder
@@ -119,7 +120,9 @@ class Policy(nn.Module):
         self.decoder = (
             ObservationDecoder(observation_space, width) if policy.reconstruction_coef else None
         )
-        self._compiled: Callable[..., Decision] | None = None
+        self._whole_step: _Step | None = None
+        """`_step` as one call: compiled, replayed, or both."""
+        self._replayed: _ReplayedStep | None = None
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -163,9 +166,17 @@ class Policy(nn.Module):
         return found.records
 
     def begin(self, state: MemoryState, *, timeline: Tensor | None = None) -> ActingMemory:
-        """Prepare to act from `state`; see `MemoryTransformer.begin`."""
+        """Prepare to act from `state`; see `MemoryTransformer.begin`.
+
+        After `replay_acting`, a timeline that was given before gets the memory that it had then,
+        which goes on from `state`: its steps are recorded on the tensors that it holds.
+        """
         with self.autocast():
-            return self.torso.begin(state, timeline=timeline)
+            memory = self.torso.begin(state, timeline=timeline)
+        if self._replayed is None or timeline is None:
+            return memory
+        assert isinstance(memory, WindowedMemory), type(memory)  # replay_acting has seen to it
+        return self._replayed.keep(memory)
 
     @torch.no_grad()
     def act(
@@ -185,10 +196,9 @@ class Policy(nn.Module):
         if generator is not None:
             noise = self.action_head.noise(len(inputs.is_first), generator)
         with self.autocast():
-            if self._compiled is not None:
-                assert isinstance(self.torso, MemoryTransformer), self.torso.config.kind
-                with self.torso.clocked(memory, inputs.is_first):
-                    return self._compiled(self, inputs, memory, noise)
+            if self._whole_step is not None:
+                with self._transformer.clocked(memory, inputs.is_first) as memory:
+                    return self._whole_step(self, inputs, memory, noise)
             features = self.torso.act(self._encode(inputs), memory, inputs.is_first)
             return self._decide(features, inputs, noise)
 
@@ -198,27 +208,42 @@ class Policy(nn.Module):
         Each number of rows and size of a rollout is compiled for itself.
         """
         assert isinstance(self.torso, MemoryTransformer), self.torso.config.kind
-        self._compiled = compiled(Policy._step, self._device)  # Of the class: a copy runs itself.
+        self._whole_step = compiled(Policy._step, self._device)  # Of the class: a copy runs itself.
+
+    def replay_acting(self, *, capture: Capture = capture) -> None:
+        """Make `act`, compiled or not, a CUDA graph for each timeline that `begin` is given.
+
+        From then on weights may change in place alone, as an optimiser and `load_state_dict` change
+        them: see `Replayed`.
+        """
+        assert isinstance(self.torso, MemoryTransformer), self.torso.config.kind
+        self._replayed = _ReplayedStep(self._whole_step or Policy._step, capture)
+        self._whole_step = self._replayed
 
     def compile_learning(self) -> None:
         """Compile the torso's layers; see `MemoryTransformer.compile_layers`."""
-        assert isinstance(self.torso, MemoryTransformer), self.torso.config.kind
-        self.torso.compile_layers()
+        self._transformer.compile_layers()
 
     @property
-    def acts_compiled(self) -> bool:
-        """Whether `compile_acting` was called."""
-        return self._compiled is not None
+    def acts_at_once(self) -> bool:
+        """Whether a step of `act` is one call, by `compile_acting` or `replay_acting`."""
+        return self._whole_step is not None
 
     @property
     def _device(self) -> torch.device:
         return self.value_head.output.weight.device
 
-    def autocast(self) -> torch.autocast:
-        """The precision's context; around a whole rollout it casts weights once, not each step."""
+    def autocast(self, *, keeps_casts: bool = True) -> torch.autocast:
+        """The precision's context; around a whole rollout it casts weights once, not each step.
+
+        Without `keeps_casts` they are cast again wherever they are read.
+        """
         dtype = PRECISIONS[self.config.precision]
         return torch.autocast(
-            self._device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16
+            self._device.type,
+            dtype=torch.bfloat16,
+            enabled=dtype == torch.bfloat16,
+            cache_enabled=keeps_casts,
         )
 
     def _encode(self, inputs: PolicyInputs) -> Tensor:
@@ -232,10 +257,15 @@ class Policy(nn.Module):
             features = features + self.previous_reward(reward.to(features.dtype))
         return features
 
+    @property
+    def _transformer(self) -> MemoryTransformer:
+        """The torso, of the kind whose steps have fixed shapes."""
+        assert isinstance(self.torso, MemoryTransformer), self.torso.config.kind
+        return self.torso
+
     def _step(self, inputs: PolicyInputs, memory: WindowedMemory, noise: Tensor | None) -> Decision:
-        """What `act` compiles: one graph that serves every step."""
-        assert isinstance(self.torso, MemoryTransformer)
-        return self._decide(self.torso.step(self._encode(inputs), memory), inputs, noise)
+        """What is compiled and replayed: one graph that serves every step."""
+        return self._decide(self._transformer.step(self._encode(inputs), memory), inputs, noise)
 
     def _decide(self, features: Tensor, inputs: PolicyInputs, noise: Tensor | None) -> Decision:
         parameters, value, _ = self._say(features, inputs)
@@ -248,3 +278,47 @@ class Policy(nn.Module):
         with torch.autocast(features.device.type, enabled=False):
             features = features.to(self.value_head.output.weight.dtype)
             return PolicyOutputs(self.action_head(features, mask), self.value_head(features))
+
+
+_Step = Callable[[Policy, PolicyInputs, WindowedMemory, Tensor | None], Decision]
+_Given = tuple[PolicyInputs, Tensor | None]
+
+
+class _ReplayedStep:
+    """A step that is replayed on the memories it keeps, one for each timeline.
+
+    A graph holds the addresses of the memory that it changes. So a rollout that begins on the
+    timeline of one before goes on in that one's memory.
+    """
+
+    def __init__(self, step: _Step, capture: Capture) -> None:
+        self._step, self._capture = step, capture
+        self._kept: list[tuple[WindowedMemory, Replayed[_Given, Decision] | None]] = []
+
+    def keep(self, memory: WindowedMemory) -> WindowedMemory:
+        """The memory to act with: what `memory` holds, on the tensors that the graph knows."""
+        for kept, _ in self._kept:
+            if kept.timeline.is_set_to(memory.timeline):
+                kept.go_on_as(memory)
+                return kept
+        self._kept.append((memory, None))
+        return memory
+
+    def __call__(
+        self, policy: Policy, inputs: PolicyInputs, memory: WindowedMemory, noise: Tensor | None
+    ) -> Decision:
+        """`step`, replayed where the memory was kept."""
+        for i, (kept, replayed) in enumerate(self._kept):
+            if kept is memory:
+                if replayed is None:
+                    replayed = Replayed(self._bound(policy, memory), capture=self._capture)
+                    self._kept[i] = (kept, replayed)
+                return replayed((inputs, noise))
+        return self._step(policy, inputs, memory, noise)
+
+    def _bound(self, policy: Policy, memory: WindowedMemory) -> Callable[[_Given], Decision]:
+        def step(given: _Given) -> Decision:
+            with policy.autocast(keeps_casts=False):
+                return self._step(policy, given[0], memory, given[1])
+
+        return step

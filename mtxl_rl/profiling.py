@@ -43,8 +43,9 @@ class Profile:
 
         @wraps(call)
         def timed(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-            # The compiler sees through to the method; what it makes of it is watched as a whole.
-            if torch.compiler.is_compiling() or get_ident() != self._thread:
+            # Compiler and CUDA graph see through to the method; what they make of it is watched as
+            # a whole.
+            if _is_recorded() or get_ident() != self._thread:
                 return call(*args, **kwargs)
             is_inner = self._stack and not alone
             self._change(push=f"{self._stack[0]}: {part}" if is_inner else part)
@@ -94,6 +95,11 @@ class Profile:
         self._since = now
 
 
+def _is_recorded() -> bool:
+    captures = torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+    return captures or torch.compiler.is_compiling()
+
+
 class RunProfile:
     """The profile of a training run: its parts, watched, and what each phase costs on paper."""
 
@@ -121,8 +127,8 @@ class RunProfile:
         profile.watch(policy.torso, "forward", "torso")
         profile.watch(policy.torso, "act", "torso")
         profile.watch(policy, "_say", "heads")
-        if policy.acts_compiled:
-            profile.watch(policy, "_compiled", "compiled step")
+        if policy.acts_at_once:
+            profile.watch(policy, "_whole_step", "whole step")
         profile.watch(agent, "_gradients", "backward")
         profile.watch(agent.optimizer, "step", "optimiser")
 

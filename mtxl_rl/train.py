@@ -58,6 +58,8 @@ class Run:
         if config.compile:
             self.policy.compile_acting()
             self.policy.compile_learning()
+        if config.cuda_graph:
+            self.policy.replay_acting()
         self.agent = PPO(self.policy, config.ppo, num_threads=config.num_threads)
         shape = rollout_shape(config, env.single_observation_space, self.policy)
         generator = torch.Generator(device).manual_seed(config.seed)

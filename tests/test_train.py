@@ -366,7 +366,15 @@ def test_buffer_and_snapshots_of_a_large_window_stay_under_a_third_of_a_gigabyte
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
     "task",
-    [["env=TMaze"], ["env=TMaze", "compile=true"], ["env=MemoryMaze", "num_envs=16"]],
+    [
+        ["env=TMaze"],
+        ["env=TMaze", "compile=true"],
+        ["env=TMaze", "cuda_graph=true", "env_groups=2"],
+        ["env=TMaze", "cuda_graph=true", "torso=slots"],
+        ["env=TMaze", "cuda_graph=true", "compile=true", "profile=true"],
+        ["env=MemoryMaze", "num_envs=16"],
+        ["env=MemoryMaze", "num_envs=16", "cuda_graph=true", "compile=true"],
+    ],
     ids=" ".join,
 )
 def test_training_on_a_gpu_acts_as_it_learns(

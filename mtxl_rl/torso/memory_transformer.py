@@ -61,6 +61,19 @@ class WindowedMemory(ActingMemory):
             segment_step=self.segment_step.clone(),
         )
 
+    def go_on_as(self, other: "WindowedMemory") -> None:
+        """Hold what `other` does, which has the same timeline, in the tensors that are here."""
+        assert self.timeline.data_ptr() == other.timeline.data_ptr()
+        self.num_steps = other.num_steps
+        for mine, theirs in zip(self._changing(), other._changing(), strict=True):
+            mine.copy_(theirs)
+
+    def _changing(self) -> tuple[Tensor, ...]:
+        """All but the timeline; the codes change with the weights."""
+        clocks = (self.place, self.now, self.window_length, self.segment_step)
+        rings = (*self.keys, *self.values, self.codes)
+        return (*clocks, *rings, self.long_term, *self.pending)
+
 
 def valid_window(window_length: Int[Tensor, " B"], size: int) -> Bool[Tensor, "B M"]:
     """Which of the window's `size` entries, the newest last, are valid."""

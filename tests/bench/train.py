@@ -74,6 +74,7 @@ def config_of(task: str, torso: str, arguments: argparse.Namespace) -> TrainConf
         f"policy.precision={arguments.precision}",
         f"profile={'true' if arguments.profile else 'false'}",
         f"compile={'true' if arguments.compile and torso in TRANSFORMERS else 'false'}",
+        f"cuda_graph={'true' if arguments.cuda_graph and torso in TRANSFORMERS else 'false'}",
         f"ppo.rollout_length={arguments.steps}",
         f"ppo.bptt_segments={arguments.steps // arguments.segment}",
         f"ppo.num_epochs={arguments.epochs}",
@@ -169,6 +170,7 @@ def main() -> None:
     parser.add_argument("--precision", default="float32")
     parser.add_argument("--iterations", type=int, default=5)
     parser.add_argument("--compile", action="store_true", help="the transformers")
+    parser.add_argument("--cuda-graph", action="store_true", help="of the transformers' acting")
     parser.add_argument("--profile", action="store_true", help="print where the time goes")
     arguments = parser.parse_args()
     # A GPU's learner has no threads to share a minibatch among.

@@ -135,7 +135,7 @@ def test_a_compiled_run_learns_what_a_plain_one_learns(tmp_path: Path, others: l
         assert "c-shim" not in done.stderr
         lines = (folder / "metrics.jsonl").read_text().splitlines()
         runs.append([json.loads(line) for line in lines])
-    assert "compiled step" in done.stdout + done.stderr
+    assert "whole step" in done.stdout + done.stderr
     assert len(runs[0]) == 3
     for plain, compiled in zip(*runs, strict=True):
         assert compiled["ppo/ratio_deviation"] < 1e-5
