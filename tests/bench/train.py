@@ -8,6 +8,11 @@ of each part alone: the environments' step, the rest of acting, and the learner'
 are environment steps x epochs per second of learning. The peer is left out where it is not
 installed: `pip install -r tests/bench/requirements.txt`. Its rows under NEXT_STEP autoreset are
 passed on as they are, so what it learns means nothing here.
+
+The system `sb3-package`, for `--tasks MemoryMaze` alone, is what the peer's users run: RecurrentPPO
+around the package memory-maze itself, in Stable-Baselines3's SubprocVecEnv. That has a process for
+each environment, and each takes 1.2 GB: 32 of them ask for 39 GB. So `--processes` says how many
+there are, 8 by default, and its rollouts and minibatches are as much smaller as those are fewer.
 """
 
 import argparse
@@ -34,6 +39,7 @@ USUAL = ("TMaze", "MiniGrid-Memory", "MemoryMaze")
 """The others are slow, and ask for more to be installed."""
 TRANSFORMERS = ("mtxl", "gtrxl", "trxl")
 TORSOS = (*TRANSFORMERS, "gru", "lstm", "none")
+PEERS = ("sb3", "sb3-package")
 
 
 class Seconds(NamedTuple):
@@ -51,6 +57,8 @@ class System(NamedTuple):
 
     name: str
     num_weights: int
+    num_steps: int
+    """Of all environments, in one iteration."""
     iterate: Callable[[], Seconds]
     report: Callable[[], str]
 
@@ -101,30 +109,42 @@ def ours(task: str, torso: str, arguments: argparse.Namespace) -> System:
         return Seconds(total, *parts)
 
     weights = sum(parameter.numel() for parameter in run.policy.parameters())
-    return System(torso, weights, iterate, lambda: run.profile.report() if run.profile else "")
+    return System(
+        torso,
+        weights,
+        config.steps_per_iteration,
+        iterate,
+        lambda: run.profile.report() if run.profile else "",
+    )
 
 
-def peer(task: str, arguments: argparse.Namespace) -> System:
+def peer(task: str, name: str, arguments: argparse.Namespace) -> System:
     """RecurrentPPO with an LSTM of as many layers of the same width."""
-    from recurrent_ppo import Peer
+    from recurrent_ppo import AsVecEnv, Peer, package_mazes
 
-    config = config_of(task, "lstm", arguments)
-    env = make_vector_env(config.env, num_envs=config.num_envs, seed=stream_seed(0, 0))
+    config, title = config_of(task, "lstm", arguments), "sb3-contrib RecurrentPPO"
+    if name == "sb3-package":
+        env = package_mazes(arguments.processes)
+        title += f", {env.num_envs} of the package memory-maze in SubprocVecEnv"
+    else:
+        env = AsVecEnv(
+            make_vector_env(config.env, num_envs=config.num_envs, seed=stream_seed(0, 0))
+        )
     model = Peer(env, config, num_threads=arguments.threads)
 
     def iterate() -> Seconds:
         total, env_seconds, learn = model.iterate()
         return Seconds(total, env_seconds, total - env_seconds - learn, learn)
 
-    return System("sb3-contrib RecurrentPPO", model.num_weights, iterate, str)
+    return System(title, model.num_weights, model.num_steps, iterate, str)
 
 
 def measure(task: str, arguments: argparse.Namespace) -> None:
     """Print a task's table."""
     systems = [
-        peer(task, arguments) if name == "sb3" else ours(task, name, arguments)
+        peer(task, name, arguments) if name in PEERS else ours(task, name, arguments)
         for name in arguments.systems.split(",")
-        if name != "sb3" or importlib.util.find_spec("sb3_contrib")
+        if name not in PEERS or importlib.util.find_spec("sb3_contrib")
     ]
     rounds: list[list[Seconds]] = [[] for _ in systems]
     for turn in range(arguments.iterations + 1):
@@ -132,7 +152,6 @@ def measure(task: str, arguments: argparse.Namespace) -> None:
             spent = system.iterate()
             if turn:  # the first one allocates and compiles
                 seconds.append(spent)
-    steps = arguments.envs * arguments.steps
     print(f"\n{task}: {arguments.envs} environments x {arguments.steps} steps, width "
           f"{arguments.width}, {arguments.layers} layers, window {arguments.window}, "
           f"{arguments.epochs} epochs, {arguments.minibatches} minibatches, "
@@ -143,6 +162,7 @@ def measure(task: str, arguments: argparse.Namespace) -> None:
         total, env, act, learn = (
             statistics.median(column) for column in zip(*seconds, strict=True)
         )
+        steps = system.num_steps
         print(f"| {system.name} | {system.num_weights:,} | {steps / total:,.0f} | "
               f"{steps / env:,.0f} | {steps / act:,.0f} | "
               f"{steps * arguments.epochs / learn:,.0f} |", flush=True)  # fmt: skip
@@ -155,13 +175,16 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", default=",".join(USUAL), help=f"of {', '.join(TASKS)}")
-    parser.add_argument("--systems", default=",".join([*TORSOS, "sb3"]))
+    parser.add_argument(
+        "--systems", default=",".join([*TORSOS, "sb3"]), help=f"of {', '.join([*TORSOS, *PEERS])}"
+    )
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--window", type=int, default=64)
     parser.add_argument("--segment", type=int, default=32)
     parser.add_argument("--envs", type=int, default=32)
     parser.add_argument("--groups", type=int, default=1, help="of environments, of our systems")
+    parser.add_argument("--processes", type=int, default=8, help="and environments, of sb3-package")
     parser.add_argument("--steps", type=int, default=128, help="of a rollout and of a span")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--minibatches", type=int, default=4)
@@ -173,6 +196,8 @@ def main() -> None:
     parser.add_argument("--cuda-graph", action="store_true", help="of the transformers' acting")
     parser.add_argument("--profile", action="store_true", help="print where the time goes")
     arguments = parser.parse_args()
+    if "sb3-package" in arguments.systems.split(",") and arguments.tasks != "MemoryMaze":
+        parser.error("sb3-package is for --tasks MemoryMaze")
     # A GPU's learner has no threads to share a minibatch among.
     arguments.threads = 1 if arguments.device.startswith("cuda") else arguments.threads
     warnings.filterwarnings("ignore", module="gym|stable_baselines3|sb3_contrib")
