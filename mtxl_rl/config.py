@@ -112,7 +112,12 @@ class TrainConfig:
                 "torso.sublayers has a dropout above 0, with which acting and learning cannot "
                 "agree; set it to 0 for an agent"
             )
-        self._check_device()
+        for option in ("compile", "cuda_graph"):
+            if getattr(self, option) and self.torso.kind != "transformer":
+                raise ValueError(
+                    f"{option}=true has no effect with torso.kind={self.torso.kind}; leave it out, "
+                    "or set torso.kind=transformer"
+                )
 
     @property
     def span_length(self) -> int:
@@ -135,13 +140,12 @@ class TrainConfig:
         """The device that `device` names; see `find_device`."""
         return find_device(self.device)
 
-    def _check_device(self) -> None:
-        for option in ("compile", "cuda_graph"):
-            if getattr(self, option) and self.torso.kind != "transformer":
-                raise ValueError(
-                    f"{option}=true has no effect with torso.kind={self.torso.kind}; leave it out, "
-                    "or set torso.kind=transformer"
-                )
+    def check_device(self) -> None:
+        """Refuse to train where `device` is not; who only reads the configuration need not have it.
+
+        Raises:
+            ValueError: `device` is unknown or not there, or `cuda_graph` asks for another.
+        """
         if self.torch_device().type != "cuda" and self.cuda_graph:
             raise ValueError(
                 f"cuda_graph=true needs a CUDA device and this run has device={self.device}, the "

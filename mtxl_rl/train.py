@@ -155,6 +155,7 @@ def run(config: TrainConfig) -> Path:
 
 def _run(config: TrainConfig) -> tuple[Path, bool]:
     """What `run` does; its folder, and whether it was asked to stop."""
+    config.check_device()
     num_envs, num_groups = (1, 1) if config.dry_run else (config.num_envs, config.env_groups)
     seed = stream_seed(config.seed, 0)
     env = EnvGroups(config.env, num_envs=num_envs, num_groups=num_groups, seed=seed)

@@ -17,7 +17,7 @@ from mtxl_rl.config import compose_config
 from mtxl_rl.cuda_graph import Replayed
 from mtxl_rl.envs.groups import EnvGroups
 from mtxl_rl.policy import Policy
-from mtxl_rl.train import Run
+from mtxl_rl.train import Run, run
 
 QUESTIONS = {"_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select"}
 """Operations for whose answer the host waits, which no graph may hold."""
@@ -85,11 +85,11 @@ def trained(*options: str, replays: bool, num_iterations: int = 3) -> list[dict[
         "ppo.rollout_length=16", "ppo.num_minibatches=2", "ppo.learning_rate=0.01", *options,
     ])  # fmt: skip
     env = EnvGroups(config.env, num_envs=4, num_groups=config.env_groups, seed=0)
-    run = Run(config, env)
+    this = Run(config, env)
     if replays:
-        run.policy.replay_acting(capture=record)
-    run.collector.reset(seed=None)
-    found = [run.iterate() for _ in range(num_iterations)]
+        this.policy.replay_acting(capture=record)
+    this.collector.reset(seed=None)
+    found = [this.iterate() for _ in range(num_iterations)]
     env.close()
     return [
         {key: value for key, value in metrics.items() if not key.startswith(("time/", "speed/"))}
@@ -143,5 +143,8 @@ def test_what_was_left_out_at_first_cannot_come_later() -> None:
 
 
 def test_graphs_are_for_transformers_on_a_gpu() -> None:
+    config = compose_config(["env=TMaze", "device=cpu", "cuda_graph=true"])
     with pytest.raises(ValueError, match=r"cuda_graph=true needs a CUDA device .* device=cpu"):
-        compose_config(["env=TMaze", "device=cpu", "cuda_graph=true"])
+        run(config)
+    with pytest.raises(ValueError, match=r"cuda_graph=true has no effect with torso\.kind=gru"):
+        compose_config(["env=TMaze", "torso=gru", "cuda_graph=true"])

@@ -163,8 +163,6 @@ def test_ctrl_c_ends_a_sweep_as_it_ends_a_run(tmp_path: Path) -> None:
         (["env=TMaze", "ppo.rollout_length=100"], "try ppo.rollout_length=128"),
         (["env=TMaze", "ppo.num_minibatches=5"], "choose one of"),
         (["env=TMaze", "env.corridor_length=0"], "at least 1"),
-        (["env=TMaze", "device=cuda:77"], "CUDA devices"),
-        (["env=TMaze", "device=tpu"], "choose auto, cpu"),
         (["env=TMaze", "policy.precision=int8"], "choose one of float32"),
     ],
 )
@@ -172,6 +170,15 @@ def test_a_mistake_on_the_command_line_is_one_sentence(overrides: list[str], sen
     with pytest.raises(ValueError, match=sentence) as error:
         compose_config(overrides)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("device", "sentence"), [("cuda:77", "CUDA devices"), ("tpu", "choose auto, cpu")]
+)
+def test_a_device_that_is_not_there_is_told_to_who_trains_on_it(device: str, sentence: str) -> None:
+    config = compose_config(["env=TMaze", f"device={device}"])  # Who reads it need not have it.
+    with pytest.raises(ValueError, match=sentence):
+        run(config)
 
 
 def test_help_names_every_choice(capsys: pytest.CaptureFixture) -> None:
