@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Generic, ParamSpec, TypeVar
@@ -14,9 +15,14 @@ from torch import Tensor
 P = ParamSpec("P")
 R = TypeVar("R")
 
+MAX_GRAPHS = 64
+"""Of one function in a process: each set of shapes and each kind of torso is a graph of its own."""
+
 
 class Compiled(Generic[P, R]):
     """`call` as one graph for each set of shapes; `for_learning`: and its backward pass.
+
+    Beyond `MAX_GRAPHS` it warns once; what is compiled goes on, other shapes run as `call` does.
 
     It pickles, as a torso that holds it does, by compiling again where it is loaded and called.
     """
@@ -26,6 +32,7 @@ class Compiled(Generic[P, R]):
     ) -> None:
         # Here, for it takes most of a second, and who does not compile need not wait.
         import torch._dynamo.config
+        import torch._dynamo.exc
         import torch._functorch.config
 
         self._call, self._device, self._for_learning = call, device, for_learning
@@ -40,13 +47,31 @@ class Compiled(Generic[P, R]):
             # one while a view of a part of it is to be read, and gradients are wrong. The attention
             # avoids such views (`_softmax`); whatever else may come is safe so.
             options["inplace_buffers"] = False
+        named = ("FailOnRecompileLimitHit", "FailOnCacheLimitHit")  # now, and in torch 2.6
+        self._limit_hit: tuple[type[Exception], ...] = tuple(
+            getattr(torch._dynamo.exc, name) for name in named if hasattr(torch._dynamo.exc, name)
+        )
         self._run = torch.compile(call, fullgraph=True, dynamic=False, options=options)
 
     def __call__(self, *given: P.args, **named: P.kwargs) -> R:
         """What `call` gives."""
-        # Around every call, for any may compile, and each thread has settings of its own. Of one
-        # function, every size and kind of torso in a process is a graph of its own.
-        with torch._dynamo.config.patch(cache_size_limit=64):
+        try:
+            return self._call_compiled(*given, **named)
+        except self._limit_hit:  # Before anything ran, so nothing is done twice.
+            warnings.warn(
+                f"{self._call.__qualname__} was called with more than {MAX_GRAPHS} sets of shapes "
+                "and kinds of torso; further ones run without the compiler, slower, with the same "
+                "results: call it with fewer different numbers of rows and steps",
+                stacklevel=2,
+            )
+        # From now on what is compiled is looked up and nothing is tried, for torch would log and
+        # explain every failure.
+        self._run = torch._dynamo.run(self._call)
+        return self._run(*given, **named)
+
+    def _call_compiled(self, *given: P.args, **named: P.kwargs) -> R:
+        # Around every call, for any may compile, and each thread has settings of its own.
+        with torch._dynamo.config.patch(cache_size_limit=MAX_GRAPHS):
             if not self._for_learning or self._device.type != "cpu":
                 return self._run(*given, **named)
             # What costs little is computed again in the backward pass. By default the compiler

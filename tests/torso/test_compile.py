@@ -13,6 +13,7 @@ import gymnasium
 import pytest
 import torch
 
+from mtxl_rl.compiling import compiled
 from mtxl_rl.policy import Policy, PolicyConfig, PolicyInputs
 from mtxl_rl.torso import TorsoConfig
 
@@ -137,10 +138,10 @@ def test_a_compiled_run_learns_what_a_plain_one_learns(tmp_path: Path, others: l
         runs.append([json.loads(line) for line in lines])
     assert "whole step" in done.stdout + done.stderr
     assert len(runs[0]) == 3
-    for plain, compiled in zip(*runs, strict=True):
-        assert compiled["ppo/ratio_deviation"] < 1e-5
+    for plain, fast in zip(*runs, strict=True):
+        assert fast["ppo/ratio_deviation"] < 1e-5
         for name in ("loss/policy", "loss/value", "ppo/entropy", "ppo/grad_norm"):
-            assert compiled[name] == pytest.approx(plain[name], rel=1e-3, abs=1e-5), name
+            assert fast[name] == pytest.approx(plain[name], rel=1e-3, abs=1e-5), name
 
 
 def test_a_copy_of_a_compiled_policy_runs_its_own_weights(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,6 +167,27 @@ def test_a_copy_of_a_compiled_policy_runs_its_own_weights(monkeypatch: pytest.Mo
         torch.testing.assert_close(acted, learned.value[:, 0])
         assert bool((acted == acted[0]).all())
         assert (float(acted.detach().abs().max()) == 0) == is_empty
+
+
+def test_more_sizes_than_are_compiled_run_plain_and_are_told_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def double(x: torch.Tensor) -> tuple[torch.Tensor, bool]:
+        return 2 * x, torch.compiler.is_compiling()
+
+    compile_it = torch.compile  # By the cheapest of its backends.
+    monkeypatch.setattr(torch, "compile", lambda call, *, options, **how: (  # noqa: ARG005
+        compile_it(call, backend="eager", **how)
+    ))  # fmt: skip
+    monkeypatch.setattr("mtxl_rl.compiling.MAX_GRAPHS", 2)
+    call = compiled(double, torch.device("cpu"), for_learning=True)
+    sizes = (1, 2, 3, 1, 4)
+    with pytest.warns(UserWarning, match="more than 2 sets of shapes .* fewer") as told:
+        results = [call(torch.ones(size)) for size in sizes]
+    assert len(told) == 1
+    assert [was_compiled for _, was_compiled in results] == [True, True, False, True, False]
+    for size, (doubled, _) in zip(sizes, results, strict=True):
+        assert torch.equal(doubled, torch.full((size,), 2.0))
 
 
 def test_zeros_and_ones_of_any_type_mark_where_episodes_start() -> None:
