@@ -198,7 +198,8 @@ class MemoryTransformer(nn.Module):
                 it says what num_steps is.
 
         Raises:
-            ValueError: the state is not of this torso, or the timeline has no room for a step.
+            ValueError: the state is not of this torso, or the timeline has no room for a step, or
+                another type or device than the weights.
         """
         self.state_shape.check_state(state, self.norm.weight)
         size, batch = self.config.window_length, state.batch_size
@@ -206,7 +207,7 @@ class MemoryTransformer(nn.Module):
             timeline = state.window.new_zeros(
                 batch, self.config.num_layers, size + num_steps, self.config.width
             )
-        self._check_timeline(timeline, batch)
+        self.state_shape.check_timeline(timeline, batch, self.norm.weight)
         timeline[:, :, :size] = state.window
         keys, values, codes = [], [], []
         # Of its own: acting changes it in place, and a caller's backward pass may need the state.
@@ -492,15 +493,6 @@ class MemoryTransformer(nn.Module):
         segment = inputs[:, None, -self.config.segment_length :]
         encoded = matrix.encode(segment, live[:, None])
         return matrix.write(long_term, tuple(part[:, 0] for part in encoded))
-
-    def _check_timeline(self, timeline: Tensor, batch: int) -> None:
-        layers, size, width = self.state_shape.window
-        shape = tuple(timeline.shape)
-        if len(shape) != 4 or shape[:2] + shape[3:] != (batch, layers, width) or shape[2] <= size:
-            raise ValueError(
-                f"a timeline of shape {list(shape)} was given, but acting needs "
-                f"[{batch}, {layers}, {size} + num_steps, {width}], num_steps 1 or more"
-            )
 
     def _make_room(self, memory: WindowedMemory) -> None:
         """Slide the timeline back to its beginning when it is full."""

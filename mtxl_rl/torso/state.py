@@ -136,8 +136,9 @@ class ActingMemory(ABC):
 class StateShape:
     """The shapes of one torso's states: it makes empty ones and checks what a call is given.
 
-    The checks read shapes and types alone, never the device. So a state of a torso that differs in
-    nothing else, as delta and linear memories of one size do, passes for one of this torso.
+    The checks read shapes and types alone, never what a device holds. So a state of a torso that
+    differs in nothing else, as delta and linear memories of one size do, passes for one of this
+    torso.
     """
 
     config: TorsoConfig
@@ -169,7 +170,7 @@ class StateShape:
             ValueError: a shape or a type is another than this torso's.
         """
         self.check_state(state, weight)
-        _require_tensors(x, is_first)
+        _require_tensors(x=x, is_first=is_first)
         batch, width = state.batch_size, self.window[-1]
         if x.ndim != 3 or x.shape[0] != batch or x.shape[2] != width or 0 in x.shape:
             raise ValueError(
@@ -192,7 +193,7 @@ class StateShape:
             )
         if memory.config is not self.config:
             _require_same(memory.config, self.config)
-        _require_tensors(x, is_first)
+        _require_tensors(x=x, is_first=is_first)
         rows = (memory.window_length.shape[0], self.window[-1])
         if x.shape != rows or 0 in rows:
             raise ValueError(
@@ -230,9 +231,31 @@ class StateShape:
                 "count steps; a framework that stores floats can store state.to_flat()"
             )
 
+    def check_timeline(self, timeline: Tensor, batch_size: int, weight: Tensor) -> None:
+        """Refuse a timeline that a `begin` with weights like `weight` cannot write to.
 
-def _require_tensors(x: Tensor, is_first: Tensor) -> None:
-    for name, given in (("x", x), ("is_first", is_first)):
+        Raises:
+            ValueError: it has no room for the window and a step of each row, or another type or
+                device than the weights.
+        """
+        _require_tensors(timeline=timeline)
+        (layers, size, width), shape = self.window, tuple(timeline.shape)
+        fits = len(shape) == 4 and shape[:2] + shape[3:] == (batch_size, layers, width)
+        if not fits or shape[2] <= size:
+            raise ValueError(
+                f"a timeline of shape {list(shape)} was given, but acting needs "
+                f"[{batch_size}, {layers}, {size} + num_steps, {width}], num_steps 1 or more"
+            )
+        _require_type("timeline", timeline, weight)
+        if timeline.device != weight.device:
+            raise ValueError(
+                f"a timeline on {timeline.device} was given, but this torso's weights are on "
+                f"{weight.device}; move it by .to('{weight.device}'), or the torso"
+            )
+
+
+def _require_tensors(**named: Tensor) -> None:
+    for name, given in named.items():
         if not isinstance(given, Tensor):
             raise ValueError(
                 f"{name} of type {type(given).__name__} was given, but must be a tensor; "
@@ -248,9 +271,11 @@ def _memory_type(weight: Tensor) -> torch.dtype:
 def _require_type(
     name: str, given: Tensor, weight: Tensor, expected: torch.dtype | None = None
 ) -> None:
-    """Under autocast, which chooses types itself, all go."""
+    """Under autocast, which chooses types itself, all floats go."""
     expected = expected or weight.dtype
-    if given.dtype != expected and not torch.is_autocast_enabled(weight.device.type):
+    if given.dtype == expected:
+        return
+    if not (given.is_floating_point() and torch.is_autocast_enabled(weight.device.type)):
         raise ValueError(
             f"{name} of {given.dtype} was given, but a torso whose weights are of {weight.dtype} "
             f"takes {expected}; cast it by .to({expected}), or the torso"

@@ -41,6 +41,14 @@ for kind in KINDS:
     if kind == "transformer":
         others += [torso_of(window_length=8), torso_of(long_term="slots"), torso_of(num_heads=4)]
         says("a timeline of shape [3, 2, 4, 8] was", lambda: torso.begin(state, num_steps=0))
+        room = torch.zeros(3, 2, 4 + 5, 8)
+        says("timeline of torch.float16", lambda: torso.begin(state, timeline=room.half()))
+        says("timeline of type ndarray", lambda: torso.begin(state, timeline=room.numpy()))
+        says("a timeline on meta", lambda: torso.begin(state, timeline=room.to("meta")))
+        with torch.autocast("cpu", torch.bfloat16):
+            says("timeline of torch.int64", lambda: torso.begin(state, timeline=room.long()))
+            torso.begin(state, timeline=room.bfloat16())
+            assert torso.begin(state, timeline=room).timeline is room
     for other in others:
         says("a state whose", lambda: torso(x, other.initial_state(3), calm))
         says("a state whose", lambda: torso.begin(other.initial_state(3)))
