@@ -7,12 +7,15 @@ rotation. `codes`, a tensor [_, M + 1, _], is what `step` needs of the distances
 """
 
 import math
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+from mtxl_rl.torso.constant import Constant
 
 # M window, C queries of a block, K = M + C keys, R = M + 1 places of the ring, H heads, E head
 # width.
@@ -57,9 +60,15 @@ class Positions(Protocol):
 
 def sinusoids(num_positions: int, width: int) -> Float[Tensor, "positions width"]:
     """The position code of each distance 0 .. num_positions - 1 (Dai et al. 2019, section 3.3)."""
-    frequency = torch.exp(torch.arange(0, width, 2) * (-math.log(10_000.0) / width))
+    full = torch.promote_types(torch.get_default_dtype(), torch.float32)
+    frequency = torch.exp(torch.arange(0, width, 2).to(full) * (-math.log(10_000.0) / width))
     angle = torch.arange(num_positions)[:, None] * frequency
     return torch.cat([angle.sin(), angle.cos()], dim=1)[:, :width]
+
+
+def _farthest_first(window_length: int, width: int) -> Float[Tensor, "M1 D"]:
+    """The position codes of the distances M .. 0, as keys lie."""
+    return sinusoids(window_length + 1, width).flip(0)
 
 
 def skew(scores: Float[Tensor, "*batch C M1"], *, fill: float = 0.0) -> Float[Tensor, "*batch C K"]:
@@ -108,9 +117,7 @@ class RelativePositions(nn.Module):
             self.table = nn.Parameter(torch.randn(shape) * head_width**-0.5)
         else:
             self.projection = nn.Linear(width, width, bias=False)
-            sinusoid = sinusoids(window_length + 1, width).flip(0)  # farthest first, as keys lie
-            self.register_buffer("sinusoid", sinusoid, persistent=False)
-            self.sinusoid: Tensor
+            self.sinusoid = Constant(partial(_farthest_first, window_length, width))
         self.content_bias = nn.Parameter(torch.zeros(num_heads, head_width))
         self.position_bias = nn.Parameter(torch.zeros(num_heads, head_width))
 
@@ -118,7 +125,7 @@ class RelativePositions(nn.Module):
         """The vectors p of the distances M .. 0."""
         if self.table is not None:
             return self.table
-        return rearrange(self.projection(self.sinusoid), "m (h e) -> h m e", h=self.num_heads)
+        return rearrange(self.projection(self.sinusoid()), "m (h e) -> h m e", h=self.num_heads)
 
     def block(
         self,

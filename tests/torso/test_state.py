@@ -165,3 +165,19 @@ def test_acting_leaves_the_state_that_it_began_from_alone(long_term: str) -> Non
     torso.act(x[:, 0], memory, torch.tensor([True, False]))
     # A tensor that was changed in place no longer serves a backward pass, whatever is in it.
     assert [part._version for part in state] == versions
+
+
+@pytest.mark.parametrize("decay", ["none", "fixed"])
+def test_a_torso_that_was_cast_and_cast_back_knows_its_constants(decay: str) -> None:
+    options = {"decay": decay, "long_term": "linear" if decay == "fixed" else "delta"}
+    torso = build_torso(TorsoConfig(**SIZES, **options))
+    with torch.no_grad():
+        for weight in torso.parameters():  # bfloat16 keeps these numbers
+            weight.copy_(torch.randint_like(weight, -8, 9) / 16)
+    x, calm = torch.randn(2, 9, 8), torch.zeros(2, 9, dtype=torch.bool)
+    expected, _ = torso(x, torso.initial_state(2), calm)
+    found, _ = torso.bfloat16().float()(x, torso.initial_state(2), calm)
+    assert torch.equal(found, expected)
+    empty = torso.to("meta").to_empty(device="cpu")
+    for before, after in zip(build_torso(torso.config).buffers(), empty.buffers(), strict=True):
+        assert torch.equal(before, after)

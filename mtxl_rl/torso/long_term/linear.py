@@ -4,6 +4,7 @@ Per step W <- (a_k a_v^T) * W + k v^T. Where a rule decays keys and values apart
 whole segment is a product of matrices and needs no solve.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from mtxl_rl.torso.constant import Constant
 from mtxl_rl.torso.long_term.interface import read_matrix
 from mtxl_rl.torso.record import Record
 
@@ -28,6 +30,12 @@ class Step(NamedTuple):
     value: Float[Tensor, "*batch H E"]
     log_keep_key: Float[Tensor, "*batch H F"]
     log_keep_value: Float[Tensor, "*batch H E"]
+
+
+def _log_decay(num_heads: int) -> Float[Tensor, "H 1"]:
+    """RetNet's, the log of 1 - 2^(-5 - h)."""
+    full = torch.promote_types(torch.get_default_dtype(), torch.float32)
+    return torch.log1p(-(2.0 ** (-5 - torch.arange(num_heads).to(full))))[:, None]
 
 
 class RetentionFeatures(nn.Module):
@@ -48,9 +56,7 @@ class RetentionFeatures(nn.Module):
         if self.retention is not None:
             # sigmoid(4)^(1/16): half of what is stored outlives 610 steps at the start.
             nn.init.constant_(self.retention.bias, 4.0)
-        fixed = torch.log1p(-(2.0 ** (-5 - torch.arange(num_heads))))
-        self.register_buffer("fixed", fixed[:, None], persistent=False)
-        self.fixed: Tensor
+        self.fixed = Constant(partial(_log_decay, num_heads))
         self.norm = nn.RMSNorm(head_width, eps=1e-6)
 
     def forward(self, steps: Float[Tensor, "*batch D"]) -> Step:
@@ -59,7 +65,7 @@ class RetentionFeatures(nn.Module):
         pairs = self.key_value(steps).to(full)
         key, value = rearrange(pairs, "... (two h e) -> two ... h e", two=2, h=self.num_heads)
         if self.retention is None:
-            log_keep = self.fixed.to(full).expand_as(key)
+            log_keep = self.fixed().to(full).expand_as(key)
         else:
             logit = self.retention(steps).to(full)
             log_keep = nn.functional.logsigmoid(logit) / TEMPERATURE
