@@ -6,7 +6,7 @@ matrix is [runs, tasks]. The estimates are rliable's; its random draws are seede
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,18 +16,26 @@ NUM_RESAMPLES = 2_000
 
 
 class Interval(NamedTuple):
-    """An estimate and the ends of its 95 % stratified bootstrap confidence interval."""
+    """An estimate and the ends of its 95 % stratified bootstrap confidence interval.
+
+    The ends are NaN where a single run says nothing of how runs differ.
+    """
 
     estimate: float
     low: float
     high: float
 
     def __str__(self) -> str:
+        if math.isnan(self.low):
+            return f"{self.estimate:.2f} (no interval)"
         return f"{self.estimate:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
 
 def mean_and_interval(numbers: Sequence[float]) -> tuple[float, float]:
-    """The mean and the half-width of its 95 % confidence interval (normal approximation)."""
+    """The mean and the half-width of its 95 % confidence interval (normal approximation).
+
+    The half-width is NaN of a single number.
+    """
     array = np.asarray(numbers, dtype=np.float64)
     half = 1.96 * array.std(ddof=1) / math.sqrt(len(array)) if len(array) > 1 else math.nan
     return float(array.mean()), float(half)
@@ -60,7 +68,7 @@ def performance_profiles(
 
 
 def _estimate(
-    scores: Mapping[str, Any], function: Callable[..., NDArray[np.float64]]
+    scores: Mapping[str, Scores | tuple[Scores, ...]], function: Callable[..., NDArray[np.float64]]
 ) -> dict[str, Interval]:
     from rliable.library import get_interval_estimates
 
@@ -68,7 +76,16 @@ def _estimate(
         return {}
     np.random.seed(0)  # noqa: NPY002 - rliable draws from NumPy's global generator
     points, intervals = get_interval_estimates(dict(scores), function, reps=NUM_RESAMPLES)
+    # Resamples of a single run are all alike: an interval of no width would be a claim.
+    alone = {name for name, given in scores.items() if min(map(len, _matrices(given))) == 1}
     return {
-        name: Interval(float(points[name][0]), *(float(end) for end in intervals[name][:, 0]))
+        name: Interval(
+            float(points[name][0]),
+            *(math.nan if name in alone else float(end) for end in intervals[name][:, 0]),
+        )
         for name in scores
     }
+
+
+def _matrices(given: Scores | tuple[Scores, ...]) -> tuple[Scores, ...]:
+    return given if isinstance(given, tuple) else (given,)

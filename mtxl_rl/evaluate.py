@@ -1,6 +1,7 @@
 """Evaluate a trained agent: `python -m mtxl_rl.evaluate checkpoint=RUN_DIR`."""
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -257,11 +258,15 @@ def _print(results: dict[str, list[dict[str, float]]], train: TrainConfig) -> No
         table.add_column(key, justify="right")
     for name, episodes in results.items():
         label = "none" if not train.torso.has_long_term else name
-        cells = ["{:.3f} +- {:.3f}".format(*mean_and_interval([e[key] for e in episodes]))
-                 for key in keys]  # fmt: skip
+        cells = [_mean([episode[key] for episode in episodes]) for key in keys]
         table.add_row(label, str(len(episodes)), *cells)
     show(table)
     say(evidence(train, next(iter(results.values()))))
+
+
+def _mean(numbers: Sequence[float]) -> str:
+    mean, half = mean_and_interval(numbers)
+    return f"{mean:.3f} " + ("(no interval)" if math.isnan(half) else f"+- {half:.3f}")
 
 
 def usage() -> str:

@@ -203,3 +203,12 @@ def test_aggregates_are_those_of_the_definitions() -> None:
     profile, ends = performance_profiles(scores, np.array([0.5]))["worse"]
     assert profile[0] == (worse > 0.5).mean()
     assert ends.shape == (2, 1)
+
+
+def test_a_single_run_has_no_interval() -> None:
+    scores = {"alone": np.array([[0.2, 0.4]]), "several": np.array([[0.2, 0.4], [0.6, 0.8]])}
+    means = interquartile_mean(scores)
+    assert str(means["alone"]) == "0.30 (no interval)"
+    assert means["several"].low < means["several"].estimate < means["several"].high
+    found = probability_of_improvement(scores, over="alone")
+    assert str(found["several"]) == "0.75 (no interval)"

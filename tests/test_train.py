@@ -340,7 +340,13 @@ def test_the_trained_policy_can_be_evaluated_with_the_memory_on_off_and_noise(
         capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
     assert "noise" in done.stdout
-    assert "21.000" in done.stdout
+    assert "21.000 +- 0.000" in done.stdout
+    done = subprocess.run(
+        command(f"checkpoint={tmp_path / 'run'}", "episodes=1", "num_envs=1", module="evaluate"),
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    assert "(no interval)" in done.stdout
+    assert "nan" not in done.stdout
 
 
 def test_defaults_of_memories_that_a_run_lacks_may_change(tmp_path: Path) -> None:

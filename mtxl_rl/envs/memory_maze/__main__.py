@@ -57,10 +57,12 @@ def _print_returns(config: MemoryMazeConfig, *, policy: str, seed: int, episodes
     from mtxl_rl.envs.memory_maze.policies import episode_returns
 
     returns = episode_returns(config, policy=policy, seed=seed, num_episodes=episodes)
-    error = 1.96 * returns.std() / len(returns) ** 0.5
+    interval = "(no interval)"  # One episode does not say how episodes differ.
+    if len(returns) > 1:
+        interval = f"+- {1.96 * returns.std(ddof=1) / len(returns) ** 0.5:.2f}"
     print(  # noqa: T201
         f"{policy}, {config.size}, {len(returns)} episodes of {config.steps_per_episode} steps: "
-        f"return {returns.mean():.2f} +- {error:.2f}"
+        f"return {returns.mean():.2f} {interval}"
     )
 
 

@@ -15,6 +15,9 @@ def test_the_random_policy_prints_its_return(capsys: Any) -> None:  # noqa: ANN4
     main(["random", "--episodes", "2"])
     line = capsys.readouterr().out
     assert line.startswith("random, 9x9, 2 episodes of 1000 steps: return ")
+    assert " +- " in line
+    main(["random", "--episodes", "1"])
+    assert capsys.readouterr().out.endswith(" (no interval)\n")
 
 
 def test_a_policy_is_filmed(tmp_path: Path) -> None:
