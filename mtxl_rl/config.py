@@ -53,8 +53,9 @@ class TrainConfig:
     stagger_steps: int = -1
     """Random steps before the first rollout that spread the environments over as many steps of
     their episodes; they count in no total. Episodes that all last equally long stay in step
-    otherwise, and each rollout shows one part of them. -1: the length that the task names for all
-    of its episodes, as Memory Maze does; 0 where it names none."""
+    otherwise, and where they are longer than a rollout each rollout shows one part of them. -1: the
+    length that the task names for all of its episodes, as Memory Maze does; 0 where it names none,
+    or one that a rollout holds."""
     run_dir: str = ""
     """Folder of the run's files; empty: runs/<env>/<date_time>, or with resume the same folder."""
     resume: str = ""
@@ -89,7 +90,7 @@ class TrainConfig:
         if self.stagger_steps < -1:
             raise ValueError(
                 f"stagger_steps={self.stagger_steps} must be -1 (the length that the task names, "
-                "if it does), 0 (none) or a number of steps"
+                "if it is longer than a rollout), 0 (none) or a number of steps"
             )
         span = self.ppo.bptt_segments * self.torso.segment_length
         if self.ppo.rollout_length % span:
@@ -131,10 +132,12 @@ class TrainConfig:
 
     @property
     def steps_to_stagger(self) -> int:
-        """`stagger_steps`, with the task's own `steps_per_episode` for -1."""
+        """`stagger_steps`; for -1 the task's own `steps_per_episode`, if a rollout is shorter."""
         if self.stagger_steps >= 0:
             return self.stagger_steps
-        return getattr(self.env, "steps_per_episode", 0)
+        named: int = getattr(self.env, "steps_per_episode", 0)
+        # A rollout as long as an episode shows all of it, in step or not.
+        return named if named > self.ppo.rollout_length else 0
 
     def torch_device(self) -> torch.device:
         """The device that `device` names; see `find_device`."""

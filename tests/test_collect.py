@@ -47,6 +47,7 @@ def ends_of_a_run(*options: str) -> list[int]:
     """How many episodes of 24 steps end in each of 25 steps, and that no part of one is counted."""
     config = compose_config([
         "env=MemoryMaze", "env.episode_length=24", "model=tiny", "num_envs=8", "device=cpu",
+        "torso.segment_length=4", "ppo.rollout_length=16", "ppo.bptt_segments=4",
         *options,
     ])  # fmt: skip
     run = Run(config, EnvGroups(config.env, num_envs=8, num_groups=config.env_groups, seed=5))
@@ -71,11 +72,36 @@ def test_a_run_spreads_a_task_that_names_one_length_for_all_episodes(groups: int
     assert max(ends_of_a_run(together, "stagger_steps=0")) == 8
 
 
-def test_who_names_no_length_is_not_spread() -> None:
-    assert compose_config(["env=TMaze"]).steps_to_stagger == 0
-    assert compose_config(["env=MemoryMaze", "env.size=11"]).steps_to_stagger == 2000
-    assert compose_config(["env=GridMemoryMaze", "env.size=13x13"]).steps_to_stagger == 3000
-    assert compose_config(["env=MemoryMaze-original"]).steps_to_stagger == 1000
+@pytest.mark.parametrize(
+    ("task", "steps"),
+    [
+        (["ColorCubes"], 0),  # It names none: whoever takes a wrong cube ends early.
+        (["TMaze"], 0),  # Rollouts of 128 steps show all of its 101.
+        (["TMaze", "env.corridor_length=127"], 0),
+        (["TMaze", "env.corridor_length=128"], 129),
+        (["TMaze", "env.corridor_length=1000"], 1001),
+        (["TMaze-distractors", "ppo.rollout_length=64", "ppo.bptt_segments=4"], 101),
+        (["MemoryChain"], 0),
+        (["MemoryChain", "env.memory_length=500"], 501),
+        (["RepeatFirst"], 0),
+        (["RepeatFirst", "env.difficulty=hard"], 831),
+        (["Autoencode", "env.difficulty=medium"], 207),
+        (["CountRecall", "env.difficulty=hard"], 207),
+        (["MemoryMaze", "env.size=11"], 2000),
+        (["GridMemoryMaze", "env.size=13x13"], 3000),
+        (["MemoryMaze-original"], 1000),
+        (["RepeatPrevious"], 156),  # As measured.
+        (["Concentration"], 208),
+    ],
+)
+def test_who_names_a_length_is_spread_where_rollouts_are_shorter(
+    task: list[str], steps: int
+) -> None:
+    assert compose_config([f"env={task[0]}", *task[1:]]).steps_to_stagger == steps
+
+
+def test_a_number_of_steps_takes_the_place_of_the_length_that_is_named() -> None:
+    assert compose_config(["env=TMaze", "stagger_steps=101"]).steps_to_stagger == 101
     assert compose_config(["env=MemoryMaze", "stagger_steps=7"]).steps_to_stagger == 7
     with pytest.raises(ValueError, match="stagger_steps=-2 must be -1"):
         compose_config(["env=TMaze", "stagger_steps=-2"])

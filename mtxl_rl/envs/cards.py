@@ -104,10 +104,15 @@ class RepeatFirstConfig:
         """Cards dealt in an episode."""
         return DECK * {"easy": 1, "medium": 8, "hard": 16}[self.difficulty]
 
+    @property
+    def steps_per_episode(self) -> int:
+        """Steps of every episode."""
+        return self.num_cards - 1
+
     def describe(self) -> TaskDescription:
         """What the task asks of an agent."""
         return TaskDescription(
-            horizon=self.num_cards - 1,
+            horizon=self.steps_per_episode,
             reward_range=(-1.0, 1.0),
             remembered="the first card's suit, to say it at every step",
             memory_window=self.num_cards - 2,
@@ -165,10 +170,15 @@ class RepeatPreviousConfig:
         """Which card is asked: 1 is the one just dealt."""
         return {"easy": 4, "medium": 32, "hard": 64}[self.difficulty]
 
+    @property
+    def steps_per_episode(self) -> int:
+        """Steps of every episode."""
+        return self.num_cards - 1
+
     def describe(self) -> TaskDescription:
         """What the task asks of an agent."""
         return TaskDescription(
-            horizon=self.num_cards - 1,
+            horizon=self.steps_per_episode,
             reward_range=(-1.0, 1.0),
             remembered=f"the suits of the last {self.k} cards in order",
             memory_window=self.k - 1,
@@ -223,10 +233,15 @@ class AutoencodeConfig:
         """Cards shown and then asked."""
         return DECK * {"easy": 1, "medium": 2, "hard": 3}[self.difficulty]
 
+    @property
+    def steps_per_episode(self) -> int:
+        """Steps of every episode."""
+        return 2 * self.num_cards - 1
+
     def describe(self) -> TaskDescription:
         """What the task asks of an agent."""
         return TaskDescription(
-            horizon=2 * self.num_cards - 1,
+            horizon=self.steps_per_episode,
             reward_range=(-1.0, 1.0),
             remembered=f"the suits of {self.num_cards} cards in order",
             memory_window=2 * self.num_cards - 2,
@@ -292,10 +307,15 @@ class CountRecallConfig:
         """Kinds of cards: colours, suits or ranks."""
         return {"easy": 2, "medium": 4, "hard": 13}[self.difficulty]
 
+    @property
+    def steps_per_episode(self) -> int:
+        """Steps of every episode."""
+        return self.num_cards - 1
+
     def describe(self) -> TaskDescription:
         """What the task asks of an agent."""
         return TaskDescription(
-            horizon=self.num_cards - 1,
+            horizon=self.steps_per_episode,
             reward_range=(-1.0, 1.0),
             remembered=f"how often each of {self.num_kinds} kinds of cards came",
             memory_window=self.num_cards - 2,

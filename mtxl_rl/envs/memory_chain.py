@@ -27,10 +27,15 @@ class MemoryChainConfig:
         check_at_least("memory_length", self.memory_length, least=1, example=100)
         check_at_least("num_bits", self.num_bits, least=1, example=1)
 
+    @property
+    def steps_per_episode(self) -> int:
+        """Steps of every episode."""
+        return self.memory_length + 1
+
     def describe(self) -> TaskDescription:
         """What the task asks of an agent."""
         return TaskDescription(
-            horizon=self.memory_length + 1,
+            horizon=self.steps_per_episode,
             reward_range=(-1.0, 1.0),
             remembered=f"{self.num_bits} bit{'s' if self.num_bits > 1 else ''} of the first steps",
             memory_window=self.memory_length - 1,

@@ -21,7 +21,7 @@ class EnvConfig(Protocol):
     """The config of any environment: a dataclass whose `name` says which.
 
     Where all episodes last equally long, a property `steps_per_episode` may name the length, and a
-    run spreads its environments over it (`stagger_steps`).
+    run whose rollouts are shorter spreads its environments over it (`stagger_steps`).
     """
 
     name: str

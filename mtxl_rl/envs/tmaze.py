@@ -27,11 +27,16 @@ class TMazeConfig:
         check_at_least("corridor_length", self.corridor_length, least=1, example=100)
         check_at_least("num_distractors", self.num_distractors, least=0, example=6)
 
+    @property
+    def steps_per_episode(self) -> int:
+        """Steps of every episode."""
+        return self.corridor_length + 1
+
     def describe(self) -> TaskDescription:
         """What the task asks of an agent."""
         noise = f" through {self.num_distractors} random bits" if self.num_distractors else ""
         return TaskDescription(
-            horizon=self.corridor_length + 1,
+            horizon=self.steps_per_episode,
             reward_range=(-1.0, 1.0),
             remembered=f"the first step's bit{noise}",
             memory_window=self.corridor_length,
