@@ -101,6 +101,20 @@ class Stagger(NamedTuple):
         shares = np.arange(num_envs) + np.random.default_rng(0).random(num_envs)
         return cls(num_steps, (shares * num_steps / num_envs).astype(np.int64))
 
+    def play(self, env: VectorEnv, observation: Any) -> tuple[Any, NDArray[np.bool_]]:  # noqa: ANN401
+        """Take the random steps after a reset; the observation then, and where episodes begin."""
+        env.action_space.seed(0)  # Runs repeat; what differs among them is the environments.
+        begins = np.ones(len(self.starts), dtype=np.bool_)
+        for step in range(1, self.num_steps + 1):
+            actions = env.action_space.sample()
+            observation, _, terminated, truncated, _ = env.step(actions)
+            begins = self.starts == step
+            if step == self.num_steps:  # An episode that has just ended has no row to start at.
+                begins |= terminated | truncated
+            if begins.any():
+                observation, _ = env.reset(options={"reset_mask": begins})
+        return observation, begins
+
 
 class Actor:
     """A policy in vector environments: it carries the memory and the episodes' clocks.
@@ -134,7 +148,7 @@ class Actor:
         observation, _ = self.env.reset(seed=seed)
         self.is_whole[:] = True
         if stagger is not None:
-            observation = self._stagger(observation, stagger)
+            observation, self.is_whole = stagger.play(self.env, observation)
         batch, head = self.env.num_envs, self.policy.action_head
         self.observation = self._upload(observation)
         self.action = torch.zeros(
@@ -145,20 +159,6 @@ class Actor:
         self.is_final = np.zeros(batch, dtype=bool)
         self.episode_return[:] = 0
         self.episode_length[:] = 0
-
-    def _stagger(self, observation: Any, stagger: Stagger) -> Any:  # noqa: ANN401
-        """The observations after the random steps."""
-        self.env.action_space.seed(0)  # Runs repeat; what differs among them is the environments.
-        for step in range(1, stagger.num_steps + 1):
-            actions = self.env.action_space.sample()
-            observation, _, terminated, truncated, _ = self.env.step(actions)
-            begins = stagger.starts == step
-            if step == stagger.num_steps:  # An episode that has just ended has no row to start at.
-                begins |= terminated | truncated
-                self.is_whole[:] = begins
-            if begins.any():
-                observation, _ = self.env.reset(options={"reset_mask": begins})
-        return observation
 
     def inputs(self) -> PolicyInputs:
         """What the policy sees now."""
