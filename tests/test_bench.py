@@ -26,6 +26,18 @@ def test_one_command_measures_all_and_writes_one_file(tmp_path: Path) -> None:
     assert "failed" not in written
 
 
+def test_systems_start_spread_over_their_episodes_as_a_run_does() -> None:
+    # Episodes of 101 steps, rollouts of 64.
+    small = "--width 32 --layers 1 --window 16 --segment 16 --steps 64 --envs 4 --iterations 1"
+    done = subprocess.run(
+        [sys.executable, "tests/bench/train.py", "--tasks", "TMaze", "--systems", "none",
+         *small.split()],
+        cwd=ROOT, capture_output=True, text=True, timeout=300, check=True,
+    )  # fmt: skip
+    assert done.stdout.startswith("101 random steps in each of 4 environments")
+    assert "| none |" in done.stdout
+
+
 @pytest.mark.slow
 def test_a_part_that_fails_says_so_and_the_rest_goes_on(tmp_path: Path) -> None:
     broken = tmp_path / "python"

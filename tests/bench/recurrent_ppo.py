@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from sb3_contrib import RecurrentPPO
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecEnvWrapper
 
+from mtxl_rl.collect import Stagger
 from mtxl_rl.config import TrainConfig
 
 
@@ -22,9 +23,10 @@ class AsVecEnv(VecEnv):
     Rows under NEXT_STEP autoreset are passed on as they are: good for timing alone.
     """
 
-    def __init__(self, env: Any) -> None:  # noqa: ANN401
+    def __init__(self, env: Any, *, stagger_steps: int) -> None:  # noqa: ANN401
         space = env.single_observation_space
         self.env, self.seconds = env, 0.0
+        self.stagger = Stagger.over(stagger_steps, env.num_envs)
         self.is_image = isinstance(space, spaces.Box) and len(space.shape) == 3
         if not self.is_image:
             leaves = space.values() if isinstance(space, spaces.Dict) else [space]
@@ -33,8 +35,8 @@ class AsVecEnv(VecEnv):
         super().__init__(env.num_envs, space, env.single_action_space)
 
     def reset(self) -> NDArray[Any]:
-        """The first observations."""
-        return self._seen(self.env.reset()[0])
+        """The first observations, where the random steps of a training run's start have led."""
+        return self._seen(self.stagger.play(self.env, self.env.reset()[0])[0])
 
     def step_async(self, actions: NDArray[Any]) -> None:
         """Keep the actions for `step_wait`."""

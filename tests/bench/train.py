@@ -2,17 +2,20 @@
 
 python tests/bench/train.py --tasks TMaze,MiniGrid-Memory,MemoryMaze --threads 2
 
-All systems have the same sizes, environments, steps per rollout, epochs, minibatches and threads;
-they take their iterations in turns, and medians are shown. The columns are steps/s end to end, and
-of each part alone: the environments' step, the rest of acting, and the learner's samples/s, which
-are environment steps x epochs per second of learning. The peer is left out where it is not
-installed: `pip install -r tests/bench/requirements.txt`. Its rows under NEXT_STEP autoreset are
-passed on as they are, so what it learns means nothing here.
+All systems have the same sizes, environments, steps per rollout, epochs, minibatches and threads.
+They start as a training run does, spread over their episodes, which is not timed (and takes long
+with MemoryMaze-original); they take their iterations in turns, and medians are shown. The columns
+are steps/s end to end, and of each part alone: the environments' step, the rest of acting, and the
+learner's samples/s, which are environment steps x epochs per second of learning. The peer is left
+out where it is not installed: `pip install -r tests/bench/requirements.txt`. Its rows under
+NEXT_STEP autoreset are passed on as they are, so what it learns means nothing here.
 
 The system `sb3-package`, for `--tasks MemoryMaze` alone, is what the peer's users run: RecurrentPPO
 around the package memory-maze itself, in Stable-Baselines3's SubprocVecEnv. That has a process for
 each environment, and each takes 1.2 GB: 32 of them ask for 39 GB. So `--processes` says how many
-there are, 8 by default, and its rollouts and minibatches are as much smaller as those are fewer.
+there are, 8 by default, and its rollouts and minibatches are as much smaller as those are fewer;
+its episodes start together, and none ends while it is timed. `--compile`, `--precision` and
+`--groups` are of this library's systems alone.
 """
 
 import argparse
@@ -98,7 +101,7 @@ def ours(task: str, torso: str, arguments: argparse.Namespace) -> System:
         config.env, num_envs=config.num_envs, num_groups=config.env_groups, seed=stream_seed(0, 0)
     )
     run = Run(config, env)
-    run.collector.reset(seed=None)
+    run.start(seed=None)
 
     def iterate() -> Seconds:
         if run.profile:
@@ -128,7 +131,8 @@ def peer(task: str, name: str, arguments: argparse.Namespace) -> System:
         title += f", {env.num_envs} of the package memory-maze in SubprocVecEnv"
     else:
         env = AsVecEnv(
-            make_vector_env(config.env, num_envs=config.num_envs, seed=stream_seed(0, 0))
+            make_vector_env(config.env, num_envs=config.num_envs, seed=stream_seed(0, 0)),
+            stagger_steps=config.steps_to_stagger,
         )
     model = Peer(env, config, num_threads=arguments.threads)
 
