@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every speed measurement on one machine, in less than ten minutes on a GPU.
+# Every speed measurement on one machine, in less than eight minutes on a GPU.
 #
 #   tests/bench/gpu.sh                 on the CUDA device, or on the CPU where there is none
 #   tests/bench/gpu.sh --quick         few and small cases: does it run at all?
