@@ -38,6 +38,18 @@ def test_systems_start_spread_over_their_episodes_as_a_run_does() -> None:
     assert "| none |" in done.stdout
 
 
+def test_a_graph_leaves_few_operations_beside_it() -> None:
+    small = ["env=TMaze", "model=tiny", "ppo.bptt_segments=2", "ppo.num_minibatches=2"]
+    done = subprocess.run(
+        [sys.executable, "tests/bench/launches.py", *small, "ppo.rollout_length=32"],
+        cwd=ROOT, capture_output=True, text=True, timeout=300, check=True,
+    )  # fmt: skip
+    found = [line.split("|")[2] for line in done.stdout.splitlines()[-3:]]
+    step, beside, minibatch = (int(number.replace(",", "")) for number in found)
+    assert beside < step / 4
+    assert minibatch > step
+
+
 @pytest.mark.slow
 def test_a_part_that_fails_says_so_and_the_rest_goes_on(tmp_path: Path) -> None:
     broken = tmp_path / "python"
