@@ -44,23 +44,30 @@ class Count(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def counted(options: list[str], *, replays: bool) -> tuple[Counter[str], Counter[str], int, int]:
-    """Operations of a rollout and of learning from it; the numbers of steps and of minibatches."""
+def run_of(options: list[str]) -> Run:
+    """A run at the start of its first episodes."""
     config = compose_config([*SMALL, *options])
     env = EnvGroups(config.env, num_envs=config.num_envs, num_groups=1, seed=0)
     run = Run(config, env)
-    if replays:  # What is replayed was launched at once: a stand-in that does nothing.
-        run.policy.replay_acting(capture=lambda call: lambda: None)  # noqa: ARG005
     run.collector.reset(seed=0)
+    return run
+
+
+def acting(run: Run) -> Counter[str]:
+    """Operations of a rollout; not the first, in which what is recorded is run once."""
     with patch.object(memory_transformer, "_may_be_any", lambda rows: True):  # noqa: ARG005
-        rollout, _ = run.collector.collect()
-        with Count() as acting:
+        run.collector.collect()
+        with Count() as count:
             run.collector.collect()
-        with Count() as learning:
-            found = run.agent.update(rollout, progress=0.0)
-    env.close()
-    minibatches = round(found["ppo/epochs"] * config.ppo.num_minibatches)
-    return acting.by_name, learning.by_name, config.ppo.rollout_length, minibatches
+    return count.by_name
+
+
+def learning(run: Run) -> tuple[Counter[str], int]:
+    """Operations of learning from a rollout, and its minibatches."""
+    rollout, _ = run.collector.collect()
+    with Count() as count:
+        found = run.agent.update(rollout, progress=0.0)
+    return count.by_name, round(found["ppo/epochs"] * run.config.ppo.num_minibatches)
 
 
 def per(count: Counter[str], number: int) -> str:
@@ -72,12 +79,14 @@ def per(count: Counter[str], number: int) -> str:
 def main(options: list[str]) -> None:
     """Print the table."""
     torch.set_num_threads(1)
-    acting, learning, steps, minibatches = counted(options, replays=False)
-    replayed = counted(options, replays=True)[0]
+    plain, replayed = run_of(options), run_of(options)
+    # What is replayed is launched at once: a stand-in that does nothing.
+    replayed.policy.replay_acting(capture=lambda call: lambda: None)  # noqa: ARG005
+    steps = plain.config.ppo.rollout_length
     print(f"{' '.join(options)}\n\n| | operations | most of them |\n|---|---|---|")
-    print(f"| a step of acting | {per(acting, steps)} |")
-    print(f"| the same with cuda_graph=true, beside the graph | {per(replayed, steps)} |")
-    print(f"| a minibatch | {per(learning, minibatches)} |")
+    print(f"| a step of acting | {per(acting(plain), steps)} |")
+    print(f"| the same with cuda_graph=true, beside the graph | {per(acting(replayed), steps)} |")
+    print(f"| a minibatch | {per(*learning(plain))} |")
 
 
 if __name__ == "__main__":
