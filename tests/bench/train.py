@@ -202,6 +202,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if "sb3-package" in arguments.systems.split(",") and arguments.tasks != "MemoryMaze":
         parser.error("sb3-package is for --tasks MemoryMaze")
+    if arguments.cuda_graph and not arguments.device.startswith("cuda"):
+        parser.error(f"--cuda-graph needs --device cuda, and --device {arguments.device} was given")
     # A GPU's learner has no threads to share a minibatch among.
     arguments.threads = 1 if arguments.device.startswith("cuda") else arguments.threads
     warnings.filterwarnings("ignore", module="gym|stable_baselines3|sb3_contrib")
