@@ -22,6 +22,7 @@ import argparse
 import importlib.util
 import os
 import statistics
+import sys
 import warnings
 from collections.abc import Callable
 from typing import NamedTuple
@@ -204,6 +205,9 @@ def main() -> None:
         parser.error("sb3-package is for --tasks MemoryMaze")
     if arguments.cuda_graph and not arguments.device.startswith("cuda"):
         parser.error(f"--cuda-graph needs --device cuda, and --device {arguments.device} was given")
+    peers = [name for name in arguments.systems.split(",") if name in PEERS]
+    if peers and not importlib.util.find_spec("sb3_contrib"):
+        print(f"{', '.join(peers)} left out: sb3-contrib is not installed", file=sys.stderr)
     # A GPU's learner has no threads to share a minibatch among.
     arguments.threads = 1 if arguments.device.startswith("cuda") else arguments.threads
     warnings.filterwarnings("ignore", module="gym|stable_baselines3|sb3_contrib")
