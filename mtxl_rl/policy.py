@@ -176,7 +176,7 @@ class Policy(nn.Module):
         if self._replayed is None or timeline is None:
             return memory
         assert isinstance(memory, WindowedMemory), type(memory)  # replay_acting has seen to it
-        return self._replayed.keep(memory)
+        return self._replayed.keep(self, memory)
 
     @torch.no_grad()
     def act(
@@ -293,32 +293,27 @@ class _ReplayedStep:
 
     def __init__(self, step: _Step, capture: Capture) -> None:
         self._step, self._capture = step, capture
-        self._kept: list[tuple[WindowedMemory, Replayed[_Given, Decision] | None]] = []
+        self._kept: list[tuple[WindowedMemory, Replayed[_Given, Decision]]] = []
 
-    def keep(self, memory: WindowedMemory) -> WindowedMemory:
+    def keep(self, policy: Policy, memory: WindowedMemory) -> WindowedMemory:
         """The memory to act with: what `memory` holds, on the tensors that the graph knows."""
         for kept, _ in self._kept:
             if kept.timeline.is_set_to(memory.timeline):
                 kept.go_on_as(memory)
                 return kept
-        self._kept.append((memory, None))
+
+        def step(given: _Given) -> Decision:
+            with policy.autocast(keeps_casts=False):
+                return self._step(policy, given[0], memory, given[1])
+
+        self._kept.append((memory, Replayed(step, capture=self._capture)))
         return memory
 
     def __call__(
         self, policy: Policy, inputs: PolicyInputs, memory: WindowedMemory, noise: Tensor | None
     ) -> Decision:
         """`step`, replayed where the memory was kept."""
-        for i, (kept, replayed) in enumerate(self._kept):
+        for kept, replayed in self._kept:
             if kept is memory:
-                if replayed is None:
-                    replayed = Replayed(self._bound(policy, memory), capture=self._capture)
-                    self._kept[i] = (kept, replayed)
                 return replayed((inputs, noise))
         return self._step(policy, inputs, memory, noise)
-
-    def _bound(self, policy: Policy, memory: WindowedMemory) -> Callable[[_Given], Decision]:
-        def step(given: _Given) -> Decision:
-            with policy.autocast(keeps_casts=False):
-                return self._step(policy, given[0], memory, given[1])
-
-        return step
