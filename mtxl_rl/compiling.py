@@ -103,6 +103,13 @@ def compiled(
     return Compiled(call, device, for_learning=for_learning)
 
 
+def becomes_a_graph() -> bool:
+    """Whether what runs now is compiled, or recorded as a CUDA graph: it may ask no device."""
+    if torch.compiler.is_compiling():
+        return True
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+
+
 def check_gradients(
     compiled: Sequence[Tensor],
     plain: Sequence[Tensor],

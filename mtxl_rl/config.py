@@ -69,8 +69,8 @@ class TrainConfig:
     """Compile acting and the torso's layers: it takes one or two minutes of a core, some seconds
     once they are in torch's cache and, on a CPU, a C++ compiler; for torso.kind=transformer."""
     cuda_graph: bool = False
-    """On a GPU, launch each step of acting as one CUDA graph, compiled or not; for
-    torso.kind=transformer."""
+    """On a GPU, launch each step of acting as one CUDA graph and each minibatch's loss and gradients
+    as another, compiled or not; for torso.kind=transformer."""
     profile: bool = False
     """Print at the end where the time went and how near to the machine's peak it came; on a GPU it
     waits for the device at every change of part, which slows the run."""
@@ -147,9 +147,16 @@ class TrainConfig:
         """Refuse to train where `device` is not; who only reads the configuration need not have it.
 
         Raises:
-            ValueError: `device` is unknown or not there, or `cuda_graph` asks for another.
+            ValueError: `device` is unknown or not there, or `cuda_graph` or `num_threads` asks for
+                another.
         """
-        if self.torch_device().type != "cuda" and self.cuda_graph:
+        is_cuda = self.torch_device().type == "cuda"
+        if is_cuda and self.num_threads > 1:
+            raise ValueError(
+                f"num_threads={self.num_threads} is for a CPU and this run has "
+                f"device={self.device}, a GPU; leave it out, or set device=cpu"
+            )
+        if self.cuda_graph and not is_cuda:
             raise ValueError(
                 f"cuda_graph=true needs a CUDA device and this run has device={self.device}, the "
                 "CPU; leave it out, or set device=cuda"

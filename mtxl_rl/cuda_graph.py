@@ -1,6 +1,7 @@
 """A call as one CUDA graph: its kernels are launched together, with no Python between them.
 
-A step of acting is some hundred small kernels, each launched by the host in more time than it runs.
+A step of acting is some hundred small kernels, each launched by the host in more time than it runs;
+a minibatch is two thousand, of which those of small models are no longer.
 """
 
 from collections.abc import Callable, Mapping
@@ -37,17 +38,25 @@ class Replayed(Generic[Given, Found]):
     Args:
         call: from a tree of tensors (tuples and mappings; None stays None) to another.
         capture: how it is recorded; another one than `capture` stands in where there is no GPU.
+        lends: what is found holds until the next call, and is not copied.
     """
 
-    def __init__(self, call: Callable[[Given], Found], *, capture: Capture = capture) -> None:
+    def __init__(
+        self,
+        call: Callable[[Given], Found],
+        *,
+        capture: Capture = capture,
+        lends: bool = False,
+    ) -> None:
         self._call = call
+        self._lends = lends
         self._capture = capture
         self._given: Given | None = None
         self._found: Found | None = None
         self._replay: Callable[[], None] | None = None
 
     def __call__(self, given: Given) -> Found:
-        """What `call` gives, in tensors of the caller's own."""
+        """What `call` gives, in tensors of the caller's own unless it lends them."""
         if self._given is None:
             self._given = _map(torch.clone, given)
             self._run()
@@ -56,7 +65,8 @@ class Replayed(Generic[Given, Found]):
             if self._replay is None:
                 self._replay = self._capture(self._run)
             self._replay()
-        return cast("Found", _map(torch.clone, self._found))
+        found = self._found if self._lends else _map(torch.clone, self._found)
+        return cast("Found", found)
 
     def _run(self) -> None:
         self._found = self._call(cast("Given", self._given))

@@ -15,6 +15,7 @@ import torch
 
 from mtxl_rl.agents.ppo import PPO
 from mtxl_rl.collect import Collector
+from mtxl_rl.compiling import becomes_a_graph
 from mtxl_rl.flops import acting_cost, learning_cost
 from mtxl_rl.policy import PRECISIONS
 
@@ -45,7 +46,7 @@ class Profile:
         def timed(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
             # Compiler and CUDA graph see through to the method; what they make of it is watched as
             # a whole.
-            if _is_recorded() or get_ident() != self._thread:
+            if becomes_a_graph() or get_ident() != self._thread:
                 return call(*args, **kwargs)
             is_inner = self._stack and not alone
             self._change(push=f"{self._stack[0]}: {part}" if is_inner else part)
@@ -95,11 +96,6 @@ class Profile:
         self._since = now
 
 
-def _is_recorded() -> bool:
-    captures = torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
-    return captures or torch.compiler.is_compiling()
-
-
 class RunProfile:
     """The profile of a training run: its parts, watched, and what each phase costs on paper."""
 
@@ -129,6 +125,8 @@ class RunProfile:
         profile.watch(policy, "_say", "heads")
         if policy.acts_at_once:
             profile.watch(policy, "_whole_step", "whole step")
+        if agent.learns_at_once:
+            profile.watch(agent, "_learn_part", "whole minibatch")
         profile.watch(agent, "_gradients", "backward")
         profile.watch(agent.optimizer, "step", "optimiser")
 

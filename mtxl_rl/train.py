@@ -61,6 +61,8 @@ class Run:
         if config.cuda_graph:
             self.policy.replay_acting()
         self.agent = PPO(self.policy, config.ppo, num_threads=config.num_threads)
+        if config.cuda_graph:
+            self.agent.replay_learning()
         shape = rollout_shape(config, env.single_observation_space, self.policy)
         generator = torch.Generator(device).manual_seed(config.seed)
         actors = [Actor(group, self.policy, shapes=shape.observation) for group in env.groups]

@@ -44,10 +44,11 @@ def test_a_graph_leaves_few_operations_beside_it() -> None:
         [sys.executable, "tests/bench/launches.py", *small, "ppo.rollout_length=32"],
         cwd=ROOT, capture_output=True, text=True, timeout=300, check=True,
     )  # fmt: skip
-    found = [line.split("|")[2] for line in done.stdout.splitlines()[-3:]]
-    step, beside, minibatch = (int(number.replace(",", "")) for number in found)
+    found = [line.split("|")[2] for line in done.stdout.splitlines()[-4:]]
+    step, beside, minibatch, beside_it = (int(number.replace(",", "")) for number in found)
     assert beside < step / 4
     assert minibatch > step
+    assert beside_it < minibatch / 4
 
 
 @pytest.mark.slow

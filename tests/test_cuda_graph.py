@@ -1,4 +1,4 @@
-"""Acting replayed as a CUDA graph, on a CPU: what a graph would do is done by a recording.
+"""Acting and learning replayed as CUDA graphs, on a CPU: a recording does what a graph would do.
 
 `record` keeps each operation with the tensors that it read and wrote, as a graph keeps kernels with
 their addresses, and asks the device nothing. What Python would look up anew at each step, as
@@ -7,16 +7,18 @@ another tensor under the same name, it does not see; neither would the graph.
 
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mtxl_rl.config import compose_config
+from mtxl_rl.config import TrainConfig, compose_config
 from mtxl_rl.cuda_graph import Replayed
 from mtxl_rl.envs.groups import EnvGroups
 from mtxl_rl.policy import Policy
+from mtxl_rl.torso import memory_transformer
 from mtxl_rl.train import Run, run
 
 QUESTIONS = {"_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select"}
@@ -60,14 +62,15 @@ class Recording(TorchDispatchMode):
             changed.copy_(before)
 
     def replay(self) -> None:
-        """Do it all again."""
-        for func, args, kwargs, found in self.calls:
-            places = {one.untyped_storage().data_ptr() for one in tensors((args, kwargs))}
-            again = func(*args, **kwargs)
-            for kept, new in zip(tensors(found), tensors(again), strict=True):
-                # Views, and what is changed in place, are where they were.
-                if kept.untyped_storage().data_ptr() not in places:
-                    kept.copy_(new)
+        """Do it all again; gradients, too, are but operations that were done."""
+        with torch._C._AutoDispatchBelowAutograd():
+            for func, args, kwargs, found in self.calls:
+                places = {one.untyped_storage().data_ptr() for one in tensors((args, kwargs))}
+                again = func(*args, **kwargs)
+                for kept, new in zip(tensors(found), tensors(again), strict=True):
+                    # Views, and what is changed in place, are where they were.
+                    if kept.untyped_storage().data_ptr() not in places:
+                        kept.copy_(new)
 
 
 def record(call: Callable[[], None]) -> Callable[[], None]:
@@ -88,8 +91,11 @@ def trained(*options: str, replays: bool, num_iterations: int = 3) -> list[dict[
     this = Run(config, env)
     if replays:
         this.policy.replay_acting(capture=record)
+        this.agent.replay_learning(capture=record)
     this.collector.reset(seed=None)
-    found = [this.iterate() for _ in range(num_iterations)]
+    # Shared slots then ask nothing, and round as in the record.
+    with patch.object(memory_transformer, "becomes_a_graph", lambda: True):
+        found = [this.iterate() for _ in range(num_iterations)]
     env.close()
     return [
         {key: value for key, value in metrics.items() if not key.startswith(("time/", "speed/"))}
@@ -148,3 +154,9 @@ def test_graphs_are_for_transformers_on_a_gpu() -> None:
         run(config)
     with pytest.raises(ValueError, match=r"cuda_graph=true has no effect with torso\.kind=gru"):
         compose_config(["env=TMaze", "torso=gru", "cuda_graph=true"])
+
+
+def test_threads_that_share_a_minibatch_are_for_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TrainConfig, "torch_device", lambda config: torch.device("cuda"))  # noqa: ARG005
+    with pytest.raises(ValueError, match=r"num_threads=2 is for a CPU .* leave it out"):
+        run(compose_config(["env=TMaze", "device=cuda", "num_threads=2"]))

@@ -1,8 +1,8 @@
 """Proximal policy optimisation over spans of segments (Schulman et al. 2017, arXiv 1707.06347)."""
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mtxl_rl.compiling import check_gradients
+from mtxl_rl.cuda_graph import Capture, Replayed, capture
 from mtxl_rl.policy import Policy, PolicyInputs
 from mtxl_rl.ranges import check_at_least
 from mtxl_rl.returns import explained_variance, gae
@@ -91,7 +92,7 @@ def ppo_loss(
     value_deviation: Tensor | float = 1.0,
     clip_coef: float,
     value_coef: float,
-    entropy_coef: float,
+    entropy_coef: Tensor | float,
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
     """The clipped surrogate, value and entropy terms, averaged over the valid steps.
 
@@ -123,12 +124,24 @@ def ppo_loss(
     return loss, {key: metric.detach() for key, metric in metrics.items()}
 
 
+class _Part(NamedTuple):
+    """What is learned at once: a minibatch, or a thread's part of one."""
+
+    spans: Spans
+    num_valid: Tensor
+    """Valid steps of the whole minibatch."""
+    entropy_coef: Tensor
+
+
 class _Learned(NamedTuple):
     """What one part of a minibatch gives."""
 
     loss: Tensor
     metrics: dict[str, Tensor]
     gradients: tuple[Tensor, ...]
+
+
+_Learn = Callable[["_Part"], _Learned]
 
 
 class PPO:
@@ -149,6 +162,7 @@ class PPO:
         self.num_threads = num_threads
         self._pool = ThreadPoolExecutor(num_threads - 1) if num_threads > 1 else None
         self._has_learned = False
+        self._learn_part: _Learn = self._learn
         # fused: one kernel for all parameters, on the CPU as on a GPU.
         self.optimizer = torch.optim.Adam(
             self.parameters, lr=config.learning_rate, eps=1e-5, fused=True
@@ -157,6 +171,21 @@ class PPO:
         bfloat16 = policy.config.precision == "bfloat16"
         self.ratio_bound = config.ratio_bound or (0.25 if bfloat16 else 1e-4)
         self.device = self.parameters[0].device
+
+    def replay_learning(self, *, capture: Capture = capture) -> None:
+        """Make a minibatch's loss and gradients a CUDA graph; see `Replayed`.
+
+        What asks the host stays beside it: whether the policy has moved too far, and the
+        optimiser's step.
+        """
+        assert self.num_threads == 1, self.num_threads
+        # Gradients and metrics are added to others' or to new ones before the next minibatch.
+        self._learn_part = Replayed(self._learn, capture=capture, lends=True)
+
+    @property
+    def learns_at_once(self) -> bool:
+        """Whether a minibatch's loss and gradients are one call, by `replay_learning`."""
+        return isinstance(self._learn_part, Replayed)
 
     def update(self, rollout: Rollout, *, progress: float) -> dict[str, float]:
         """Learn from one rollout; `progress` in 0 .. 1 moves the schedules.
@@ -170,6 +199,8 @@ class PPO:
         entropy_coef = _linear(config.entropy_coef, config.final_entropy_coef, progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        # As a tensor, which a graph reads anew.
+        entropy_weight = torch.tensor(entropy_coef, device=self.device)
         advantage = self._advantage(rollout)
         if config.popart:
             self.policy.value_head.adapt((rollout.value + advantage)[rollout.valid])
@@ -178,7 +209,7 @@ class PPO:
         for epoch in range(config.num_epochs):
             if epoch > 0 and config.memory_refresh == "epoch":
                 metrics.setdefault("memory/drift", []).append(self.refresh(rollout))
-            made = self._epoch(rollout, advantage, entropy_coef, metrics)
+            made = self._epoch(rollout, advantage, entropy_weight, metrics)
             num_updates += made
             if made < config.num_minibatches:
                 break
@@ -239,7 +270,7 @@ class PPO:
         self,
         rollout: Rollout,
         advantage: Tensor,
-        entropy_coef: float,
+        entropy_coef: Tensor,
         metrics: dict[str, list[Tensor]],
     ) -> int:
         """One pass over the rollout, up to where the policy has moved too far; updates made."""
@@ -256,7 +287,7 @@ class PPO:
         return self.config.num_minibatches
 
     def _step(
-        self, spans: Spans, entropy_coef: float, *, may_stop: bool
+        self, spans: Spans, entropy_coef: Tensor, *, may_stop: bool
     ) -> tuple[dict[str, Tensor], bool]:
         """One minibatch, and whether it moved the weights; gradients that are not finite do not.
 
@@ -264,14 +295,13 @@ class PPO:
         steps' ratios out. `target_kl` does bound it.
         """
         num_valid = spans.valid.sum().clamp(min=1)
-        parts = spans.split(self.num_threads)
-        learn = partial(self._learn, num_valid=num_valid, entropy_coef=entropy_coef)
+        parts = [_Part(part, num_valid, entropy_coef) for part in spans.split(self.num_threads)]
         # One after another at first: what is compiled at first use is compiled once.
         side_by_side = self._pool.map if self._pool is not None and self._has_learned else map
-        others = side_by_side(learn, parts[1:])
-        learned = [learn(parts[0]), *others]
+        others = side_by_side(self._learn_part, parts[1:])
+        learned = [self._learn_part(parts[0]), *others]
         if not self._has_learned:
-            self._check_compiler(parts, learned, num_valid, entropy_coef)
+            self._check_compiler(parts, learned)
         self._has_learned = True
         metrics = _combined([part.metrics for part in learned])
         limit = 1.5 * self.config.target_kl if may_stop else 0.0
@@ -287,8 +317,9 @@ class PPO:
         self.optimizer.step()
         return metrics | {"loss/total": loss, "ppo/grad_norm": norm}, True
 
-    def _learn(self, spans: Spans, num_valid: Tensor, entropy_coef: float) -> _Learned:
-        """Loss, metrics and gradients of a part of a minibatch of `num_valid` valid steps."""
+    def _learn(self, part: _Part) -> _Learned:
+        """Loss, metrics and gradients of a part of a minibatch."""
+        spans, num_valid, entropy_coef = part
         outputs, _ = self.policy(_inputs(spans), _memory(spans))
         head = self.policy.action_head
         loss, metrics = ppo_loss(
@@ -308,9 +339,7 @@ class PPO:
             metrics["loss/reconstruction"] = reconstruction.detach()
         return _Learned(loss.detach(), metrics, self._gradients(loss))
 
-    def _check_compiler(
-        self, parts: list[Spans], learned: list[_Learned], num_valid: Tensor, entropy_coef: float
-    ) -> None:
+    def _check_compiler(self, parts: list[_Part], learned: list[_Learned]) -> None:
         """Learn a minibatch again by the plain layers; see `check_gradients`.
 
         Raises:
@@ -320,7 +349,7 @@ class PPO:
         if not (isinstance(torso, MemoryTransformer) and torso.is_compiled):
             return
         with torso.uncompiled():
-            plain = [self._learn(part, num_valid, entropy_coef) for part in parts]
+            plain = [self._learn(part) for part in parts]
         in_torso = set(torso.parameters())
         check_gradients(
             _summed(learned),

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mtxl_rl.compiling import compiled
+from mtxl_rl.compiling import becomes_a_graph, compiled
 from mtxl_rl.torso.clock import Clock, SegmentEnds
 from mtxl_rl.torso.config import TorsoConfig
 from mtxl_rl.torso.layer import Layer, latest_version, note, slots_of, write_versions
@@ -399,8 +399,8 @@ class MemoryTransformer(nn.Module):
         versions = write_versions(shared, encoded, initial, ends)
         if records is not None:
             note(records[self.config.layers_with_memory[0]], shared.describe(versions, encoded))
-        # Asking the device would break a compiled graph; there the second pass always runs.
-        if torch.compiler.is_compiling() or bool((clock.version[:, :-1] > 0).any()):
+        # Where the device cannot be asked the second pass always runs.
+        if becomes_a_graph() or bool((clock.version[:, :-1] > 0).any()):
             y, timelines = self._pass(shared, x, state, versions, clock, records)
         windows = [timeline[:, -self.config.window_length :] for timeline in timelines]
         return y, self._after(windows, [latest_version(versions, clock)], clock)

@@ -161,8 +161,10 @@ def test_threads_that_share_a_minibatch_learn_what_one_learns(run: Run, num_thre
     for threads in (1, num_threads):
         policy = copy.deepcopy(run.policy)
         agent = PPO(policy, run.config.ppo, num_threads=threads)
-        agent._step(spans, 0.01, may_stop=False)  # Its parts are learned one after another.
-        metrics, _ = agent._step(spans, 0.01, may_stop=False)
+        agent._step(
+            spans, torch.tensor(0.01), may_stop=False
+        )  # Its parts are learned one after another.
+        metrics, _ = agent._step(spans, torch.tensor(0.01), may_stop=False)
         found.append(metrics | dict(policy.named_parameters()))
     assert found[0].keys() == found[1].keys()
     for key, one in found[0].items():
@@ -195,7 +197,7 @@ def test_a_minibatch_moves_every_weight_as_plain_adam_does(run: Run) -> None:
         if not is_fused:
             agent.optimizer = PlainAdam(agent.parameters, lr=3e-4, eps=1e-5, foreach=False)
         agent.optimizer.param_groups[0]["lr"] = 3e-4
-        agent._step(spans, 0.01, may_stop=False)
+        agent._step(spans, torch.tensor(0.01), may_stop=False)
         moved.append(dict(policy.named_parameters()))
     for name, weight in moved[0].items():
         torch.testing.assert_close(weight, moved[1][name], rtol=0, atol=1e-6, msg=name)

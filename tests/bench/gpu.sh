@@ -94,7 +94,7 @@ elif [[ "$device" == cuda ]]; then
     # Its environments start spread, with 1,000 random steps in each, before anything is timed.
     # Not profiled, which waits for the device at every part: these are the end-to-end figures.
     full=(tests/bench/train.py --device cuda "${maze[@]}" --envs 1024 --groups 2 --compile)
-    part 150 "Memory Maze, base model, compiled, acting as a CUDA graph" "${full[@]}" --cuda-graph
+    part 150 "Memory Maze, base model, compiled, as CUDA graphs" "${full[@]}" --cuda-graph
     part 70 "Memory Maze, base model, compiled" "${full[@]}"
     part 60 "Memory Maze, base model, profiled" "${train[@]}" "${maze[@]}" --envs 512
     part 40 "T-maze, base model" "${train[@]}" --tasks TMaze --systems mtxl,gtrxl,gru "${base[@]}" \

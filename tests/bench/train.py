@@ -198,7 +198,7 @@ def main() -> None:
     parser.add_argument("--precision", default="float32")
     parser.add_argument("--iterations", type=int, default=5)
     parser.add_argument("--compile", action="store_true", help="the transformers")
-    parser.add_argument("--cuda-graph", action="store_true", help="of the transformers' acting")
+    parser.add_argument("--cuda-graph", action="store_true", help="of the transformers")
     parser.add_argument("--profile", action="store_true", help="print where the time goes")
     arguments = parser.parse_args()
     if "sb3-package" in arguments.systems.split(",") and arguments.tasks != "MemoryMaze":
