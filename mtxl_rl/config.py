@@ -69,8 +69,8 @@ class TrainConfig:
     """Compile acting and the torso's layers: it takes one or two minutes of a core, some seconds
     once they are in torch's cache and, on a CPU, a C++ compiler; for torso.kind=transformer."""
     cuda_graph: bool = False
-    """On a GPU, launch each step of acting as one CUDA graph and each minibatch's loss and gradients
-    as another, compiled or not; for torso.kind=transformer."""
+    """On a GPU, launch each step of acting as one CUDA graph and each minibatch's loss and
+    gradients as another, compiled or not; for torso.kind=transformer."""
     profile: bool = False
     """Print at the end where the time went and how near to the machine's peak it came; on a GPU it
     waits for the device at every change of part, which slows the run."""
