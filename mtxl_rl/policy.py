@@ -1,7 +1,8 @@
 """The agent's network: encoder, torso, and the heads for action and value."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -201,6 +202,18 @@ class Policy(nn.Module):
                     return self._whole_step(self, inputs, memory, noise)
             features = self.torso.act(self._encode(inputs), memory, inputs.is_first)
             return self._decide(features, inputs, noise)
+
+    def twin(self, dtype: torch.dtype) -> "Policy":
+        """A copy with weights of `dtype`, neither compiled nor replayed; float64 is exact."""
+        step, replayed = self._whole_step, self._replayed
+        self._whole_step = self._replayed = None  # A graph is bound to its tensors.
+        try:
+            twin = deepcopy(self)
+        finally:
+            self._whole_step, self._replayed = step, replayed
+        if dtype == torch.float64:
+            twin.config = replace(self.config, precision="float32")
+        return twin.to(dtype)
 
     def compile_acting(self) -> None:
         """Compile `act` from the observation to the action, at its first use.

@@ -161,14 +161,36 @@ def test_threads_that_share_a_minibatch_learn_what_one_learns(run: Run, num_thre
     for threads in (1, num_threads):
         policy = copy.deepcopy(run.policy)
         agent = PPO(policy, run.config.ppo, num_threads=threads)
-        agent._step(
-            spans, torch.tensor(0.01), may_stop=False
-        )  # Its parts are learned one after another.
-        metrics, _ = agent._step(spans, torch.tensor(0.01), may_stop=False)
+        for is_first in (True, False):  # At first its parts are learned one after another.
+            metrics, _ = agent._step(spans, torch.tensor(0.01), is_first_update=is_first)
         found.append(metrics | dict(policy.named_parameters()))
     assert found[0].keys() == found[1].keys()
     for key, one in found[0].items():
         torch.testing.assert_close(one, found[1][key], rtol=1e-4, atol=1e-6, msg=key)
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        ["ppo.ratio_bound=1e-12"],
+        ["ppo.ratio_bound=1e-12", "torso=gru"],
+        ["ppo.ratio_bound=1e-12", "policy.precision=bfloat16"],
+        ["ppo.ratio_bound=1e-12", "env=MemoryMaze"],
+    ],
+    indirect=True,
+    ids=str,
+)
+def test_a_ratio_above_its_bound_is_allowed_what_rounding_explains(run: Run) -> None:
+    rollout, random = run.collector.rollout, torch.get_rng_state()
+    assert 1e-12 < run.agent.update(rollout, progress=0.0)["ppo/ratio_deviation"] < 0.1
+    assert torch.equal(torch.get_rng_state(), random)
+    run.collector.collect()
+    before = [weight.clone() for weight in run.policy.torso.parameters()]
+    is_wide = run.policy.config.precision == "bfloat16"
+    rollout.log_prob += 0.5 if is_wide else 1e-3  # as if something else had acted
+    with pytest.raises(RuntimeError, match=r"rounding explains .*: acting and learning disagree"):
+        run.agent.update(rollout, progress=0.0)
+    assert all(map(torch.equal, before, run.policy.torso.parameters()))
 
 
 class PlainAdam(torch.optim.Adam):
@@ -197,7 +219,7 @@ def test_a_minibatch_moves_every_weight_as_plain_adam_does(run: Run) -> None:
         if not is_fused:
             agent.optimizer = PlainAdam(agent.parameters, lr=3e-4, eps=1e-5, foreach=False)
         agent.optimizer.param_groups[0]["lr"] = 3e-4
-        agent._step(spans, torch.tensor(0.01), may_stop=False)
+        agent._step(spans, torch.tensor(0.01), is_first_update=True)
         moved.append(dict(policy.named_parameters()))
     for name, weight in moved[0].items():
         torch.testing.assert_close(weight, moved[1][name], rtol=0, atol=1e-6, msg=name)
