@@ -32,7 +32,7 @@ def rollout_shape(
         num_envs=config.num_envs,
         num_steps=config.ppo.rollout_length,
         span_length=config.span_length,
-        observation=observation_shapes(observation_space),
+        observation=observation_shapes(observation_space, policy),
         action=(head.action_shape, head.action_dtype),
         num_layers=state.window.shape[1],
         window_length=state.window.shape[2],

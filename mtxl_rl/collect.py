@@ -13,6 +13,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mtxl_rl.encoders import EPISODE_STEP
 from mtxl_rl.metrics import EpisodeWindow
 from mtxl_rl.policy import Policy, PolicyInputs
 from mtxl_rl.rollout import Rollout, RolloutShape
@@ -43,12 +44,16 @@ class VectorEnv(Protocol):
         ...
 
 
-def observation_shapes(
-    space: gymnasium.Space[Any],
-) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    """Shape and tensor type of each leaf of an observation space, the action mask included."""
+Shapes = dict[str, tuple[tuple[int, ...], torch.dtype]]
+
+
+def observation_shapes(space: gymnasium.Space[Any], policy: Policy) -> Shapes:
+    """Shape and tensor type of each leaf that the policy is shown, the action mask included."""
     leaves = space.spaces if isinstance(space, spaces.Dict) else {"obs": space}
-    return {key: (leaf.shape or (), _tensor_type(leaf.dtype)) for key, leaf in leaves.items()}
+    found: Shapes = {
+        key: (leaf.shape or (), _tensor_type(leaf.dtype)) for key, leaf in leaves.items()
+    }
+    return found | {EPISODE_STEP: ((), torch.long)} if policy.config.episode_step else found
 
 
 def _tensor_type(dtype: Any) -> torch.dtype:  # noqa: ANN401
@@ -59,15 +64,14 @@ def _tensor_type(dtype: Any) -> torch.dtype:  # noqa: ANN401
 
 
 def to_tensors(
-    observation: Any,  # noqa: ANN401
+    leaves: Mapping[str, Any],
     shapes: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
     device: torch.device,
 ) -> dict[str, Tensor]:
-    """A batch of observations as tensors on `device`, copied.
+    """A batch of observations' leaves as tensors on `device`, copied.
 
     To a GPU by way of pinned memory, so that the host goes on meanwhile.
     """
-    leaves = observation if isinstance(observation, Mapping) else {"obs": observation}
     copies = {key: torch.as_tensor(np.array(leaves[key])) for key in shapes}
     if device.type == "cuda":
         copies = {key: copy.pin_memory() for key, copy in copies.items()}
@@ -127,6 +131,7 @@ class Actor:
         self.env = env
         self.policy = policy
         self.shapes = dict(shapes)
+        self._counts_steps = policy.config.episode_step
         self.device = next(policy.parameters()).device
         self.episode_return = np.zeros(env.num_envs)
         self.episode_length = np.zeros(env.num_envs, dtype=np.int64)
@@ -150,6 +155,7 @@ class Actor:
         if stagger is not None:
             observation, self.is_whole = stagger.play(self.env, observation)
         batch, head = self.env.num_envs, self.policy.action_head
+        self.episode_step = np.zeros(batch, dtype=np.int64)
         self.observation = self._upload(observation)
         self.action = torch.zeros(
             batch, *head.action_shape, dtype=head.action_dtype, device=self.device
@@ -180,6 +186,7 @@ class Actor:
     def take(self, action: Tensor, outcome: Outcome) -> None:
         """Move on to what `play` gave after `action`."""
         self.is_first = torch.as_tensor(self.is_final).to(self.device)
+        self.episode_step = np.where(self.is_final, 0, self.episode_step + 1)
         ended = outcome.terminated | outcome.truncated
         self._count(np.asarray(outcome.reward, dtype=np.float64), ended, outcome.info)
         self.is_final = ended
@@ -195,6 +202,7 @@ class Actor:
             "reward": self.reward,
             "is_first": self.is_first,
             "is_final": torch.as_tensor(self.is_final),
+            "episode_step": torch.as_tensor(self.episode_step),
             "episode_return": torch.as_tensor(self.episode_return.copy()),
             "episode_length": torch.as_tensor(self.episode_length.copy()),
             "is_whole": torch.as_tensor(self.is_whole.copy()),
@@ -207,13 +215,17 @@ class Actor:
         self.action, self.reward = state["action"].to(device), state["reward"].to(device)
         self.is_first = state["is_first"].to(device)
         self.is_final = state["is_final"].numpy().copy()
+        if "episode_step" in state:  # Older checkpoints have no policy that asks.
+            self.episode_step = state["episode_step"].numpy().copy()
         self.episode_return = state["episode_return"].numpy().copy()
         self.episode_length = state["episode_length"].numpy().copy()
         if "is_whole" in state:  # Older checkpoints do not say.
             self.is_whole = state["is_whole"].numpy().copy()
 
     def _upload(self, observation: Any) -> dict[str, Tensor]:  # noqa: ANN401
-        return to_tensors(observation, self.shapes, self.device)
+        leaves = observation if isinstance(observation, Mapping) else {"obs": observation}
+        shown = {**leaves, EPISODE_STEP: self.episode_step} if self._counts_steps else leaves
+        return to_tensors(shown, self.shapes, self.device)
 
     def _count(self, reward: NDArray[Any], ended: NDArray[np.bool_], info: dict[str, Any]) -> None:
         self.episode_return += reward

@@ -11,10 +11,12 @@ import gymnasium
 import numpy as np
 import torch
 from gymnasium import spaces
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 ACTION_MASK = "action_mask"
+EPISODE_STEP = "episode_step"
+"""The leaf that an actor adds to the observation for `policy.episode_step`."""
 IMAGE_ENCODERS = ("cnn", "resnet")
 
 # Any leading axes, D width, C channels.
@@ -172,6 +174,29 @@ class DiscreteEncoder(nn.Module):
         batch = choices.shape[:-1]
         rows = (choices + self.offsets).flatten(0, -2)
         out: Tensor = self.output(self.table(rows)).unflatten(0, batch)
+        return out
+
+
+class StepEncoder(nn.Module):
+    """A step's number in its episode, through sines and cosines of it (Vaswani et al. 2017).
+
+    Their periods are powers of two, from 4 to 131,072 steps, so that angles are exact however many
+    steps there were.
+    """
+
+    NUM_PERIODS = 16
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.output = nn.Linear(2 * self.NUM_PERIODS, width)
+        init_weights(self)
+
+    def forward(self, step: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch D"]:
+        """Encode steps of any leading axes."""
+        periods = 4 << torch.arange(self.NUM_PERIODS, device=step.device)
+        phase = (step[..., None] % periods).to(self.output.weight.dtype) / periods
+        angle = 2 * math.pi * phase
+        out: Tensor = self.output(torch.cat([angle.sin(), angle.cos()], dim=-1))
         return out
 
 

@@ -99,7 +99,7 @@ def evaluate(
 
     Every environment plays the same number of episodes, so that long ones count as much as short.
     """
-    actor = Actor(env, policy, shapes=observation_shapes(env.single_observation_space))
+    actor = Actor(env, policy, shapes=observation_shapes(env.single_observation_space, policy))
     actor.reset(seed=None)
     acting = policy.begin(policy.torso.initial_state(env.num_envs))
     per_env = -(-episodes // env.num_envs)

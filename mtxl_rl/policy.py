@@ -12,7 +12,14 @@ from torch import Tensor, nn
 
 from mtxl_rl.compiling import compiled
 from mtxl_rl.cuda_graph import Capture, Replayed, capture
-from mtxl_rl.encoders import ACTION_MASK, IMAGE_ENCODERS, ObservationEncoder
+from mtxl_rl.encoders import (
+    ACTION_MASK,
+    EPISODE_STEP,
+    IMAGE_ENCODERS,
+    ObservationEncoder,
+    StepEncoder,
+    observation_leaves,
+)
 from mtxl_rl.heads import ValueHead, build_head
 from mtxl_rl.reconstruction import ObservationDecoder
 from mtxl_rl.torso import (
@@ -40,6 +47,9 @@ class PolicyConfig:
     """Whether the last action is an input; zero at an episode's first step."""
     previous_reward: bool = True
     """Whether the last reward is an input; zero at an episode's first step."""
+    episode_step: bool = False
+    """Whether the step's number in its episode is an input: what was seen at a given time can then
+    be asked for by it. An agent meets numbers that it never learned where episodes get longer."""
     reconstruction_coef: float = 0.0
     """Weight of the loss of predicting the observation back from the torso's output; 0: none."""
     precision: str = "float32"
@@ -67,6 +77,7 @@ class PolicyInputs(NamedTuple):
     """What a policy sees; the leading axes are [B] when acting and [B, T] when learning."""
 
     observation: Mapping[str, Tensor]
+    """Its leaves; of a policy with `episode_step` that number, too."""
     previous_action: Tensor
     previous_reward: Tensor
     is_first: Bool[Tensor, "*batch"]
@@ -116,6 +127,12 @@ class Policy(nn.Module):
             else None
         )
         self.previous_reward = nn.Linear(1, width, bias=False) if policy.previous_reward else None
+        self.episode_step = StepEncoder(width) if policy.episode_step else None
+        if policy.episode_step and EPISODE_STEP in observation_leaves(observation_space):
+            raise ValueError(
+                f"the observation has a key {EPISODE_STEP!r}, which policy.episode_step=true adds; "
+                "leave that out, or rename the key with a gymnasium.ObservationWrapper"
+            )
         self.torso: Torso = build_torso(torso)
         self.value_head = ValueHead(width)
         self.decoder = (
@@ -268,6 +285,8 @@ class Policy(nn.Module):
         if self.previous_reward is not None:
             reward = inputs.previous_reward[..., None] * goes_on
             features = features + self.previous_reward(reward.to(features.dtype))
+        if self.episode_step is not None:
+            features = features + self.episode_step(inputs.observation[EPISODE_STEP])
         return features
 
     @property

@@ -15,9 +15,8 @@ from mtxl_rl.train import Run
 def staggered(num_steps: int, *, num_envs: int = 8) -> Actor:
     config = compose_config(["env=RepeatFirst", "env.difficulty=easy", "model=tiny"])
     env = make_vector_env(config.env, num_envs=num_envs, seed=3)
-    actor = Actor(
-        env, build_policy(config, env), shapes=observation_shapes(env.single_observation_space)
-    )
+    policy = build_policy(config, env)
+    actor = Actor(env, policy, shapes=observation_shapes(env.single_observation_space, policy))
     actor.reset(seed=None, stagger=Stagger.over(num_steps, num_envs))
     return actor
 
@@ -146,6 +145,23 @@ def test_groups_record_what_their_environments_give(task: list[str], num_groups:
                     np.testing.assert_array_equal(rollout.valid[one, t + 1].numpy(), goes_on)
     for env in [*envs, run.env]:
         env.close()
+
+
+@pytest.mark.parametrize("num_groups", [1, 2])
+def test_a_policy_that_asks_is_shown_each_steps_number(num_groups: int) -> None:
+    run = grouped(["env=TMaze", "env.corridor_length=9", "policy.episode_step=true"], num_groups)
+    rollout, before = run.collector.rollout, None
+    for _ in range(3):
+        assert run.iterate()["ppo/ratio_deviation"] < 1e-5
+        for t in range(32):
+            step = rollout.observation["episode_step"][:, t]
+            follows = torch.zeros(4, dtype=torch.long) if before is None else before + 1
+            assert torch.equal(step, torch.where(rollout.is_first[:, t], 0, follows))
+            # The last of an episode is the observation that its last action led to.
+            assert (step[~rollout.valid[:, t]] == 10).all()
+            before = step.clone()
+    assert not bool(rollout.valid.all())
+    run.env.close()
 
 
 def test_what_groups_collect_is_what_the_learner_computes() -> None:

@@ -5,7 +5,7 @@ from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtxl_rl.encoders import ObservationEncoder
+from mtxl_rl.encoders import ObservationEncoder, StepEncoder
 from mtxl_rl.envs.memory_maze.spec import MemoryMazeConfig
 from mtxl_rl.envs.memory_maze.vector import MemoryMazeVectorEnv
 from mtxl_rl.heads import CategoricalHead, GaussianHead, ValueHead, build_head
@@ -82,6 +82,28 @@ def test_images_of_either_layout_give_features_for_any_leading_axes(
     assert both.shape == (2, 3, 16)
     one = encoder({"see": pixels[:, 1], "n": number[:, 1]})
     torch.testing.assert_close(both[:, 1], one, rtol=1e-4, atol=1e-5)
+
+
+def test_a_steps_number_is_told_exactly_however_long_the_episode() -> None:
+    encoder = StepEncoder(8)
+    steps = torch.arange(2**10)
+    found = encoder(steps)
+    assert torch.equal(encoder(steps + 2**40), found)  # whole periods later
+    assert torch.equal(encoder(steps.view(2, -1)), found.view(2, -1, 8))
+    assert torch.cdist(found, found).fill_diagonal_(1).min() > 0.01
+
+
+def test_an_observation_that_has_a_steps_number_already_is_refused() -> None:
+    space = spaces.Dict({"episode_step": spaces.Discrete(5)})
+    with pytest.raises(
+        ValueError, match=r"key 'episode_step', which policy\.episode_step=true adds"
+    ):
+        Policy(
+            space,
+            spaces.Discrete(2),
+            torso=TorsoConfig(),
+            policy=PolicyConfig(episode_step=True),
+        )
 
 
 @settings(max_examples=50, deadline=None)

@@ -40,13 +40,11 @@ def command(*arguments: str, module: str = "train") -> list[str]:
     return [sys.executable, "-m", f"mtxl_rl.{module}", *arguments]
 
 
-@pytest.mark.parametrize("num_groups", [1, 2])
-def test_stopping_and_resuming_equals_not_stopping_bit_for_bit(
-    tmp_path: Path, num_groups: int
-) -> None:
+@pytest.mark.parametrize("option", ["env_groups=1", "env_groups=2", "policy.episode_step=true"])
+def test_stopping_and_resuming_equals_not_stopping_bit_for_bit(tmp_path: Path, option: str) -> None:
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     total = 8 * 4 * 32
-    options = [*TINY, f"total_steps={total}", f"env_groups={num_groups}"]
+    options = [*TINY, f"total_steps={total}", option]
     run(compose_config([*options, f"run_dir={whole}"]))
     config = compose_config([*options, f"run_dir={halves}"])
     env = EnvGroups(config.env, num_envs=4, num_groups=config.env_groups, seed=stream_seed(0, 0))
