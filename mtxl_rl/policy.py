@@ -286,7 +286,9 @@ class Policy(nn.Module):
             reward = inputs.previous_reward[..., None] * goes_on
             features = features + self.previous_reward(reward.to(features.dtype))
         if self.episode_step is not None:
-            features = features + self.episode_step(inputs.observation[EPISODE_STEP])
+            # As large as what is seen, whatever encoder that has: neither drowns the other.
+            size = (features.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+            features = features + size * self.episode_step(inputs.observation[EPISODE_STEP])
         return features
 
     @property

@@ -5,11 +5,11 @@ from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtxl_rl.encoders import ObservationEncoder, StepEncoder
+from mtxl_rl.encoders import EPISODE_STEP, ObservationEncoder, StepEncoder
 from mtxl_rl.envs.memory_maze.spec import MemoryMazeConfig
 from mtxl_rl.envs.memory_maze.vector import MemoryMazeVectorEnv
 from mtxl_rl.heads import CategoricalHead, GaussianHead, ValueHead, build_head
-from mtxl_rl.policy import Policy, PolicyConfig
+from mtxl_rl.policy import Policy, PolicyConfig, PolicyInputs
 from mtxl_rl.torso import TorsoConfig
 
 
@@ -91,6 +91,21 @@ def test_a_steps_number_is_told_exactly_however_long_the_episode() -> None:
     assert torch.equal(encoder(steps + 2**40), found)  # whole periods later
     assert torch.equal(encoder(steps.view(2, -1)), found.view(2, -1, 8))
     assert torch.cdist(found, found).fill_diagonal_(1).min() > 0.01
+
+
+def test_where_nothing_is_seen_the_steps_number_has_gradients() -> None:
+    policy = Policy(
+        spaces.Box(-1, 1, (3,)),
+        spaces.Discrete(2),
+        torso=TorsoConfig(width=16, num_heads=2),
+        policy=PolicyConfig(episode_step=True),
+    )
+    nothing = {"obs": torch.zeros(2, 3, 3), EPISODE_STEP: torch.arange(3).expand(2, 3)}
+    rest = torch.zeros(2, 3, 1).long(), torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.bool)
+    outputs, _ = policy(PolicyInputs(nothing, *rest), policy.torso.initial_state(2))
+    outputs.action_parameters.square().sum().backward()
+    assert policy.episode_step.output.weight.grad.norm() > 0
+    assert all(p.grad is None or p.grad.isfinite().all() for p in policy.parameters())
 
 
 def test_an_observation_that_has_a_steps_number_already_is_refused() -> None:
