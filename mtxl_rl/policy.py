@@ -228,6 +228,9 @@ class Policy(nn.Module):
             twin = deepcopy(self)
         finally:
             self._whole_step, self._replayed = step, replayed
+        for module in twin.modules():  # Methods that a profile has replaced call the original.
+            for name in [name for name in vars(module) if callable(getattr(type(module), name, 0))]:
+                delattr(module, name)
         if dtype == torch.float64:
             twin.config = replace(self.config, precision="float32")
         return twin.to(dtype)
@@ -286,9 +289,10 @@ class Policy(nn.Module):
             reward = inputs.previous_reward[..., None] * goes_on
             features = features + self.previous_reward(reward.to(features.dtype))
         if self.episode_step is not None:
-            # As large as what is seen, whatever encoder that has: neither drowns the other.
+            # In proportion to what is seen, whatever encoder that has: twice that was learned from
+            # sooner than once, in Autoencode (large embeddings) and in MortarMayhem (a vector).
             size = (features.square().mean(-1, keepdim=True) + 1e-6).sqrt()
-            features = features + size * self.episode_step(inputs.observation[EPISODE_STEP])
+            features = features + 2 * size * self.episode_step(inputs.observation[EPISODE_STEP])
         return features
 
     @property

@@ -176,6 +176,7 @@ def test_threads_that_share_a_minibatch_learn_what_one_learns(run: Run, num_thre
         ["ppo.ratio_bound=1e-12", "torso=gru"],
         ["ppo.ratio_bound=1e-12", "policy.precision=bfloat16"],
         ["ppo.ratio_bound=1e-12", "env=MemoryMaze"],
+        ["ppo.ratio_bound=1e-12", "policy.episode_step=true", "profile=true"],
     ],
     indirect=True,
     ids=str,
