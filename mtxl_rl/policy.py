@@ -49,7 +49,8 @@ class PolicyConfig:
     """Whether the last reward is an input; zero at an episode's first step."""
     episode_step: bool = False
     """Whether the step's number in its episode is an input: what was seen at a given time can then
-    be asked for by it. An agent meets numbers that it never learned where episodes get longer."""
+    be asked for by it. Not for tasks that ask for no time (EXPERIMENTS.md), nor for episodes longer
+    than in training, whose numbers are new."""
     reconstruction_coef: float = 0.0
     """Weight of the loss of predicting the observation back from the torso's output; 0: none."""
     precision: str = "float32"
