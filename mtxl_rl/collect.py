@@ -16,7 +16,7 @@ from torch import Tensor
 from mtxl_rl.encoders import EPISODE_STEP
 from mtxl_rl.metrics import EpisodeWindow
 from mtxl_rl.policy import Policy, PolicyInputs
-from mtxl_rl.rollout import Rollout, RolloutShape
+from mtxl_rl.rollout import Rollout, RolloutShape, Shapes
 from mtxl_rl.torso import ActingMemory, MemoryState
 
 # B environments, T steps.
@@ -44,15 +44,10 @@ class VectorEnv(Protocol):
         ...
 
 
-Shapes = dict[str, tuple[tuple[int, ...], torch.dtype]]
-
-
 def observation_shapes(space: gymnasium.Space[Any], policy: Policy) -> Shapes:
     """Shape and tensor type of each leaf that the policy is shown, the action mask included."""
     leaves = space.spaces if isinstance(space, spaces.Dict) else {"obs": space}
-    found: Shapes = {
-        key: (leaf.shape or (), _tensor_type(leaf.dtype)) for key, leaf in leaves.items()
-    }
+    found = {key: (leaf.shape or (), _tensor_type(leaf.dtype)) for key, leaf in leaves.items()}
     return found | {EPISODE_STEP: ((), torch.long)} if policy.config.episode_step else found
 
 
@@ -65,7 +60,7 @@ def _tensor_type(dtype: Any) -> torch.dtype:  # noqa: ANN401
 
 def to_tensors(
     leaves: Mapping[str, Any],
-    shapes: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
+    shapes: Shapes,
     device: torch.device,
 ) -> dict[str, Tensor]:
     """A batch of observations' leaves as tensors on `device`, copied.
@@ -131,10 +126,10 @@ class Actor:
         self.env = env
         self.policy = policy
         self.shapes = dict(shapes)
-        self._counts_steps = policy.config.episode_step
         self.device = next(policy.parameters()).device
         self.episode_return = np.zeros(env.num_envs)
-        self.episode_length = np.zeros(env.num_envs, dtype=np.int64)
+        self.episode_step = np.zeros(env.num_envs, dtype=np.int64)
+        """The number of the observation in its episode: at its end the episode's length."""
         self.is_whole = np.ones(env.num_envs, dtype=bool)
         """Whether the episode was played from its start, so that its return counts."""
         self.ended: list[dict[str, float]] = []
@@ -155,7 +150,7 @@ class Actor:
         if stagger is not None:
             observation, self.is_whole = stagger.play(self.env, observation)
         batch, head = self.env.num_envs, self.policy.action_head
-        self.episode_step = np.zeros(batch, dtype=np.int64)
+        self.episode_step[:] = 0
         self.observation = self._upload(observation)
         self.action = torch.zeros(
             batch, *head.action_shape, dtype=head.action_dtype, device=self.device
@@ -164,7 +159,6 @@ class Actor:
         self.is_first = torch.ones(batch, dtype=torch.bool, device=self.device)
         self.is_final = np.zeros(batch, dtype=bool)
         self.episode_return[:] = 0
-        self.episode_length[:] = 0
 
     def inputs(self) -> PolicyInputs:
         """What the policy sees now."""
@@ -202,9 +196,8 @@ class Actor:
             "reward": self.reward,
             "is_first": self.is_first,
             "is_final": torch.as_tensor(self.is_final),
-            "episode_step": torch.as_tensor(self.episode_step),
+            "episode_step": torch.as_tensor(self.episode_step.copy()),
             "episode_return": torch.as_tensor(self.episode_return.copy()),
-            "episode_length": torch.as_tensor(self.episode_length.copy()),
             "is_whole": torch.as_tensor(self.is_whole.copy()),
         }
 
@@ -215,31 +208,30 @@ class Actor:
         self.action, self.reward = state["action"].to(device), state["reward"].to(device)
         self.is_first = state["is_first"].to(device)
         self.is_final = state["is_final"].numpy().copy()
-        if "episode_step" in state:  # Older checkpoints have no policy that asks.
-            self.episode_step = state["episode_step"].numpy().copy()
+        # Older checkpoints have the length instead, which is the same but at an episode's end.
+        steps = "episode_step" if "episode_step" in state else "episode_length"
+        self.episode_step = state[steps].numpy().copy()
         self.episode_return = state["episode_return"].numpy().copy()
-        self.episode_length = state["episode_length"].numpy().copy()
         if "is_whole" in state:  # Older checkpoints do not say.
             self.is_whole = state["is_whole"].numpy().copy()
 
     def _upload(self, observation: Any) -> dict[str, Tensor]:  # noqa: ANN401
         leaves = observation if isinstance(observation, Mapping) else {"obs": observation}
-        shown = {**leaves, EPISODE_STEP: self.episode_step} if self._counts_steps else leaves
-        return to_tensors(shown, self.shapes, self.device)
+        if self.policy.config.episode_step:
+            leaves = {**leaves, EPISODE_STEP: self.episode_step}
+        return to_tensors(leaves, self.shapes, self.device)
 
     def _count(self, reward: NDArray[Any], ended: NDArray[np.bool_], info: dict[str, Any]) -> None:
         self.episode_return += reward
-        self.episode_length += ~self.is_final
         for i in np.flatnonzero(ended & self.is_whole):
             episode = {
                 "return": float(self.episode_return[i]),
-                "length": float(self.episode_length[i]),
+                "length": float(self.episode_step[i]),
             }
             if "success" in info:
                 episode["success"] = float(info["success"][i])
             self.ended.append(episode)
         self.episode_return[ended] = 0
-        self.episode_length[ended] = 0
         self.is_whole |= ended
 
 

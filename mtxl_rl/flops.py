@@ -1,19 +1,17 @@
 """Arithmetic and memory traffic of a policy, counted on paper from its sizes. Nothing is run."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mtxl_rl.policy import Policy
+from mtxl_rl.rollout import Shapes
 from mtxl_rl.torso import MemoryTransformer, TorsoConfig
 
 # M window, S segment, D width, E head width.
-
-Shapes = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
-"""Shape and type of each leaf of an observation."""
 
 _BACKWARD = 2
 """A product's gradients are two products of its size."""

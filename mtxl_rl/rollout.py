@@ -5,7 +5,7 @@ It knows no network. The window's layer inputs of a whole rollout are stored onc
 where a span can start. Memory therefore costs M + T, not T x M as with a window per step.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,6 +16,9 @@ from torch import Tensor
 # B environments, T steps, N layers, M window, D width, L steps of a span, G = T / L spans,
 # I spans of a minibatch.
 
+Shapes = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
+"""Shape and type of each leaf of an observation."""
+
 
 @dataclass(kw_only=True, frozen=True)
 class RolloutShape:
@@ -24,7 +27,7 @@ class RolloutShape:
     num_envs: int
     num_steps: int
     span_length: int
-    observation: dict[str, tuple[tuple[int, ...], torch.dtype]]
+    observation: Shapes
     action: tuple[tuple[int, ...], torch.dtype]
     num_layers: int
     window_length: int

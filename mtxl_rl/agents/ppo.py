@@ -142,7 +142,7 @@ class _Learned(NamedTuple):
     gradients: tuple[Tensor, ...]
 
 
-_Learn = Callable[["_Part"], _Learned]
+_Learn = Callable[[_Part], _Learned]
 
 
 class PPO:
