@@ -8,6 +8,7 @@ import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # What type checkers and editors see of the names that load on first use.
+    from mtxl_rl.exported import ExportedPolicy
     from mtxl_rl.language_model import AutoregressiveWrapper, MemoryTransformerXL
     from mtxl_rl.torso import (
         ActingMemory,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:  # What type checkers and editors see of the names that load o
 _HOMES = {
     "ActingMemory": "mtxl_rl.torso",
     "AutoregressiveWrapper": "mtxl_rl.language_model",
+    "ExportedPolicy": "mtxl_rl.exported",
     "MemoryState": "mtxl_rl.torso",
     "MemoryTransformer": "mtxl_rl.torso",
     "MemoryTransformerXL": "mtxl_rl.language_model",
@@ -44,6 +46,7 @@ _HOMES = {
 __all__ = [
     "ActingMemory",
     "AutoregressiveWrapper",
+    "ExportedPolicy",
     "MemoryState",
     "MemoryTransformer",
     "MemoryTransformerXL",

@@ -22,6 +22,21 @@ def build_policy(config: TrainConfig, env: Any) -> Policy:  # noqa: ANN401
     )
 
 
+def load_weights(policy: Policy, state: Mapping[str, Any], *, where: str) -> None:
+    """Give `policy` the weights of a checkpoint's state; `where` it comes from, for the message.
+
+    Raises:
+        ValueError: they are another policy's.
+    """
+    try:
+        policy.load_state_dict(state["agent"]["policy"])
+    except (KeyError, RuntimeError) as error:
+        raise ValueError(
+            f"{where} does not fit the policy that its config.yaml describes "
+            "(another version of mtxl_rl, or an edited config); train it again"
+        ) from error
+
+
 def rollout_shape(
     config: TrainConfig, observation_space: gymnasium.Space[Any], policy: Policy
 ) -> RolloutShape:

@@ -99,7 +99,7 @@ def compiled(
         ValueError: there is no C++ compiler, which a CPU needs.
     """
     if device.type == "cpu":
-        _find_cxx()
+        require_compiler()
     return Compiled(call, device, for_learning=for_learning)
 
 
@@ -146,8 +146,12 @@ def check_gradients(
         )
 
 
-def _find_cxx() -> None:
-    """Refuse before the run what torch would only refuse inside of it."""
+def require_compiler() -> None:
+    """Refuse before the run what torch would only refuse inside of it.
+
+    Raises:
+        ValueError: there is no C++ compiler, which a CPU needs.
+    """
     usual = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
     name = os.environ.get("CXX", usual)
     if shutil.which(name) is None:

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from mtxl_rl import checkpoint
 from mtxl_rl.aggregates import mean_and_interval
-from mtxl_rl.build import build_policy
+from mtxl_rl.build import build_policy, load_weights
 from mtxl_rl.cli import one_sentence_errors, say, show
 from mtxl_rl.collect import Actor, observation_shapes
 from mtxl_rl.config import TrainConfig, choices, from_options, load_config, run_folder
@@ -214,7 +214,7 @@ def _one(
     env = make_vector_env(train.env, num_envs=config.num_envs, seed=seed)
     try:
         policy = build_policy(train, env).to(device)
-        _load_weights(policy, state, where=config.checkpoint)
+        load_weights(policy, state, where=config.checkpoint)
         if train.compile:
             policy.compile_acting()
         generator = None if config.greedy else torch.Generator(device).manual_seed(config.seed)
@@ -238,16 +238,6 @@ def _one(
         return episodes
     finally:
         env.close()
-
-
-def _load_weights(policy: Policy, state: dict[str, Any], *, where: str) -> None:
-    try:
-        policy.load_state_dict(state["agent"]["policy"])
-    except (KeyError, RuntimeError) as error:
-        raise ValueError(
-            f"{where} does not fit the policy that its config.yaml describes "
-            "(another version of mtxl_rl, or an edited config); train it again"
-        ) from error
 
 
 def _print(results: dict[str, list[dict[str, float]]], train: TrainConfig) -> None:

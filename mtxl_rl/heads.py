@@ -70,10 +70,15 @@ class CategoricalHead(nn.Module):
         ]
         return torch.cat(hot, dim=-1).long()
 
-    def to_env(self, action: Tensor) -> NDArray[np.generic]:
+    def in_space(self, action: Tensor) -> Tensor:
         """Integers from the space's start on."""
-        array = action.cpu().numpy() + self.start
-        return array[..., 0] if self.is_single else array
+        chosen = action + torch.as_tensor(self.start, device=action.device)
+        return chosen[..., 0] if self.is_single else chosen
+
+    def to_env(self, action: Tensor) -> NDArray[np.generic]:
+        """What the environment takes."""
+        array: NDArray[np.generic] = self.in_space(action.cpu()).numpy()
+        return array
 
     def _parts(self, parameters: Tensor) -> tuple[Tensor, ...]:
         return parameters.split(self.num_choices, dim=-1)
@@ -127,14 +132,19 @@ class GaussianHead(nn.Module):
         """Itself, clipped to the units' range."""
         return action.clamp(-1, 1)
 
-    def to_env(self, action: Tensor) -> NDArray[np.generic]:
+    def in_space(self, action: Tensor) -> Tensor:
         """Scaled to the bounds where there are any."""
-        low, high = self.space.low, self.space.high
-        array = action.cpu().numpy().reshape(-1, *self.space.shape)
-        bounded = np.isfinite(low) & np.isfinite(high)
-        with np.errstate(invalid="ignore", over="ignore"):
-            scaled = low + (np.clip(array, -1, 1) + 1) / 2 * (high - low)
-        return np.where(bounded, scaled, np.clip(array, low, high)).astype(self.space.dtype)
+        low, high = (
+            torch.as_tensor(x, device=action.device) for x in (self.space.low, self.space.high)
+        )
+        given = action.view(-1, *self.space.shape)
+        scaled = low + (given.clamp(-1, 1) + 1) / 2 * (high - low)
+        bounded = low.isfinite() & high.isfinite()
+        return torch.where(bounded, scaled, torch.clamp(given, low, high))
+
+    def to_env(self, action: Tensor) -> NDArray[np.generic]:
+        """What the environment takes."""
+        return self.in_space(action.cpu()).numpy().astype(self.space.dtype)
 
 
 class ValueHead(nn.Module):

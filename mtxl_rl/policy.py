@@ -221,6 +221,17 @@ class Policy(nn.Module):
             features = self.torso.act(self._encode(inputs), memory, inputs.is_first)
             return self._decide(features, inputs, noise)
 
+    def act_at_once(
+        self, inputs: PolicyInputs, memory: ActingMemory, noise: Tensor | None
+    ) -> Decision:
+        """`act` as one graph that asks the host nothing; see `MemoryTransformer.clocked_step`."""
+        features, is_first = self._encode(inputs), inputs.is_first
+        if isinstance(memory, WindowedMemory):
+            features = self._transformer.clocked_step(features, memory, is_first)
+        else:
+            features = self.torso.act(features, memory, is_first)
+        return self._decide(features, inputs, noise)
+
     def twin(self, dtype: torch.dtype) -> "Policy":
         """A copy with weights of `dtype`, neither compiled nor replayed; float64 is exact."""
         step, replayed = self._whole_step, self._replayed

@@ -83,7 +83,7 @@ def valid_window(window_length: Int[Tensor, " B"], size: int) -> Bool[Tensor, "B
 
 def _may_be_any(rows: Bool[Tensor, " B"]) -> bool:
     """Whether a row may be marked: the host knows on a CPU, and on a GPU it is not worth a wait."""
-    return rows.is_cuda or bool(rows.any())
+    return rows.is_cuda or becomes_a_graph() or bool(rows.any())
 
 
 class Inspection(NamedTuple):
@@ -263,6 +263,19 @@ class MemoryTransformer(nn.Module):
         self._forget(memory, is_first)
         yield memory
         self._count(memory)
+
+    def clocked_step(
+        self, x: Float[Tensor, "B D"], memory: WindowedMemory, is_first: Bool[Tensor, " B"]
+    ) -> Float[Tensor, "B D"]:
+        """`act` as one graph, its clocks inside, which keeps no timeline: for `mtxl_rl.export`.
+
+        Not of slots and tokens, which are written from the timeline. That of `memory` has one
+        place, and `now` points at it.
+        """
+        self._forget(memory, is_first)
+        y = self.step(x, memory)
+        self._count(memory)
+        return y
 
     def compile_step(self) -> None:
         """Compile `act`, at its first use; each number of rows and room on the timeline for itself.

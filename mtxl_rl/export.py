@@ -1,0 +1,341 @@
+"""A trained agent as one file of machine code: `python -m mtxl_rl.export checkpoint=RUN_DIR`.
+
+The file holds a step of acting, from the observation to the action, compiled ahead of time by
+torch's AOTInductor, with its weights. `mtxl_rl.exported` runs it.
+"""
+
+import json
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from mtxl_rl import checkpoint
+from mtxl_rl.build import build_policy, load_weights
+from mtxl_rl.cli import one_sentence_errors, say
+from mtxl_rl.collect import Actor, observation_shapes
+from mtxl_rl.compiling import require_compiler
+from mtxl_rl.config import from_options, load_config, run_folder
+from mtxl_rl.encoders import EPISODE_STEP
+from mtxl_rl.envs.registry import make_vector_env
+from mtxl_rl.exported import ABOUT, ExportedPolicy, made_for
+from mtxl_rl.heads import CategoricalHead
+from mtxl_rl.policy import Policy, PolicyInputs
+from mtxl_rl.ranges import check_at_least
+from mtxl_rl.rollout import Shapes
+from mtxl_rl.torso import ActingMemory, MemoryTransformer, WindowedMemory
+from mtxl_rl.torso.recurrent import WindowlessMemory
+
+# B rows: episodes that are stepped together.
+
+WEIGHTS = ("float32", "bfloat16")
+MAX_DIFFERENCE = 1e-4
+"""Between the file's values and the policy's own, relative to the largest, that rounding makes."""
+
+
+@dataclass(kw_only=True, slots=True)
+class ExportConfig:
+    """What `export` takes."""
+
+    checkpoint: str = ""
+    """Folder of a run, or a checkpoint file in it."""
+    which: str = "latest"
+    """In a run's folder: latest or best."""
+    output: str = "policy.pt2"
+    """The file to write."""
+    num_rows: int = 1
+    """Episodes that one call steps, B."""
+    weights: str = "float32"
+    """How the torso's weights are kept: float32, or bfloat16, which halves what a step reads; all
+    arithmetic is float32."""
+    greedy: bool = False
+    """Take the most probable action instead of drawing one."""
+    check_steps: int = 200
+    """Steps over which the file is held against the policy, and timed."""
+
+    def __post_init__(self) -> None:
+        """Check names and ranges."""
+        if not self.checkpoint:
+            raise ValueError("checkpoint= is missing; give the folder of a run")
+        check_at_least(self, 1, "num_rows", "check_steps")
+        if self.weights not in WEIGHTS:
+            raise ValueError(
+                f"weights={self.weights} is unknown; choose one of {', '.join(WEIGHTS)}"
+            )
+        if Path(self.output).suffix != ".pt2":
+            raise ValueError(f"output={self.output} must end in .pt2")
+
+
+class NarrowLinear(nn.Module):
+    """A linear map whose weights are kept in bfloat16 and multiplied in float32.
+
+    As a product and a sum, which the compiler makes one loop over the weights as they are kept.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.register_buffer("kept", linear.weight.detach().bfloat16())
+        self.kept: Tensor
+        self.bias = linear.bias
+
+    @property
+    def weight(self) -> Float[Tensor, "o i"]:
+        """The weights, widened."""
+        return self.kept.float()
+
+    def forward(self, x: Float[Tensor, "*batch i"]) -> Float[Tensor, "*batch o"]:
+        """W x + b."""
+        found = (x[..., None, :] * self.weight).sum(-1)
+        return found if self.bias is None else found + self.bias
+
+
+def narrowed(policy: Policy) -> Policy:
+    """A copy of `policy` whose torso has `NarrowLinear` in place of each linear map."""
+    policy = deepcopy(policy)
+    for module in list(policy.torso.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.Linear):
+                setattr(module, name, NarrowLinear(child))
+    return policy
+
+
+class ClockedStep(nn.Module):
+    """One step of a policy, with all that changes among its inputs, changed in place.
+
+    Names stand here and tensors come in their order.
+    """
+
+    def __init__(self, policy: Policy, shapes: Shapes, num_rows: int) -> None:
+        super().__init__()
+        self.policy = policy
+        self.leaves = [key for key in shapes if key != EPISODE_STEP]
+        head, memory = policy.action_head, policy.begin(policy.torso.initial_state(num_rows))
+        if isinstance(memory, WindowedMemory):
+            self.register_buffer("codes", memory.codes)
+            self.codes: Tensor
+        memories = _changing(memory) | {
+            "previous_action": torch.zeros(num_rows, *head.action_shape, dtype=head.action_dtype)
+        }
+        if EPISODE_STEP in shapes:
+            memories[EPISODE_STEP] = torch.zeros(num_rows, dtype=torch.long)
+        self.memories = {name: field for name, field in memories.items() if field.numel()}
+        """What changes, as it is when episodes start."""
+
+    def forward(
+        self,
+        observation: list[Tensor],
+        reward: Float[Tensor, " B"],
+        is_first: Bool[Tensor, " B"],
+        noise: Tensor | None,
+        memories: list[Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """The action, as the environment takes it, and the value."""
+        memory = dict(zip(self.memories, memories, strict=True))
+        seen = dict(zip(self.leaves, observation, strict=True))
+        if EPISODE_STEP in memory:
+            memory[EPISODE_STEP] *= ~is_first
+            seen[EPISODE_STEP] = memory[EPISODE_STEP].clone()
+            memory[EPISODE_STEP] += 1
+        inputs = PolicyInputs(seen, memory["previous_action"].clone(), reward, is_first)
+        decision = self.policy.act_at_once(inputs, self._acting(memory, len(reward)), noise)
+        memory["previous_action"].copy_(decision.action)
+        return self.policy.action_head.in_space(decision.action), decision.value
+
+    def _acting(self, memory: dict[str, Tensor], num_rows: int) -> ActingMemory:
+        """The policy's memory on the tensors given; what is empty is not among them."""
+        torso = self.policy.torso
+        empty = torso.initial_state(num_rows)
+        long_term = memory.get("long_term", empty.long_term.transpose(0, 1))
+        if not isinstance(torso, MemoryTransformer):
+            return WindowlessMemory.of(empty, torso.config, long_term=long_term)
+        layers, memories = range(torso.config.num_layers), enumerate(empty.long_term.unbind(1))
+        return WindowedMemory(
+            config=torso.config,
+            timeline=empty.window[:, :, :1],
+            num_steps=0,
+            keys=tuple(memory[f"keys_{n}"] for n in layers),
+            values=tuple(memory[f"values_{n}"] for n in layers),
+            codes=self.codes,
+            place=memory["place"],
+            now=torch.zeros_like(memory["place"]),
+            long_term=long_term,
+            pending=tuple(memory.get(f"pending_{a}", none) for a, none in memories),
+            window_length=memory["window_length"],
+            segment_step=memory["segment_step"],
+        )
+
+
+def _changing(memory: ActingMemory) -> dict[str, Tensor]:
+    """The tensors that a step changes."""
+    if not isinstance(memory, WindowedMemory):
+        return {"long_term": memory.long_term}
+    several = {"keys": memory.keys, "values": memory.values, "pending": memory.pending}
+    return {
+        "place": memory.place,
+        "window_length": memory.window_length,
+        "segment_step": memory.segment_step,
+        "long_term": memory.long_term,
+        **{f"{name}_{n}": part for name, parts in several.items() for n, part in enumerate(parts)},
+    }
+
+
+def export_policy(
+    policy: Policy, shapes: Shapes, path: Path, *, num_rows: int = 1, greedy: bool = False
+) -> None:
+    """Compile a step of `policy`, on the CPU and for one thread, and write it to `path`.
+
+    Args:
+        policy: with weights of float32, on the CPU; `narrowed` for such in bfloat16.
+        shapes: of its observations' leaves; see `observation_shapes`.
+        path: ends in .pt2.
+        num_rows: episodes that one call steps.
+        greedy: take the most probable action instead of drawing one.
+
+    Raises:
+        ValueError: the torso's memory is written from a whole segment (slots, tokens), or there is
+            no C++ compiler.
+    """
+    torso = policy.torso.config
+    if torso.reads_slots:
+        raise ValueError(
+            f"a torso with torso.long_term={torso.long_term} cannot be exported: its memory is "
+            "written from a whole segment, which a step does not hold; delta, linear, agalite, "
+            "none and the baselines can"
+        )
+    require_compiler()
+    policy = deepcopy(policy).eval().requires_grad_(requires_grad=False)
+    policy.config = replace(policy.config, precision="float32", reconstruction_coef=0.0)
+    policy.decoder = None
+    step = ClockedStep(policy, shapes, num_rows)
+    head, leaves = policy.action_head, [shapes[key] for key in step.leaves]
+    observation = [torch.zeros(num_rows, *shape, dtype=dtype) for shape, dtype in leaves]
+    is_first = torch.ones(num_rows, dtype=torch.bool)
+    noise = None if greedy else head.noise(num_rows, torch.Generator())
+    memories = list(step.memories.values())
+    given = (observation, torch.zeros(num_rows), is_first, noise, memories)
+    names = [f"observation/{key}" for key in step.leaves] + ["reward", "is_first"]
+    names += ([] if greedy else ["noise"]) + [f"memory/{name}" for name in step.memories]
+    tensors = [part for part in tree_leaves(given) if part is not None]
+    about = {
+        "inputs": [
+            [name, list(tensor.shape), str(tensor.dtype).removeprefix("torch.")]
+            for name, tensor in zip(names, tensors, strict=True)
+        ],
+        "outputs": ["action", "value"],
+        "noise": "uniform" if isinstance(head, CategoricalHead) else "normal",
+        "made_for": made_for(),
+    }
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # Of torch's own code.
+        program = torch.export.export(step, given, strict=False)
+        torch._inductor.aoti_compile_and_package(
+            program,
+            package_path=str(path),
+            inductor_configs={"aot_inductor.metadata": {ABOUT: json.dumps(about)}},
+        )
+
+
+def run(config: ExportConfig) -> None:
+    """Export a run's policy, hold the file against it, and say how fast it is.
+
+    Raises:
+        ValueError: there is no such run, or its torso cannot be exported.
+        RuntimeError: the file computes something else than the policy.
+    """
+    source, path = Path(config.checkpoint), Path(config.output)
+    here = ["device=cpu", "cuda_graph=false", "policy.precision=float32"]
+    train = load_config(run_folder(source), here)
+    state = checkpoint.load(source, which=config.which)
+    torch.set_num_threads(1)
+    env = make_vector_env(train.env, num_envs=config.num_rows, seed=0)
+    unchecked = path.with_name(f".{path.name}")
+    try:
+        policy = build_policy(train, env).eval()
+        load_weights(policy, state, where=config.checkpoint)
+        if config.weights == "bfloat16":
+            policy = narrowed(policy)
+        actor = Actor(env, policy, shapes=observation_shapes(env.single_observation_space, policy))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        export_policy(
+            policy, actor.shapes, unchecked, num_rows=config.num_rows, greedy=config.greedy
+        )
+        compared = compare(policy, ExportedPolicy(unchecked), actor, config)
+        unchecked.replace(path)
+    finally:
+        env.close()
+        unchecked.unlink(missing_ok=True)
+    say(f"{path}: {path.stat().st_size / 1e6:.1f} MB; {compared}")
+
+
+def compare(policy: Policy, exported: ExportedPolicy, actor: Actor, config: ExportConfig) -> str:
+    """Let both act side by side in the actor's environments; how they differ and what they take.
+
+    Both draw the same noise, from generators of the same seed.
+
+    Raises:
+        RuntimeError: their values differ by more than rounding.
+    """
+    actor.reset(seed=None)
+    memory = policy.begin(policy.torso.initial_state(config.num_rows))
+    generator = None if config.greedy else torch.Generator().manual_seed(0)
+    expected, found, times = [], [], []
+    for _ in range(config.check_steps):
+        inputs = actor.inputs()
+        begun = time.perf_counter()
+        decision = policy.act(inputs, memory, generator)
+        then = time.perf_counter()
+        exported.reset(inputs.is_first.nonzero()[:, 0].tolist())
+        exported.act(inputs.observation, reward=inputs.previous_reward)
+        times.append((then - begun, time.perf_counter() - then))
+        expected.append(decision.value)
+        found.append(exported.value)
+        actor.step(decision.action)
+    largest = torch.stack(expected).abs().max() + 1e-6
+    difference = float((torch.stack(found) - torch.stack(expected)).abs().max() / largest)
+    if not difference <= MAX_DIFFERENCE:
+        raise RuntimeError(
+            f"the file computes something else than the policy: in {config.check_steps} steps its "
+            f"values differ by up to {difference:.1e} of the largest; torch {torch.__version__} "
+            "compiles it wrongly, try another torch"
+        )
+    plain, file = (1000 * statistics.median(each) for each in zip(*times, strict=True))
+    return (
+        f"a step of {config.num_rows} row(s) takes {file:.2f} ms on one thread, and {plain:.2f} "
+        f"without it; in {config.check_steps} steps the values differ by at most "
+        f"{difference:.1e} of the largest"
+    )
+
+
+def usage() -> str:
+    """What `--help` prints."""
+    defaults = "\n".join(f"  {field.name}={field.default}" for field in fields(ExportConfig))
+    return f"""\
+python -m mtxl_rl.export checkpoint=RUN_DIR [option=value ...]     a run's policy as one file
+
+{defaults}
+
+weights={" or ".join(WEIGHTS)}
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if {"-h", "--help"} & set(given):
+        sys.stdout.write(usage())
+        return
+    with one_sentence_errors():
+        run(from_options(ExportConfig, given))
+
+
+if __name__ == "__main__":
+    main()

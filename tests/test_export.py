@@ -1,0 +1,189 @@
+"""A policy's step as a file: it computes what the policy does, and refuses what it cannot."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+from mtxl_rl.collect import observation_shapes
+from mtxl_rl.encoders import EPISODE_STEP
+from mtxl_rl.export import ClockedStep, ExportConfig, NarrowLinear, export_policy, main, narrowed
+from mtxl_rl.exported import ExportedPolicy
+from mtxl_rl.policy import Policy, PolicyConfig, PolicyInputs
+from mtxl_rl.torso import MemoryTransformer, TorsoConfig
+
+SIZES = {"width": 16, "num_heads": 2, "num_layers": 2, "window_length": 8, "segment_length": 4}
+SPACES = gymnasium.spaces.Box(-1, 1, (3,)), gymnasium.spaces.MultiDiscrete([2, 3])
+TORSOS = {
+    "delta": SIZES,
+    "one memory": {**SIZES, "memory_layers": [2]},
+    "linear": {**SIZES, "long_term": "linear", "decay": "free", "position": "rotary"},
+    "agalite": {**SIZES, "long_term": "agalite"},
+    "gtrxl": {**SIZES, "long_term": "none"},
+    "gru": {"kind": "gru", "width": 16},
+    "lstm": {"kind": "lstm", "width": 16},
+    "none": {"kind": "none", "width": 16},
+}
+
+
+def policy_of(torso: dict[str, object], **config: bool) -> Policy:
+    """A policy of random weights, larger than at the start, so that memories tell."""
+    torch.manual_seed(0)
+    policy = Policy(*SPACES, torso=TorsoConfig(**torso), policy=PolicyConfig(**config)).eval()  # type: ignore[arg-type]
+    with torch.no_grad():
+        for weight in policy.parameters():
+            weight.mul_(2)
+    return policy
+
+
+@pytest.mark.parametrize("is_narrow", [False, True])
+@pytest.mark.parametrize("name", TORSOS)
+def test_a_step_with_its_clocks_inside_equals_acting(name: str, *, is_narrow: bool) -> None:
+    policy = policy_of(TORSOS[name], episode_step=name == "delta")
+    if is_narrow:
+        policy = narrowed(policy)
+    shapes = observation_shapes(SPACES[0], policy)
+    step = ClockedStep(policy, shapes, 3)
+    assert (EPISODE_STEP in step.memories) == (name == "delta")
+    memory = policy.begin(policy.torso.initial_state(3))
+    action, number = torch.zeros(3, 2, dtype=torch.long), torch.zeros(3, dtype=torch.long)
+    # Without a clone, what a file is given: the same tensors at each step, changed in place.
+    memories = list(step.memories.values())
+    for t in range(40):  # Several windows and segments, and episodes that start inside them.
+        seen, reward = torch.randn(3, 3), torch.randn(3)
+        is_first = torch.rand(3) < (0.1 if t else 1.0)
+        noise = policy.action_head.noise(3, torch.Generator().manual_seed(t))
+        number = torch.where(is_first, 0, number)
+        leaves = {"obs": seen} | ({EPISODE_STEP: number} if EPISODE_STEP in shapes else {})
+        decision = policy.act(
+            PolicyInputs(leaves, action, reward, is_first),
+            memory,
+            torch.Generator().manual_seed(t),
+        )
+        with torch.no_grad():
+            theirs, value = step([seen], reward, is_first, noise, memories)
+        assert torch.equal(value, decision.value)
+        assert np.array_equal(theirs.numpy(), policy.action_head.to_env(decision.action))
+        action, number = decision.action, number + 1
+
+
+def test_narrow_weights_are_rounded_and_nothing_else() -> None:
+    policy = policy_of(SIZES)
+    twin = narrowed(policy)
+    assert isinstance(twin.torso, MemoryTransformer)
+    narrow = [part for part in twin.torso.modules() if isinstance(part, NarrowLinear)]
+    assert len(narrow) == len([m for m in policy.torso.modules() if type(m) is torch.nn.Linear])
+    for part in narrow:
+        assert part.kept.dtype == torch.bfloat16
+    wide = policy_of(SIZES)
+    with torch.no_grad():
+        for module in wide.torso.modules():
+            if isinstance(module, torch.nn.Linear):
+                module.weight.copy_(module.weight.bfloat16())
+    x, first = torch.randn(2, 10, 16), torch.zeros(2, 10, dtype=torch.bool)
+    found, _ = twin.torso(x, twin.torso.initial_state(2), first)
+    expected, _ = wide.torso(x, wide.torso.initial_state(2), first)
+    torch.testing.assert_close(found, expected)
+    assert not torch.equal(expected, policy.torso(x, policy.torso.initial_state(2), first)[0])
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"checkpoint": ""}, "checkpoint= is missing"),
+        ({"weights": "int4"}, "weights=int4 is unknown; choose one of float32, bfloat16"),
+        ({"output": "policy.onnx"}, r"must end in \.pt2"),
+        ({"num_rows": 0}, "num_rows=0 must be 1 or more"),
+    ],
+)
+def test_wrong_options_are_told(given: dict[str, object], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        ExportConfig(**({"checkpoint": "runs/x"} | given))  # type: ignore[arg-type]
+
+
+def test_a_memory_that_is_written_from_whole_segments_is_refused(tmp_path: Path) -> None:
+    policy = policy_of({**SIZES, "long_term": "slots"})
+    shapes = observation_shapes(SPACES[0], policy)
+    with pytest.raises(ValueError, match=r"long_term=slots cannot be exported.*delta, linear"):
+        export_policy(policy, shapes, tmp_path / "policy.pt2")
+
+
+def test_what_is_no_exported_file_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        ExportedPolicy(tmp_path / "policy.pt2")
+    (tmp_path / "policy.pt2").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"is no file that mtxl_rl\.export wrote"):
+        ExportedPolicy(tmp_path / "policy.pt2")
+    with pytest.raises(SystemExit):
+        main([f"checkpoint={tmp_path}"])
+    assert "is no run" in capsys.readouterr().err
+
+
+RUN = """
+import sys
+from pathlib import Path
+import numpy as np
+import mtxl_rl.exported
+from mtxl_rl import ExportedPolicy
+from mtxl_rl.envs.registry import make_vector_env
+from mtxl_rl.config import load_config
+
+folder, path = sys.argv[1:]
+agent, again = ExportedPolicy(path, seed=3), ExportedPolicy(path, seed=3)
+env = make_vector_env(load_config(Path(folder)).env, num_envs=1, seed=5)
+observation, _ = env.reset()
+reward, over = np.zeros(1), np.zeros(1, bool)
+for _ in range(30):
+    action = agent.act(observation, reward=reward)
+    one = again.act(observation[0], reward=reward[0])
+    assert action.shape == (1,) and one.shape == () and action[0] == one
+    assert agent.value == again.value
+    if over[0]:
+        agent.reset()
+        again.reset([0])
+    observation, reward, terminated, truncated, _ = env.step(action)
+    over = terminated | truncated
+for given, told in (({"seen": observation}, "no 'obs'"), (observation[:, :1], "num_rows=")):
+    try:
+        agent.act(given)
+    except ValueError as error:
+        assert told in str(error), error
+    else:
+        raise AssertionError(told)
+mtxl_rl.exported.made_for = lambda: "torch 1"
+try:
+    ExportedPolicy(path)
+except ValueError as error:
+    assert "made for torch" in str(error) and "this is torch 1" in str(error)
+else:
+    raise AssertionError("another machine")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weights", ["float32", "bfloat16"])
+def test_a_run_is_exported_and_its_file_acts(tmp_path: Path, weights: str) -> None:
+    # In processes of their own: the type checker of the tests does not compile.
+    def python(*arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, *arguments], capture_output=True, text=True, timeout=600, check=False
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout
+
+    folder, path = str(tmp_path / "run"), str(tmp_path / "files" / "policy.pt2")
+    options = ["env=TMaze", "env.corridor_length=9", "model=tiny", "num_envs=4", "total_steps=512",
+               "torso.window_length=4", "torso.segment_length=4", "ppo.rollout_length=16",
+               "ppo.bptt_segments=4", "policy.episode_step=true"]  # fmt: skip
+    python("-m", "mtxl_rl.train", *options, f"run_dir={folder}")
+    said = python("-m", "mtxl_rl.export", f"checkpoint={folder}", f"output={path}",
+                  f"weights={weights}", "check_steps=30")  # fmt: skip
+    assert "a step of 1 row(s) takes" in said
+    assert [file.name for file in Path(path).parent.iterdir()] == ["policy.pt2"]
+    python("-c", RUN, folder, path)
