@@ -28,6 +28,9 @@ class WindowAttention(nn.Module):
     The P persistent pairs (Sukhbaatar et al. 2019, arXiv 1907.01470) and the slots of a long-term
     memory join the same softmax; they have no position.
 
+    With `has_guests` the output map also reads D features that come from elsewhere: the heads of a
+    long-term memory, beside those of the attention.
+
     Both `forward` and `step` compute the same function; `forward` works in blocks of at most
     `block_length` <= M queries, so the cost per step does not depend on T.
     """
@@ -44,6 +47,7 @@ class WindowAttention(nn.Module):
         one_kv_head: bool = False,
         dropout: float = 0.0,
         output_dropout: float = 0.0,
+        has_guests: bool = False,
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
@@ -57,7 +61,9 @@ class WindowAttention(nn.Module):
         self.position = build_positions(
             position, width, num_heads=num_heads, window_length=window_length
         )
-        self.output = nn.Linear(width, width, bias=False)
+        self.output = nn.Linear(width * (1 + has_guests), width, bias=False)
+        if has_guests:  # Each half starts as a map of its own would.
+            nn.init.uniform_(self.output.weight, -(width**-0.5), width**-0.5)
         shape = (2, num_heads, num_persistent, head_width)
         self.persistent = nn.Parameter(torch.randn(shape) * self.scale)
         self.dropout = nn.Dropout(dropout)
@@ -75,6 +81,7 @@ class WindowAttention(nn.Module):
         inputs: Float[Tensor, "B K D"],
         age: Int[Tensor, "B T"],
         pairs: Pairs | None = None,
+        guests: Float[Tensor, "B T D"] | None = None,
         record: Record | None = None,
     ) -> Float[Tensor, "B T D"]:
         """Attend from the last T of the K = M + T normalised layer inputs.
@@ -83,6 +90,7 @@ class WindowAttention(nn.Module):
             inputs: the window's steps, then the steps given.
             age: how many predecessors each given step may see, 0 .. M.
             pairs: what else the steps see, in blocks of min(T, `block_length`) steps.
+            guests: what else the output map reads.
             record: where to note the weights.
         """
         window, num_steps = self.window_length, age.shape[1]
@@ -101,7 +109,7 @@ class WindowAttention(nn.Module):
         if record is not None:
             self._note(record, weights, num_steps)
         out = rearrange(out, "b j h c e -> b (j c) (h e)")[:, :num_steps]
-        return self.output_dropout(self.output(out))
+        return self._output(out, guests)
 
     def step(
         self,
@@ -112,6 +120,7 @@ class WindowAttention(nn.Module):
         order: Int[Tensor, " R"],
         visible: Bool[Tensor, "B R"],
         pairs: Pairs | None = None,
+        guests: Float[Tensor, "B D"] | None = None,
     ) -> Float[Tensor, "B D"]:
         """Attend from one normalised layer input; keys and `visible` lie in ring order.
 
@@ -123,6 +132,7 @@ class WindowAttention(nn.Module):
             order: which code belongs to each place of the ring.
             visible: what each row sees.
             pairs: what else the step sees.
+            guests: what else the output map reads.
         """
         q = rearrange(self.query(query) * self.scale, "b (h e) -> b h 1 e", h=self.num_heads)
         q, logits = self.position.step(q, keys, codes, order)
@@ -130,7 +140,13 @@ class WindowAttention(nn.Module):
         if pairs is not None:  # one block of one step
             q, logits, values = q[:, None], logits[:, None], values[:, None]
         out, _ = self._attend(q, logits, values, pairs)
-        return self.output_dropout(self.output(out.flatten(1)))
+        return self._output(out.flatten(1), guests)
+
+    def _output(self, out: Tensor, guests: Tensor | None) -> Tensor:
+        if guests is not None:
+            out = torch.cat([out, guests.to(out.dtype)], dim=-1)
+        mapped: Tensor = self.output_dropout(self.output(out))
+        return mapped
 
     def _attend(
         self, query: Tensor, logits: Tensor, values: Tensor, pairs: Pairs | None

@@ -19,6 +19,9 @@ DECAYS = {
     "none": ("none",),
 }
 
+READS = ("joined", "gated")
+MATRICES = ("delta", "linear", "agalite")
+
 _POSITIVE = (
     "width", "num_layers", "num_heads", "feedforward_multiple", "window_length", "segment_length"
 )  # fmt: skip
@@ -31,6 +34,7 @@ _TRANSFORMER_CHOICES = (
     "position",
     "all_attention",
     "long_term",
+    "read",
     "decay",
     "memory_layers",
     "gradient_checkpointing",
@@ -179,6 +183,10 @@ class TorsoConfig:
     long_term: str = "delta"
     """Long-term memory: delta (the delta rule), linear (linear attention with decay), agalite,
     slots (the Memory Transformer-XL of 2020), tokens (the Memory Transformer) or none."""
+    read: str = "joined"
+    """How a matrix memory (delta, linear, agalite) is read: joined (by heads beside the
+    attention's, with one output map and one gate for both), or gated (by a sub-layer of its own
+    after the attention)."""
     decay: str = "none"
     """Decay of the delta memory: none, coupled (only while it writes) or free; of the linear one:
     fixed (RetNet) or free (gated linear attention)."""
@@ -203,6 +211,7 @@ class TorsoConfig:
         _require_one_of("gate", self.gate, GATES)
         _require_one_of("position", self.position, POSITIONS)
         _require_one_of("long_term", self.long_term, tuple(DECAYS))
+        _require_one_of("read", self.read, READS)
         if self.kind == "transformer":
             self._check_transformer()
         else:
@@ -304,6 +313,11 @@ class TorsoConfig:
             raise ValueError(
                 f"torso.decay={self.decay} does not go with torso.long_term={self.long_term}; "
                 f"choose torso.decay={' or '.join(legal)}"
+            )
+        if self.read != "joined" and self.long_term not in MATRICES:
+            raise ValueError(
+                f"torso.read={self.read} has no effect with torso.long_term={self.long_term}; "
+                f"leave it out, or choose torso.long_term={' or '.join(MATRICES)}"
             )
         for kind, default in (("slots", SlotsConfig()), ("tokens", TokensConfig())):
             if self.long_term != kind and getattr(self, kind) != default:

@@ -55,12 +55,14 @@ class FeedForward(nn.Module):
 
 
 class Layer(nn.Module):
-    """Gated sub-layers: attention, the read of a matrix memory where there is one, feed-forward.
+    """Gated sub-layers: attention, with what a matrix memory says beside it, and feed-forward.
 
     Every sub-layer sees the layer-normalised stream and its output passes a ReLU before the gate
-    (TrXL-I and the gating layer of GTrXL, arXiv 1910.06764, eqs. 4 and 5). Slots are read by the
-    attention itself. With `all_attention` there is no feed-forward: the persistent pairs of the
-    attention take its place (Sukhbaatar et al. 2019, arXiv 1907.01470).
+    (TrXL-I and the gating layer of GTrXL, arXiv 1910.06764, eqs. 4 and 5). A matrix memory is read
+    by heads of its own, which share the attention's output map and gate, or with `read=gated` in a
+    sub-layer of its own after it. Slots are read by the attention itself. With `all_attention`
+    there is no feed-forward: the persistent pairs of the attention take its place (Sukhbaatar et
+    al. 2019, arXiv 1907.01470).
     """
 
     def __init__(self, config: TorsoConfig, *, has_memory: bool) -> None:
@@ -70,10 +72,13 @@ class Layer(nn.Module):
         self.segment_length = config.segment_length
         self.reach = config.reach
         self.norm = nn.LayerNorm(width)
-        self.attention = attention_of(config)
-        self.attention_gate = gate_of(config)
         self.matrix: MatrixMemory | None = matrix_of(config) if has_memory else None
-        if self.matrix is not None:
+        self.reads_apart = self.matrix is not None and config.read == "gated"
+        self.attention = attention_of(
+            config, has_guests=self.matrix is not None and not self.reads_apart
+        )
+        self.attention_gate = gate_of(config)
+        if self.reads_apart:
             self.read_norm = nn.LayerNorm(width)
             self.read_gate = gate_of(config)
         self.feedforward = None if config.all_attention else FeedForward(config)
@@ -116,9 +121,16 @@ class Layer(nn.Module):
         if self.store is not None:
             versions = self._write(self.store, inputs, long_term, ends, record)
             pairs = self.pairs_of_versions(self.store, versions, clock)
-        stream = self._attend(inputs, stream, pairs, clock, record)
         if self.matrix is not None:
             versions = self._write(self.matrix, inputs, long_term, ends, record)
+        if self.matrix is None or versions is None:
+            stream = self._attend(inputs, stream, pairs, None, clock, record)
+        elif not self.reads_apart:
+            steps = inputs[:, self.window_length :]
+            found = self._read(self.matrix, steps, versions, clock)
+            stream = self._attend(inputs, stream, None, found, clock, record)
+        else:
+            stream = self._attend(inputs, stream, None, None, clock, record)
             found = self._read(self.matrix, self.read_norm(stream), versions, clock)
             stream = joined(self.read_gate, stream, found, record, "moved/read")
         if versions is not None:
@@ -134,8 +146,16 @@ class Layer(nn.Module):
     ) -> Float[Tensor, "B T D"]:
         """Outputs of the steps given, in a layer that has no memory of its own."""
         stream = timeline[:, self.window_length :]
-        stream = self._attend(self.norm(timeline), stream, pairs, clock, record)
+        stream = self._attend(self.norm(timeline), stream, pairs, None, clock, record)
         return self._feed_forward(stream, record)
+
+    def guests_of_step(
+        self, inputs: Float[Tensor, "B D"], long_term: Float[Tensor, " B *memory"] | None
+    ) -> Float[Tensor, "B D"] | None:
+        """What the attention's output map reads of the memory, of one step; None without any."""
+        if self.matrix is None or self.reads_apart or long_term is None:
+            return None
+        return self._read_step(self.matrix, inputs, long_term)
 
     def step(
         self,
@@ -145,12 +165,10 @@ class Layer(nn.Module):
     ) -> Float[Tensor, "B D"]:
         """The output of one step from what its attention gave and the memory that it reads."""
         stream = self.attention_gate(stream, attended)
-        if self.matrix is not None:
+        if self.matrix is not None and self.reads_apart:
             assert long_term is not None
-            steps = rearrange(self.read_norm(stream), "b d -> b 1 1 d")
-            selected = torch.ones(stream.shape[0], 1, 1, 1, dtype=torch.bool, device=stream.device)
-            found = self.matrix.read(steps, long_term[:, None, None], selected)
-            stream = self.read_gate(stream, found[:, 0, 0])
+            found = self._read_step(self.matrix, self.read_norm(stream), long_term)
+            stream = self.read_gate(stream, found)
         return self._feed_forward(stream, None)
 
     def segments(
@@ -214,11 +232,16 @@ class Layer(nn.Module):
         inputs: Tensor,
         stream: Tensor,
         pairs: Pairs | None,
+        guests: Tensor | None,
         clock: Clock,
         record: Record | None,
     ) -> Tensor:
         age = clock.age[:, :-1].clamp(max=self.reach)
-        found = self.attention(inputs, age, pairs, record)
+        found = self.attention(inputs, age, pairs, guests, record)
+        if record is not None and guests is not None:
+            alone = self.attention(inputs, age, pairs, torch.zeros_like(guests))
+            both, without = self.attention_gate(stream, found), self.attention_gate(stream, alone)
+            record["moved/read"] = distance(without, both)
         return joined(self.attention_gate, stream, found, record, "moved/attention")
 
     def _feed_forward(self, stream: Tensor, record: Record | None) -> Tensor:
@@ -239,6 +262,12 @@ class Layer(nn.Module):
         pairs = torch.stack([versions[:, :-1], versions[:, 1:]], dim=2)
         found = memory.read(steps, pairs, clock.reads(self.segment_length))
         return found.flatten(1, 2)[:, :num_steps]
+
+    def _read_step(self, memory: MatrixMemory, step: Tensor, long_term: Tensor) -> Tensor:
+        """What one step reads."""
+        selected = torch.ones(step.shape[0], 1, 1, 1, dtype=torch.bool, device=step.device)
+        steps = rearrange(step, "b d -> b 1 1 d")
+        return memory.read(steps, long_term[:, None, None], selected)[:, 0, 0]
 
     def _tokens_of(self, config: TorsoConfig) -> TokenMemory:
         separate = config.tokens.separate_control
@@ -268,7 +297,7 @@ def gate_of(config: TorsoConfig) -> Gate:
     )
 
 
-def attention_of(config: TorsoConfig) -> WindowAttention:
+def attention_of(config: TorsoConfig, *, has_guests: bool = False) -> WindowAttention:
     """A layer's attention; where it reads slots, its blocks are those of the memory's versions."""
     return WindowAttention(
         config.width,
@@ -280,21 +309,24 @@ def attention_of(config: TorsoConfig) -> WindowAttention:
         one_kv_head=config.sublayers.one_kv_head,
         dropout=config.sublayers.attention_dropout,
         output_dropout=config.sublayers.output_dropout,
+        has_guests=has_guests,
     )
 
 
 def matrix_of(config: TorsoConfig) -> DeltaMemory | LinearMemory | None:
     """A layer's matrix memory, if that is the kind."""
-    width, num_heads = config.width, config.num_heads
+    width, num_heads, decay = config.width, config.num_heads, config.decay
+    is_apart = config.read == "gated"
     if config.long_term == "delta":
-        return DeltaMemory(width, num_heads=num_heads, decay=config.decay)
+        return DeltaMemory(width, num_heads=num_heads, decay=decay, has_output=is_apart)
+    features: RetentionFeatures | AGaLiTeFeatures
     if config.long_term == "linear":
-        return LinearMemory(
-            width, RetentionFeatures(width, num_heads=num_heads, decay=config.decay)
-        )
-    if config.long_term == "agalite":
-        return LinearMemory(width, AGaLiTeFeatures(width, num_heads=num_heads))
-    return None
+        features = RetentionFeatures(width, num_heads=num_heads, decay=decay)
+    elif config.long_term == "agalite":
+        features = AGaLiTeFeatures(width, num_heads=num_heads)
+    else:
+        return None
+    return LinearMemory(width, features, has_output=is_apart)
 
 
 def slots_of(config: TorsoConfig, *, num_sources: int) -> SlotMemory:

@@ -175,7 +175,8 @@ class MemoryTransformer(nn.Module):
           the slots of an empty memory |
         | attention/window | B T H M+1 | weight on the step at distance M .. 0 |
         | moved/attention, moved/read, moved/feedforward | B T | how far the gated sub-layer moved
-          the stream, relative to its norm |
+          the stream, relative to its norm; a read beside the attention: how far from where the
+          stream would be without it |
         | memory/strength, memory/retention | B T H | of each step's write into a matrix memory |
         | memory/moved, memory/retention | B J L | of the write into each slot at the end of a
           segment in block j of min(S, T) steps, meaningless where none ends; shared slots tell it
@@ -339,8 +340,9 @@ class MemoryTransformer(nn.Module):
             slots = None
             if store is not None and long_term is not None:
                 slots = layer.pairs_of_step(store, long_term)
+            guests = layer.guests_of_step(inputs, long_term)
             keys = (memory.keys[n], memory.values[n], memory.codes[n], order)
-            attended = layer.attention.step(inputs, *keys, visible, slots)
+            attended = layer.attention.step(inputs, *keys, visible, slots, guests)
             x = layer.step(x, attended, long_term)
             if layer.matrix is not None and index is not None:
                 layer.matrix.write_step(memory.pending[index], inputs)

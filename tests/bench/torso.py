@@ -183,17 +183,24 @@ def latency(bench: Bench, *, quick: bool) -> None:
 
 def share(bench: Bench, *, quick: bool) -> None:
     """Long-term memory's part of the learner's time."""
-    kinds = ["delta"] if quick else ["delta", "linear", "agalite", "slots", "tokens"]
-    decay = {"linear": "fixed"}
-    torsos = [
-        build(bench, width=128, window_length=64, long_term=kind, decay=decay.get(kind, "none"))
-        for kind in ["none", *kinds]
-    ]
-    none, *found = bench.time([bench.learning(torso, 8, 128) for torso in torsos])
-    print("\n| long-term memory | learner samples/s | its share of the time |\n|---|---|---|")
-    print(f"| none | {8 * 128 / none:,.0f} | |")
-    for kind, each in zip(kinds, found, strict=True):
-        print(f"| {kind} | {8 * 128 / each:,.0f} | {1 - none / each:.0%} |", flush=True)
+    kinds: dict[str, dict[str, str]] = {
+        "none": {"long_term": "none"},
+        "delta": {},
+        "delta, read apart": {"read": "gated"},
+    }
+    if not quick:
+        kinds |= {
+            "linear": {"long_term": "linear", "decay": "fixed"},
+            **{kind: {"long_term": kind} for kind in ("agalite", "slots", "tokens")},
+        }
+    print("\n| width | long-term memory | learner samples/s | its share of the time |")
+    print("|---|---|---|---|")
+    for width in (64,) if quick else (128, 256):
+        torsos = [build(bench, width=width, window_length=64, **kind) for kind in kinds.values()]
+        found = bench.time([bench.learning(torso, 8, 128) for torso in torsos])
+        for kind, each in zip(kinds, found, strict=True):
+            told = "" if kind == "none" else f"{1 - found[0] / each:.0%}"
+            print(f"| {width} | {kind} | {8 * 128 / each:,.0f} | {told} |", flush=True)
 
 
 def peers(bench: Bench, *, quick: bool) -> None:

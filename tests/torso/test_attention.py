@@ -56,6 +56,18 @@ def test_persistent_pairs_are_keys_that_every_step_sees() -> None:
     )
 
 
+def test_guests_reach_the_output_by_a_map_of_their_own() -> None:
+    torch.manual_seed(0)
+    sizes = {"num_heads": 2, "window_length": 5, "num_persistent": 1, "block_length": 5}
+    layer = WindowAttention(8, position="rotary", has_guests=True, **sizes).double()  # type: ignore[arg-type]
+    inputs, age = torch.randn(2, 17, 8).double(), torch.full((2, 12), 5)
+    guests = torch.randn(2, 12, 8).double()
+    alone = layer(inputs, age, None, torch.zeros_like(guests))
+    torch.testing.assert_close(
+        layer(inputs, age, None, guests), alone + guests @ layer.output.weight[:, 8:].mT
+    )
+
+
 @pytest.mark.parametrize("learned", [False, True])
 def test_relative_logits_are_those_of_transformer_xl(learned: bool) -> None:
     torch.manual_seed(0)

@@ -1,5 +1,6 @@
 """Every torso of the command line builds, at the size that is asked for, and plays and learns."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,11 @@ def test_every_torso_can_be_built_to_the_size_of_another(name: str) -> None:
     config = compose_config(["env=TMaze", f"torso={name}", f"torso.num_parameters={target}"]).torso
     torso = build_torso(config)
     count = sum(parameter.numel() for parameter in torso.parameters())
-    assert abs(count / target - 1) < 0.05
+    width, step = torso.config.width, torso.config.width_multiple
+    for other in (width - step, width + step):  # No legal width comes nearer.
+        neighbour = count_parameters(replace(torso.config, width=other))
+        assert abs(neighbour - target) >= abs(count - target)
+    assert abs(count / target - 1) < 0.1
     assert count == count_parameters(config)
     assert match_parameters(match_parameters(config)) == match_parameters(config)
 

@@ -78,11 +78,18 @@ def test_a_closed_slot_retains_all_and_does_not_move(name: str) -> None:
     )
 
 
-def test_an_open_gate_moves_the_stream_and_a_closed_one_does_not() -> None:
+@pytest.mark.parametrize("read", ["joined", "gated"])
+def test_an_open_gate_moves_the_stream_and_a_closed_one_does_not(read: str) -> None:
     moved = []
     for bias in (-60.0, 60.0):
-        _, _, found = inspected("delta", gate_bias=bias)
+        _, _, found = inspected("delta", gate_bias=bias, read=read)
         keys = ("moved/attention", "moved/read", "moved/feedforward")
         moved.append(torch.stack([found.records[0][key] for key in keys]))
-    assert moved[0].min() > 0.1
+    attended, said, fed = moved[0]
+    assert attended.min() > 0.1
+    assert fed.min() > 0.1
+    assert said.max() > 0.1
+    # Beside the attention an empty memory says nothing, and behind a gate of its own the rest of
+    # the stream is cut even so.
+    assert (said[:, 0].max() == 0) == (read == "joined")
     assert moved[1].max() < 1e-12

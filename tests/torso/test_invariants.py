@@ -17,11 +17,13 @@ SYSTEMS: dict[str, dict] = {
     "delta": {},
     "delta, coupled decay": {"decay": "coupled"},
     "delta, free decay": {"decay": "free"},
+    "delta, read apart": {"read": "gated"},
     "delta in some layers": {"num_layers": 3, "memory_layers": [1, 3]},
     "delta, gradient checkpointing": {"gradient_checkpointing": True},
     "linear, fixed decay": {"long_term": "linear", "decay": "fixed"},
     "linear, free decay": {"long_term": "linear", "decay": "free"},
     "agalite": {"long_term": "agalite"},
+    "agalite, read apart": {"long_term": "agalite", "read": "gated"},
     "slots": SLOTS | {"slots": SlotsConfig(num_slots=3)},
     "slots, BRC": SLOTS | {"slots": SlotsConfig(num_slots=2, cell="brc")},
     "slots, GRU, two iterations": SLOTS

@@ -101,7 +101,7 @@ class DeltaMemory(nn.Module):
     too.
     """
 
-    def __init__(self, width: int, *, num_heads: int, decay: str) -> None:
+    def __init__(self, width: int, *, num_heads: int, decay: str, has_output: bool = True) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.decay = decay
@@ -115,7 +115,7 @@ class DeltaMemory(nn.Module):
             nn.init.constant_(self.retention.bias, 4.0)
         self.query = nn.Linear(width, width, bias=False)
         self.norm = nn.RMSNorm(head_width, eps=1e-6)
-        self.output = nn.Linear(width, width, bias=False)
+        self.output = nn.Linear(width, width, bias=False) if has_output else nn.Identity()
 
     def encode(
         self, segments: Float[Tensor, "B J S D"], live: Bool[Tensor, "B J S"] | None = None
@@ -163,7 +163,8 @@ class DeltaMemory(nn.Module):
         with torch.autocast(memories.device.type, enabled=False):
             found = read_matrix(query, memories, selected)
             found = self.norm(found.to(self.norm.weight.dtype))
-        return self.output(rearrange(found, "b j h c f -> b j c (h f)"))
+        out: Tensor = self.output(rearrange(found, "b j h c f -> b j c (h f)"))
+        return out
 
     def describe(self, steps: Float[Tensor, "B T D"]) -> Record:
         """Strength b and decay a of each step's write, [B, T, H]."""

@@ -22,7 +22,7 @@ from mtxl_rl.torso.record import Record
 
 @runtime_checkable
 class MatrixMemory(Protocol):
-    """A matrix per head that returns a value for a query; read in a gated sub-layer of its own.
+    """A matrix per head that returns a value for a query.
 
     `write_step` is the same write step by step, for acting: S of them from the memory at a
     segment's start give `write` of the whole segment.
@@ -51,7 +51,10 @@ class MatrixMemory(Protocol):
         memories: Float[Tensor, "B J V *memory"],
         selected: Bool[Tensor, "B J C V"],
     ) -> Float[Tensor, "B J C D"]:
-        """What each step reads from the version selected for it; none selected reads emptiness."""
+        """What each step reads from the version selected for it; none selected reads emptiness.
+
+        Through an output map of its own, if it was built with `has_output`; else head by head.
+        """
         ...
 
     def describe(self, steps: Float[Tensor, "B T D"]) -> Record:

@@ -149,7 +149,13 @@ class LinearMemory(nn.Module):
     too.
     """
 
-    def __init__(self, width: int, features: RetentionFeatures | AGaLiTeFeatures) -> None:
+    def __init__(
+        self,
+        width: int,
+        features: RetentionFeatures | AGaLiTeFeatures,
+        *,
+        has_output: bool = True,
+    ) -> None:
         super().__init__()
         self.features = features
         self.memory_shape: tuple[int, ...] = (
@@ -157,7 +163,7 @@ class LinearMemory(nn.Module):
             features.num_features,
             features.num_values,
         )
-        self.output = nn.Linear(width, width, bias=False)
+        self.output = nn.Linear(width, width, bias=False) if has_output else nn.Identity()
 
     def encode(
         self, segments: Float[Tensor, "B J S D"], live: Bool[Tensor, "B J S"] | None = None
@@ -196,7 +202,8 @@ class LinearMemory(nn.Module):
             query = query.to(memories.dtype)
             found = self.features.normalise(read_matrix(query, memories, selected))
         found = rearrange(found, "b j h c e -> b j c (h e)")
-        return self.output(found.to(self.output.weight.dtype))
+        out: Tensor = self.output(found.to(steps.dtype))
+        return out
 
     def describe(self, steps: Float[Tensor, "B T D"]) -> Record:
         """Norm of what each step adds and mean retention over the features, [B, T, H]."""
