@@ -10,6 +10,7 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
+from contextlib import closing
 from copy import deepcopy
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -255,23 +256,22 @@ def run(config: ExportConfig) -> None:
     here = ["device=cpu", "cuda_graph=false", "policy.precision=float32"]
     train = load_config(run_folder(source), here)
     state = checkpoint.load(source, which=config.which)
-    torch.set_num_threads(1)
-    env = make_vector_env(train.env, num_envs=config.num_rows, seed=0)
+    path.parent.mkdir(parents=True, exist_ok=True)
     unchecked = path.with_name(f".{path.name}")
+    unchecked.touch()  # Where it cannot be written, say so before it is compiled.
+    torch.set_num_threads(1)
     try:
-        policy = build_policy(train, env).eval()
-        load_weights(policy, state, where=config.checkpoint)
-        if config.weights == "bfloat16":
-            policy = narrowed(policy)
-        actor = Actor(env, policy, shapes=observation_shapes(env.single_observation_space, policy))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        export_policy(
-            policy, actor.shapes, unchecked, num_rows=config.num_rows, greedy=config.greedy
-        )
-        compared = compare(policy, ExportedPolicy(unchecked), actor, config)
+        with closing(make_vector_env(train.env, num_envs=config.num_rows, seed=0)) as env:
+            policy = build_policy(train, env).eval()
+            load_weights(policy, state, where=config.checkpoint)
+            if config.weights == "bfloat16":
+                policy = narrowed(policy)
+            shapes = observation_shapes(env.single_observation_space, policy)
+            export_policy(policy, shapes, unchecked, num_rows=config.num_rows, greedy=config.greedy)
+            actor = Actor(env, policy, shapes=shapes)
+            compared = compare(policy, ExportedPolicy(unchecked), actor, config)
         unchecked.replace(path)
     finally:
-        env.close()
         unchecked.unlink(missing_ok=True)
     say(f"{path}: {path.stat().st_size / 1e6:.1f} MB; {compared}")
 
