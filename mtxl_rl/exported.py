@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
@@ -128,7 +129,9 @@ class ExportedPolicy:
                 raise ValueError(
                     f"the observation has no {key!r}; it must have {', '.join(self._leaves)}"
                 )
-            place, leaf = self._inputs[f"observation/{key}"], torch.as_tensor(leaves[key])
+            leaf, place = leaves[key], self._inputs[f"observation/{key}"]
+            if not isinstance(leaf, Tensor):
+                leaf = torch.as_tensor(np.array(leaf))  # A copy: flipped pictures are no tensors.
             is_single = self.num_rows == 1 and leaf.shape == place.shape[1:]
             if leaf.shape != place.shape and not is_single:
                 raise ValueError(

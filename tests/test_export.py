@@ -141,7 +141,7 @@ observation, _ = env.reset()
 reward, over = np.zeros(1), np.zeros(1, bool)
 for _ in range(30):
     action = agent.act(observation, reward=reward)
-    one = again.act(observation[0], reward=reward[0])
+    one = again.act(observation[0, ::-1].copy()[::-1], reward=reward[0])
     assert action.shape == (1,) and one.shape == () and action[0] == one
     assert agent.value == again.value
     if over[0]:
