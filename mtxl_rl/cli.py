@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -49,6 +49,38 @@ def one_sentence_errors() -> Iterator[None]:
             said = error.strerror  # Without the number that str() puts in front.
         sys.stderr.write(f"error: {said}\n")
         raise SystemExit(1) from None
+
+
+def command_line(
+    arguments: Sequence[str] | None, *, usage: Callable[[], str], run: Callable[[list[str]], object]
+) -> None:
+    """A program's `main`: its usage where -h or --help is among the arguments, else `run` of them.
+
+    Args:
+        arguments: None: the process's own.
+        usage: what is printed.
+        run: the program; its mistakes become one sentence.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if {"-h", "--help"} & set(given):
+        sys.stdout.write(usage())
+        return
+    with one_sentence_errors():
+        run(given)
+
+
+def make_writable(path: Path) -> None:
+    """Make the folder of a file that is to be written: before hours of work, not after.
+
+    Raises:
+        ValueError: it cannot be made, or `path` is a folder.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written: {error}; choose another place") from error
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give the name of a file")
 
 
 @contextmanager

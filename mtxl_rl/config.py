@@ -19,7 +19,7 @@ from mtxl_rl.envs.registry import ENVS
 from mtxl_rl.policy import PolicyConfig
 from mtxl_rl.ranges import check_at_least
 from mtxl_rl.torso import TorsoConfig
-from mtxl_rl.torso.config import MATRICES
+from mtxl_rl.torso.config import say_read
 
 GROUPS = ("env", "torso", "model")
 Config = TypeVar("Config")
@@ -367,8 +367,7 @@ def load_config(
         for kind in ("slots", "tokens"):
             if saved.torso.long_term != kind:
                 saved.torso.pop(kind, None)
-        if "read" not in saved.torso and saved.torso.long_term in MATRICES:
-            saved.torso.read = "gated"  # A run of before there was another.
+        say_read(saved.torso)
         name = saved.env.name
         schema = OmegaConf.structured(TrainConfig)
         schema.env = OmegaConf.structured(ENVS[name][0])

@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -15,7 +14,7 @@ from rich.table import Table
 from mtxl_rl import checkpoint
 from mtxl_rl.aggregates import mean_and_interval
 from mtxl_rl.build import build_policy, load_weights
-from mtxl_rl.cli import one_sentence_errors, say, show
+from mtxl_rl.cli import command_line, make_writable, say, show
 from mtxl_rl.collect import Actor, observation_shapes
 from mtxl_rl.config import TrainConfig, choices, from_options, load_config, run_folder
 from mtxl_rl.envs.registry import make_vector_env, stream_seed
@@ -147,7 +146,7 @@ def run(config: EvaluateConfig, overrides: Sequence[str]) -> dict[str, list[dict
         names = ["on"]
     for given in (config.output, config.video, config.timeline):
         if given:
-            _make_writable(Path(given))
+            make_writable(Path(given))
     results: dict[str, list[dict[str, float]]] = {}
     try:
         for name in names:
@@ -158,16 +157,6 @@ def run(config: EvaluateConfig, overrides: Sequence[str]) -> dict[str, list[dict
             if config.output and len(results) == len(names):
                 _write(Path(config.output), config, train, state["step"], overrides, results)
     return results
-
-
-def _make_writable(path: Path) -> None:
-    """Makes the file's folder; before hours of evaluation, not after."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be written: {error}; choose another place") from error
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; give the name of a file")
 
 
 def evidence(train: TrainConfig, episodes: Sequence[dict[str, float]]) -> str:
@@ -292,24 +281,23 @@ def _suite(given: Sequence[str]) -> None:
         raise RuntimeError("; ".join(failed))
 
 
+def _run_or_suite(given: list[str]) -> None:
+    if any(part.startswith("suite=") for part in given):
+        _suite(given)
+        return
+    bad = [part for part in given if "=" not in part]
+    if bad:
+        names = ", ".join(field.name for field in fields(EvaluateConfig))
+        raise ValueError(f"{bad[0]!r} is no option; options are name=value: {names}, env.*")
+    own = {field.name for field in fields(EvaluateConfig)}
+    mine = [part for part in given if part.split("=", 1)[0] in own]
+    theirs = [part for part in given if part not in mine]
+    run(from_options(EvaluateConfig, mine), theirs)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if {"-h", "--help"} & set(given):
-        sys.stdout.write(usage())
-        return
-    with one_sentence_errors():
-        if any(part.startswith("suite=") for part in given):
-            _suite(given)
-            return
-        bad = [part for part in given if "=" not in part]
-        if bad:
-            names = ", ".join(field.name for field in fields(EvaluateConfig))
-            raise ValueError(f"{bad[0]!r} is no option; options are name=value: {names}, env.*")
-        own = {field.name for field in fields(EvaluateConfig)}
-        mine = [part for part in given if part.split("=", 1)[0] in own]
-        theirs = [part for part in given if part not in mine]
-        run(from_options(EvaluateConfig, mine), theirs)
+    command_line(arguments, usage=usage, run=_run_or_suite)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ torch's AOTInductor, with its weights. `mtxl_rl.exported` runs it.
 
 import json
 import statistics
-import sys
 import time
 import warnings
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from mtxl_rl import checkpoint
 from mtxl_rl.build import build_policy, load_weights
-from mtxl_rl.cli import one_sentence_errors, say
+from mtxl_rl.cli import command_line, make_writable, say
 from mtxl_rl.collect import Actor, observation_shapes
 from mtxl_rl.compiling import require_compiler
 from mtxl_rl.config import from_options, load_config, run_folder
@@ -123,9 +122,11 @@ class ClockedStep(nn.Module):
         if isinstance(memory, WindowedMemory):
             self.register_buffer("codes", memory.codes)
             self.codes: Tensor
-        memories = _changing(memory) | {
-            "previous_action": torch.zeros(num_rows, *head.action_shape, dtype=head.action_dtype)
-        }
+        # The codes are as constant as the weights, and without a timeline so is its place.
+        memories = {n: part for n, part in memory.changing().items() if n not in ("codes", "now")}
+        memories["previous_action"] = torch.zeros(
+            num_rows, *head.action_shape, dtype=head.action_dtype
+        )
         if EPISODE_STEP in shapes:
             memories[EPISODE_STEP] = torch.zeros(num_rows, dtype=torch.long)
         self.memories = {name: field for name, field in memories.items() if field.numel()}
@@ -144,11 +145,12 @@ class ClockedStep(nn.Module):
         seen = dict(zip(self.leaves, observation, strict=True))
         if EPISODE_STEP in memory:
             memory[EPISODE_STEP] *= ~is_first
-            seen[EPISODE_STEP] = memory[EPISODE_STEP].clone()
-            memory[EPISODE_STEP] += 1
-        inputs = PolicyInputs(seen, memory["previous_action"].clone(), reward, is_first)
+            seen[EPISODE_STEP] = memory[EPISODE_STEP]
+        inputs = PolicyInputs(seen, memory["previous_action"], reward, is_first)
         decision = self.policy.act_at_once(inputs, self._acting(memory, len(reward)), noise)
         memory["previous_action"].copy_(decision.action)
+        if EPISODE_STEP in memory:
+            memory[EPISODE_STEP] += 1
         return self.policy.action_head.in_space(decision.action), decision.value
 
     def _acting(self, memory: dict[str, Tensor], num_rows: int) -> ActingMemory:
@@ -157,7 +159,7 @@ class ClockedStep(nn.Module):
         empty = torso.initial_state(num_rows)
         long_term = memory.get("long_term", empty.long_term.transpose(0, 1))
         if not isinstance(torso, MemoryTransformer):
-            return WindowlessMemory.of(empty, torso.config, long_term=long_term)
+            return replace(WindowlessMemory.of(empty, torso.config), long_term=long_term)
         layers, memories = range(torso.config.num_layers), enumerate(empty.long_term.unbind(1))
         return WindowedMemory(
             config=torso.config,
@@ -173,20 +175,6 @@ class ClockedStep(nn.Module):
             window_length=memory["window_length"],
             segment_step=memory["segment_step"],
         )
-
-
-def _changing(memory: ActingMemory) -> dict[str, Tensor]:
-    """The tensors that a step changes."""
-    if not isinstance(memory, WindowedMemory):
-        return {"long_term": memory.long_term}
-    several = {"keys": memory.keys, "values": memory.values, "pending": memory.pending}
-    return {
-        "place": memory.place,
-        "window_length": memory.window_length,
-        "segment_step": memory.segment_step,
-        "long_term": memory.long_term,
-        **{f"{name}_{n}": part for name, parts in several.items() for n, part in enumerate(parts)},
-    }
 
 
 def export_policy(
@@ -256,7 +244,7 @@ def run(config: ExportConfig) -> None:
     here = ["device=cpu", "cuda_graph=false", "policy.precision=float32"]
     train = load_config(run_folder(source), here)
     state = checkpoint.load(source, which=config.which)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_writable(path)
     unchecked = path.with_name(f".{path.name}")
     unchecked.touch()  # Where it cannot be written, say so before it is compiled.
     torch.set_num_threads(1)
@@ -329,12 +317,7 @@ weights={" or ".join(WEIGHTS)}
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if {"-h", "--help"} & set(given):
-        sys.stdout.write(usage())
-        return
-    with one_sentence_errors():
-        run(from_options(ExportConfig, given))
+    command_line(arguments, usage=usage, run=lambda given: run(from_options(ExportConfig, given)))
 
 
 if __name__ == "__main__":

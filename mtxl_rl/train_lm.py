@@ -1,7 +1,6 @@
 """Train a character model: `python -m mtxl_rl.train_lm text=FILE`, or on a text made to recall."""
 
 import math
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -14,7 +13,7 @@ from jaxtyping import Bool, Int
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from mtxl_rl.cli import claimed, one_sentence_errors, say, stop_requests
+from mtxl_rl.cli import claimed, command_line, say, stop_requests
 from mtxl_rl.config import find_device, from_options
 from mtxl_rl.language_model import AutoregressiveWrapper, MemoryTransformerXL
 from mtxl_rl.metrics import MetricsLogger
@@ -236,12 +235,7 @@ def usage() -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if {"-h", "--help"} & set(given):
-        sys.stdout.write(usage())
-        return
-    with one_sentence_errors():
-        run(from_options(LMConfig, given))
+    command_line(arguments, usage=usage, run=lambda given: run(from_options(LMConfig, given)))
 
 
 if __name__ == "__main__":

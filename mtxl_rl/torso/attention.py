@@ -142,6 +142,11 @@ class WindowAttention(nn.Module):
         out, _ = self._attend(q, logits, values, pairs)
         return self._output(out.flatten(1), guests)
 
+    def of_guests(self, guests: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
+        """What the output map adds for them."""
+        weight = self.output.weight[:, -guests.shape[-1] :]
+        return nn.functional.linear(guests.to(weight.dtype), weight)
+
     def _output(self, out: Tensor, guests: Tensor | None) -> Tensor:
         if guests is not None:
             out = torch.cat([out, guests.to(out.dtype)], dim=-1)

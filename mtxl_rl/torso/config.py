@@ -2,7 +2,9 @@
 
 import math
 import operator
+from collections.abc import MutableMapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from mtxl_rl.ranges import check_at_least
 from mtxl_rl.torso.gates import CELLS, GATES
@@ -347,6 +349,12 @@ class TorsoConfig:
                 f"torso.{choice}={value} has no effect with torso.kind={self.kind}; leave it out, "
                 "or set torso.kind=transformer"
             )
+
+
+def say_read(fields: MutableMapping[str, Any]) -> None:
+    """Say how the memory of a configuration of before `read` was there is read."""
+    if "read" not in fields and fields["long_term"] in MATRICES:
+        fields["read"] = "gated"
 
 
 def _integer(field: str, value: int) -> int:

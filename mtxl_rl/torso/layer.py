@@ -117,20 +117,17 @@ class Layer(nn.Module):
         """
         inputs = self.norm(timeline)
         stream = timeline[:, self.window_length :]
-        pairs, versions = None, None
+        pairs, guests, versions = None, None, None
         if self.store is not None:
             versions = self._write(self.store, inputs, long_term, ends, record)
             pairs = self.pairs_of_versions(self.store, versions, clock)
         if self.matrix is not None:
             versions = self._write(self.matrix, inputs, long_term, ends, record)
-        if self.matrix is None or versions is None:
-            stream = self._attend(inputs, stream, pairs, None, clock, record)
-        elif not self.reads_apart:
-            steps = inputs[:, self.window_length :]
-            found = self._read(self.matrix, steps, versions, clock)
-            stream = self._attend(inputs, stream, None, found, clock, record)
-        else:
-            stream = self._attend(inputs, stream, None, None, clock, record)
+            if not self.reads_apart:
+                steps = inputs[:, self.window_length :]
+                guests = self._read(self.matrix, steps, versions, clock)
+        stream = self._attend(inputs, stream, clock, record, pairs=pairs, guests=guests)
+        if self.matrix is not None and versions is not None and self.reads_apart:
             found = self._read(self.matrix, self.read_norm(stream), versions, clock)
             stream = joined(self.read_gate, stream, found, record, "moved/read")
         if versions is not None:
@@ -146,7 +143,7 @@ class Layer(nn.Module):
     ) -> Float[Tensor, "B T D"]:
         """Outputs of the steps given, in a layer that has no memory of its own."""
         stream = timeline[:, self.window_length :]
-        stream = self._attend(self.norm(timeline), stream, pairs, None, clock, record)
+        stream = self._attend(self.norm(timeline), stream, clock, record, pairs=pairs)
         return self._feed_forward(stream, record)
 
     def guests_of_step(
@@ -231,17 +228,17 @@ class Layer(nn.Module):
         self,
         inputs: Tensor,
         stream: Tensor,
-        pairs: Pairs | None,
-        guests: Tensor | None,
         clock: Clock,
         record: Record | None,
+        *,
+        pairs: Pairs | None,
+        guests: Tensor | None = None,
     ) -> Tensor:
         age = clock.age[:, :-1].clamp(max=self.reach)
         found = self.attention(inputs, age, pairs, guests, record)
         if record is not None and guests is not None:
-            alone = self.attention(inputs, age, pairs, torch.zeros_like(guests))
-            both, without = self.attention_gate(stream, found), self.attention_gate(stream, alone)
-            record["moved/read"] = distance(without, both)
+            without = self.attention_gate(stream, found - self.attention.of_guests(guests))
+            record["moved/read"] = distance(without, self.attention_gate(stream, found))
         return joined(self.attention_gate, stream, found, record, "moved/attention")
 
     def _feed_forward(self, stream: Tensor, record: Record | None) -> Tensor:

@@ -65,14 +65,24 @@ class WindowedMemory(ActingMemory):
         """Hold what `other` does, which has the same timeline, in the tensors that are here."""
         assert self.timeline.data_ptr() == other.timeline.data_ptr()
         self.num_steps = other.num_steps
-        for mine, theirs in zip(self._changing(), other._changing(), strict=True):
-            mine.copy_(theirs)
+        theirs = other.changing()
+        for name, mine in self.changing().items():
+            mine.copy_(theirs[name])
 
-    def _changing(self) -> tuple[Tensor, ...]:
+    def changing(self) -> dict[str, Tensor]:
         """All but the timeline; the codes change with the weights."""
-        clocks = (self.place, self.now, self.window_length, self.segment_step)
-        rings = (*self.keys, *self.values, self.codes)
-        return (*clocks, *rings, self.long_term, *self.pending)
+        several = {"keys": self.keys, "values": self.values, "pending": self.pending}
+        return {
+            "place": self.place,
+            "now": self.now,
+            "window_length": self.window_length,
+            "segment_step": self.segment_step,
+            "codes": self.codes,
+            "long_term": self.long_term,
+            **{
+                f"{name}_{n}": one for name, parts in several.items() for n, one in enumerate(parts)
+            },
+        }
 
 
 def valid_window(window_length: Int[Tensor, " B"], size: int) -> Bool[Tensor, "B M"]:

@@ -32,20 +32,13 @@ class WindowlessMemory(ActingMemory):
         )
 
     @classmethod
-    def of(
-        cls, state: MemoryState, config: TorsoConfig, *, long_term: Tensor | None = None
-    ) -> "WindowlessMemory":
-        """The state, ready to act from by a torso of `config`; its memory in `long_term`, if given.
-
-        That is [N, B, *memory].
-        """
-        if long_term is None:
-            long_term = state.long_term.transpose(0, 1).clone()
+    def of(cls, state: MemoryState, config: TorsoConfig) -> "WindowlessMemory":
+        """The state, ready to act from by a torso of `config`."""
         return cls(
             config=config,
             window=state.window,
             window_length=state.window_length,
-            long_term=long_term,
+            long_term=state.long_term.transpose(0, 1).clone(),
             segment_step=state.segment_step,
         )
 

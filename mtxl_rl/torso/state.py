@@ -131,6 +131,10 @@ class ActingMemory(ABC):
     def state(self) -> MemoryState:
         """The state after the steps taken: what the torso's `forward` would return."""
 
+    def changing(self) -> dict[str, Tensor]:
+        """The tensors that `act` changes, by name."""
+        return {"long_term": self.long_term}
+
 
 @dataclass(kw_only=True, frozen=True)
 class StateShape:

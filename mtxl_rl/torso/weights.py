@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mtxl_rl.torso.build import Torso, build_torso
-from mtxl_rl.torso.config import MATRICES, PARTS, TorsoConfig
+from mtxl_rl.torso.config import PARTS, TorsoConfig, say_read
 
 _METADATA = "mtxl_rl.torso"
 _INSIDE = "torso."
@@ -86,8 +86,7 @@ def load_torso(path: Path | str, *, device: torch.device | str = "cpu") -> Torso
 
 
 def _config_of(fields: dict[str, Any]) -> TorsoConfig:
-    if fields.get("long_term") in MATRICES:  # A file of before there was another way.
-        fields.setdefault("read", "gated")
+    say_read(fields)
     parts = {name: part(**fields.pop(name, {})) for name, part in PARTS.items()}
     return TorsoConfig(**fields, **parts)
 

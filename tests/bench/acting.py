@@ -46,8 +46,8 @@ def exported(policy: Policy, folder: Path, name: str) -> Callable[[], object]:
     """A step of the policy's file."""
     path = folder / f"{name}.pt2"
     export_policy(policy, observation_shapes(OBSERVATION, policy), path)
-    agent, observation = ExportedPolicy(path), np.random.default_rng(0).normal(size=8)
-    return lambda: agent.act(observation.astype(np.float32))
+    agent, observation = ExportedPolicy(path), np.ones(8, dtype=np.float32)
+    return lambda: agent.act(observation)
 
 
 def works_of(torso: TorsoConfig, folder: Path) -> dict[str, Callable[[], object]]:

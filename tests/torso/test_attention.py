@@ -66,6 +66,7 @@ def test_guests_reach_the_output_by_a_map_of_their_own() -> None:
     torch.testing.assert_close(
         layer(inputs, age, None, guests), alone + guests @ layer.output.weight[:, 8:].mT
     )
+    torch.testing.assert_close(layer.of_guests(guests), guests @ layer.output.weight[:, 8:].mT)
 
 
 @pytest.mark.parametrize("learned", [False, True])
