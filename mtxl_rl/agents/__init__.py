@@ -1,1 +1,1 @@
-"""Algorithms: they see rollouts and a policy, never an environment."""
+"""Algorithms, which see rollouts and a policy, never an environment; torsos in other agents."""

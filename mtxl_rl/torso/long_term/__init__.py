@@ -1,4 +1,4 @@
-"""Long-term memories: matrices that are read by a sub-layer, slots that the attention reads."""
+"""Long-term memories: matrices read by heads of their own, slots that the attention reads."""
 
 from mtxl_rl.torso.long_term.delta import DeltaMemory
 from mtxl_rl.torso.long_term.interface import MatrixMemory, SlotStore

@@ -1,0 +1,105 @@
+"""Any torso as a module of TorchRL, in its LSTMModule's place: `pip install 'mtxl_rl[torchrl]'`.
+
+The memory travels through the tensordicts as one vector per step, `MemoryState.to_flat`.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor
+from torchrl.data import Unbounded
+from torchrl.envs import TensorDictPrimer
+from torchrl.modules import recurrent_mode
+
+from mtxl_rl.torso import Torso, TorsoConfig, build_torso
+
+# *b batch axes, T steps, D width, n numbers of a memory.
+
+
+class TorsoModule(TensorDictModuleBase):  # type: ignore[misc]
+    """A torso that steps, and in `set_recurrent_mode(True)` runs over the last batch axis as time.
+
+    As with LSTMModule the environment needs `InitTracker()`, which marks first steps, and
+    `make_tensordict_primer()`, which adds the memory. Episodes may start anywhere inside a span;
+    both modes compute the same. In recurrent mode the span goes on from the memory stored at its
+    first step, with gradients over all of its steps; those stored at later ones are neither read
+    nor renewed. Who stores spans can leave out all but the first: a memory is n numbers.
+
+    TorchRL's GAE runs its networks by vmap: which a GRU's or an LSTM's torso cannot take:
+    give it `deactivate_vmap=True`.
+
+    Args:
+        torso: a torso, or what to build.
+        in_key: features [*b, D].
+        out_key: where what the torso makes of them goes, [*b, D].
+        memory_key: the memory before a step, [*b, n]; that after it is ("next", memory_key).
+    """
+
+    def __init__(
+        self,
+        torso: Torso | TorsoConfig,
+        *,
+        in_key: str = "features",
+        out_key: str = "features",
+        memory_key: str = "memory",
+    ) -> None:
+        super().__init__()
+        self.torso = build_torso(torso) if isinstance(torso, TorsoConfig) else torso
+        self.memory_key = memory_key
+        self.in_keys: list[Any] = [in_key, memory_key, "is_init"]
+        self.out_keys: list[Any] = [out_key, ("next", memory_key)]
+
+    @property
+    def memory_size(self) -> int:
+        """The numbers of one memory, n."""
+        return self.torso.initial_state(1).to_flat().shape[1]
+
+    def make_tensordict_primer(self) -> TensorDictPrimer:
+        """The transform that gives an environment's tensordicts an empty memory at each reset."""
+        return TensorDictPrimer(
+            {self.memory_key: Unbounded(shape=(self.memory_size,))}, expand_specs=True
+        )
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Write what the torso makes of each step, and when stepping the memory after it.
+
+        Raises:
+            ValueError: there is no "is_init", or in recurrent mode no axis of time.
+        """
+        in_key, _, marks = self.in_keys
+        is_first = tensordict.get(marks, None)
+        if is_first is None:
+            raise ValueError(
+                f"the tensordict has no {marks!r}, which marks the steps that start an episode; "
+                "append the transform torchrl.envs.InitTracker() to the environment"
+            )
+        batch = tensordict.batch_size
+        is_span = bool(recurrent_mode())
+        if is_span and not batch:
+            raise ValueError(
+                "a tensordict without batch axes was given in recurrent mode, in which the last "
+                "one is time; leave set_recurrent_mode(True), or stack the steps"
+            )
+        num_steps = batch[-1] if is_span else 1
+        x = tensordict.get(in_key)
+        x = x.reshape(-1, num_steps, x.shape[-1])
+        before = self._memories(tensordict, x)
+        y, after = self.torso(
+            x,
+            self.torso.initial_state(1).from_flat(before),
+            is_first.reshape(-1, num_steps),
+        )
+        tensordict.set(self.out_keys[0], y.reshape(*batch, y.shape[-1]))
+        if not is_span:
+            tensordict.set(self.out_keys[1], after.to_flat().reshape(*batch, before.shape[-1]))
+        return tensordict
+
+    def _memories(self, tensordict: TensorDictBase, x: Float[Tensor, "B T D"]) -> Tensor:
+        """The memories before the first steps, [B, n]; empty ones where none is stored."""
+        stored = tensordict.get(self.memory_key, None)
+        if stored is None:
+            return torch.zeros(len(x), self.memory_size, device=x.device)
+        return stored.reshape(*x.shape[:2], stored.shape[-1])[:, 0]
