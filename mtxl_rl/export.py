@@ -55,8 +55,8 @@ class ExportConfig:
     num_rows: int = 1
     """Episodes that one call steps, B."""
     weights: str = "float32"
-    """How the torso's weights are kept: float32, or bfloat16, which halves what a step reads; all
-    arithmetic is float32."""
+    """How the torso's weights, and its windows' keys and values, are kept: float32, or bfloat16,
+    which halves what a step reads; all arithmetic is float32."""
     greedy: bool = False
     """Take the most probable action instead of drawing one."""
     check_steps: int = 200
@@ -108,6 +108,21 @@ def narrowed(policy: Policy) -> Policy:
     return policy
 
 
+def begin(policy: Policy, num_rows: int) -> ActingMemory:
+    """An empty memory to act with; of one that is `narrowed`, the windows are kept in bfloat16."""
+    memory = policy.begin(policy.torso.initial_state(num_rows))
+    is_narrow = any(isinstance(part, NarrowLinear) for part in policy.torso.modules())
+    if not (is_narrow and isinstance(memory, WindowedMemory)):
+        return memory
+    return replace(
+        memory,
+        keys=tuple(part.bfloat16() for part in memory.keys),
+        values=tuple(part.bfloat16() for part in memory.values),
+        # Places of rotary positions are integers.
+        codes=memory.codes.bfloat16() if memory.codes.is_floating_point() else memory.codes,
+    )
+
+
 class ClockedStep(nn.Module):
     """One step of a policy, with all that changes among its inputs, changed in place.
 
@@ -118,7 +133,7 @@ class ClockedStep(nn.Module):
         super().__init__()
         self.policy = policy
         self.leaves = [key for key in shapes if key != EPISODE_STEP]
-        head, memory = policy.action_head, policy.begin(policy.torso.initial_state(num_rows))
+        head, memory = policy.action_head, begin(policy, num_rows)
         if isinstance(memory, WindowedMemory):
             self.register_buffer("codes", memory.codes)
             self.codes: Tensor
@@ -273,7 +288,7 @@ def compare(policy: Policy, exported: ExportedPolicy, actor: Actor, config: Expo
         RuntimeError: their values differ by more than rounding.
     """
     actor.reset(seed=None)
-    memory = policy.begin(policy.torso.initial_state(config.num_rows))
+    memory = begin(policy, config.num_rows)
     generator = None if config.greedy else torch.Generator().manual_seed(0)
     expected, found, times = [], [], []
     for _ in range(config.check_steps):

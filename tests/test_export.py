@@ -11,7 +11,15 @@ import torch
 
 from mtxl_rl.collect import observation_shapes
 from mtxl_rl.encoders import EPISODE_STEP
-from mtxl_rl.export import ClockedStep, ExportConfig, NarrowLinear, export_policy, main, narrowed
+from mtxl_rl.export import (
+    ClockedStep,
+    ExportConfig,
+    NarrowLinear,
+    begin,
+    export_policy,
+    main,
+    narrowed,
+)
 from mtxl_rl.exported import ExportedPolicy
 from mtxl_rl.policy import Policy, PolicyConfig, PolicyInputs
 from mtxl_rl.torso import MemoryTransformer, TorsoConfig
@@ -49,8 +57,12 @@ def test_a_step_with_its_clocks_inside_equals_acting(name: str, *, is_narrow: bo
     shapes = observation_shapes(SPACES[0], policy)
     step = ClockedStep(policy, shapes, 3)
     assert (EPISODE_STEP in step.memories) == (name == "delta")
-    memory = policy.begin(policy.torso.initial_state(3))
+    memory = begin(policy, 3)
     action, number = torch.zeros(3, 2, dtype=torch.long), torch.zeros(3, dtype=torch.long)
+    windows = [
+        field for name, field in step.memories.items() if name.startswith(("keys", "values"))
+    ]
+    assert {field.dtype for field in windows} <= {torch.bfloat16 if is_narrow else torch.float32}
     # Without a clone, what a file is given: the same tensors at each step, changed in place.
     memories = list(step.memories.values())
     for t in range(40):  # Several windows and segments, and episodes that start inside them.
@@ -89,6 +101,11 @@ def test_narrow_weights_are_rounded_and_nothing_else() -> None:
     expected, _ = wide.torso(x, wide.torso.initial_state(2), first)
     torch.testing.assert_close(found, expected)
     assert not torch.equal(expected, policy.torso(x, policy.torso.initial_state(2), first)[0])
+    # Stepping, its window is rounded, too: off by bfloat16's rounding of keys and values.
+    memory = begin(twin, 2)
+    with torch.no_grad():
+        steps = torch.stack([twin.torso.act(x[:, t], memory, first[:, t]) for t in range(10)], 1)
+    assert 1e-6 < (steps - found).abs().max() / found.abs().max() < 0.02
 
 
 @pytest.mark.parametrize(

@@ -126,15 +126,16 @@ class WindowAttention(nn.Module):
 
         Args:
             query: the layer input.
-            keys: those of the ring, this step's included.
+            keys: those of the ring, this step's included; widened where narrower than the query.
             values: likewise.
-            codes: of the distances M .. 0.
+            codes: of the distances M .. 0; likewise.
             order: which code belongs to each place of the ring.
             visible: what each row sees.
             pairs: what else the step sees.
             guests: what else the output map reads.
         """
         q = rearrange(self.query(query) * self.scale, "b (h e) -> b h 1 e", h=self.num_heads)
+        keys, values, codes = (_widened(part, q) for part in (keys, values, codes))
         q, logits = self.position.step(q, keys, codes, order)
         logits = logits.masked_fill(~visible[:, None, None], -torch.inf)
         if pairs is not None:  # one block of one step
@@ -206,6 +207,13 @@ class WindowAttention(nn.Module):
         distance = torch.arange(self.window_length, -1, -1, device=age.device)
         age = rearrange(age, "b (j c) -> b j 1 c 1", c=block)
         return torch.where(distance <= age, 0.0, -torch.inf).to(dtype)
+
+
+def _widened(part: Tensor, query: Tensor) -> Tensor:
+    """`part` as wide as the query, if it is narrower; places stay integers."""
+    if not part.is_floating_point():
+        return part
+    return part.to(torch.promote_types(part.dtype, query.dtype))
 
 
 def _softmax(parts: list[Tensor]) -> list[Tensor]:
