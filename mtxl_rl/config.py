@@ -255,11 +255,11 @@ def check_overrides(overrides: Sequence[str]) -> None:
 
 
 def unread_options(config: TrainConfig, overrides: Sequence[str]) -> list[str]:
-    """The sizes among the overrides that the torso does not read.
+    """Those among the overrides that the torso takes, but does not read.
 
     They are told, not refused: suites and comparisons give every torso the same options.
     """
-    unread = {f"torso.{name}" for name in config.torso.unread_sizes}
+    unread = {f"torso.{name}" for name in config.torso.unread}
     return [part for part in overrides if part.split("=", 1)[0] in unread]
 
 

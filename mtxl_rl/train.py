@@ -352,7 +352,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         else:
             config = compose_config([*device_overrides(given), *given])
             for option in unread_options(config, given):
-                say(f"{option} has no effect with torso.kind={config.torso.kind}")
+                kind, memory = config.torso.kind, config.torso.long_term
+                what = f"kind={kind}" if kind != "transformer" else f"long_term={memory}"
+                say(f"{option} has no effect with torso.{what}")
             run(config)
 
 

@@ -28,15 +28,14 @@ _POSITIVE = (
     "width", "num_layers", "num_heads", "feedforward_multiple", "window_length", "segment_length"
 )  # fmt: skip
 _COUNTS = ("num_persistent", "num_parameters", "mogrifier_rounds")
-# What only the transformer reads. Sizes are not here: presets, suites and benches set them for
-# every kind alike, so a baseline must take those that it does not read, `_UNREAD_SIZES`.
+# What only the transformer reads. What presets, suites and benches set for every torso alike is not
+# here: sizes, `_UNREAD_SIZES`, and `read`. Who does not read it must take it, too.
 _TRANSFORMER_CHOICES = (
     "gate",
     "mogrifier_rounds",
     "position",
     "all_attention",
     "long_term",
-    "read",
     "decay",
     "memory_layers",
     "gradient_checkpointing",
@@ -136,7 +135,8 @@ PARTS = {"sublayers": SublayersConfig, "slots": SlotsConfig, "tokens": TokensCon
 class TorsoConfig:
     """A gated Memory Transformer-XL, or one of its baselines.
 
-    The baselines read fewer fields; other sizes have no effect there, other choices are refused:
+    The baselines read fewer fields; other sizes and `read` have no effect there, and other choices
+    are refused:
 
     | kind | reads |
     |---|---|
@@ -220,9 +220,11 @@ class TorsoConfig:
             self._check_baseline()
 
     @property
-    def unread_sizes(self) -> tuple[str, ...]:
-        """The sizes that this kind of torso does not read."""
-        return _UNREAD_SIZES[self.kind]
+    def unread(self) -> tuple[str, ...]:
+        """What this torso does not read, though it takes it."""
+        sizes = _UNREAD_SIZES[self.kind]
+        has_matrix = self.kind == "transformer" and self.long_term in MATRICES
+        return sizes if has_matrix else (*sizes, "read")
 
     @property
     def head_width(self) -> int:
@@ -315,11 +317,6 @@ class TorsoConfig:
             raise ValueError(
                 f"torso.decay={self.decay} does not go with torso.long_term={self.long_term}; "
                 f"choose torso.decay={' or '.join(legal)}"
-            )
-        if self.read != "joined" and self.long_term not in MATRICES:
-            raise ValueError(
-                f"torso.read={self.read} has no effect with torso.long_term={self.long_term}; "
-                f"leave it out, or choose torso.long_term={' or '.join(MATRICES)}"
             )
         for kind, default in (("slots", SlotsConfig()), ("tokens", TokensConfig())):
             if self.long_term != kind and getattr(self, kind) != default:

@@ -44,12 +44,18 @@ def test_fields_of_another_type_are_refused_in_one_sentence() -> None:
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_torso_is_the_same_whatever_the_sizes_that_it_does_not_read(kind: str) -> None:
-    config = TorsoConfig(kind=kind, width=16)
+@pytest.mark.parametrize(
+    "given",
+    [*({"kind": kind} for kind in KINDS), {"long_term": "none"}, {"long_term": "slots"}],
+    ids=str,
+)
+def test_a_torso_is_the_same_whatever_it_takes_and_does_not_read(given: dict[str, str]) -> None:
+    config = TorsoConfig(**given, width=16)
+    assert ("read" in config.unread) == (given != {"kind": "transformer"})
     weights = {name: weight.shape for name, weight in build_torso(config).state_dict().items()}
-    for name in config.unread_sizes:
-        other = build_torso(replace(config, **{name: 2 * getattr(config, name)}))
+    for name in config.unread:
+        changed = "gated" if name == "read" else 2 * getattr(config, name)
+        other = build_torso(replace(config, **{name: changed}))
         assert {key: weight.shape for key, weight in other.state_dict().items()} == weights
 
 
