@@ -71,14 +71,14 @@ class TorsoPolicy(RecurrentActorCriticPolicy):  # type: ignore[misc]
     lstm_critic: nn.Module | None
     optimizer: torch.optim.Optimizer
 
-    def __init__(self, *given: Any, torso: TorsoConfig | None = None, **named: Any) -> None:  # noqa: ANN401
+    def __init__(self, *given: Any, torso: TorsoConfig, **named: Any) -> None:  # noqa: ANN401
         wrong = [name for name in LSTM_OPTIONS if name in named]
         if wrong:
             raise ValueError(
                 f"{wrong[0]} was given, but there is no LSTM here; the sizes are those of "
                 "policy_kwargs={'torso': TorsoConfig(width=..., num_layers=...)}"
             )
-        self.torso_config = match_parameters(torso or TorsoConfig())
+        self.torso_config = match_parameters(torso)
         named.setdefault("features_extractor_class", self.extractor)
         super().__init__(*given, lstm_hidden_size=self.torso_config.width, **named)
         self.lstm_actor = Core(self.features_dim, self.torso_config)
