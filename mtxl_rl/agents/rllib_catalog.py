@@ -20,6 +20,7 @@ from ray.rllib.core.models.configs import RecurrentEncoderConfig
 from ray.rllib.core.models.torch.base import TorchModel
 from torch import Tensor, nn
 
+from mtxl_rl.agents.flat_torso import FlatTorso
 from mtxl_rl.torso import TorsoConfig, build_torso, match_parameters
 
 # B rows, T steps, n numbers of a memory.
@@ -60,19 +61,18 @@ class TorsoEncoder(TorchModel, Encoder):  # type: ignore[misc]
         assert config.torso is not None
         self.tokenizer = config.tokenizer_config.build(framework="torch")
         self.input = nn.Linear(config.tokenizer_config.output_dims[0], config.torso.width)
-        self.torso = build_torso(config.torso)
+        self.torso = FlatTorso(build_torso(config.torso))
 
     def get_initial_state(self) -> dict[str, Tensor]:
         """An empty memory, [n]."""
-        return {"memory": self.torso.initial_state(1).to_flat()[0]}
+        return {"memory": torch.zeros(self.torso.memory_size)}
 
     def _forward(self, inputs: dict[str, Any], **_: Any) -> dict[str, Any]:  # noqa: ANN401
         """What the torso makes of [B, T] steps, and the memories after them."""
         x = self.input(tokenize(self.tokenizer, inputs, framework="torch"))
-        state = self.torso.initial_state(1).from_flat(inputs[Columns.STATE_IN]["memory"])
         never = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
-        y, state = self.torso(x, state, never)
-        return {ENCODER_OUT: y, Columns.STATE_OUT: {"memory": state.to_flat()}}
+        y, memory = self.torso(x, inputs[Columns.STATE_IN]["memory"], never)
+        return {ENCODER_OUT: y, Columns.STATE_OUT: {"memory": memory}}
 
 
 class TorsoCatalog(PPOCatalog):  # type: ignore[misc]

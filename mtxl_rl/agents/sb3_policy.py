@@ -13,6 +13,7 @@ from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
 from torch import Tensor, nn
 
+from mtxl_rl.agents.flat_torso import FlatTorso
 from mtxl_rl.torso import TorsoConfig, build_torso, match_parameters
 
 # B rows, T steps, F features, D width, n numbers of a memory.
@@ -33,8 +34,8 @@ class Core(nn.Module):
         super().__init__()
         self.input_size = num_features
         self.encoder = nn.Linear(num_features, torso.width)
-        self.torso = build_torso(torso)
-        self.hidden_size = self.torso.initial_state(1).to_flat().shape[1]
+        self.torso = FlatTorso(build_torso(torso))
+        self.hidden_size = self.torso.memory_size
 
     def forward(
         self,
@@ -43,9 +44,8 @@ class Core(nn.Module):
         is_first: Tensor,
     ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B n"]]:
         """What the torso makes of T steps, and the memory after them."""
-        state = self.torso.initial_state(1).from_flat(memory)
-        y, state = self.torso(self.encoder(features), state, is_first)
-        return y, state.to_flat()
+        found: tuple[Tensor, Tensor] = self.torso(self.encoder(features), memory, is_first)
+        return found
 
 
 class TorsoPolicy(RecurrentActorCriticPolicy):  # type: ignore[misc]

@@ -14,6 +14,7 @@ from torchrl.data import Unbounded
 from torchrl.envs import TensorDictPrimer
 from torchrl.modules import recurrent_mode
 
+from mtxl_rl.agents.flat_torso import FlatTorso
 from mtxl_rl.torso import Torso, TorsoConfig, build_torso
 
 # *b batch axes, T steps, D width, n numbers of a memory.
@@ -47,7 +48,7 @@ class TorsoModule(TensorDictModuleBase):  # type: ignore[misc]
         memory_key: str = "memory",
     ) -> None:
         super().__init__()
-        self.torso = build_torso(torso) if isinstance(torso, TorsoConfig) else torso
+        self.torso = FlatTorso(build_torso(torso) if isinstance(torso, TorsoConfig) else torso)
         self.memory_key = memory_key
         self.in_keys: list[Any] = [in_key, memory_key, "is_init"]
         self.out_keys: list[Any] = [out_key, ("next", memory_key)]
@@ -55,7 +56,7 @@ class TorsoModule(TensorDictModuleBase):  # type: ignore[misc]
     @property
     def memory_size(self) -> int:
         """The numbers of one memory, n."""
-        return self.torso.initial_state(1).to_flat().shape[1]
+        return self.torso.memory_size
 
     def make_tensordict_primer(self) -> TensorDictPrimer:
         """The transform that gives an environment's tensordicts an empty memory at each reset."""
@@ -87,14 +88,10 @@ class TorsoModule(TensorDictModuleBase):  # type: ignore[misc]
         x = tensordict.get(in_key)
         x = x.reshape(-1, num_steps, x.shape[-1])
         before = self._memories(tensordict, x)
-        y, after = self.torso(
-            x,
-            self.torso.initial_state(1).from_flat(before),
-            is_first.reshape(-1, num_steps),
-        )
+        y, after = self.torso(x, before, is_first.reshape(-1, num_steps))
         tensordict.set(self.out_keys[0], y.reshape(*batch, y.shape[-1]))
         if not is_span:
-            tensordict.set(self.out_keys[1], after.to_flat().reshape(*batch, before.shape[-1]))
+            tensordict.set(self.out_keys[1], after.reshape(*batch, self.memory_size))
         return tensordict
 
     def _memories(self, tensordict: TensorDictBase, x: Float[Tensor, "B T D"]) -> Tensor:

@@ -113,7 +113,7 @@ def test_what_is_missing_is_named() -> None:
 
 
 @pytest.mark.parametrize("torso", KINDS, ids=["delta", "slots", "gru"])
-def test_its_ppo_moves_every_weight(torso: TorsoConfig) -> None:
+def test_its_ppo_gives_every_weight_a_finite_gradient(torso: TorsoConfig) -> None:
     env, policy, module = embodied(torso)
     value = TensorDictSequential(
         *policy[0][:2], TensorDictModule(nn.Linear(16, 1), ["features"], ["state_value"])
