@@ -13,9 +13,12 @@ from contextlib import closing
 from copy import deepcopy
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -285,30 +288,31 @@ def compare(policy: Policy, exported: ExportedPolicy, actor: Actor, config: Expo
     Both draw the same noise, from generators of the same seed.
 
     Raises:
-        RuntimeError: their values differ by more than rounding.
+        RuntimeError: their actions or values differ by more than rounding.
     """
     actor.reset(seed=None)
     memory = begin(policy, config.num_rows)
     generator = None if config.greedy else torch.Generator().manual_seed(0)
-    expected, found, times = [], [], []
+    pairs, times = [], []
     for _ in range(config.check_steps):
         inputs = actor.inputs()
         begun = time.perf_counter()
         decision = policy.act(inputs, memory, generator)
         then = time.perf_counter()
         exported.reset(inputs.is_first.nonzero()[:, 0].tolist())
-        exported.act(inputs.observation, reward=inputs.previous_reward)
+        action = exported.act(inputs.observation, reward=inputs.previous_reward)
         times.append((then - begun, time.perf_counter() - then))
-        expected.append(decision.value)
-        found.append(exported.value)
+        theirs = policy.action_head.to_env(decision.action)
+        pairs.append((exported.value.numpy(), decision.value.numpy(), action, theirs))
         actor.step(decision.action)
-    largest = torch.stack(expected).abs().max() + 1e-6
-    difference = float((torch.stack(found) - torch.stack(expected)).abs().max() / largest)
-    if not difference <= MAX_DIFFERENCE:
+    values, expected, actions, taken = (np.stack(column) for column in zip(*pairs, strict=True))
+    difference = _difference(values, expected)
+    if not max(difference, _difference(actions, taken)) <= MAX_DIFFERENCE:
         raise RuntimeError(
             f"the file computes something else than the policy: in {config.check_steps} steps its "
-            f"values differ by up to {difference:.1e} of the largest; torch {torch.__version__} "
-            "compiles it wrongly, try another torch"
+            f"values differ by up to {difference:.1e} of the largest, its actions by "
+            f"{_difference(actions, taken):.1e}; torch {torch.__version__} compiles it wrongly, "
+            "try another torch"
         )
     plain, file = (1000 * statistics.median(each) for each in zip(*times, strict=True))
     return (
@@ -316,6 +320,12 @@ def compare(policy: Policy, exported: ExportedPolicy, actor: Actor, config: Expo
         f"without it; in {config.check_steps} steps the values differ by at most "
         f"{difference:.1e} of the largest"
     )
+
+
+def _difference(found: NDArray[Any], expected: NDArray[Any]) -> float:
+    """The largest, as a part of the largest number expected."""
+    found, expected = found.astype(np.float64), expected.astype(np.float64)
+    return float(np.abs(found - expected).max() / (np.abs(expected).max() + 1e-6))
 
 
 def usage() -> str:

@@ -71,6 +71,11 @@ class ExportedPolicy:
             for name, shape, dtype in self.about["inputs"]
         }
         self._given = list(self._inputs.values())
+        self._rings = [
+            tensor
+            for name, tensor in self._inputs.items()
+            if name.startswith(("memory/keys_", "memory/values_"))
+        ]
         self._leaves = [
             name.removeprefix("observation/")
             for name in self._inputs
@@ -86,13 +91,35 @@ class ExportedPolicy:
         """Episodes that one call steps, B."""
         return len(self._inputs["is_first"])
 
-    def reset(self, rows: Iterable[int] | None = None) -> None:
-        """The next step starts an episode, in the rows given or in all."""
+    def reset(self, rows: Iterable[int] | NDArray[Any] | Tensor | None = None) -> None:
+        """The next step starts an episode, in the rows given or in all.
+
+        Args:
+            rows: their numbers, or a mark for each row, as terminated | truncated is.
+
+        Raises:
+            ValueError: there are not as many marks as rows, or no such row.
+        """
         if rows is None:
-            self._inputs["is_first"].fill_(value=True)
-            return
-        for row in rows:
-            self._inputs["is_first"][row] = True
+            rows = range(self.num_rows)
+        given = np.asarray(rows if isinstance(rows, np.ndarray | Tensor) else list(rows))
+        if given.dtype == bool:
+            if given.shape != (self.num_rows,):
+                raise ValueError(
+                    f"marks of shape {list(given.shape)} were given, but this file steps "
+                    f"{self.num_rows} row(s), which need a mark each, [{self.num_rows}]"
+                )
+            given = given.nonzero()[0]
+        if not all(0 <= row < self.num_rows for row in given):
+            raise ValueError(
+                f"rows {given.tolist()} were given, but this file steps rows 0 .. "
+                f"{self.num_rows - 1}"
+            )
+        chosen = torch.as_tensor(given, dtype=torch.long)
+        self._inputs["is_first"][chosen] = True
+        # What the window's rings hold is masked, but a NaN of an observation would outlive that.
+        for ring in self._rings:
+            ring[chosen] = 0
 
     def act(
         self, observation: object, *, reward: float | NDArray[Any] | Tensor = 0.0
@@ -105,7 +132,7 @@ class ExportedPolicy:
             reward: what the last action brought, [B] or one for all; 0 at an episode's first step.
 
         Raises:
-            ValueError: a leaf is missing, or has another shape.
+            ValueError: a leaf is missing, or has another shape or a type that would be rounded.
         """
         is_single = self._show(observation)
         self._inputs["reward"].copy_(torch.as_tensor(reward))
@@ -123,7 +150,7 @@ class ExportedPolicy:
     def _show(self, observation: object) -> bool:
         """Copy the observation's leaves; whether they are one row's, without the first axis."""
         leaves = observation if isinstance(observation, Mapping) else {"obs": observation}
-        is_single = False
+        singles = []
         for key in self._leaves:
             if key not in leaves:
                 raise ValueError(
@@ -132,11 +159,18 @@ class ExportedPolicy:
             leaf, place = leaves[key], self._inputs[f"observation/{key}"]
             if not isinstance(leaf, Tensor):
                 leaf = torch.as_tensor(np.array(leaf))  # A copy: flipped pictures are no tensors.
-            is_single = self.num_rows == 1 and leaf.shape == place.shape[1:]
-            if leaf.shape != place.shape and not is_single:
+            singles.append(self.num_rows == 1 and leaf.shape == place.shape[1:])
+            if (leaf.shape != place.shape and not singles[-1]) or len(set(singles)) > 1:
                 raise ValueError(
                     f"{key} of shape {list(leaf.shape)} was given, but this file takes "
-                    f"{list(place.shape)}; export with num_rows= for another number of rows"
+                    f"{list(place.shape)}, or of one row all leaves without the first axis; export "
+                    "with num_rows= for another number of rows"
                 )
             place.copy_(leaf)
-        return is_single
+            if not place.is_floating_point() and not (place.to(leaf.dtype) == leaf).all():
+                raise ValueError(
+                    f"{key} of {leaf.dtype} was given, whose numbers {place.dtype} cannot hold, "
+                    "which this file takes; give observations as the environment does (pictures "
+                    "0 .. 255, not scaled)"
+                )
+        return singles[0]

@@ -133,14 +133,14 @@ class GaussianHead(nn.Module):
         return action.clamp(-1, 1)
 
     def in_space(self, action: Tensor) -> Tensor:
-        """Scaled to the bounds where there are any."""
+        """Scaled to the bounds where there are any, and never past them by rounding."""
         low, high = (
             torch.as_tensor(x, device=action.device) for x in (self.space.low, self.space.high)
         )
         given = action.view(-1, *self.space.shape)
-        scaled = low + (given.clamp(-1, 1) + 1) / 2 * (high - low)
-        bounded = low.isfinite() & high.isfinite()
-        return torch.where(bounded, scaled, torch.clamp(given, low, high))
+        span = high - low  # Of huge bounds infinite, too: there is nothing to scale by.
+        scaled = low + (given.clamp(-1, 1) + 1) / 2 * span
+        return torch.where(span.isfinite(), scaled, given).clamp(low, high)
 
     def to_env(self, action: Tensor) -> NDArray[np.generic]:
         """What the environment takes."""

@@ -293,12 +293,12 @@ class Policy(nn.Module):
 
     def _encode(self, inputs: PolicyInputs) -> Tensor:
         features: Tensor = self.encoder(inputs.observation)
-        goes_on = ~inputs.is_first[..., None]
+        is_first = inputs.is_first[..., None]
         if self.previous_action is not None:
-            action = self.action_head.encode(inputs.previous_action) * goes_on
+            action = self.action_head.encode(inputs.previous_action).masked_fill(is_first, 0)
             features = features + self.previous_action(action.to(features.dtype))
         if self.previous_reward is not None:
-            reward = inputs.previous_reward[..., None] * goes_on
+            reward = inputs.previous_reward[..., None].masked_fill(is_first, 0)
             features = features + self.previous_reward(reward.to(features.dtype))
         if self.episode_step is not None:
             # In proportion to what is seen, whatever encoder that has: twice that was learned from

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from mtxl_rl.collect import observation_shapes
+from mtxl_rl.collect import Actor, observation_shapes
 from mtxl_rl.encoders import EPISODE_STEP
 from mtxl_rl.export import (
     ClockedStep,
     ExportConfig,
     NarrowLinear,
     begin,
+    compare,
     export_policy,
     main,
     narrowed,
@@ -142,6 +143,66 @@ def test_what_is_no_exported_file_is_told(
     assert "is no run" in capsys.readouterr().err
 
 
+def test_an_observation_is_taken_as_it_is_or_refused() -> None:
+    agent = object.__new__(ExportedPolicy)  # without a file
+    agent._leaves = ["seen", "where"]
+    agent._inputs = {
+        "observation/seen": torch.zeros(1, 4, 4, 3, dtype=torch.uint8),
+        "observation/where": torch.zeros(1, 3),
+        "is_first": torch.ones(1, dtype=torch.bool),
+    }
+    seen, where = np.random.default_rng(0).integers(0, 256, (4, 4, 3)), np.zeros(3)
+    assert agent._show({"seen": seen, "where": where})  # of another type, and nothing is lost
+    assert np.array_equal(agent._inputs["observation/seen"][0], seen)
+    assert not agent._show({"seen": seen[None], "where": where[None]})
+    for changed in (seen / 255, seen + 256, seen - 1.5):
+        with pytest.raises(ValueError, match="not scaled"):
+            agent._show({"seen": changed, "where": where})
+    for mixed in ({"seen": seen, "where": where[None]}, {"seen": seen[None], "where": where}):
+        with pytest.raises(ValueError, match="all leaves without the first axis"):
+            agent._show(mixed)
+
+
+@pytest.mark.parametrize("is_right", [True, False])
+def test_a_file_that_takes_other_actions_is_refused(*, is_right: bool) -> None:
+    envs = gymnasium.make_vec("CartPole-v1", num_envs=1)
+    torch.manual_seed(0)
+    policy = Policy(
+        envs.single_observation_space,
+        envs.single_action_space,
+        torso=TorsoConfig(**SIZES),  # type: ignore[arg-type]
+        policy=PolicyConfig(),
+    ).eval()
+    actor = Actor(envs, policy, shapes=observation_shapes(envs.single_observation_space, policy))
+
+    class File(ExportedPolicy):
+        """Has the right values; and the right actions, or the others."""
+
+        def __init__(self) -> None:  # without a file
+            self.memory = begin(policy, 1)
+            self.generator = torch.Generator().manual_seed(0)
+            self.action = torch.zeros(1, 1, dtype=torch.long)
+            self.is_first = torch.ones(1, dtype=torch.bool)
+
+        def reset(self, rows: list[int]) -> None:  # type: ignore[override]
+            self.is_first[rows] = True
+
+        def act(self, seen: dict, *, reward: torch.Tensor) -> np.ndarray:  # type: ignore[override]
+            inputs = PolicyInputs(seen, self.action, reward, self.is_first.clone())
+            self.is_first[:] = False
+            decision = policy.act(inputs, self.memory, self.generator)
+            self.action, self.value = decision.action, decision.value
+            action = decision.action[:, 0].numpy()
+            return action if is_right else 1 - action
+
+    config = ExportConfig(checkpoint="x", check_steps=50)
+    if is_right:
+        assert "differ by at most" in compare(policy, File(), actor, config)
+    else:
+        with pytest.raises(RuntimeError, match="its actions by 1"):
+            compare(policy, File(), actor, config)
+
+
 RUN = """
 import sys
 from pathlib import Path
@@ -166,9 +227,24 @@ for _ in range(30):
         again.reset([0])
     observation, reward, terminated, truncated, _ = env.step(action)
     over = terminated | truncated
-for given, told in (({"seen": observation}, "no 'obs'"), (observation[:, :1], "num_rows=")):
+def step(policy, seen=observation):
+    return policy.act(seen)[0], float(policy.value)
+agent.reset(np.array([True]))
+again.reset([0])
+assert step(agent) == step(again)
+agent.reset(np.array([False]))
+assert step(agent) == step(again)
+assert np.isnan(step(agent, np.full_like(observation, np.nan))[1])
+step(again)
+agent.reset(over | True)
+again.reset()
+assert step(agent) == step(again)
+for call, told in ((lambda: agent.act({"seen": observation}), "no 'obs'"),
+                   (lambda: agent.act(observation[:, :1]), "num_rows="),
+                   (lambda: agent.reset(np.array([True, False])), "need a mark each"),
+                   (lambda: agent.reset([1]), "steps rows 0 .. 0")):
     try:
-        agent.act(given)
+        call()
     except ValueError as error:
         assert told in str(error), error
     else:

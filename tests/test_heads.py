@@ -43,6 +43,18 @@ def test_the_gaussian_maps_its_units_to_the_bounds() -> None:
     torch.testing.assert_close(head.log_prob(parameters, action), normal.log_prob(action).sum(-1))
 
 
+def test_no_rounding_leads_out_of_the_bounds() -> None:
+    generator = np.random.default_rng(0)
+    low = generator.uniform(-3, 1, 2_000).astype(np.float32)
+    high = low + generator.uniform(0.1, 4, 2_000).astype(np.float32)
+    space = spaces.Box(low, high)
+    head = GaussianHead(space, 8)
+    for unit in (-1.0, 1.0):
+        assert space.contains(head.to_env(torch.full((1, 2_000), unit))[0])
+    huge = spaces.Box(-3e38, 3e38, (1,), np.float32)  # whose span is no float32: as if unbounded
+    assert GaussianHead(huge, 8).to_env(torch.tensor([[2.0]])).tolist() == [[2.0]]
+
+
 def test_a_space_without_a_head_or_an_encoder_is_refused() -> None:
     with pytest.raises(ValueError, match="no head covers"):
         build_head(spaces.MultiBinary(3), 8)

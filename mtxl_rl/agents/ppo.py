@@ -1,5 +1,6 @@
 """Proximal policy optimisation over spans of segments (Schulman et al. 2017, arXiv 1707.06347)."""
 
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -64,8 +65,11 @@ class PPOConfig:
         """Check ranges."""
         counts = ("rollout_length", "bptt_segments", "num_epochs", "num_minibatches")
         check_at_least(self, 1, *counts, prefix="ppo.")
-        weights = ("final_learning_rate", "value_coef", "target_kl", "ratio_bound")
-        check_at_least(self, 0, *weights, prefix="ppo.")
+        weights = ("final_learning_rate", "value_coef", "entropy_coef", "final_entropy_coef")
+        check_at_least(self, 0, *weights, "target_kl", "ratio_bound", prefix="ppo.")
+        for field in (*weights, "learning_rate"):
+            if not math.isfinite(getattr(self, field)):
+                raise ValueError(f"ppo.{field}={getattr(self, field)} must be a finite number")
         for field in ("gamma", "gae_lambda"):
             if not 0 <= getattr(self, field) <= 1:
                 raise ValueError(f"ppo.{field}={getattr(self, field)} must be in 0 .. 1")
@@ -103,7 +107,8 @@ def ppo_loss(
     valid steps: then the parts' losses and means add up to the minibatch's.
     """
     weight = spans.valid / (spans.valid.sum() if num_valid is None else num_valid).clamp(min=1)
-    log_ratio = log_prob - spans.log_prob
+    # Not weighed by zero alone: a step that is not valid may overflow, and zero times inf is NaN.
+    log_ratio = (log_prob - spans.log_prob).masked_fill(~spans.valid, 0)
     ratio = log_ratio.exp()
     clipped = ratio.clamp(1 - clip_coef, 1 + clip_coef)
     surrogate = torch.minimum(ratio * spans.advantage, clipped * spans.advantage)
@@ -120,7 +125,7 @@ def ppo_loss(
             "ppo/entropy": mean_entropy,
             "ppo/approx_kl": (weight * (ratio - 1 - log_ratio)).sum(),
             "ppo/clip_fraction": (weight * outside).sum(),
-            "ppo/ratio_deviation": ((ratio - 1).abs() * spans.valid).max(),
+            "ppo/ratio_deviation": (ratio - 1).abs().max(),
         }
     return loss, {key: metric.detach() for key, metric in metrics.items()}
 

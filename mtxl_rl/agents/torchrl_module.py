@@ -6,10 +6,11 @@ The memory travels through the tensordicts as one vector per step, `MemoryState.
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
+from torch._C._functorch import is_batchedtensor
 from torchrl.data import Unbounded
 from torchrl.envs import TensorDictPrimer
 from torchrl.modules import recurrent_mode
@@ -25,12 +26,15 @@ class TorsoModule(TensorDictModuleBase):  # type: ignore[misc]
 
     As with LSTMModule the environment needs `InitTracker()`, which marks first steps, and
     `make_tensordict_primer()`, which adds the memory. Episodes may start anywhere inside a span;
-    both modes compute the same. In recurrent mode the span goes on from the memory stored at its
-    first step, with gradients over all of its steps; those stored at later ones are neither read
-    nor renewed. Who stores spans can leave out all but the first: a memory is n numbers.
+    both modes compute the same. In recurrent mode a span goes on from the memory stored at its
+    first step, and anew from the one stored at each step that "is_init" marks, with gradients over
+    all steps between: an empty one after a reset. (TorchRL's GAE marks steps that go on, too: the
+    one after each episode's first, whose stored memory has seen the first.) Memories stored at
+    other steps are neither read nor renewed. Who stores spans can leave them out: a memory is n
+    numbers.
 
-    TorchRL's GAE runs its networks by vmap: which a GRU's or an LSTM's torso cannot take:
-    give it `deactivate_vmap=True`.
+    What is stored decides how a span runs, which no vmap can do: GAE takes such networks with
+    `deactivate_vmap=True`.
 
     Args:
         torso: a torso, or what to build.
@@ -68,7 +72,8 @@ class TorsoModule(TensorDictModuleBase):  # type: ignore[misc]
         """Write what the torso makes of each step, and when stepping the memory after it.
 
         Raises:
-            ValueError: there is no "is_init", or in recurrent mode no axis of time.
+            ValueError: there is no "is_init", or in recurrent mode no axis of time, or a vmap is
+                around it.
         """
         in_key, _, marks = self.in_keys
         is_first = tensordict.get(marks, None)
@@ -87,16 +92,49 @@ class TorsoModule(TensorDictModuleBase):  # type: ignore[misc]
         num_steps = batch[-1] if is_span else 1
         x = tensordict.get(in_key)
         x = x.reshape(-1, num_steps, x.shape[-1])
-        before = self._memories(tensordict, x)
-        y, after = self.torso(x, before, is_first.reshape(-1, num_steps))
-        tensordict.set(self.out_keys[0], y.reshape(*batch, y.shape[-1]))
-        if not is_span:
+        is_first = is_first.reshape(-1, num_steps)
+        memories = self._memories(tensordict, x)
+        if is_span:
+            y = self._span(x, memories, is_first)
+        else:
+            y, after = self.torso(x, memories[:, 0], is_first)
             tensordict.set(self.out_keys[1], after.reshape(*batch, self.memory_size))
+        tensordict.set(self.out_keys[0], y.reshape(*batch, y.shape[-1]))
         return tensordict
 
-    def _memories(self, tensordict: TensorDictBase, x: Float[Tensor, "B T D"]) -> Tensor:
-        """The memories before the first steps, [B, n]; empty ones where none is stored."""
+    def _memories(
+        self, tensordict: TensorDictBase, x: Float[Tensor, "B T D"]
+    ) -> Float[Tensor, "B T n"]:
+        """The memories before the steps; empty ones where none is stored."""
         stored = tensordict.get(self.memory_key, None)
         if stored is None:
-            return torch.zeros(len(x), self.memory_size, device=x.device)
-        return stored.reshape(*x.shape[:2], stored.shape[-1])[:, 0]
+            return torch.zeros(1, 1, 1, device=x.device).expand(*x.shape[:2], self.memory_size)
+        return stored.reshape(*x.shape[:2], stored.shape[-1])
+
+    def _span(
+        self,
+        x: Float[Tensor, "B T D"],
+        memories: Float[Tensor, "B T n"],
+        is_first: Bool[Tensor, "B T"],
+    ) -> Float[Tensor, "B T D"]:
+        """What the torso makes of all steps."""
+        if is_batchedtensor(x):
+            raise ValueError(
+                "a torso in recurrent mode runs under no vmap, as GAE makes one around its "
+                "networks: give it deactivate_vmap=True"
+            )
+        if not memories[:, 1:][is_first[:, 1:]].any():
+            return self.torso(x, memories[:, 0], is_first)[0]
+        # A row for each part that starts from a stored memory, as long as the longest.
+        starts = is_first.clone()
+        starts[:, 0] = True
+        row, begin = starts.nonzero(as_tuple=True)
+        length = torch.diff(
+            starts.flatten().nonzero()[:, 0], append=begin.new_tensor([x[..., 0].numel()])
+        )
+        step = torch.arange(int(length.max()), device=x.device)
+        parts = x[row[:, None], (begin[:, None] + step).clamp(max=x.shape[1] - 1)]
+        y, _ = self.torso(
+            parts, memories[row, begin], torch.zeros_like(parts[..., 0], dtype=torch.bool)
+        )
+        return y[step < length[:, None]].view_as(x)

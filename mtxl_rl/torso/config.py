@@ -22,6 +22,8 @@ DECAYS = {
 }
 
 READS = ("joined", "gated")
+MAX_HALF_LIFE = 1_000_000
+"""Writes; a gate that keeps more than float32 tells from 1 would never let go."""
 MATRICES = ("delta", "linear", "agalite")
 
 _POSITIVE = (
@@ -73,8 +75,10 @@ class SlotsConfig:
         _require_positive("slots.num_slots", self.num_slots)
         _require_positive("slots.write_iterations", self.write_iterations)
         _require_one_of("slots.cell", self.cell, CELLS)
-        if self.max_half_life < 1:
-            raise ValueError(f"torso.slots.max_half_life={self.max_half_life} must be 1 or more")
+        if not 1 <= self.max_half_life <= MAX_HALF_LIFE:
+            raise ValueError(
+                f"torso.slots.max_half_life={self.max_half_life} must be in 1 .. {MAX_HALF_LIFE:,}"
+            )
 
 
 @dataclass(kw_only=True, slots=True)
@@ -280,7 +284,7 @@ class TorsoConfig:
                 f"torso.memory_layers={self.memory_layers} must be a list of layers, as in [1]"
             )
         self.memory_layers = [_integer("memory_layers", n) for n in self.memory_layers]
-        if not math.isfinite(self.gate_bias):
+        if not _is_finite(self.gate_bias):
             raise ValueError(f"torso.gate_bias={self.gate_bias} must be a finite number")
         for name, part in PARTS.items():
             if not isinstance(getattr(self, name), part):
@@ -352,6 +356,10 @@ def say_read(fields: MutableMapping[str, Any]) -> None:
     """Say how the memory of a configuration of before `read` was there is read."""
     if "read" not in fields and fields["long_term"] in MATRICES:
         fields["read"] = "gated"
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _integer(field: str, value: int) -> int:

@@ -363,7 +363,8 @@ def write_versions(
     version = initial
     versions = [initial]
     for j in range(num_blocks):
-        version = memory.write(version * continues[:, j], tuple(part[:, j] for part in encoded))
+        before = version.masked_fill(~continues[:, j], 0)
+        version = memory.write(before, tuple(part[:, j] for part in encoded))
         versions.append(version)
     return torch.stack(versions, dim=1)
 
@@ -375,7 +376,7 @@ def latest_version(
     index: Int[Tensor, " B"] = clock.version[:, -1]
     rows = torch.arange(index.shape[0], device=index.device)
     has = clock.has_version[:, -1].view(-1, *[1] * (versions.ndim - 2))
-    return versions[rows, index] * has
+    return versions[rows, index].masked_fill(~has, 0)
 
 
 def joined(

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch._C._functorch import maybe_current_level
 from torch.utils.checkpoint import checkpoint
 
 from mtxl_rl.compiling import becomes_a_graph, compiled
@@ -55,7 +56,7 @@ class WindowedMemory(ActingMemory):
         places = self.keys[0].shape[2] - 1
         window = self.timeline[:, :, self.num_steps : self.num_steps + places]
         return MemoryState(
-            window=window * valid_window(window_length, places)[:, None, :, None],
+            window=_only(window, valid_window(window_length, places)[:, None, :, None]),
             window_length=window_length.clone(),
             long_term=self.long_term.transpose(0, 1).clone(),
             segment_step=self.segment_step.clone(),
@@ -89,6 +90,11 @@ def valid_window(window_length: Int[Tensor, " B"], size: int) -> Bool[Tensor, "B
     """Which of the window's `size` entries, the newest last, are valid."""
     distance = torch.arange(size, 0, -1, device=window_length.device)
     return distance <= window_length[:, None]
+
+
+def _only(field: Tensor, valid: Bool[Tensor, "..."]) -> Tensor:
+    """The field where it is valid, else zero; not a product, which would keep a NaN."""
+    return field.masked_fill(~valid, 0)
 
 
 def _may_be_any(rows: Bool[Tensor, " B"]) -> bool:
@@ -166,6 +172,9 @@ class MemoryTransformer(nn.Module):
             x: features of each step.
             state: what was remembered before the first of them.
             is_first: True, or any number but 0, where the step's observation starts an episode.
+
+        A NaN of one step reaches, within the call, steps of its row that do not see it: what a
+        window hides counts zero times, and zero times NaN is NaN. `act` forgets it at a reset.
 
         Raises:
             ValueError: a shape or a type is another than this torso's.
@@ -424,8 +433,9 @@ class MemoryTransformer(nn.Module):
         versions = write_versions(shared, encoded, initial, ends)
         if records is not None:
             note(records[self.config.layers_with_memory[0]], shared.describe(versions, encoded))
-        # Where the device cannot be asked the second pass always runs.
-        if becomes_a_graph() or bool((clock.version[:, :-1] > 0).any()):
+        # Where the numbers cannot be asked, as under a vmap, the second pass always runs.
+        is_transformed = maybe_current_level() is not None
+        if becomes_a_graph() or is_transformed or bool((clock.version[:, :-1] > 0).any()):
             y, timelines = self._pass(shared, x, state, versions, clock, records)
         windows = [timeline[:, -self.config.window_length :] for timeline in timelines]
         return y, self._after(windows, [latest_version(versions, clock)], clock)
@@ -479,7 +489,7 @@ class MemoryTransformer(nn.Module):
     def _after(self, windows: list[Tensor], memories: list[Tensor], clock: Clock) -> MemoryState:
         valid = valid_window(clock.age[:, -1], self.config.window_length)[:, None, :, None]
         return MemoryState(
-            window=torch.stack(windows, dim=1) * valid,
+            window=_only(torch.stack(windows, dim=1), valid),
             window_length=clock.age[:, -1],
             long_term=torch.stack(memories, dim=1),
             segment_step=clock.segment_step[:, -1],
@@ -532,11 +542,14 @@ class MemoryTransformer(nn.Module):
         """Reset the rows whose episode starts."""
         if not _may_be_any(is_first):
             return
-        goes_on = ~is_first
-        memory.window_length *= goes_on
-        memory.segment_step *= goes_on
-        for part in (*memory.long_term, *memory.pending):
-            part *= goes_on.view(-1, *[1] * (part.ndim - 1))
+        clocks = (memory.window_length, memory.segment_step)
+        for part in (*clocks, *memory.long_term, *memory.pending):
+            part.masked_fill_(is_first.view(-1, *[1] * (part.ndim - 1)), 0)
+        if is_first.device.type != "cpu" or becomes_a_graph():
+            return  # What the rings hold is masked; only a NaN would outlive that, for M steps.
+        rows = is_first.nonzero()[:, 0]
+        for ring in (*memory.keys, *memory.values):
+            ring.index_fill_(0, rows, 0)
 
     def _count(self, memory: WindowedMemory) -> None:
         """Move the clocks on; at a segment's end the memory that is read is the one written."""

@@ -169,12 +169,11 @@ class RotaryPositions(nn.Module):
     def __init__(self, *, window_length: int) -> None:
         super().__init__()
         self.window_length = window_length
-        self.register_buffer("places", torch.arange(2 * window_length + 1), persistent=False)
-        self.places: Tensor
+        self.places = Constant(partial(torch.arange, 2 * window_length + 1))
 
     def codes(self) -> Int[Tensor, "1 R 1"]:
         """The places 0 .. M, which are the distances M .. 0."""
-        return self.places[None, : self.window_length + 1, None]
+        return self.places()[None, : self.window_length + 1, None]
 
     def block(
         self,
@@ -184,8 +183,8 @@ class RotaryPositions(nn.Module):
     ) -> tuple[Float[Tensor, "*batch H C E"], Float[Tensor, "*batch H C K"]]:
         """Query i of the block and key j lie i + M - j steps apart."""
         num_keys = keys.shape[-2]
-        turned = turn(query, self.places[self.window_length : num_keys])
-        return query, _band(turned, turn(keys, self.places[:num_keys]), hidden)
+        turned = turn(query, self.places()[self.window_length : num_keys])
+        return query, _band(turned, turn(keys, self.places()[:num_keys]), hidden)
 
     def step(
         self,
@@ -195,7 +194,7 @@ class RotaryPositions(nn.Module):
         order: Int[Tensor, " R"],
     ) -> tuple[Float[Tensor, "B H 1 E"], Float[Tensor, "B H 1 R"]]:
         """The key at place j has the code `order[j]`."""
-        turned = turn(query, self.places[self.window_length, None])
+        turned = turn(query, self.places()[self.window_length, None])
         return query, turned @ turn(keys, codes[0, :, 0][order]).mT
 
 

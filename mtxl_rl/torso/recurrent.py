@@ -111,7 +111,7 @@ class RecurrentTorso(nn.Module):
         self.state_shape.check_sequence(x, state, is_first, self.norm.weight)
         is_first = is_first.bool()
         runs = Runs(is_first)
-        before = state.long_term * ~is_first[:, :1, None, None]
+        before = state.long_term.masked_fill(is_first[:, :1, None, None], 0)
         parts = [runs.starts(part.transpose(0, 1)) for part in before.unbind(2)]
         packed, parts = self._run(runs.pack(x), parts)
         y = self.norm(runs.unpack(packed, x))
@@ -134,7 +134,7 @@ class RecurrentTorso(nn.Module):
     ) -> Float[Tensor, "B D"]:
         """The output of one step; `memory` moves on in place."""
         self.state_shape.check_step(x, memory, is_first, self.norm.weight)
-        memory.long_term *= ~is_first.bool()[:, None, None]
+        memory.long_term.masked_fill_(is_first.bool()[:, None, None], 0)
         parts = [part.contiguous() for part in memory.long_term.unbind(2)]
         y, parts = self._run(x[None], parts)
         memory.long_term.copy_(torch.stack(parts, dim=2))

@@ -127,6 +127,12 @@ def test_rows_that_are_not_valid_weigh_nothing() -> None:
     after, metrics = ppo_loss(**wild, spans=other, **COEFFICIENTS)
     assert torch.equal(before, after)
     assert float(metrics["ppo/ratio_deviation"]) < float("inf")
+    log_prob = torch.where(spans.valid, said["log_prob"], 200.0).requires_grad_()  # overflows
+    loss, metrics = ppo_loss(**{**wild, "log_prob": log_prob}, spans=other, **COEFFICIENTS)
+    (gradient,) = torch.autograd.grad(loss, log_prob)
+    assert gradient.isfinite().all()
+    assert not gradient[~spans.valid].any()
+    assert all(metric.isfinite() for metric in metrics.values())
 
 
 @pytest.mark.parametrize("run", [["ppo.target_kl=1e-12", "ppo.num_epochs=9"]], indirect=True)

@@ -69,14 +69,16 @@ def test_spans_say_what_steps_said_though_episodes_start_inside(torso: TorsoConf
     assert (from_nothing["logits"][0] - rollout["logits"][25]).abs().max() > 1e-6
 
 
-def test_only_the_first_memory_of_a_span_is_read() -> None:
+def test_only_memories_where_a_span_or_an_episode_starts_are_read() -> None:
     env, policy, module = embodied(KINDS[0])
     with torch.no_grad():
-        rollout = env.rollout(10, policy, break_when_any_done=False)
-    assert rollout["memory"].shape == (10, module.memory_size)
-    assert not rollout["memory"][0].any()
+        rollout = env.rollout(60, policy, break_when_any_done=False)
+    assert rollout["memory"].shape == (60, module.memory_size)
+    starts = rollout["is_init"][:, 0]
+    assert starts.sum() > 1
+    assert not rollout["memory"][starts].any()
     changed = rollout.clone()
-    changed["memory"][1:] = torch.nan
+    changed["memory"][~starts] = torch.nan
     with torch.no_grad(), set_recurrent_mode(True):
         assert policy[0](changed)["logits"].isfinite().all()
 
@@ -113,6 +115,30 @@ def test_what_is_missing_is_named() -> None:
 
 
 @pytest.mark.parametrize("torso", KINDS, ids=["delta", "slots", "gru"])
+def test_advantages_bootstrap_from_values_of_the_whole_episode(torso: TorsoConfig) -> None:
+    env, policy, _ = embodied(torso)
+    value = TensorDictSequential(
+        *policy[0][:2], TensorDictModule(nn.Linear(16, 1), ["features"], ["state_value"])
+    )
+    with torch.no_grad():
+        rollout = env.rollout(128, policy, break_when_any_done=False)
+        after = rollout["next"].clone()  # one step each, from the memory stored before it
+        after["is_init"] = torch.zeros_like(after["is_init"])
+        expected = value(after)["state_value"]
+        with set_recurrent_mode(True):
+            gae = GAE(gamma=0.99, lmbda=0.95, value_network=value, deactivate_vmap=True)
+            found = gae(rollout[None])[0]
+    is_end = rollout["next", "done"]
+    assert is_end.sum() >= 2
+    torch.testing.assert_close(found["next", "state_value"], expected, atol=1e-5, rtol=1e-5)
+    inside = ~is_end[:-1]
+    torch.testing.assert_close(
+        found["next", "state_value"][:-1][inside], found["state_value"][1:][inside],
+        atol=1e-5, rtol=1e-5,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("torso", KINDS, ids=["delta", "slots", "gru"])
 def test_its_ppo_gives_every_weight_a_finite_gradient(torso: TorsoConfig) -> None:
     env, policy, module = embodied(torso)
     value = TensorDictSequential(
@@ -121,8 +147,9 @@ def test_its_ppo_gives_every_weight_a_finite_gradient(torso: TorsoConfig) -> Non
     with torch.no_grad():
         rollout = env.rollout(64, policy, break_when_any_done=False)[None]
     with set_recurrent_mode(True):
-        is_gru = torso.kind == "gru"  # which no vmap runs
-        GAE(gamma=0.99, lmbda=0.95, value_network=value, deactivate_vmap=is_gru)(rollout)
+        with pytest.raises(ValueError, match="deactivate_vmap=True"):
+            GAE(gamma=0.99, lmbda=0.95, value_network=value)(rollout.clone())
+        GAE(gamma=0.99, lmbda=0.95, value_network=value, deactivate_vmap=True)(rollout)
         losses = ClipPPOLoss(policy, value)(rollout)
         sum(losses[key] for key in ("loss_objective", "loss_critic", "loss_entropy")).backward()
     assert losses["kl_approx"].abs() < 1e-6  # acting and learning agree

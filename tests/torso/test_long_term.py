@@ -200,6 +200,8 @@ def test_detached_slots_cut_the_gradient_to_what_was_written_and_keep_it_to_the_
         assert (sources.grad is not None) == reaches
         assert start.grad is not None
         assert start.grad.abs().max() > 0
+        assert memory.depth.grad is not None  # what tells layers apart is no layer's input
+        assert memory.depth.grad.abs().max() > 0
 
 
 def test_tokens_are_updated_by_the_layers_own_weights_or_by_their_own() -> None:

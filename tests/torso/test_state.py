@@ -167,9 +167,11 @@ def test_acting_leaves_the_state_that_it_began_from_alone(long_term: str) -> Non
     assert [part._version for part in state] == versions
 
 
+@pytest.mark.parametrize("position", ["sinusoidal", "rotary"])
 @pytest.mark.parametrize("decay", ["none", "fixed"])
-def test_a_torso_that_was_cast_and_cast_back_knows_its_constants(decay: str) -> None:
+def test_a_torso_that_was_cast_and_cast_back_knows_its_constants(decay: str, position: str) -> None:
     options = {"decay": decay, "long_term": "linear" if decay == "fixed" else "delta"}
+    options["position"] = position
     torso = build_torso(TorsoConfig(**SIZES, **options))
     with torch.no_grad():
         for weight in torso.parameters():  # bfloat16 keeps these numbers
@@ -181,3 +183,32 @@ def test_a_torso_that_was_cast_and_cast_back_knows_its_constants(decay: str) -> 
     empty = torso.to("meta").to_empty(device="cpu")
     for before, after in zip(build_torso(torso.config).buffers(), empty.buffers(), strict=True):
         assert torch.equal(before, after)
+
+
+SYSTEMS = [
+    *({"long_term": kind} for kind in ("delta", "agalite", "slots", "tokens", "none")),
+    {"long_term": "linear", "decay": "free"},
+    *({"kind": kind} for kind in ("gru", "lstm", "none")),
+]
+
+
+@pytest.mark.parametrize("system", SYSTEMS, ids=str)
+def test_a_nan_ends_with_its_episode(system: dict) -> None:
+    torso = build_torso(TorsoConfig(**({} if "kind" in system else SIZES), **system))
+    width = torso.config.width
+    x, is_first = torch.randn(2, 12, width), torch.zeros(2, 12, dtype=torch.bool)
+    x[0, 3], is_first[0, 6] = torch.nan, True
+    memory = torso.begin(torso.initial_state(2))
+    y = torch.stack([torso.act(x[:, t], memory, is_first[:, t]) for t in range(12)], dim=1)
+    assert y[1].isfinite().all()
+    assert not y[0, 3].isfinite().any()
+    assert y[0, 6:].isfinite().all()
+    alone = torso.begin(torso.initial_state(1))
+    for t in range(6, 12):
+        torch.testing.assert_close(torso.act(x[:1, t], alone, is_first[:1, t])[0], y[0, t])
+    assert all(field.isfinite().all() for field in memory.state())
+    # On sequences what a window hides is not forgotten at once, but a state that is reset is clean.
+    _, state = torso(x[:, :6], torso.initial_state(2), is_first[:, :6])
+    after, state = torso(x[:, 6:9], state.reset(is_first[:, 6]), is_first[:, 6:9])
+    torch.testing.assert_close(after, y[:, 6:9])
+    assert all(field.isfinite().all() for field in state)

@@ -78,6 +78,13 @@ class UnitTriangularInverse(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:  # noqa: ANN401, ARG004
         """Keep the inverse; apart from `forward`, so that torch.func's grad and vmap work."""
         ctx.save_for_backward(output)
+        ctx.save_for_forward(output)
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Float[Tensor, "*batch S S"]) -> Float[Tensor, "*batch S S"]:  # noqa: ANN401
+        """Forward mode, as of torch.func's jvp and jacfwd: dX = -X dA X."""
+        (inverse,) = ctx.saved_tensors
+        return -(inverse @ tangent.tril(-1) @ inverse)
 
     @staticmethod
     def backward(ctx: Any, gradient: Float[Tensor, "*batch S S"]) -> Float[Tensor, "*batch S S"]:  # noqa: ANN401

@@ -119,11 +119,10 @@ class SlotMemory(nn.Module):
 
     def encode(self, *sources: Float[Tensor, "B J S D"]) -> tuple[Tensor, ...]:
         """The segments' context."""
-        hidden = [source + depth for source, depth in zip(sources, self.depth, strict=True)]
-        segments = torch.cat(hidden, dim=2)
         if self.detach_inputs:
-            segments = segments.detach()
-        return self._context(segments)
+            sources = tuple(source.detach() for source in sources)
+        hidden = [source + depth for source, depth in zip(sources, self.depth, strict=True)]
+        return self._context(torch.cat(hidden, dim=2))
 
     def write(
         self, memory: Float[Tensor, "B L D"], encoded: tuple[Tensor, ...]
