@@ -33,7 +33,8 @@ def load_weights(policy: Policy, state: Mapping[str, Any], *, where: str) -> Non
     except (KeyError, RuntimeError) as error:
         raise ValueError(
             f"{where} does not fit the policy that its config.yaml describes "
-            "(another version of mtxl_rl, or an edited config); train it again"
+            "(options that change what is observed or done, another version of mtxl_rl, or an "
+            "edited config)"
         ) from error
 
 

@@ -111,7 +111,10 @@ def load(
         older = None if chosen == Path(path) else _newest_readable(chosen)
         if older is None:
             raise
-        raise ValueError(f"{error}; {older} is intact and can be given instead") from error
+        raise ValueError(
+            f"{error}; {older} is intact and can be given instead (to train on from it, with "
+            "run_dir=NEW_FOLDER)"
+        ) from error
     state: dict[str, Any] = document["state"]
     return state
 
@@ -130,9 +133,11 @@ def find(path: Path | str, *, which: str = "latest") -> Path:
     folder = path / _FOLDER
     found = [folder / _BEST] if which == "best" else _step_files(folder)
     if not found or not found[0].is_file():
-        way_out = (
-            "use which='latest'" if which == "best" else "give the folder of a run that saved one"
-        )
+        way_out = "give the folder of a run that saved one"
+        if which == "best":
+            way_out = "use which='latest'"
+        elif (folder / _BEST).is_file():
+            way_out = f"{folder / _BEST} can be given instead"
         raise FileNotFoundError(f"{path} holds no {which} checkpoint in {_FOLDER}/; {way_out}")
     return found[0]
 
@@ -222,8 +227,8 @@ def _step_files(folder: Path) -> list[Path]:
 
 
 def _newest_readable(path: Path) -> Path | None:
-    """The newest checkpoint beside `path`, and other than it, that can be read."""
-    for other in _step_files(path.parent):
+    """The newest checkpoint beside `path`, and other than it, that can be read; else the best."""
+    for other in [*_step_files(path.parent), path.parent / _BEST]:
         if other == path:
             continue
         try:

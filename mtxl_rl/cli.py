@@ -70,17 +70,21 @@ def command_line(
 
 
 def make_writable(path: Path) -> None:
-    """Make the folder of a file that is to be written: before hours of work, not after.
+    """Make the folder of a file that is to be written, and try: before hours of work, not after.
 
     Raises:
-        ValueError: it cannot be made, or `path` is a folder.
+        ValueError: nothing can be written there, or `path` is a folder.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be written: {error}; choose another place") from error
     if path.is_dir():
         raise ValueError(f"{path} is a folder; give the name of a file")
+    trial = path.with_name(f".{path.name}.trial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        trial.touch()
+        trial.unlink()
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise ValueError(f"{path} cannot be written: {why}; choose another place") from error
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from mtxl_rl.cli import one_sentence_errors, say, show
+from mtxl_rl.cli import make_writable, one_sentence_errors, say, show
 from mtxl_rl.config import load_config
 from mtxl_rl.metrics import read_rows
 from mtxl_rl.report import curve, draw_curves, save_figure
@@ -24,14 +24,24 @@ python -m mtxl_rl.compare RUN RUN ... [metric=episode/return] [output=compare]
 
 
 def compare(runs: Sequence[Path], *, metric: str, output: Path) -> None:
-    """Print the runs' last and best values of `metric`, and draw their curves.
+    """Print the runs' last and highest values of `metric`, and draw their curves.
 
     Raises:
         FileNotFoundError: a folder holds no run.
         ValueError: no row of a run has the metric.
     """
     table = Table(title=metric, title_justify="left")
-    for column in ("run", "env", "memory", "seed", "steps", "last", "best", "at step", "steps/s"):
+    for column in (
+        "run",
+        "env",
+        "memory",
+        "seed",
+        "steps",
+        "last",
+        "highest",
+        "at step",
+        "steps/s",
+    ):
         table.add_column(column, justify="left" if column in ("run", "env", "memory") else "right")
     names, lines = _short_names(runs), {}
     for run in runs:
@@ -40,12 +50,12 @@ def compare(runs: Sequence[Path], *, metric: str, output: Path) -> None:
         if not line.size:
             known = sorted({key for row in rows for key in row})
             raise ValueError(f"{run} has no {metric}; its metrics are {', '.join(known)}")
-        best = int(line[:, 1].argmax())
+        highest = int(line[:, 1].argmax())
         speed = float(np.median([row["time/env_steps_per_second"] or 0.0 for row in rows]))
         table.add_row(
             str(run), config.env.name, _kind(config.torso), str(config.seed),
-            f"{line[-1, 0]:,.0f}", f"{line[-1, 1]:.3f}", f"{line[best, 1]:.3f}",
-            f"{line[best, 0]:,.0f}", f"{speed:,.0f}",
+            f"{line[-1, 0]:,.0f}", f"{line[-1, 1]:.3f}", f"{line[highest, 1]:.3f}",
+            f"{line[highest, 0]:,.0f}", f"{speed:,.0f}",
         )  # fmt: skip
         lines[names[run]] = [line]
     show(table)
@@ -72,6 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     with one_sentence_errors():
         options = dict(part.split("=", 1) for part in given if "=" in part)
+        flags = [part for part in given if part.startswith("-")]
+        if flags:
+            raise ValueError(f"{flags[0]!r} is no option; choose metric= or output=")
         runs = [Path(part) for part in given if "=" not in part]
         unknown = options.keys() - {"metric", "output"}
         if unknown:
@@ -79,7 +92,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not runs:
             raise ValueError("no run was given; name the folders of the runs to compare")
         metric = options.get("metric", "episode/return")
-        compare(runs, metric=metric, output=Path(options.get("output", "compare")))
+        output = Path(options.get("output", "compare"))
+        make_writable(output.with_suffix(".png"))
+        compare(runs, metric=metric, output=output)
 
 
 if __name__ == "__main__":

@@ -60,8 +60,8 @@ class TrainConfig:
     run_dir: str = ""
     """Folder of the run's files; empty: runs/<env>/<date_time>, or with resume the same folder."""
     resume: str = ""
-    """A run's folder, or a checkpoint in it, to go on from; other options, but for torso.* and
-    seed, change its config."""
+    """A run's folder, or a checkpoint in it, to go on from. Other options change its config, but
+    for the task, torso.*, seed, and what the checkpoint's weights and environments do not fit."""
     checkpoint_seconds: float = 60.0
     """Save at the end of an iteration when this long has passed since the last save; 0: always."""
     keep_checkpoints: int = 3
@@ -197,14 +197,18 @@ def compose_config(overrides: Sequence[str]) -> TrainConfig:
     Raises:
         ValueError: a name or a value is not legal; one sentence says which are.
     """
+    check_overrides(overrides)
+    try:
+        return to_config(_composed(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(_one_sentence(error)) from error
+
+
+def _composed(overrides: Sequence[str]) -> DictConfig:
+    """What Hydra makes of the files and the overrides."""
     register_schemas()
     with initialize_config_module("mtxl_rl.configs", version_base="1.3"):
-        check_overrides(overrides)
-        try:
-            composed = compose("train", overrides=list(overrides))
-            return to_config(composed)
-        except (HydraException, OmegaConfBaseException) as error:
-            raise ValueError(_one_sentence(error)) from error
+        return compose("train", overrides=list(overrides))
 
 
 def to_config(composed: DictConfig) -> TrainConfig:
@@ -243,9 +247,8 @@ def check_overrides(overrides: Sequence[str]) -> None:
             raise ValueError(f"{group}={value} is unknown{_nearest(value, legal)}")
     if "env" not in groups:
         raise ValueError(f"env= is missing; choose one of {', '.join(choices('env'))}")
-    base = compose("train", overrides=[f"{key}={value}" for key, value in groups.items()
-                                       if "," not in value] or ["env=TMaze"])  # fmt: skip
-    names = _names(base)
+    chosen = [f"{key}={value}" for key, value in groups.items() if "," not in value]
+    names = _names(_composed(chosen or ["env=TMaze"]))
     for key, *_ in given:
         if key in GROUPS or key.startswith("hydra") or key in names:
             continue
@@ -254,13 +257,18 @@ def check_overrides(overrides: Sequence[str]) -> None:
         raise ValueError(f"option {key!r} is unknown{_nearest(key, names)}")
 
 
-def unread_options(config: TrainConfig, overrides: Sequence[str]) -> list[str]:
-    """Those among the overrides that the torso takes, but does not read.
+def unread_options(config: TrainConfig, overrides: Sequence[str]) -> list[tuple[str, str]]:
+    """Those among the overrides that the torso takes, but does not read; and beside which option.
 
     They are told, not refused: suites and comparisons give every torso the same options.
     """
-    unread = {f"torso.{name}" for name in config.torso.unread}
-    return [part for part in overrides if part.split("=", 1)[0] in unread]
+    torso = config.torso
+    kind = f"kind={torso.kind}" if torso.kind != "transformer" else f"long_term={torso.long_term}"
+    unread = {f"torso.{name}": f"torso.{kind}" for name in torso.unread}
+    if torso.num_parameters:
+        unread["torso.width"] = f"torso.num_parameters={torso.num_parameters}"
+    named = ((part, unread.get(part.split("=", 1)[0])) for part in overrides)
+    return [(part, beside) for part, beside in named if beside is not None]
 
 
 def _names(config: DictConfig, prefix: str = "") -> list[str]:
@@ -271,6 +279,12 @@ def _names(config: DictConfig, prefix: str = "") -> list[str]:
         if isinstance(node, DictConfig) and not node._is_none():
             names += _names(node, f"{names[-1]}.")
     return names
+
+
+def values(config: DictConfig) -> dict[str, Any]:
+    """Every option's value by its dotted name, as in ppo.gamma."""
+    return {name: OmegaConf.select(config, name) for name in _names(config)
+            if not isinstance(OmegaConf.select(config, name), DictConfig)}  # fmt: skip
 
 
 def _nearest(name: str, legal: Sequence[str]) -> str:
@@ -373,7 +387,8 @@ def load_config(
         schema.env = OmegaConf.structured(ENVS[name][0])
         base = OmegaConf.merge(schema, saved)
         assert isinstance(base, DictConfig)
-        legal = [name for name in _names(base) if name not in GROUPS and name.startswith(only)]
+        fixed = (*GROUPS, "env.name")
+        legal = [name for name in _names(base) if name not in fixed and name.startswith(only)]
         for override in overrides:
             key = override.split("=", 1)[0]
             if key not in legal:

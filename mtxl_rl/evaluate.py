@@ -67,6 +67,11 @@ class EvaluateConfig:
         """Check names and ranges."""
         if not self.checkpoint:
             raise ValueError("checkpoint= is missing; give the folder of a run")
+        if self.which != "latest" and Path(self.checkpoint).is_file():
+            raise ValueError(
+                f"which={self.which} chooses in a run's folder, and {self.checkpoint} is one "
+                "checkpoint; give the one or the other"
+            )
         check_at_least(self, 1, "episodes", "num_envs", "film_steps")
         check_at_least(self, 0, "seed")
         # YAML reads a bare on or off as a truth value.
@@ -141,22 +146,48 @@ def run(config: EvaluateConfig, overrides: Sequence[str]) -> dict[str, list[dict
         beside=[field.name for field in fields(EvaluateConfig)],
     )
     state = checkpoint.load(path, which=config.which)
-    names = config.memory.split(",")
-    if not train.torso.has_long_term:
-        names = ["on"]
+    names = _settings(config, train)
     for given in (config.output, config.video, config.timeline):
         if given:
             make_writable(Path(given))
     results: dict[str, list[dict[str, float]]] = {}
     try:
         for name in names:
-            results[name] = _one(config, train, state, memory=name, film=name == "on")
-    finally:  # Whatever stops it, what is measured is shown.
+            results[name], film = _one(config, train, state, memory=name, film=name == "on")
+            if film is not None:
+                _draw(film, config)
+    finally:  # Whatever stops it, what is measured is shown and kept.
         if results:
             _print(results, train)
-            if config.output and len(results) == len(names):
-                _write(Path(config.output), config, train, state["step"], overrides, results)
+        if results and config.output:
+            output = Path(config.output)
+            if len(results) < len(names):  # Under another name: a whole one of before stays.
+                output = output.with_suffix(f".partial{output.suffix}")
+                say(f"{output}: what was measured until it was stopped")
+            _write(output, config, train, state["step"], overrides, results)
     return results
+
+
+def _draw(film: Film, config: EvaluateConfig) -> None:
+    if config.video:
+        film.write_video(Path(config.video))
+    if config.timeline:
+        film.write_timeline(Path(config.timeline))
+
+
+def _settings(config: EvaluateConfig, train: TrainConfig) -> list[str]:
+    """The settings of the memory that are evaluated; what is done otherwise than asked is told."""
+    names = config.memory.split(",")
+    if not train.torso.has_long_term and names != ["on"]:
+        names = ["on"]
+        say("this agent has no long-term memory: it is evaluated once, as it is")
+    rounded = -(-config.episodes // config.num_envs) * config.num_envs
+    if rounded != config.episodes:
+        say(
+            f"{rounded} episodes instead of {config.episodes}: as many in each of "
+            f"{config.num_envs} environments (num_envs=), so that long ones count as much as short"
+        )
+    return names
 
 
 def evidence(train: TrainConfig, episodes: Sequence[dict[str, float]]) -> str:
@@ -183,7 +214,11 @@ def _write(
     document = {
         "checkpoint": config.checkpoint,
         "step": step,
+        "which": config.which,
         "seed": config.seed,
+        "greedy": config.greedy,
+        "num_envs": config.num_envs,
+        "precision": train.policy.precision,
         "overrides": list(overrides),
         "evidence": evidence(train, next(iter(results.values()))),
         "episodes": results,
@@ -194,7 +229,8 @@ def _write(
 
 def _one(
     config: EvaluateConfig, train: TrainConfig, state: dict[str, Any], *, memory: str, film: bool
-) -> list[dict[str, float]]:
+) -> tuple[list[dict[str, float]], Film | None]:
+    """The episodes, and the film of them if there is to be one."""
     torch.manual_seed(config.seed)
     if train.num_threads:
         torch.set_num_threads(train.num_threads)
@@ -220,11 +256,7 @@ def _one(
                 generator=generator,
                 film=camera,
             )
-        if camera is not None and config.video:
-            camera.write_video(Path(config.video))
-        if camera is not None and config.timeline:
-            camera.write_timeline(Path(config.timeline))
-        return episodes
+        return episodes, camera
     finally:
         env.close()
 

@@ -144,6 +144,11 @@ class EpisodeWindow:
     def __len__(self) -> int:
         return len(self._episodes)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether the means are over `size` episodes."""
+        return len(self._episodes) == self._episodes.maxlen
+
     def add(
         self,
         *,

@@ -15,7 +15,7 @@ import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from mtxl_rl import checkpoint
 from mtxl_rl.agents.ppo import PPO, NonFiniteLossError
@@ -25,6 +25,7 @@ from mtxl_rl.collect import Actor, Collector
 from mtxl_rl.config import (
     GROUPS,
     TrainConfig,
+    check_overrides,
     choices,
     compose_config,
     device_overrides,
@@ -34,6 +35,7 @@ from mtxl_rl.config import (
     save_config,
     to_config,
     unread_options,
+    values,
 )
 from mtxl_rl.envs.groups import EnvGroups
 from mtxl_rl.envs.registry import stream_seed
@@ -41,6 +43,9 @@ from mtxl_rl.metrics import METRICS_FILE, MetricsLogger
 from mtxl_rl.profiling import RunProfile
 from mtxl_rl.progress import Progress
 from mtxl_rl.torso import save_torso
+
+_NAMED = (*(f"{group}=" for group in GROUPS), "env.name=")
+"""How the options begin that choose a task or a torso."""
 
 
 class Run:
@@ -97,7 +102,9 @@ class Run:
 
     def save(self, run_dir: Path) -> Path:
         """Write a checkpoint of everything that the next iteration depends on."""
-        score = self.collector.episodes.means().get("episode/return")
+        # Of a few episodes a mean may be the best of all for ever.
+        episodes = self.collector.episodes
+        score = episodes.means().get("episode/return") if episodes.is_full else None
         state = {
             "step": self.step,
             "agent": self.agent.state_dict(),
@@ -137,8 +144,9 @@ class Run:
                 self.env.set_state(_arrays(state["env"]))
         except (KeyError, RuntimeError) as error:
             raise ValueError(
-                "the checkpoint does not fit this configuration "
-                f"({str(error).splitlines()[0]}); resume with the options it was trained with"
+                f"the checkpoint does not fit this configuration ({_detail(error)}); resume with "
+                "the options it was trained with: num_envs, env.* and what policy.* adds weights "
+                "for cannot change in a run that goes on"
             ) from error
         if state["env"] is None:
             self.start(seed=stream_seed(self.config.seed, self.step))
@@ -169,6 +177,8 @@ def _run(config: TrainConfig) -> tuple[Path, bool]:
         with claimed(run_dir):
             this = _begin(config, env, run_dir)
             was_stopped = _loop(this, run_dir)
+            if not (run_dir / "config.yaml").exists():  # Nothing was left, in another folder.
+                save_config(config, run_dir / "config.yaml")
             save_torso(this.policy.torso, run_dir / "policy.safetensors", within=this.policy)
         return run_dir, was_stopped
     finally:
@@ -177,7 +187,7 @@ def _run(config: TrainConfig) -> tuple[Path, bool]:
 
 def _begin(config: TrainConfig, env: EnvGroups, run_dir: Path) -> Run:
     """The parts of a run, new or as their checkpoint was; a new one leaves its config."""
-    state = _load(Path(config.resume), run_dir) if config.resume else None
+    state = _load(config, run_dir) if config.resume else None
     if state is None and (run_dir / "config.yaml").exists():
         go_on = f"go on with resume={run_dir}"
         if checkpoint.latest(run_dir) is None:
@@ -194,22 +204,39 @@ def _begin(config: TrainConfig, env: EnvGroups, run_dir: Path) -> Run:
     return this
 
 
-def _load(source: Path, run_dir: Path) -> dict[str, Any]:
+def _load(config: TrainConfig, run_dir: Path) -> dict[str, Any]:
     """The state to go on from; a run that goes on in another folder takes its metrics along."""
+    source = Path(config.resume)
     state = checkpoint.load(source)
     old = run_folder(source)
+    changed = _changed(config, load_config(old))
+    if state["step"] >= config.total_steps:
+        done = f"{source} has {state['step']:,} of total_steps={config.total_steps:,}"
+        if changed:
+            raise ValueError(
+                f"{done}: nothing is left to train, and {', '.join(changed)} would have no effect; "
+                "give total_steps= above that"
+            )
+        say(f"{done}: nothing is left to train; total_steps= above that goes on")
     if run_dir.resolve() != old.resolve():
         if (run_dir / "config.yaml").exists():
             raise ValueError(f"run_dir={run_dir} already holds a run; choose another run_dir")
         shutil.copy(old / METRICS_FILE, run_dir)
         return state
     newest = checkpoint.latest(run_dir)
-    if newest is not None and checkpoint.read_header(newest).step > state["step"]:
+    if newest is not None and checkpoint.step_of(newest) > state["step"]:
         raise ValueError(
             f"resume={source} is at step {state['step']:,}, and this run went on to {newest}; give "
             "run_dir=NEW_FOLDER to go on from there in a folder of its own"
         )
     return state
+
+
+def _changed(config: TrainConfig, saved: TrainConfig) -> list[str]:
+    """The options by which a run that goes on is to differ from what it was."""
+    own = ("resume", "run_dir", "total_steps")
+    theirs, mine = (values(OmegaConf.structured(each)) for each in (saved, config))
+    return [key for key in mine if key not in own and mine[key] != theirs.get(key)]
 
 
 def _loop(this: Run, run_dir: Path) -> bool:
@@ -267,6 +294,12 @@ def _new_run_dir(config: TrainConfig) -> Path:
             return folder
 
 
+def _detail(error: Exception) -> str:
+    """What torch says of weights that do not fit stands below its first line."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return lines[1] if len(lines) > 1 else lines[0]
+
+
 def _plain(state: dict[str, Any]) -> dict[str, Any]:
     """Arrays as tensors, for the checkpoint."""
     return {
@@ -314,11 +347,11 @@ def _resumed(source: str, changes: Sequence[str]) -> TrainConfig:
             "resume= is empty; give the folder of a run, or a checkpoint in it, or leave it out to "
             "train a new run"
         )
-    fixed = [part for part in changes if part.startswith(("torso.", "torso=", "seed="))]
+    fixed = [part for part in changes if part.startswith(("torso.", "seed=", *_NAMED))]
     if fixed:
         raise ValueError(
-            f"{fixed[0]} cannot change in a run that goes on, whose weights, memories and random "
-            "numbers are those of its start; leave it out, or train a new run"
+            f"{fixed[0]} cannot change in a run that goes on, whose task, weights, memories and "
+            "random numbers are those of its start; leave it out, or train a new run"
         )
     folder = run_folder(Path(source))
     config = load_config(folder, changes)
@@ -346,15 +379,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             register_schemas()
             # argparse wants the overrides together.
             overrides = [part for part in given if "=" in part and not part.startswith("-")]
+            if overrides:
+                check_overrides(overrides)
             rest = [part for part in given if part not in overrides]
             sys.argv = [sys.argv[0], *device_overrides(given), *overrides, *rest]
             _hydra_main()
         else:
             config = compose_config([*device_overrides(given), *given])
-            for option in unread_options(config, given):
-                kind, memory = config.torso.kind, config.torso.long_term
-                what = f"kind={kind}" if kind != "transformer" else f"long_term={memory}"
-                say(f"{option} has no effect with torso.{what}")
+            for option, beside in unread_options(config, given):
+                say(f"{option} has no effect with {beside}")
             run(config)
 
 

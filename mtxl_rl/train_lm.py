@@ -74,6 +74,14 @@ class LMConfig:
             "segments", "updates", "evaluate_every",
         )  # fmt: skip
         check_at_least(self, 0, "mem_len", "num_mem_kv", "seed")
+        if self.text != RECALL:
+            for name in ("gap", "num_characters"):
+                default = LMConfig.__dataclass_fields__[name].default
+                if getattr(self, name) != default:
+                    raise ValueError(
+                        f"{name}={getattr(self, name)} has no effect with text={self.text}; leave "
+                        f"it out, or set text={RECALL}"
+                    )
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate={self.learning_rate} must be finite and above 0")
         if self.dim % self.heads:

@@ -1,5 +1,6 @@
 """Everything that can be wrong with a run ends in one sentence, exit code 1, and nothing lost."""
 
+import json
 import resource
 import signal
 import subprocess
@@ -182,6 +183,69 @@ def test_damaged_and_foreign_checkpoints_are_refused(
     assert "not a checkpoint of mtxl_rl" in sentence(capsys, f"resume={folder}")
 
 
+def test_what_can_be_given_instead_of_a_damaged_checkpoint_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder = a_run(tmp_path)
+    whole = checkpoint.find(folder)
+    train.main([f"resume={folder}", "total_steps=128"])
+    damaged = checkpoint.find(folder)
+    damaged.write_bytes(damaged.read_bytes()[:1000])
+    capsys.readouterr()
+    said = sentence(capsys, f"resume={folder}", "total_steps=192")
+    assert f"{whole} is intact and can be given instead" in said
+    assert "run_dir=NEW_FOLDER" in said
+    assert "run_dir=NEW_FOLDER" in sentence(capsys, f"resume={whole}", "total_steps=192")
+    train.main([f"resume={whole}", "total_steps=192", f"run_dir={tmp_path / 'new'}"])
+    assert checkpoint.read_header(checkpoint.find(tmp_path / "new")).step == 192
+
+
+def test_a_finished_run_says_so_and_ignores_no_option(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder, copy = a_run(tmp_path), tmp_path / "copy"
+    capsys.readouterr()
+    told = "has 64 of total_steps=64: nothing is left to train"
+    said = sentence(capsys, f"resume={folder}", "ppo.gamma=0.5", "ppo.value_coef=1")
+    assert told in said
+    assert "ppo.gamma, ppo.value_coef would have no effect" in said
+    train.main([f"resume={folder}", f"run_dir={copy}"])
+    assert told in capsys.readouterr().out
+    train.main([f"resume={copy}", "total_steps=128"])  # a folder like any other
+    assert checkpoint.read_header(checkpoint.find(copy)).step == 128
+
+
+def test_the_best_checkpoint_is_one_of_a_hundred_episodes(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    options = ["env=TMaze", *SIZES, "env.corridor_length=2", f"run_dir={folder}"]
+    train.main([*options, "total_steps=64"])  # of some twenty episodes
+    with pytest.raises(FileNotFoundError, match="holds no best checkpoint"):
+        checkpoint.find(folder, which="best")
+    train.main([f"resume={folder}", "total_steps=512"])
+    assert checkpoint.read_header(checkpoint.find(folder, which="best")).step > 300
+
+
+def test_what_is_measured_is_kept_when_an_evaluation_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, output = a_run(tmp_path), tmp_path / "it.json"
+    output.write_text("a whole one of before")
+    real = evaluate._one
+
+    def stopped(*given: Any, memory: str, film: bool) -> Any:  # noqa: ANN401
+        if memory == "noise":
+            raise KeyboardInterrupt
+        return real(*given, memory=memory, film=film)
+
+    monkeypatch.setattr(evaluate, "_one", stopped)
+    with pytest.raises(SystemExit):
+        evaluate.main([f"checkpoint={folder}", "episodes=2", "num_envs=2", f"output={output}"])
+    assert output.read_text() == "a whole one of before"
+    document = json.loads((tmp_path / "it.partial.json").read_text())
+    assert {name: len(each) for name, each in document["episodes"].items()} == {"on": 2, "off": 2}
+    assert document["greedy"] is False
+
+
 def test_a_checkpoint_of_another_size_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -266,7 +330,8 @@ def test_what_cannot_be_written_or_filmed_is_told_before_any_episode(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     folder = a_run(tmp_path)
-    for option in (f"output={tmp_path}", "output=/proc/x/y.json", f"video={tmp_path / 'x.gif'}"):
+    for option in (f"output={tmp_path}", "output=/proc/x/y.json", "output=/proc/y.json",
+                   f"video={tmp_path / 'x.gif'}"):  # fmt: skip
         capsys.readouterr()
         sentence(capsys, f"checkpoint={folder}", "episodes=1000000", option, module=evaluate)
 

@@ -309,6 +309,18 @@ def test_sizes_that_a_torso_does_not_read_are_told(capsys: pytest.CaptureFixture
     said = capsys.readouterr().out
     assert said.count("has no effect") == 1
     assert "torso.num_heads=8 has no effect with torso.kind=gru" in said
+    main(["env=TMaze", "torso.num_parameters=50000", "torso.width=16", "dry_run=true"])
+    told = "torso.width=16 has no effect with torso.num_parameters=50000"
+    assert told in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flag", [["--cfg", "job"], ["-m"]])
+def test_a_misspelt_option_is_told_beside_flags_too(
+    flag: list[str], capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(SystemExit):
+        main([*flag, "env=TMaze", "torso.widht=1"])
+    assert "did you mean torso.width" in capsys.readouterr().err
 
 
 def test_dry_run_prints_bytes_and_trains_nothing(

@@ -6,15 +6,17 @@ On a GPU each operation that is no view is a kernel or more, and takes the host 
 launch. `cuda_graph=true` launches those of a step's network at once, and those of a minibatch's
 loss and gradients; `compile=true` fewer, larger ones, which are not counted here. The operations
 that only a CPU leaves out are counted, too.
+
+Options are those of a run, which `python -m mtxl_rl.train --help` tells; env= must be among them.
 """
 
-import sys
 from collections import Counter
 from unittest.mock import patch
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mtxl_rl.cli import command_line
 from mtxl_rl.config import compose_config
 from mtxl_rl.envs.groups import EnvGroups
 from mtxl_rl.torso import memory_transformer
@@ -48,6 +50,11 @@ class Count(TorchDispatchMode):
 def run_of(options: list[str]) -> Run:
     """A run at the start of its first episodes."""
     config = compose_config([*SMALL, *options])
+    if config.torso.kind != "transformer" or config.compile or config.cuda_graph:
+        raise ValueError(
+            "what is counted is a torso.kind=transformer, with and without a stand-in for "
+            "cuda_graph=true; leave out other kinds, compile= and cuda_graph="
+        )
     env = EnvGroups(config.env, num_envs=config.num_envs, num_groups=1, seed=0)
     run = Run(config, env)
     run.collector.reset(seed=0)
@@ -95,4 +102,4 @@ def main(options: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    command_line(None, usage=lambda: __doc__, run=main)

@@ -3,7 +3,7 @@
 python tests/bench/tasks.py [NUM_ENVS]
 """
 
-import sys
+import argparse
 import time
 
 import numpy as np
@@ -38,7 +38,12 @@ def steps_per_second(env: VectorTask | CheckedVectorEnv) -> float:
 
 def main() -> None:
     """Print the table."""
-    num_envs = int(sys.argv[1]) if len(sys.argv) > 1 else 256
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("num_envs", metavar="NUM_ENVS", type=int, nargs="?", default=256,
+                        help="stepped together, 256 unless given")  # fmt: skip
+    num_envs: int = parser.parse_args().num_envs
+    if num_envs < 1:
+        parser.error(f"NUM_ENVS={num_envs} must be at least 1")
     print(f"| task, {num_envs} environments | bare, steps/s | checked, steps/s |")
     print("|---|---|---|")
     for name, task in TASKS.items():
