@@ -1,4 +1,4 @@
-"""What the README says is so: its Python runs, its commands and options exist."""
+"""What README and RESULTS say is so: its Python runs, its commands and options exist."""
 
 import re
 from dataclasses import fields
@@ -12,6 +12,7 @@ from mtxl_rl.suite import SuiteConfig
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+TOLD = README + (ROOT / "RESULTS.md").read_text()
 
 
 def blocks(language: str) -> list[str]:
@@ -21,7 +22,7 @@ def blocks(language: str) -> list[str]:
 
 def commands(module: str) -> list[list[str]]:
     """The arguments of every `python -m mtxl_rl.<module>` in code blocks and in tables."""
-    found = re.findall(rf"python -m mtxl_rl\.{module} ([^`#\n]*)", README)
+    found = re.findall(rf"python -m mtxl_rl\.{module} ([^`#\n]*)", TOLD)
     return [command.split() for command in found]
 
 

@@ -5,7 +5,7 @@ import pickle
 import pytest
 import torch
 from torch import Tensor
-from torch.func import functional_call, grad, jvp, stack_module_state, vmap
+from torch.func import functional_call, grad, stack_module_state, vmap
 
 from mtxl_rl.torso import MemoryTransformer, SlotsConfig, TorsoConfig
 
@@ -40,20 +40,6 @@ def test_vmap_runs_an_ensemble_and_gives_the_gradients_of_each_row(long_term: st
     of_rows = vmap(grad(loss), in_dims=(None, 0, 0))(first, x[:, None], is_first[:, None])
     for name, gradient in of_all.items():
         torch.testing.assert_close(of_rows[name].sum(0), gradient, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script")  # of torch's own code
-@pytest.mark.parametrize("long_term", KINDS)
-def test_forward_mode_agrees_with_reverse_mode(long_term: str) -> None:
-    torso = torso_of(long_term).double()
-    x, is_first = torch.randn(2, 10, 8).double(), torch.rand(2, 10) < 0.2
-    tangent, weight = torch.randn_like(x), torch.randn_like(x)
-
-    def loss(x: Tensor) -> Tensor:
-        return (torso(x, torso.initial_state(2), is_first)[0] * weight).sum()
-
-    _, forward = jvp(loss, (x,), (tangent,))
-    torch.testing.assert_close(forward, (grad(loss)(x) * tangent).sum())
 
 
 def test_a_torso_that_compiles_can_be_sent_to_another_process() -> None:

@@ -64,6 +64,7 @@ class UnitTriangularInverse(torch.autograd.Function):
     """X = (I + A)^-1 of the part of A below the diagonal; what stands elsewhere is not read.
 
     dA = -X^T dX X^T: two matrix products, where the gradient of a solve is a slow batch of solves.
+    There is no `jvp`, for forward mode: torch.compile refuses functions that have one.
     """
 
     generate_vmap_rule = True
@@ -78,13 +79,6 @@ class UnitTriangularInverse(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:  # noqa: ANN401, ARG004
         """Keep the inverse; apart from `forward`, so that torch.func's grad and vmap work."""
         ctx.save_for_backward(output)
-        ctx.save_for_forward(output)
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Float[Tensor, "*batch S S"]) -> Float[Tensor, "*batch S S"]:  # noqa: ANN401
-        """Forward mode, as of torch.func's jvp and jacfwd: dX = -X dA X."""
-        (inverse,) = ctx.saved_tensors
-        return -(inverse @ tangent.tril(-1) @ inverse)
 
     @staticmethod
     def backward(ctx: Any, gradient: Float[Tensor, "*batch S S"]) -> Float[Tensor, "*batch S S"]:  # noqa: ANN401
