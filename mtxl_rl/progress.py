@@ -47,6 +47,7 @@ class Progress:
         total_steps: Where the run ends.
         console: Where to show it; what it knows of the terminal decides the form.
         initial_step: Where a resumed run starts; it counts for the bar and not for the speed.
+        compiles_first: The first update comes after compiling, which is not counted in the speed.
         line_seconds: Seconds between lines where there is no terminal.
         clock: Seconds that only grow.
     """
@@ -57,6 +58,7 @@ class Progress:
         *,
         console: Console,
         initial_step: int = 0,
+        compiles_first: bool = False,
         line_seconds: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -67,6 +69,7 @@ class Progress:
         self._clock = clock
         self._begun = clock()
         self._marks = deque([_Mark(self._begun, initial_step)])
+        self._starts_late = compiles_first
         self._line_seconds = line_seconds
         self._next_line = self._begun
         self._is_told = True
@@ -96,6 +99,9 @@ class Progress:
         """Show this step and these metrics from now on."""
         now = self._clock()
         self.step, self._metrics = step, dict(metrics)
+        if self._starts_late:
+            self._marks.clear()
+            self._starts_late = False
         self._marks.append(_Mark(now, step))
         while len(self._marks) > 2 and now - self._marks[1].seconds >= _RATE_SECONDS:
             self._marks.popleft()

@@ -251,7 +251,12 @@ def _loop(this: Run, run_dir: Path) -> bool:
     with (
         MetricsLogger(run_dir) as logger,
         stop_requests() as stop,
-        Progress(config.total_steps, console=console, initial_step=this.step) as progress,
+        Progress(
+            config.total_steps,
+            console=console,
+            initial_step=this.step,
+            compiles_first=config.compile,
+        ) as progress,
     ):
         logger.truncate_after(this.step)
         is_config_due = bool(config.resume)

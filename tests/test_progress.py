@@ -121,6 +121,21 @@ def test_speed_is_that_of_the_last_half_minute() -> None:
     assert re.search(r"steps/s +1,000 ", "\n".join(drawn(progress, width=80)))
 
 
+def test_compiling_does_not_count_for_the_speed() -> None:
+    clock = Clock()
+    progress = Progress(1000, console=log_file()[0], compiles_first=True, clock=clock)
+    clock.seconds = 90.0
+    progress.update(100, METRICS)
+    text = re.sub(r" +", " ", "\n".join(drawn(progress, width=80)))
+    assert "steps/s -" in text
+    assert "ETA -" in text
+    clock.seconds = 92.0
+    progress.update(200, METRICS)
+    text = re.sub(r" +", " ", "\n".join(drawn(progress, width=80)))
+    assert "steps/s 50 " in text
+    assert "ETA 0:00:16" in text
+
+
 def test_the_run_is_not_at_a_hundred_percent_before_its_end() -> None:
     progress, _ = running()
     progress.update(999_999, {})
