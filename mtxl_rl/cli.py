@@ -47,6 +47,8 @@ def one_sentence_errors() -> Iterator[None]:
         said = str(error)
         if isinstance(error, OSError) and error.strerror and error.filename is None:
             said = error.strerror  # Without the number that str() puts in front.
+        if isinstance(error, YAMLError):
+            said = f"no YAML: {' '.join(said.split())}"
         sys.stderr.write(f"error: {said}\n")
         raise SystemExit(1) from None
 
@@ -104,6 +106,10 @@ def claimed(run_dir: Path) -> Iterator[None]:
     except (FileExistsError, NotADirectoryError) as error:
         raise ValueError(
             f"run_dir={run_dir} is a file or lies below one; give the name of a folder"
+        ) from error
+    except OSError as error:
+        raise OSError(
+            f"run_dir={run_dir} cannot be made: {error.strerror or error}; choose another run_dir"
         ) from error
     with _locked(run_dir):
         try:

@@ -324,6 +324,8 @@ def from_options(config_class: type[Config], given: Sequence[str]) -> Config:
         value = options.get(one.name)
         if get_origin(one.type) is list and isinstance(value, str):
             options[one.name] = [value]
+        if one.type is str and isinstance(value, ListConfig):
+            options[one.name] = ",".join(str(each) for each in value)  # [a,b] is a,b.
         if one.type is str and one.name in options and value is None:
             options[one.name] = ""  # name= is an empty text, as it is for Hydra.
     return from_document(config_class, options)
@@ -376,7 +378,11 @@ def load_config(
         raise ValueError(f"{run_dir} is no run: it has no config.yaml; give the folder of a run")
     try:
         saved = OmegaConf.load(path)
-        assert isinstance(saved, DictConfig)
+        if not isinstance(saved, DictConfig) or not {"env", "torso", "ppo"} <= saved.keys():
+            raise ValueError(
+                f"{path} is no agent's configuration: it is cut off, or a language model's "
+                "(mtxl_rl.train_lm); give the folder of a run of mtxl_rl.train"
+            )
         # A memory that the run lacks says nothing, and its defaults may have changed since.
         for kind in ("slots", "tokens"):
             if saved.torso.long_term != kind:

@@ -75,7 +75,8 @@ class EvaluateConfig:
         check_at_least(self, 1, "episodes", "num_envs", "film_steps")
         check_at_least(self, 0, "seed")
         # YAML reads a bare on or off as a truth value.
-        self.memory = {"True": "on", "False": "off"}.get(str(self.memory), str(self.memory))
+        names = {"True": "on", "False": "off"}
+        self.memory = ",".join(names.get(name, name) for name in str(self.memory).split(","))
         for name in self.memory.split(","):
             if name not in MEMORIES:
                 raise ValueError(f"memory={name} is unknown; choose from {', '.join(MEMORIES)}")

@@ -181,6 +181,10 @@ def run(config: LMConfig) -> Path:
     if config.text == RECALL:
         text = recall_text(config.num_characters, gap=config.gap, seed=config.seed)
     else:
+        if not Path(config.text).exists() or Path(config.text).is_dir():
+            raise FileNotFoundError(
+                f"text={config.text} is no file; give a text file, or text={RECALL}"
+            )
         text = Path(config.text).read_bytes()
     train, held_out = (rows.to(device) for rows in rows_of(text, config))
     model = MemoryTransformerXL(

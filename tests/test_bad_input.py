@@ -200,6 +200,23 @@ def test_what_can_be_given_instead_of_a_damaged_checkpoint_goes_on(
     assert checkpoint.read_header(checkpoint.find(tmp_path / "new")).step == 192
 
 
+def test_what_is_no_agents_run_is_told(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    folder = a_run(tmp_path)
+    path = folder / "config.yaml"
+    whole = path.read_text()
+    for content, told in (
+        ("dim: 64\nseed: 0\n", "is no agent's configuration"),
+        (whole[: len(whole) // 3], ""),  # torn between two lines, or within one
+        (whole[: len(whole) // 3 + 7], ""),
+        ("env: [", "no YAML: "),
+    ):
+        path.write_text(content)
+        capsys.readouterr()
+        assert told in sentence(capsys, f"checkpoint={folder}", module=evaluate)
+    said = sentence(capsys, "env=TMaze", "run_dir=/proc/x", *SIZES)
+    assert said.startswith("error: run_dir=/proc/x cannot be made")
+
+
 def test_a_finished_run_says_so_and_ignores_no_option(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -67,3 +67,26 @@ def test_a_part_that_fails_says_so_and_the_rest_goes_on(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "failed with exit code 3" in file.read_text()
     assert "steps behind" in file.read_text()
+
+
+@pytest.mark.parametrize(
+    ("program", "given", "code", "told"),
+    [
+        *((path.name, ["--help"], 0, "") for path in sorted((ROOT / "tests/bench").glob("*.py"))
+          if path.name != "recurrent_ppo.py"),
+        ("tasks.py", ["few"], 2, "few"),
+        ("launches.py", [], 1, "env= is missing"),
+        ("launches.py", ["env=TMaze", "torso.kind=gru"], 1, "error: "),
+    ],
+)  # fmt: skip
+def test_mistakes_are_told_and_help_is_given(
+    program: str, given: list[str], code: int, told: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, f"tests/bench/{program}", *given],
+        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+    assert code or len(done.stdout) > 100

@@ -25,4 +25,6 @@ def table() -> str:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        sys.exit("python -m mtxl_rl.envs takes no options: it prints the table of all tasks")
     sys.stdout.write(table() + "\n")

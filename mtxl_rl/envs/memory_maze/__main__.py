@@ -33,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             from mtxl_rl.envs.memory_maze.play import write_gif
 
             write_gif(args.gif, config, policy=args.command, seed=args.seed, num_steps=args.steps)
+            sys.stdout.write(f"{args.gif}\n")
         else:
             _print_returns(config, policy=args.command, seed=args.seed, episodes=args.episodes)
     except (ImportError, ValueError, OSError) as error:

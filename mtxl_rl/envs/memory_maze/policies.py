@@ -48,11 +48,10 @@ def episode_returns(
     config: MemoryMazeConfig, *, policy: str, seed: int, num_episodes: int
 ) -> Float64[np.ndarray, " episodes"]:
     """The returns of the first episodes of seed, seed + 1, ... under a policy of `POLICIES`."""
-    if num_episodes < 1 or (policy == "oracle" and not config.discrete_actions):
-        raise ValueError(
-            f"num_episodes={num_episodes} must be at least 1, and the oracle takes discrete "
-            "actions."
-        )
+    if num_episodes < 1:
+        raise ValueError(f"num_episodes={num_episodes} must be at least 1.")
+    if policy == "oracle" and not config.discrete_actions:
+        raise ValueError("the oracle takes discrete actions: discrete_actions=True.")
     env = MemoryMazeVectorEnv(num_episodes, config=config, seed=seed)
     act = POLICIES[policy](seed)
     env.reset()
