@@ -35,8 +35,7 @@ from mtxl_rl.heads import CategoricalHead
 from mtxl_rl.policy import Policy, PolicyInputs
 from mtxl_rl.ranges import check_at_least
 from mtxl_rl.rollout import Shapes
-from mtxl_rl.torso import ActingMemory, MemoryTransformer, WindowedMemory
-from mtxl_rl.torso.recurrent import WindowlessMemory
+from mtxl_rl.torso import ActingMemory, MemoryTransformer, WindowedMemory, WindowlessMemory
 
 # B rows: episodes that are stepped together.
 

@@ -1,8 +1,9 @@
 """The recurrent torso: a gated Memory Transformer-XL. It knows no reinforcement learning."""
 
+from mtxl_rl.torso.acting import WindowedMemory, WindowlessMemory, valid_window
 from mtxl_rl.torso.build import Torso, build_torso, count_parameters, match_parameters
 from mtxl_rl.torso.config import SlotsConfig, SublayersConfig, TokensConfig, TorsoConfig
-from mtxl_rl.torso.memory_transformer import MemoryTransformer, WindowedMemory, valid_window
+from mtxl_rl.torso.memory_transformer import MemoryTransformer
 from mtxl_rl.torso.record import Record
 from mtxl_rl.torso.state import ActingMemory, MemoryState
 from mtxl_rl.torso.weights import load_torso, save_torso
@@ -18,6 +19,7 @@ __all__ = [
     "Torso",
     "TorsoConfig",
     "WindowedMemory",
+    "WindowlessMemory",
     "build_torso",
     "count_parameters",
     "load_torso",

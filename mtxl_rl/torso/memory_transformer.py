@@ -3,17 +3,17 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch._C._functorch import maybe_current_level
 from torch.utils.checkpoint import checkpoint
 
 from mtxl_rl.compiling import becomes_a_graph, compiled
+from mtxl_rl.torso.acting import WindowedMemory, only_valid, valid_window
 from mtxl_rl.torso.clock import Clock, SegmentEnds
 from mtxl_rl.torso.config import TorsoConfig
 from mtxl_rl.torso.layer import Layer, latest_version, note, slots_of, write_versions
@@ -23,78 +23,6 @@ from mtxl_rl.torso.state import ActingMemory, MemoryState, StateShape
 
 # B rows, T steps given, N layers, M window, S segment, D width, H heads, E head width,
 # R = M + 1 places of the ring, A long-term memories.
-
-
-@dataclass(kw_only=True)
-class WindowedMemory(ActingMemory):
-    """What acting step by step keeps, changed in place by `act`.
-
-    Keys and values are projected once per step and kept in rings of R = M + 1 places. Matrix
-    memories are written into `pending` step by step, which becomes `long_term` at the boundary;
-    slots are written there at once, from the segment's inputs on the timeline.
-    """
-
-    timeline: Float[Tensor, "B N M_T D"]
-    """Layer inputs of the window at the beginning, then of each step: what the learner needs."""
-    num_steps: int
-    """Steps taken on the timeline, 0 .. its capacity T."""
-    keys: tuple[Float[Tensor, "B H R E"], ...]
-    """Per layer, each a tensor of its own: a compiled step would copy parts of a larger one."""
-    values: tuple[Float[Tensor, "B H R E"], ...]
-    codes: Tensor
-    """The layers' position codes, [N, ...], by distance."""
-    place: Int[Tensor, "1"]
-    """The ring's place of the next step."""
-    now: Int[Tensor, "1"]
-    """The timeline's place of the next step, M + num_steps."""
-    pending: tuple[Float[Tensor, " B *pending"], ...]
-    """Per long-term memory."""
-
-    def state(self) -> MemoryState:
-        """The state after the steps taken: what `forward` would return."""
-        window_length = self.window_length
-        places = self.keys[0].shape[2] - 1
-        window = self.timeline[:, :, self.num_steps : self.num_steps + places]
-        return MemoryState(
-            window=_only(window, valid_window(window_length, places)[:, None, :, None]),
-            window_length=window_length.clone(),
-            long_term=self.long_term.transpose(0, 1).clone(),
-            segment_step=self.segment_step.clone(),
-        )
-
-    def go_on_as(self, other: "WindowedMemory") -> None:
-        """Hold what `other` does, which has the same timeline, in the tensors that are here."""
-        assert self.timeline.data_ptr() == other.timeline.data_ptr()
-        self.num_steps = other.num_steps
-        theirs = other.changing()
-        for name, mine in self.changing().items():
-            mine.copy_(theirs[name])
-
-    def changing(self) -> dict[str, Tensor]:
-        """All but the timeline; the codes change with the weights."""
-        several = {"keys": self.keys, "values": self.values, "pending": self.pending}
-        return {
-            "place": self.place,
-            "now": self.now,
-            "window_length": self.window_length,
-            "segment_step": self.segment_step,
-            "codes": self.codes,
-            "long_term": self.long_term,
-            **{
-                f"{name}_{n}": one for name, parts in several.items() for n, one in enumerate(parts)
-            },
-        }
-
-
-def valid_window(window_length: Int[Tensor, " B"], size: int) -> Bool[Tensor, "B M"]:
-    """Which of the window's `size` entries, the newest last, are valid."""
-    distance = torch.arange(size, 0, -1, device=window_length.device)
-    return distance <= window_length[:, None]
-
-
-def _only(field: Tensor, valid: Bool[Tensor, "..."]) -> Tensor:
-    """The field where it is valid, else zero; not a product, which would keep a NaN."""
-    return field.masked_fill(~valid, 0)
 
 
 def _may_be_any(rows: Bool[Tensor, " B"]) -> bool:
@@ -434,8 +362,8 @@ class MemoryTransformer(nn.Module):
         if records is not None:
             note(records[self.config.layers_with_memory[0]], shared.describe(versions, encoded))
         # Where the numbers cannot be asked, as under a vmap, the second pass always runs.
-        is_transformed = maybe_current_level() is not None
-        if becomes_a_graph() or is_transformed or bool((clock.version[:, :-1] > 0).any()):
+        is_unknown = becomes_a_graph() or maybe_current_level() is not None
+        if is_unknown or bool((clock.version[:, :-1] > 0).any()):
             y, timelines = self._pass(shared, x, state, versions, clock, records)
         windows = [timeline[:, -self.config.window_length :] for timeline in timelines]
         return y, self._after(windows, [latest_version(versions, clock)], clock)
@@ -489,7 +417,7 @@ class MemoryTransformer(nn.Module):
     def _after(self, windows: list[Tensor], memories: list[Tensor], clock: Clock) -> MemoryState:
         valid = valid_window(clock.age[:, -1], self.config.window_length)[:, None, :, None]
         return MemoryState(
-            window=_only(torch.stack(windows, dim=1), valid),
+            window=only_valid(torch.stack(windows, dim=1), valid),
             window_length=clock.age[:, -1],
             long_term=torch.stack(memories, dim=1),
             segment_step=clock.segment_step[:, -1],

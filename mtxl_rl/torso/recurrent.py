@@ -1,7 +1,6 @@
 """The baselines with the torso's call: GRU, LSTM, and no memory at all. None has a window."""
 
 from copy import deepcopy
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,38 +8,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from mtxl_rl.torso.acting import WindowlessMemory
 from mtxl_rl.torso.config import TorsoConfig
 from mtxl_rl.torso.layer import FeedForward
 from mtxl_rl.torso.state import ActingMemory, MemoryState, StateShape
 
 # B rows, T steps, N layers, D width, P parts of a cell's state (GRU: h; LSTM: h and c), R runs.
-
-
-@dataclass(kw_only=True)
-class WindowlessMemory(ActingMemory):
-    """What a torso without a window keeps: its recurrent state alone."""
-
-    window: Float[Tensor, "B N 0 D"]
-
-    def state(self) -> MemoryState:
-        """The state after the steps taken."""
-        return MemoryState(
-            window=self.window,
-            window_length=self.window_length,
-            long_term=self.long_term.transpose(0, 1).clone(),
-            segment_step=self.segment_step,
-        )
-
-    @classmethod
-    def of(cls, state: MemoryState, config: TorsoConfig) -> "WindowlessMemory":
-        """The state, ready to act from by a torso of `config`."""
-        return cls(
-            config=config,
-            window=state.window,
-            window_length=state.window_length,
-            long_term=state.long_term.transpose(0, 1).clone(),
-            segment_step=state.segment_step,
-        )
 
 
 def windowless_shape(config: TorsoConfig, *memory: int) -> StateShape:
