@@ -123,7 +123,7 @@ class TorsoModule(TensorDictModuleBase):  # type: ignore[misc]
                 "a torso in recurrent mode runs under no vmap, as GAE makes one around its "
                 "networks: give it deactivate_vmap=True"
             )
-        if not memories[:, 1:][is_first[:, 1:]].any():
+        if not memories[is_first].any():
             return self.torso(x, memories[:, 0], is_first)[0]
         # A row for each part that starts from a stored memory, as long as the longest.
         starts = is_first.clone()

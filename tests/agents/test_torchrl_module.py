@@ -127,10 +127,12 @@ def test_advantages_bootstrap_from_values_of_the_whole_episode(torso: TorsoConfi
         expected = value(after)["state_value"]
         with set_recurrent_mode(True):
             gae = GAE(gamma=0.99, lmbda=0.95, value_network=value, deactivate_vmap=True)
-            found = gae(rollout[None])[0]
+            found = gae(rollout[None].clone())[0]
+            few = gae(rollout[None, :5].clone())[0]  # of one episode, from its start
     is_end = rollout["next", "done"]
     assert is_end.sum() >= 2
     torch.testing.assert_close(found["next", "state_value"], expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(few["next", "state_value"], expected[:5], atol=1e-5, rtol=1e-5)
     inside = ~is_end[:-1]
     torch.testing.assert_close(
         found["next", "state_value"][:-1][inside], found["state_value"][1:][inside],
