@@ -283,8 +283,8 @@ def _names(config: DictConfig, prefix: str = "") -> list[str]:
 
 def values(config: DictConfig) -> dict[str, Any]:
     """Every option's value by its dotted name, as in ppo.gamma."""
-    return {name: OmegaConf.select(config, name) for name in _names(config)
-            if not isinstance(OmegaConf.select(config, name), DictConfig)}  # fmt: skip
+    every = {name: OmegaConf.select(config, name) for name in _names(config)}
+    return {name: value for name, value in every.items() if not isinstance(value, DictConfig)}
 
 
 def _nearest(name: str, legal: Sequence[str]) -> str:

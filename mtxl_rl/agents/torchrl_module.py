@@ -129,11 +129,10 @@ class TorsoModule(TensorDictModuleBase):  # type: ignore[misc]
         starts = is_first.clone()
         starts[:, 0] = True
         row, begin = starts.nonzero(as_tuple=True)
-        length = torch.diff(
-            starts.flatten().nonzero()[:, 0], append=begin.new_tensor([x[..., 0].numel()])
-        )
+        num_steps = x.shape[1]
+        length = torch.diff(row * num_steps + begin, append=row.new_tensor([starts.numel()]))
         step = torch.arange(int(length.max()), device=x.device)
-        parts = x[row[:, None], (begin[:, None] + step).clamp(max=x.shape[1] - 1)]
+        parts = x[row[:, None], (begin[:, None] + step).clamp(max=num_steps - 1)]
         y, _ = self.torso(
             parts, memories[row, begin], torch.zeros_like(parts[..., 0], dtype=torch.bool)
         )
