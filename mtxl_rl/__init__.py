@@ -8,8 +8,8 @@ import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # What type checkers and editors see of the names that load on first use.
-    from mtxl_rl.exported import ExportedPolicy
-    from mtxl_rl.language_model import AutoregressiveWrapper, MemoryTransformerXL
+    from mtxl_rl.language_model.model import AutoregressiveWrapper, MemoryTransformerXL
+    from mtxl_rl.runtime.exported_policy import ExportedPolicy
     from mtxl_rl.torso import (
         ActingMemory,
         MemoryState,
@@ -28,11 +28,11 @@ if TYPE_CHECKING:  # What type checkers and editors see of the names that load o
 
 _HOMES = {
     "ActingMemory": "mtxl_rl.torso",
-    "AutoregressiveWrapper": "mtxl_rl.language_model",
-    "ExportedPolicy": "mtxl_rl.exported",
+    "AutoregressiveWrapper": "mtxl_rl.language_model.model",
+    "ExportedPolicy": "mtxl_rl.runtime.exported_policy",
     "MemoryState": "mtxl_rl.torso",
     "MemoryTransformer": "mtxl_rl.torso",
-    "MemoryTransformerXL": "mtxl_rl.language_model",
+    "MemoryTransformerXL": "mtxl_rl.language_model.model",
     "SlotsConfig": "mtxl_rl.torso",
     "SublayersConfig": "mtxl_rl.torso",
     "TokensConfig": "mtxl_rl.torso",

@@ -6,10 +6,10 @@ from typing import Any
 import gymnasium
 import torch
 
-from mtxl_rl.collect import observation_shapes
+from mtxl_rl.agents.collector import observation_shapes
+from mtxl_rl.agents.policy import Policy
+from mtxl_rl.agents.rollout import RolloutShape
 from mtxl_rl.config import TrainConfig
-from mtxl_rl.policy import Policy
-from mtxl_rl.rollout import RolloutShape
 
 
 def build_policy(config: TrainConfig, env: Any) -> Policy:  # noqa: ANN401

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from mtxl_rl.cli import make_writable, one_sentence_errors, say, show
 from mtxl_rl.config import load_config
-from mtxl_rl.metrics import read_rows
-from mtxl_rl.report import curve, draw_curves, save_figure
+from mtxl_rl.evaluation.report import curve, draw_curves, save_figure
 from mtxl_rl.torso import TorsoConfig
+from mtxl_rl.tracking.cli import make_writable, one_sentence_errors, say, show
+from mtxl_rl.tracking.metrics import read_rows
 
 USAGE = """\
 python -m mtxl_rl.compare RUN RUN ... [metric=episode/return] [output=compare]

@@ -13,13 +13,13 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mtxl_rl.agents.policy import PolicyConfig
 from mtxl_rl.agents.ppo import PPOConfig
-from mtxl_rl.envs.checked import nearest_names
 from mtxl_rl.envs.registry import ENVS
-from mtxl_rl.policy import PolicyConfig
-from mtxl_rl.ranges import check_at_least
+from mtxl_rl.envs.wrappers.checked import nearest_names
 from mtxl_rl.torso import TorsoConfig
-from mtxl_rl.torso.config import say_read
+from mtxl_rl.torso.ranges import check_at_least
+from mtxl_rl.torso.torso_config import say_read
 
 GROUPS = ("env", "torso", "model")
 Config = TypeVar("Config")

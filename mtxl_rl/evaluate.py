@@ -11,20 +11,20 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from mtxl_rl import checkpoint
-from mtxl_rl.aggregates import mean_and_interval
+from mtxl_rl.agents.collector import Actor, observation_shapes
+from mtxl_rl.agents.policy import Policy
 from mtxl_rl.build import build_policy, load_weights
-from mtxl_rl.cli import command_line, make_writable, say, show
-from mtxl_rl.collect import Actor, observation_shapes
 from mtxl_rl.config import TrainConfig, choices, from_options, load_config, run_folder
 from mtxl_rl.envs.registry import make_vector_env, stream_seed
-from mtxl_rl.film import Film
-from mtxl_rl.metrics import replace_file
-from mtxl_rl.policy import Policy
-from mtxl_rl.ranges import check_at_least
-from mtxl_rl.report import write_report
-from mtxl_rl.suite import Suite, SuiteConfig, run_suite
+from mtxl_rl.evaluation.intervals import mean_and_interval
+from mtxl_rl.evaluation.report import write_report
+from mtxl_rl.evaluation.suite import Suite, SuiteConfig, run_suite
+from mtxl_rl.evaluation.visualize import Film
 from mtxl_rl.torso import ActingMemory
+from mtxl_rl.torso.ranges import check_at_least
+from mtxl_rl.tracking import checkpoint
+from mtxl_rl.tracking.cli import command_line, make_writable, say, show
+from mtxl_rl.tracking.metrics import replace_file
 
 MEMORIES = ("on", "off", "noise")
 # How the options of the run begin that change an evaluation: what else it was trained with has no

@@ -1,7 +1,7 @@
 """A trained agent as one file of machine code: `python -m mtxl_rl.export checkpoint=RUN_DIR`.
 
 The file holds a step of acting, from the observation to the action, compiled ahead of time by
-torch's AOTInductor, with its weights. `mtxl_rl.exported` runs it.
+torch's AOTInductor, with its weights. `mtxl_rl.runtime.exported_policy` runs it.
 """
 
 import json
@@ -22,20 +22,20 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from mtxl_rl import checkpoint
+from mtxl_rl.agents.collector import Actor, observation_shapes
+from mtxl_rl.agents.encoders import EPISODE_STEP
+from mtxl_rl.agents.heads import CategoricalHead
+from mtxl_rl.agents.policy import Policy, PolicyInputs
+from mtxl_rl.agents.rollout import Shapes
 from mtxl_rl.build import build_policy, load_weights
-from mtxl_rl.cli import command_line, make_writable, say
-from mtxl_rl.collect import Actor, observation_shapes
-from mtxl_rl.compiling import require_compiler
 from mtxl_rl.config import from_options, load_config, run_folder
-from mtxl_rl.encoders import EPISODE_STEP
 from mtxl_rl.envs.registry import make_vector_env
-from mtxl_rl.exported import ABOUT, ExportedPolicy, made_for
-from mtxl_rl.heads import CategoricalHead
-from mtxl_rl.policy import Policy, PolicyInputs
-from mtxl_rl.ranges import check_at_least
-from mtxl_rl.rollout import Shapes
+from mtxl_rl.runtime.compile import require_compiler
+from mtxl_rl.runtime.exported_policy import ABOUT, ExportedPolicy, made_for
 from mtxl_rl.torso import ActingMemory, MemoryTransformer, WindowedMemory, WindowlessMemory
+from mtxl_rl.torso.ranges import check_at_least
+from mtxl_rl.tracking import checkpoint
+from mtxl_rl.tracking.cli import command_line, make_writable, say
 
 # B rows: episodes that are stepped together.
 

@@ -17,11 +17,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from mtxl_rl import checkpoint
+from mtxl_rl.agents.collector import Actor, Collector
 from mtxl_rl.agents.ppo import PPO, NonFiniteLossError
 from mtxl_rl.build import build_policy, bytes_table, predicted_bytes, rollout_shape
-from mtxl_rl.cli import claimed, console, one_sentence_errors, say, stop_requests
-from mtxl_rl.collect import Actor, Collector
 from mtxl_rl.config import (
     GROUPS,
     TrainConfig,
@@ -39,10 +37,12 @@ from mtxl_rl.config import (
 )
 from mtxl_rl.envs.groups import EnvGroups
 from mtxl_rl.envs.registry import stream_seed
-from mtxl_rl.metrics import METRICS_FILE, MetricsLogger
-from mtxl_rl.profiling import RunProfile
-from mtxl_rl.progress import Progress
+from mtxl_rl.runtime.profiler import RunProfile
 from mtxl_rl.torso import save_torso
+from mtxl_rl.tracking import checkpoint
+from mtxl_rl.tracking.cli import claimed, console, one_sentence_errors, say, stop_requests
+from mtxl_rl.tracking.metrics import METRICS_FILE, MetricsLogger
+from mtxl_rl.tracking.progress import Progress
 
 _NAMED = (*(f"{group}=" for group in GROUPS), "env.name=")
 """How the options begin that choose a task or a torso."""

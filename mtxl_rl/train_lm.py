@@ -13,13 +13,13 @@ from jaxtyping import Bool, Int
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from mtxl_rl.cli import claimed, command_line, say, stop_requests
 from mtxl_rl.config import find_device, from_options
-from mtxl_rl.language_model import AutoregressiveWrapper, MemoryTransformerXL
-from mtxl_rl.metrics import MetricsLogger
-from mtxl_rl.ranges import check_at_least
+from mtxl_rl.language_model.model import AutoregressiveWrapper, MemoryTransformerXL
 from mtxl_rl.torso import save_torso
-from mtxl_rl.torso.config import DECAYS
+from mtxl_rl.torso.ranges import check_at_least
+from mtxl_rl.torso.torso_config import DECAYS
+from mtxl_rl.tracking.cli import claimed, command_line, say, stop_requests
+from mtxl_rl.tracking.metrics import MetricsLogger
 
 RECALL = "recall"
 

@@ -17,7 +17,8 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from mtxl_rl import checkpoint, evaluate, train
+from mtxl_rl import evaluate, train
+from mtxl_rl.tracking import checkpoint
 
 SIZES = [
     "model=tiny", "num_envs=4", "ppo.rollout_length=16", "torso.window_length=4", "device=cpu",

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from mtxl_rl.collect import Actor, observation_shapes
-from mtxl_rl.encoders import EPISODE_STEP
+from mtxl_rl.agents.collector import Actor, observation_shapes
+from mtxl_rl.agents.encoders import EPISODE_STEP
+from mtxl_rl.agents.policy import Policy, PolicyConfig, PolicyInputs
 from mtxl_rl.export import (
     ClockedStep,
     ExportConfig,
@@ -21,8 +22,7 @@ from mtxl_rl.export import (
     main,
     narrowed,
 )
-from mtxl_rl.exported import ExportedPolicy
-from mtxl_rl.policy import Policy, PolicyConfig, PolicyInputs
+from mtxl_rl.runtime.exported_policy import ExportedPolicy
 from mtxl_rl.torso import MemoryTransformer, TorsoConfig
 
 SIZES = {"width": 16, "num_heads": 2, "num_layers": 2, "window_length": 8, "segment_length": 4}
@@ -207,7 +207,7 @@ RUN = """
 import sys
 from pathlib import Path
 import numpy as np
-import mtxl_rl.exported
+import mtxl_rl.runtime.exported_policy
 from mtxl_rl import ExportedPolicy
 from mtxl_rl.envs.registry import make_vector_env
 from mtxl_rl.config import load_config
@@ -249,7 +249,7 @@ for call, told in ((lambda: agent.act({"seen": observation}), "no 'obs'"),
         assert told in str(error), error
     else:
         raise AssertionError(told)
-mtxl_rl.exported.made_for = lambda: "torch 1"
+mtxl_rl.runtime.exported_policy.made_for = lambda: "torch 1"
 try:
     ExportedPolicy(path)
 except ValueError as error:

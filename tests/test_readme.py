@@ -8,7 +8,7 @@ import pytest
 
 from mtxl_rl.config import GROUPS, choices, compose_config
 from mtxl_rl.evaluate import EvaluateConfig
-from mtxl_rl.suite import SuiteConfig
+from mtxl_rl.evaluation.suite import SuiteConfig
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

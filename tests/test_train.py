@@ -12,9 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mtxl_rl import checkpoint
 from mtxl_rl.build import build_policy, rollout_shape
-from mtxl_rl.cli import claimed
 from mtxl_rl.config import (
     choices,
     compose_config,
@@ -24,6 +22,8 @@ from mtxl_rl.config import (
 )
 from mtxl_rl.envs.groups import EnvGroups
 from mtxl_rl.envs.registry import make_vector_env, stream_seed
+from mtxl_rl.tracking import checkpoint
+from mtxl_rl.tracking.cli import claimed
 from mtxl_rl.train import Run, main, run
 
 TINY = [

@@ -1,1 +1,1 @@
-"""Algorithms, which see rollouts and a policy, never an environment; torsos in other agents."""
+"""The agent: policy, encoders, heads, rollout and the PPO learner; it never sees an environment."""

@@ -10,13 +10,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mtxl_rl.compiling import check_gradients
-from mtxl_rl.cuda_graph import Capture, Replayed, capture
-from mtxl_rl.policy import PRECISIONS, Policy, PolicyInputs
-from mtxl_rl.ranges import check_at_least
-from mtxl_rl.returns import explained_variance, gae
-from mtxl_rl.rollout import Rollout, Spans
+from mtxl_rl.agents.policy import PRECISIONS, Policy, PolicyInputs
+from mtxl_rl.agents.returns import explained_variance, gae
+from mtxl_rl.agents.rollout import Rollout, Spans
+from mtxl_rl.runtime.compile import check_gradients
+from mtxl_rl.runtime.cuda_graph import Capture, Replayed, capture
 from mtxl_rl.torso import MemoryState, MemoryTransformer, valid_window
+from mtxl_rl.torso.ranges import check_at_least
 
 REFRESH = ("never", "epoch")
 

@@ -3,7 +3,7 @@
 import sys
 
 from mtxl_rl.envs.registry import ENVS
-from mtxl_rl.envs.tasks import TASKS
+from mtxl_rl.envs.tasks.catalog import TASKS
 
 
 def table() -> str:

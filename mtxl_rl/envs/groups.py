@@ -1,7 +1,7 @@
 """Environments in equal groups that step independently of each other."""
 
-from mtxl_rl.envs.checked import CheckedVectorEnv, EnvState
 from mtxl_rl.envs.registry import EnvConfig, make_vector_env
+from mtxl_rl.envs.wrappers.checked import CheckedVectorEnv, EnvState
 
 
 class EnvGroups:

@@ -6,14 +6,14 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from gymnasium.vector import VectorEnv
 
-from mtxl_rl.envs.checked import CheckedVectorEnv, nearest_names
-from mtxl_rl.envs.chosen_actions import choose_actions
-from mtxl_rl.envs.envpool_env import EnvPoolConfig, make_envpool
-from mtxl_rl.envs.gymnasium_env import GymnasiumConfig, make_gymnasium
+from mtxl_rl.envs.backends.envpool_env import EnvPoolConfig, make_envpool
+from mtxl_rl.envs.backends.gymnasium_env import GymnasiumConfig, make_gymnasium
 from mtxl_rl.envs.memory_maze.packages import check_packages
 from mtxl_rl.envs.memory_maze.spec import MemoryMazeConfig
 from mtxl_rl.envs.memory_maze_original import MemoryMazeOriginalConfig
-from mtxl_rl.envs.tasks import TASKS
+from mtxl_rl.envs.tasks.catalog import TASKS
+from mtxl_rl.envs.wrappers.checked import CheckedVectorEnv, nearest_names
+from mtxl_rl.envs.wrappers.chosen_actions import choose_actions
 
 
 @runtime_checkable

@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mtxl_rl.torso.config import TorsoConfig
 from mtxl_rl.torso.state import ActingMemory, MemoryState
+from mtxl_rl.torso.torso_config import TorsoConfig
 
 # B rows, N layers, M window, T steps on the timeline, D width, H heads, E head width,
 # R = M + 1 places of the ring, A long-term memories.

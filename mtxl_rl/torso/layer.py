@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from mtxl_rl.torso.attention import Pairs, WindowAttention
 from mtxl_rl.torso.clock import Clock, SegmentEnds
-from mtxl_rl.torso.config import TorsoConfig
 from mtxl_rl.torso.gates import Gate, build_gate
 from mtxl_rl.torso.long_term import (
     AGaLiTeFeatures,
@@ -21,6 +20,7 @@ from mtxl_rl.torso.long_term import (
     TokenMemory,
 )
 from mtxl_rl.torso.record import Record
+from mtxl_rl.torso.torso_config import TorsoConfig
 
 # B rows, T steps, M window, K = M + T, S segment, J blocks of C <= S steps, D width, L slots.
 

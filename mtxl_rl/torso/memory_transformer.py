@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from torch._C._functorch import maybe_current_level
 from torch.utils.checkpoint import checkpoint
 
-from mtxl_rl.compiling import becomes_a_graph, compiled
+from mtxl_rl.runtime.compile import becomes_a_graph, compiled
 from mtxl_rl.torso.acting import WindowedMemory, only_valid, valid_window
 from mtxl_rl.torso.clock import Clock, SegmentEnds
-from mtxl_rl.torso.config import TorsoConfig
 from mtxl_rl.torso.layer import Layer, latest_version, note, slots_of, write_versions
 from mtxl_rl.torso.long_term import MatrixMemory, SlotMemory, SlotStore
 from mtxl_rl.torso.record import Record
 from mtxl_rl.torso.state import ActingMemory, MemoryState, StateShape
+from mtxl_rl.torso.torso_config import TorsoConfig
 
 # B rows, T steps given, N layers, M window, S segment, D width, H heads, E head width,
 # R = M + 1 places of the ring, A long-term memories.

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from mtxl_rl.torso.acting import WindowlessMemory
-from mtxl_rl.torso.config import TorsoConfig
 from mtxl_rl.torso.layer import FeedForward
 from mtxl_rl.torso.state import ActingMemory, MemoryState, StateShape
+from mtxl_rl.torso.torso_config import TorsoConfig
 
 # B rows, T steps, N layers, D width, P parts of a cell's state (GRU: h; LSTM: h and c), R runs.
 

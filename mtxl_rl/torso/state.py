@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils._pytree import _register_namedtuple
 
-from mtxl_rl.torso.config import TorsoConfig
+from mtxl_rl.torso.torso_config import TorsoConfig
 
 # B rows (environments), N layers, M window length, D width, A long-term memories: one per layer
 # that has one, or one that all share.

@@ -10,8 +10,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from mtxl_rl.torso.build import Torso, build_torso
-from mtxl_rl.torso.config import PARTS, TorsoConfig, say_read
+from mtxl_rl.torso.factory import Torso, build_torso
+from mtxl_rl.torso.torso_config import PARTS, TorsoConfig, say_read
 
 _METADATA = "mtxl_rl.torso"
 _INSIDE = "torso."

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from mtxl_rl.agents.ppo import PPO, _inputs, _memory, ppo_loss
+from mtxl_rl.agents.rollout import Spans
 from mtxl_rl.config import compose_config
 from mtxl_rl.envs.groups import EnvGroups
-from mtxl_rl.rollout import Spans
 from mtxl_rl.torso import MemoryTransformer
 from mtxl_rl.train import Run
 

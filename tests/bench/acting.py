@@ -18,10 +18,10 @@ import gymnasium
 import numpy as np
 import torch
 
-from mtxl_rl.collect import observation_shapes
+from mtxl_rl.agents.collector import observation_shapes
+from mtxl_rl.agents.policy import Policy, PolicyConfig, PolicyInputs
 from mtxl_rl.export import export_policy, narrowed
-from mtxl_rl.exported import ExportedPolicy
-from mtxl_rl.policy import Policy, PolicyConfig, PolicyInputs
+from mtxl_rl.runtime.exported_policy import ExportedPolicy
 from mtxl_rl.torso import TorsoConfig, WindowedMemory
 
 OBSERVATION = gymnasium.spaces.Box(-1, 1, (8,), np.float32)

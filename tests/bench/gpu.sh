@@ -71,7 +71,7 @@ import sys
 
 import torch
 
-from mtxl_rl.profiling import measure_peak
+from mtxl_rl.runtime.profiler import measure_peak
 
 device = torch.device(sys.argv[1])
 name = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()

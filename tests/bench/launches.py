@@ -16,10 +16,10 @@ from unittest.mock import patch
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mtxl_rl.cli import command_line
 from mtxl_rl.config import compose_config
 from mtxl_rl.envs.groups import EnvGroups
 from mtxl_rl.torso import memory_transformer
+from mtxl_rl.tracking.cli import command_line
 from mtxl_rl.train import Run
 
 SMALL = ["num_envs=8", "stagger_steps=0", "device=cpu", "ppo.ratio_bound=1e9"]

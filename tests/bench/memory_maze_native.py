@@ -76,7 +76,7 @@ def measure(size: str, num_envs: int, num_threads: int, seconds: float) -> tuple
 
 ORIGINAL = """
 import sys, time
-from mtxl_rl.envs.memory_maze_original.packages import import_packages
+from mtxl_rl.envs.memory_maze_original.original_packages import import_packages
 import_packages()
 from memory_maze import tasks
 env = getattr(tasks, f"memory_maze_{sys.argv[1]}")(seed=0, image_only_obs=True)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from mtxl_rl.envs.memory_maze_original import MemoryMazeOriginal, make_memory_maze_original
-from mtxl_rl.envs.memory_maze_original.packages import import_packages
+from mtxl_rl.envs.memory_maze_original.original_packages import import_packages
 
 NUM_ACTIONS = 6
 NUM_WORKERS = 2

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from mtxl_rl.torso import Torso, TorsoConfig, build_torso
-from mtxl_rl.torso.config import SlotsConfig, TokensConfig
 from mtxl_rl.torso.gates import GATES
+from mtxl_rl.torso.torso_config import SlotsConfig, TokensConfig
 
 WIDTH, BATCH, NUM_CHOICES = 32, 16, 8
 NUM_NOISE, NOISE = 8, 0.3

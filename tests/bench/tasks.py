@@ -8,9 +8,9 @@ import time
 
 import numpy as np
 
-from mtxl_rl.envs.checked import CheckedVectorEnv
-from mtxl_rl.envs.tasks import TASKS
-from mtxl_rl.envs.vector_task import VectorTask
+from mtxl_rl.envs.tasks.catalog import TASKS
+from mtxl_rl.envs.tasks.vector_task import VectorTask
+from mtxl_rl.envs.wrappers.checked import CheckedVectorEnv
 
 SECONDS = 0.3
 NUM_ROUNDS = 3

@@ -10,13 +10,13 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
-from mtxl_rl.envs.checked import CheckedVectorEnv
-from mtxl_rl.envs.envpool_env import EnvPoolConfig
-from mtxl_rl.envs.gymnasium_env import GymnasiumConfig
+from mtxl_rl.envs.backends.envpool_env import EnvPoolConfig
+from mtxl_rl.envs.backends.gymnasium_env import GymnasiumConfig
 from mtxl_rl.envs.memory_maze.spec import MemoryMazeConfig
 from mtxl_rl.envs.registry import EnvConfig, make_vector_env
-from mtxl_rl.envs.tasks import TASKS
-from mtxl_rl.envs.tmaze import TMazeConfig
+from mtxl_rl.envs.tasks.catalog import TASKS
+from mtxl_rl.envs.tasks.tmaze import TMazeConfig
+from mtxl_rl.envs.wrappers.checked import CheckedVectorEnv
 
 NUM_ENVS = 5
 # Difficulties and sizes differ in numbers only: the first stands for all.

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from mtxl_rl.envs.covered_spaces import MAX_WORDS, CoveredObservation, cover, word_numbers
-from mtxl_rl.envs.gymnasium_env import PACKAGES, GymnasiumConfig
+from mtxl_rl.envs.backends.covered_spaces import MAX_WORDS, CoveredObservation, cover, word_numbers
+from mtxl_rl.envs.backends.gymnasium_env import PACKAGES, GymnasiumConfig
 from mtxl_rl.envs.registry import make_vector_env
 
 # Words of all missions of MiniGrid 3 and BabyAI.

@@ -8,10 +8,10 @@ import pytest
 from omegaconf import OmegaConf
 
 from mtxl_rl.config import compose_config
-from mtxl_rl.envs.checked import CheckedVectorEnv
 from mtxl_rl.envs.registry import ENVS, env_entry, make_vector_env
-from mtxl_rl.envs.tasks import TASKS
-from mtxl_rl.envs.tmaze import TMazeConfig
+from mtxl_rl.envs.tasks.catalog import TASKS
+from mtxl_rl.envs.tasks.tmaze import TMazeConfig
+from mtxl_rl.envs.wrappers.checked import CheckedVectorEnv
 
 
 def test_every_known_name_is_there() -> None:

@@ -13,8 +13,8 @@ import gymnasium
 import pytest
 import torch
 
-from mtxl_rl.compiling import compiled
-from mtxl_rl.policy import Policy, PolicyConfig, PolicyInputs
+from mtxl_rl.agents.policy import Policy, PolicyConfig, PolicyInputs
+from mtxl_rl.runtime.compile import compiled
 from mtxl_rl.torso import TorsoConfig
 
 SCRIPT = """
@@ -23,7 +23,7 @@ import sys
 from pathlib import Path
 import torch
 from mtxl_rl.torso import MemoryTransformer, TorsoConfig
-from mtxl_rl.torso.config import SlotsConfig, SublayersConfig
+from mtxl_rl.torso.torso_config import SlotsConfig, SublayersConfig
 
 how, name, num_steps = sys.argv[1], sys.argv[2], int(sys.argv[3])
 options = {
@@ -145,7 +145,7 @@ def test_a_compiled_run_learns_what_a_plain_one_learns(tmp_path: Path, others: l
 
 
 def test_a_copy_of_a_compiled_policy_runs_its_own_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("mtxl_rl.policy", "mtxl_rl.torso.memory_transformer"):
+    for module in ("mtxl_rl.agents.policy", "mtxl_rl.torso.memory_transformer"):
         monkeypatch.setattr(f"{module}.compiled", lambda call, *_, **__: call)
     sizes = {"width": 8, "num_layers": 1, "num_heads": 2, "window_length": 4, "segment_length": 4}
     spaces = gymnasium.spaces.Box(-1, 1, (3,)), gymnasium.spaces.Discrete(2)
@@ -179,7 +179,7 @@ def test_more_sizes_than_are_compiled_run_plain_and_are_told_once(
     monkeypatch.setattr(torch, "compile", lambda call, *, options, **how: (  # noqa: ARG005
         compile_it(call, backend="eager", **how)
     ))  # fmt: skip
-    monkeypatch.setattr("mtxl_rl.compiling.MAX_GRAPHS", 2)
+    monkeypatch.setattr("mtxl_rl.runtime.compile.MAX_GRAPHS", 2)
     call = compiled(double, torch.device("cpu"), for_learning=True)
     sizes = (1, 2, 3, 1, 4)
     with pytest.warns(UserWarning, match="more than 2 sets of shapes .* fewer") as told:
@@ -194,7 +194,7 @@ def test_zeros_and_ones_of_any_type_mark_where_episodes_start() -> None:
     # In a process of its own: here, the type checker of the tests would refuse them.
     code = """
 import torch
-from mtxl_rl.returns import gae
+from mtxl_rl.agents.returns import gae
 from mtxl_rl.torso import TorsoConfig, build_torso
 for kind in ("transformer", "gru"):
     torso = build_torso(TorsoConfig(kind=kind, width=16, num_layers=1, num_heads=2,

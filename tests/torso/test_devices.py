@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mtxl_rl.torso import SlotsConfig, TokensConfig, TorsoConfig, build_torso, memory_transformer
-from mtxl_rl.torso.config import POSITIONS
+from mtxl_rl.torso.torso_config import POSITIONS
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "no memory": {"long_term": "none"},

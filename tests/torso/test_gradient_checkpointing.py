@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from mtxl_rl.torso import TorsoConfig, build_torso
-from mtxl_rl.torso.config import SlotsConfig, SublayersConfig
+from mtxl_rl.torso.torso_config import SlotsConfig, SublayersConfig
 
 
 def learned(options: dict, *, is_checkpointed: bool) -> tuple[list[Tensor], int]:

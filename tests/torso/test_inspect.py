@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from mtxl_rl.torso import MemoryTransformer, TorsoConfig
-from mtxl_rl.torso.config import SlotsConfig
 from mtxl_rl.torso.memory_transformer import Inspection
+from mtxl_rl.torso.torso_config import SlotsConfig
 
 SYSTEMS: dict[str, dict] = {
     "delta": {"decay": "coupled"},

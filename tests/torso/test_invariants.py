@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mtxl_rl.torso import MemoryState, MemoryTransformer, TorsoConfig, build_torso
-from mtxl_rl.torso.config import SlotsConfig, TokensConfig
 from mtxl_rl.torso.gates import GATES
 from mtxl_rl.torso.positions import POSITIONS
+from mtxl_rl.torso.torso_config import SlotsConfig, TokensConfig
 
 TOLERANCE = 1e-9
 SLOTS, TOKENS = {"long_term": "slots"}, {"long_term": "tokens"}

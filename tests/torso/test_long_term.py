@@ -5,11 +5,11 @@ import torch
 from torch import Tensor
 
 from mtxl_rl.torso import TorsoConfig, build_torso
-from mtxl_rl.torso.config import SlotsConfig, TokensConfig
 from mtxl_rl.torso.layer import Layer, matrix_of, slots_of
 from mtxl_rl.torso.long_term import MatrixMemory, SlotMemory, TokenMemory
 from mtxl_rl.torso.long_term.delta import UnitTriangularInverse, delta_rule
 from mtxl_rl.torso.long_term.slots import Context, retention_biases
+from mtxl_rl.torso.torso_config import SlotsConfig, TokensConfig
 
 
 @pytest.mark.parametrize("decays", [False, True])

@@ -13,7 +13,7 @@ from torch import nn
 
 from mtxl_rl import load_torso, save_torso
 from mtxl_rl.torso import TorsoConfig, build_torso
-from mtxl_rl.torso.config import SlotsConfig, SublayersConfig
+from mtxl_rl.torso.torso_config import SlotsConfig, SublayersConfig
 from mtxl_rl.train import main
 
 CONFIGS = {

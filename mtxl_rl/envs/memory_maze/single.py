@@ -6,9 +6,9 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from mtxl_rl.envs.checked import EnvState
 from mtxl_rl.envs.memory_maze.spec import MemoryMazeConfig
 from mtxl_rl.envs.memory_maze.vector import MemoryMazeVectorEnv
+from mtxl_rl.envs.wrappers.checked import EnvState
 
 
 class MemoryMaze(gymnasium.Env[Any, Any]):

@@ -12,7 +12,6 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from mtxl_rl.envs.checked import EnvState, Observations, reset_mask
 from mtxl_rl.envs.memory_maze.advance import advance, draw_views
 from mtxl_rl.envs.memory_maze.camera import (
     TAN_HALF_VIEW,
@@ -42,6 +41,7 @@ from mtxl_rl.envs.memory_maze.spec import (
 )
 from mtxl_rl.envs.memory_maze.textures import load_atlas
 from mtxl_rl.envs.memory_maze.threads import Threads, rows_between
+from mtxl_rl.envs.wrappers.checked import EnvState, Observations, reset_mask
 
 _CONTROLS = np.array(ACTIONS)
 _COLORS = np.array(TARGET_COLORS)

@@ -9,7 +9,8 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from mtxl_rl.envs.memory_maze_original.packages import check_packages
+from mtxl_rl.envs.backends.process_vector import ProcessVectorEnv
+from mtxl_rl.envs.memory_maze_original.original_packages import check_packages
 from mtxl_rl.envs.memory_maze_original.simulation import (
     ACTIONS,
     CONTROL_STEPS_PER_SECOND,
@@ -18,7 +19,6 @@ from mtxl_rl.envs.memory_maze_original.simulation import (
     MazeSize,
     Simulation,
 )
-from mtxl_rl.envs.process_vector import ProcessVectorEnv
 
 
 @dataclass(kw_only=True, slots=True)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mtxl_rl.envs.memory_maze_original.packages import open_gl_context
+from mtxl_rl.envs.memory_maze_original.original_packages import open_gl_context
 
 
 class Renderer:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mtxl_rl.envs.memory_maze_original.packages import import_packages
+from mtxl_rl.envs.memory_maze_original.original_packages import import_packages
 from mtxl_rl.envs.memory_maze_original.rendering import Renderer
 
 FRAME_SIDE = 64

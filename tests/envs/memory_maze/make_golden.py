@@ -16,7 +16,7 @@ from conftest import Yardstick
 from mtxl_rl.envs.memory_maze.policies import careful
 from mtxl_rl.envs.memory_maze.spec import ACTIONS, MemoryMazeConfig
 from mtxl_rl.envs.memory_maze.vector import MemoryMazeVectorEnv
-from mtxl_rl.envs.memory_maze_original.packages import import_packages
+from mtxl_rl.envs.memory_maze_original.original_packages import import_packages
 
 WALKS = {"9x9": (0, 1), "11x11": (2,), "13x13": (3,), "15x15": (4,)}
 NUM_STEPS, STEPS_PER_PICTURE = 80, 20

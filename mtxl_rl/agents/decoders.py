@@ -1,0 +1,127 @@
+"""What the policy sees, predicted back from the torso's output: an auxiliary loss.
+
+A reward that is rare says little about what to remember; the observation is there at every step.
+Memory Gym's Transformer-XL learned its tasks with this loss and not without (Pleines et al. 2025,
+JMLR 26, section 5).
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium
+import torch
+from gymnasium import spaces
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mtxl_rl.agents.encoders import channels_last, is_image, observation_leaves
+
+# Any leading axes, D width.
+
+_BLOCK = 8
+"""Three transposed convolutions double the side each."""
+
+
+class ImageDecoder(nn.Module):
+    """Pixels in 0 .. 1 by the cross-entropy, as of so many coins."""
+
+    def __init__(self, shape: tuple[int, ...], width: int) -> None:
+        super().__init__()
+        self.channels_last = channels_last(shape)
+        height, breadth, channels = shape if self.channels_last else (*shape[1:], shape[0])
+        self.size = (height, breadth)
+        self.start = (32, math.ceil(height / _BLOCK), math.ceil(breadth / _BLOCK))
+        self.input = nn.Linear(width, math.prod(self.start))
+        self.convolutions = nn.Sequential(
+            nn.ReLU(),
+            nn.ConvTranspose2d(32, 32, 4, stride=2, padding=1),
+            nn.ReLU(),
+            nn.ConvTranspose2d(32, 16, 4, stride=2, padding=1),
+            nn.ReLU(),
+            nn.ConvTranspose2d(16, channels, 4, stride=2, padding=1),
+        )
+
+    def forward(self, features: Float[Tensor, "n D"], pixels: Tensor) -> Float[Tensor, " n"]:
+        """The mean loss of each step's pixels."""
+        images = pixels.movedim(-1, -3) if self.channels_last else pixels
+        logits = self.convolutions(self.input(features).unflatten(1, self.start))
+        height, breadth = self.size
+        logits = logits[..., :height, :breadth].float()
+        loss = functional.binary_cross_entropy_with_logits(
+            logits, images.to(logits.dtype) / 255.0, reduction="none"
+        )
+        return loss.flatten(1).mean(1)
+
+
+class VectorDecoder(nn.Module):
+    """Numbers by the squared error."""
+
+    def __init__(self, shape: tuple[int, ...], width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(width, width), nn.ReLU(), nn.Linear(width, math.prod(shape))
+        )
+
+    def forward(self, features: Float[Tensor, "n D"], numbers: Tensor) -> Float[Tensor, " n"]:
+        """The mean loss of each step's numbers."""
+        error = self.layers(features).float() - numbers.flatten(1).float()
+        return error.square().mean(1)
+
+
+class ChoiceDecoder(nn.Module):
+    """Choices by the cross-entropy of each component."""
+
+    def __init__(self, num_choices: list[int], width: int, *, start: list[int]) -> None:
+        super().__init__()
+        self.output = nn.Linear(width, sum(num_choices))
+        most = max(num_choices)
+        sizes, steps = torch.tensor(num_choices)[:, None], torch.arange(most)
+        first = sizes.cumsum(0) - sizes
+        # Every component's logits as a row of equal length: where each lies, and what is padding.
+        self.register_buffer("index", first + torch.minimum(steps, sizes - 1), persistent=False)
+        self.register_buffer("padding", steps >= sizes, persistent=False)
+        self.register_buffer("start", torch.tensor(start), persistent=False)
+        self.index: Tensor
+        self.padding: Tensor
+        self.start: Tensor
+
+    def forward(self, features: Float[Tensor, "n D"], choices: Tensor) -> Float[Tensor, " n"]:
+        """The mean loss of each step's components."""
+        choices = (choices.reshape(len(features), -1) - self.start).long()
+        logits = self.output(features).float()[:, self.index].masked_fill(self.padding, -torch.inf)
+        chosen = logits.log_softmax(-1).gather(-1, choices[..., None])
+        return -chosen[..., 0].mean(1)
+
+
+class ObservationDecoder(nn.Module):
+    """One decoder per leaf of the observation space; their losses are summed."""
+
+    def __init__(self, space: gymnasium.Space[Any], width: int) -> None:
+        super().__init__()
+        leaves = observation_leaves(space)
+        self.leaves = nn.ModuleDict({key: _decoder(leaf, width) for key, leaf in leaves.items()})
+
+    def loss(
+        self, features: Float[Tensor, "*batch D"], observation: Mapping[str, Tensor]
+    ) -> Float[Tensor, "*batch"]:
+        """The loss of each step; the leading axes of both are the same."""
+        batch = features.shape[:-1]
+        flat = features.flatten(0, -2)
+        losses = [
+            leaf(flat, observation[key].flatten(0, len(batch) - 1))
+            for key, leaf in self.leaves.items()
+        ]
+        return torch.stack(losses).sum(0).unflatten(0, batch)
+
+
+def _decoder(space: gymnasium.Space[Any], width: int) -> nn.Module:
+    """The decoder of a space that an encoder covers."""
+    if isinstance(space, spaces.Discrete):
+        return ChoiceDecoder([int(space.n)], width, start=[int(space.start)])
+    if isinstance(space, spaces.MultiDiscrete):
+        return ChoiceDecoder(space.nvec.tolist(), width, start=space.start.tolist())
+    assert space.shape is not None
+    decoder = ImageDecoder if is_image(space) else VectorDecoder
+    return decoder(space.shape, width)

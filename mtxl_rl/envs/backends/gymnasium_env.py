@@ -1,0 +1,163 @@
+"""Any environment registered with Gymnasium, as a vector environment."""
+
+import contextlib
+import importlib
+import inspect
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import gymnasium
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
+
+from mtxl_rl.envs.backends.covered_spaces import cover
+from mtxl_rl.envs.wrappers.checked import nearest_names
+
+
+class Package(NamedTuple):
+    """A package whose environments are known by how their ids begin."""
+
+    prefix: str
+    module: str
+    """What registers them when it is imported."""
+    extra: str
+    """Ours that installs it."""
+
+
+PACKAGES = (
+    Package("popgym-", "popgym", "popgym"),
+    Package("MiniGrid-", "minigrid", "minigrid"),
+    Package("BabyAI-", "minigrid", "minigrid"),
+    Package("MiniWorld-", "miniworld", "miniworld"),
+    Package("Vizdoom", "vizdoom.gymnasium_wrapper", "vizdoom"),
+    Package("ALE/", "ale_py", "atari"),
+    Package("bsuite/", "shimmy", "bsuite"),
+    Package("dm_control/", "shimmy", "dm-control"),
+)
+
+
+@dataclass(kw_only=True, slots=True)
+class GymnasiumConfig:
+    """What ``env=Gymnasium`` takes."""
+
+    name: str = "Gymnasium"
+    """The environment's name in the registry."""
+    id: str = ""
+    """Gymnasium's id with its version, e.g. CartPole-v1; module:id imports that module first.
+
+    The modules of popgym, minigrid, miniworld, vizdoom, ale_py and shimmy need not be named."""
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    """Arguments for `gymnasium.make_vec`, which hands all but its own to the environment."""
+    actions: list[int] = field(default_factory=list)
+    """Which of the environment's discrete actions the agent may take; empty: all."""
+
+    def __post_init__(self) -> None:
+        reserved = {"num_envs", "id"} & set(self.kwargs)
+        if reserved:
+            raise ValueError(
+                f"env.kwargs has {sorted(reserved)}, which have a setting of their own; leave them "
+                "out of env.kwargs."
+            )
+
+
+def make_gymnasium(
+    env_id: str, *, num_envs: int, seed: int, kwargs: dict[str, Any] | None = None
+) -> VectorEnv[Any, Any, Any]:
+    """A vector environment of one Gymnasium id, in ``NEXT_STEP`` autoreset mode.
+
+    It runs in this process, one environment after the other, unless `kwargs` has a
+    `vectorization_mode`; where an id has only an entry point for vectors, that one is used.
+
+    Args:
+        env_id: Gymnasium's id.
+        num_envs: Number of environments.
+        seed: Environment i is seeded with seed + i at the first reset, which is Gymnasium's own
+            rule: seeds closer than `num_envs` share environments.
+        kwargs: Arguments for `gymnasium.make_vec`.
+    """
+    spec = _spec(env_id)
+    make_kwargs = dict(kwargs or {})
+    default_mode = "vector_entry_point" if spec.entry_point is None else "sync"
+    make_kwargs.setdefault("vectorization_mode", default_mode)
+    if make_kwargs["vectorization_mode"] != "vector_entry_point":
+        given = make_kwargs.get("vector_kwargs", {})
+        make_kwargs["vector_kwargs"] = {"autoreset_mode": AutoresetMode.NEXT_STEP, **given}
+        make_kwargs["wrappers"] = [*make_kwargs.get("wrappers", []), cover]
+    try:
+        env = gymnasium.make_vec(spec.id, num_envs=num_envs, **make_kwargs)
+    except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
+        raise ImportError(
+            f"env.id={env_id} needs a package that is not installed: {error}"
+        ) from error
+    except (TypeError, gymnasium.error.Error) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"env.kwargs={kwargs or {}} does not fit env.id={env_id} ({reason}); "
+            f"{_legal_kwargs(spec)}."
+        ) from error
+    return _SeededFirstReset(env, seed=seed)
+
+
+def _spec(env_id: str) -> gymnasium.envs.registration.EnvSpec:
+    if not env_id:
+        raise ValueError("env=Gymnasium needs env.id=..., e.g. env.id=CartPole-v1.")
+    module, _, name = env_id.rpartition(":")
+    package = next((one for one in PACKAGES if name.startswith(one.prefix)), None)
+    if package is not None and name not in gymnasium.registry:
+        _import_registering(module or package.module, env_id=env_id, extra=package.extra)
+    elif module:
+        _import_registering(module, env_id=env_id, extra=None)
+    spec = gymnasium.registry.get(name)
+    if spec is None:
+        nearest = ", ".join(nearest_names(name, gymnasium.registry, count=5))
+        raise ValueError(
+            f"env.id={env_id} is not registered with Gymnasium; the nearest ids are {nearest}, and "
+            "env.id=module:id imports the module that registers an id."
+        )
+    return spec
+
+
+def _legal_kwargs(spec: gymnasium.envs.registration.EnvSpec) -> str:
+    entry_point = spec.entry_point or spec.vector_entry_point
+    assert entry_point is not None
+    if isinstance(entry_point, str):
+        entry_point = gymnasium.envs.registration.load_env_creator(entry_point)
+    names = [name for name in inspect.signature(entry_point).parameters if name != "num_envs"]
+    if not names:
+        return "it takes none"
+    return f"it may have {', '.join(names)}, as in +env.kwargs.{names[0]}=VALUE"
+
+
+def _import_registering(module: str, *, env_id: str, extra: str | None) -> None:
+    """Import what registers ids, without the notices that some packages print."""
+    try:
+        if module == "miniworld" and not os.environ.get("DISPLAY"):
+            importlib.import_module("pyglet").options["headless"] = True
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            importlib.import_module(module)
+    except ImportError as error:
+        pip_line = f"pip install 'mtxl_rl[{extra}]'" if extra else "pip, if a package has it"
+        raise ImportError(
+            f"env.id={env_id} needs the module {module}, which cannot be imported ({error}); "
+            f"install it with {pip_line}."
+        ) from error
+
+
+class _SeededFirstReset(VectorWrapper[Any, Any, Any, Any, Any]):
+    """Seeds the first reset, since Gymnasium's environments take no seed when they are made."""
+
+    def __init__(self, env: VectorEnv[Any, Any, Any], *, seed: int) -> None:
+        super().__init__(env)
+        self._seed: int | None = seed
+
+    def reset(
+        self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Reset; without a seed of its own the first call takes the one from construction."""
+        first_seed, self._seed = self._seed, None
+        return self.env.reset(
+            seed=first_seed if seed is None else seed,  # type: ignore[arg-type]
+            options=options,
+        )

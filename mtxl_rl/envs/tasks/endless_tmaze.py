@@ -1,0 +1,132 @@
+"""A chain of T-mazes: each corridor's cue makes the one before it worthless."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from mtxl_rl.envs.streams import Rows
+from mtxl_rl.envs.tasks.vector_task import (
+    Flags,
+    Outcome,
+    TaskDescription,
+    VectorTask,
+    check_at_least,
+    check_choice,
+)
+
+REGIMES = ("fixed", "uniform")
+CONFIGURATIONS = tuple(itertools.product(REGIMES, (1, 3, 5, 10), (5, 10)))
+"""The sixteen settings to report: regime, num_corridors and corridor_length.
+
+Like the published sixteen they cross the regimes with numbers and lengths of corridors. The
+authors' code uses 3 and 5 corridors of 5 and 10; the other numbers are ours."""
+FORWARD = 0
+_STEP_PENALTY = 0.01
+
+
+@dataclass(kw_only=True, slots=True)
+class EndlessTMazeConfig:
+    """What ``env=EndlessTMaze`` takes."""
+
+    name: str = "EndlessTMaze"
+    """The environment's name in the registry."""
+    corridor_length: int = 10
+    """The longest corridor's steps, at least 1."""
+    num_corridors: int = 5
+    """Cues in an episode, each to be remembered and then overwritten, at least 1."""
+    regime: str = "fixed"
+    """fixed: all corridors have `corridor_length`; uniform: 1 .. corridor_length, each anew."""
+
+    def __post_init__(self) -> None:
+        check_at_least("corridor_length", self.corridor_length, least=1, example=10)
+        check_at_least("num_corridors", self.num_corridors, least=1, example=5)
+        check_choice("regime", self.regime, choices=REGIMES)
+
+    def describe(self) -> TaskDescription:
+        """What the task asks of an agent."""
+        walk = self.num_corridors * (1 if self.regime == "uniform" else self.corridor_length)
+        limit = 6 * (self.corridor_length + 1) * self.num_corridors
+        return TaskDescription(
+            horizon=limit,
+            # The worst: waiting until the time is up, or until a wrong turn in the last step.
+            reward_range=(-1 - _STEP_PENALTY * (limit - 1), self.num_corridors - 0.01 * walk),
+            remembered=f"the newest of {self.num_corridors} bits",
+            memory_window=self.corridor_length,
+        )
+
+
+class EndlessTMaze(VectorTask):
+    """Walk `num_corridors` corridors; at each end turn to the side shown at that corridor's start.
+
+    The observation is [position / corridor_length, cue is left, cue is right], the cue only at a
+    corridor's first cell. Actions: 0 forward, 1 left, 2 right. In a corridor forward moves on and
+    the others do nothing; each such step costs 0.01. At the junction the cue's side gives 1 and
+    leads into the next corridor, or ends the episode after the last; any other action gives -1 and
+    ends it. After ``6 * (corridor_length + 1) * num_corridors`` steps the episode is truncated.
+    `success` is 1 if all corridors were passed.
+
+    Shchendrigin et al. (2026), "Memory Retention Is Not Enough to Master Memory Tasks in
+    Reinforcement Learning", https://arxiv.org/abs/2601.15086: rules, limit and rewards. The
+    authors' published code differs from the text: there only actions other than forward cost 0.01,
+    and a wrong turn costs that instead of 1. What counts as success is the same.
+    """
+
+    state_names = ("cue", "position", "length", "num_passed")
+
+    def __init__(
+        self, config: EndlessTMazeConfig, *, num_envs: int, seed: int | Sequence[int] = 0
+    ) -> None:
+        super().__init__(
+            config,
+            num_envs=num_envs,
+            seed=seed,
+            observation_space=spaces.Box(0.0, 1.0, (3,), np.float32),
+            num_actions=3,
+        )
+        self.longest = config.corridor_length
+        self.num_corridors = config.num_corridors
+        self.is_uniform = config.regime == "uniform"
+        self.max_steps = config.describe().horizon
+        self.cue = np.zeros(num_envs, dtype=np.int64)
+        self.position = np.zeros(num_envs, dtype=np.int64)
+        self.length = np.full(num_envs, self.longest)
+        """Of the corridor at hand."""
+        self.num_passed = np.zeros(num_envs, dtype=np.int64)
+
+    def _start(self, rows: Rows) -> None:
+        self.num_passed[rows] = 0
+        self._enter(rows)
+
+    def _enter(self, rows: Rows) -> None:
+        self.position[rows] = 0
+        draws = self.streams.uniform(rows, 2 if self.is_uniform else 1)
+        self.cue[rows] = draws[:, 0] < 0.5
+        if self.is_uniform:
+            self.length[rows] = 1 + np.floor(draws[:, 1] * self.longest)
+
+    def _advance(self, actions: NDArray[Any], live: Flags) -> Outcome:
+        at_junction = self.position == self.length
+        is_right = at_junction & (actions == self.cue + 1)
+        self.position += live & ~at_junction & (actions == FORWARD)
+        self.num_passed += live & is_right
+        is_done = is_right & (self.num_passed == self.num_corridors)
+        goes_on = np.flatnonzero(live & is_right & ~is_done)
+        if goes_on.size:
+            self._enter(goes_on)
+        rewards = np.where(at_junction, np.where(is_right, 1.0, -1.0), -_STEP_PENALTY)
+        terminated = is_done | (at_junction & ~is_right)
+        out_of_time = ~terminated & (self.step_index + 1 >= self.max_steps)
+        return Outcome(rewards, terminated, out_of_time, is_done)
+
+    def _observe(self) -> NDArray[np.float32]:
+        is_start = self.position == 0
+        observations = np.empty((self.num_envs, 3), dtype=np.float32)
+        observations[:, 0] = self.position / self.longest
+        observations[:, 1] = is_start & (self.cue == 0)
+        observations[:, 2] = is_start & (self.cue == 1)
+        return observations

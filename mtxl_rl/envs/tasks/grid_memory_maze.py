@@ -1,0 +1,253 @@
+"""Memory Maze seen from above, cell by cell: the same mazes and the same errand, without 3D."""
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from mtxl_rl.envs.streams import Rows
+from mtxl_rl.envs.tasks.vector_task import Flags, Outcome, TaskDescription, VectorTask, check_choice
+from mtxl_rl.envs.tasks.walker import FORWARD, LEFT, NUM_HEADINGS, RIGHT
+
+VIEW = 5
+"""Cells along a side of what the agent sees."""
+_REACH = VIEW // 2
+_FREE, _WALL, _FIRST_OBJECT = 0, 1, 2
+
+
+class Size(NamedTuple):
+    """A size of Memory Maze."""
+
+    cells: int
+    """Cells along a side, outer walls not counted."""
+    num_objects: int
+    num_steps: int
+    max_rooms: int
+    room_max_size: int
+
+    @property
+    def stride(self) -> int:
+        """Cells along a side of `world`: with outer walls and a rim as deep as the view."""
+        return self.cells + 2 + 2 * _REACH
+
+
+SIZES = {
+    "9x9": Size(9, 3, 1000, 6, 5),
+    "11x11": Size(11, 4, 2000, 6, 5),
+    "13x13": Size(13, 5, 3000, 6, 5),
+    "15x15": Size(15, 6, 4000, 9, 3),
+}
+
+
+@dataclass(kw_only=True, slots=True)
+class GridMemoryMazeConfig:
+    """What ``env=GridMemoryMaze`` takes."""
+
+    name: str = "GridMemoryMaze"
+    """The environment's name in the registry."""
+    size: str = "9x9"
+    """9x9, 11x11, 13x13 or 15x15: 3 to 6 objects, 1,000 to 4,000 steps."""
+
+    def __post_init__(self) -> None:
+        check_choice("size", self.size, choices=tuple(SIZES))
+
+    @property
+    def steps_per_episode(self) -> int:
+        """Steps of every episode."""
+        return SIZES[self.size].num_steps
+
+    def describe(self) -> TaskDescription:
+        """What the task asks of an agent."""
+        size = SIZES[self.size]
+        return TaskDescription(
+            horizon=self.steps_per_episode,
+            # Objects lie in different rooms, so each takes at least two steps.
+            reward_range=(0.0, self.steps_per_episode / 2),
+            remembered=f"a maze and where {size.num_objects} objects lie in it",
+            memory_window=self.steps_per_episode - 1,
+        )
+
+
+class GridMemoryMaze(VectorTask):
+    """Walk to the object of the prompted colour; when it is touched, another colour is prompted.
+
+    Each episode has a new maze of labmaze, made with the settings of Memory Maze (Pasukonis et al.
+    2022, https://arxiv.org/abs/2210.13383): one object in each of `num_objects` rooms, the agent in
+    any room. Entering the prompted object's cell gives 1, and one of the other objects, each as
+    likely, is prompted. Other objects do nothing, and none stands in the way. Nothing terminates;
+    the episode is truncated after 1,000 to 4,000 steps.
+
+    The agent turns on the spot or steps forward: 0 nothing, 1 left, 2 right, 3 forward. It sees
+    the 5 x 5 cells around it, turned so that ahead is up, walls or not between. The observation is
+    [for each of these cells, row by row: wall, objects one-hot; prompted object one-hot].
+
+    `ShortestPaths` is a perfect agent that knows the maze. `success` is 0: see the return.
+
+    Needs labmaze: ``pip install 'mtxl_rl[memory-maze]'``.
+    """
+
+    state_names = ("world", "objects", "cell", "heading", "prompt")
+
+    def __init__(
+        self, config: GridMemoryMazeConfig, *, num_envs: int, seed: int | Sequence[int] = 0
+    ) -> None:
+        self._labmaze = _import_labmaze()
+        self.size = SIZES[config.size]
+        num_objects, stride = self.size.num_objects, self.size.stride
+        super().__init__(
+            config,
+            num_envs=num_envs,
+            seed=seed,
+            observation_space=spaces.Box(
+                0.0, 1.0, (VIEW**2 * (1 + num_objects) + num_objects,), np.float32
+            ),
+            num_actions=4,
+        )
+        self.world = np.full((num_envs, stride**2), _WALL, dtype=np.int8)
+        """What is in each cell (row * stride + column): 0 nothing, 1 wall, 2 .. an object."""
+        self.objects = np.zeros((num_envs, num_objects), dtype=np.int64)
+        """Each object's cell."""
+        self.cell = np.full(num_envs, _REACH * stride + _REACH)
+        """The agent's."""
+        self.heading = np.zeros(num_envs, dtype=np.int64)
+        """North, west, south, east."""
+        self.prompt = np.zeros(num_envs, dtype=np.int64)
+        """The object asked for."""
+        self.ahead = np.array([-stride, -1, stride, 1])
+        """What a step forward adds to the cell, by heading."""
+        self._first_cell = (self.all_rows * stride**2)[:, None]
+        self._view = _view_offsets(stride)
+        self._one_hot = np.eye(2 + num_objects, dtype=np.float32)[:, 1:]
+
+    def _start(self, rows: Rows) -> None:
+        num_objects = self.size.num_objects
+        draws = self.streams.uniform(rows, 4)
+        self.heading[rows] = np.floor(draws[:, 1] * NUM_HEADINGS)
+        self.prompt[rows] = np.floor(draws[:, 2] * num_objects)
+        for row, (seed, _, _, spawn) in zip(rows, draws, strict=True):
+            world, rooms, spawns = self._lay_out(1 + int(seed * (2**31 - 2)))
+            self.world[row] = world
+            order = self.streams.permutations(np.array([row]), len(rooms))[0]
+            self.objects[row] = rooms[order[:num_objects]]
+            self.world[row, self.objects[row]] = _FIRST_OBJECT + np.arange(num_objects)
+            self.cell[row] = spawns[int(spawn * len(spawns))]
+
+    def _lay_out(self, seed: int) -> tuple[NDArray[np.int8], NDArray[Any], NDArray[Any]]:
+        """Walls, one cell of each room for an object, and one for the agent."""
+        outer = self.size.cells + 2
+        maze = self._labmaze.RandomMaze(
+            height=outer,
+            width=outer,
+            max_rooms=self.size.max_rooms,
+            room_min_size=3,
+            room_max_size=self.size.room_max_size,
+            max_variations=26,
+            simplify=True,
+            spawns_per_room=1,
+            objects_per_room=1,
+            random_seed=seed,
+        )
+        while (np.array(maze.entity_layer) == "G").sum() < self.size.num_objects:
+            maze.regenerate()
+        letters = np.pad(np.array(maze.entity_layer), _REACH, constant_values="*").ravel()
+        walls = np.where(letters == "*", _WALL, _FREE).astype(np.int8)
+        return walls, np.flatnonzero(letters == "G"), np.flatnonzero(letters == "P")
+
+    def _advance(self, actions: NDArray[Any], live: Flags) -> Outcome:
+        self.heading = (self.heading + (actions == LEFT) - (actions == RIGHT)) % NUM_HEADINGS
+        ahead = self.cell + self.ahead[self.heading]
+        moves = live & (actions == FORWARD) & (self.world[self.all_rows, ahead] != _WALL)
+        self.cell = np.where(moves, ahead, self.cell)
+        touches = moves & (self.cell == self.objects[self.all_rows, self.prompt])
+        rows = np.flatnonzero(touches)
+        if rows.size:
+            others = self.size.num_objects - 1
+            step = 1 + self.streams.integers(rows, others, 1)[:, 0]
+            self.prompt[rows] = (self.prompt[rows] + step) % self.size.num_objects
+        out_of_time = self.step_index + 1 >= self.size.num_steps
+        never = np.zeros_like(touches)
+        return Outcome(touches, never, out_of_time, never)
+
+    def _observe(self) -> NDArray[np.float32]:
+        cells = self._first_cell + self.cell[:, None] + self._view[self.heading]
+        seen = self.world.take(cells)
+        num_seen = VIEW**2 * (1 + self.size.num_objects)
+        observations = np.zeros((self.num_envs, num_seen + self.size.num_objects), np.float32)
+        one_hot = self._one_hot.take(seen, axis=0)
+        observations[:, :num_seen] = one_hot.reshape(self.num_envs, num_seen)
+        observations[self.all_rows, num_seen + self.prompt] = 1
+        return observations
+
+
+class ShortestPaths:
+    """A perfect agent of `GridMemoryMaze` that knows mazes and objects: what can be reached.
+
+    It takes the fewest turns and steps to the prompted object. Its mean returns in 32 mazes of each
+    size are 93, 150, 199 and 235.
+    """
+
+    def __init__(self, env: GridMemoryMaze) -> None:
+        self.env = env
+        self._world = np.zeros_like(env.world)
+        shape = (env.num_envs, env.size.num_objects, NUM_HEADINGS, env.world.shape[1])
+        self._steps = np.zeros(shape, dtype=np.int32)
+
+    def actions(self) -> NDArray[np.int64]:
+        """The next action of each environment, [B]."""
+        env = self.env
+        changed = np.flatnonzero((self._world != env.world).any(axis=1))
+        if changed.size:
+            self._world[changed] = env.world[changed]
+            self._steps[changed] = self._count_steps(changed)
+        steps = self._steps[env.all_rows, env.prompt]
+        ahead = env.cell + env.ahead[env.heading]
+        left, right = (env.heading + 1) % NUM_HEADINGS, (env.heading - 1) % NUM_HEADINGS
+        # Behind a wall there are more steps than any way takes.
+        by_action = [
+            steps[env.all_rows, left, env.cell],
+            steps[env.all_rows, right, env.cell],
+            steps[env.all_rows, env.heading, ahead],
+        ]
+        return LEFT + np.argmin(by_action, axis=0)
+
+    def _count_steps(self, rows: Rows) -> NDArray[np.int32]:
+        """Turns and steps to each object from each heading and cell, [rows, objects, 4, cells]."""
+        env = self.env
+        far = np.int32(4 * env.world.shape[1])
+        steps = np.full((len(rows), *self._steps.shape[1:]), far)
+        local, which = np.indices((len(rows), env.size.num_objects))
+        is_wall = (env.world[rows] == _WALL)[:, None, None]
+        while True:
+            steps[local, which, :, env.objects[rows]] = 0
+            ahead = np.stack(
+                [np.roll(steps[:, :, h], -env.ahead[h], axis=-1) for h in range(NUM_HEADINGS)],
+                axis=2,
+            )
+            turned = np.minimum(np.roll(steps, 1, axis=2), np.roll(steps, -1, axis=2))
+            shorter = np.where(is_wall, far, np.minimum(steps, np.minimum(ahead, turned) + 1))
+            if (shorter == steps).all():
+                return steps
+            steps = shorter
+
+
+def _view_offsets(stride: int) -> NDArray[np.int64]:
+    """What leads from the agent's cell to each cell in view, [headings, 25]; ahead comes first."""
+    grid = np.arange(-_REACH, _REACH + 1)
+    north = grid[:, None] * stride + grid
+    # Facing west, what is ahead (up) lies to the left: the view's rows are the world's columns.
+    return np.stack([np.rot90(north, -turns).ravel() for turns in range(NUM_HEADINGS)])
+
+
+def _import_labmaze() -> ModuleType:
+    try:
+        return importlib.import_module("labmaze")
+    except ImportError as error:
+        raise ImportError(
+            f"env=GridMemoryMaze needs the package labmaze, which cannot be imported ({error}); "
+            "install it with pip install 'mtxl_rl[memory-maze]' under Python 3.11 or 3.12."
+        ) from error

@@ -1,0 +1,133 @@
+"""How Memory Gym (1.0.2) lays a mystery path: a random search between random walls.
+
+The search's loop is compiled where numba is installed; it follows the original draw by draw.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtxl_rl.envs.jit import compiled
+
+SIZE = 7
+NUM_CELLS = SIZE**2
+NUM_WALL_DRAWS = 2 * NUM_CELLS + 1
+"""Random numbers for one path's walls."""
+NUM_SEARCH_DRAWS = 4 * NUM_CELLS
+"""Random numbers for one search."""
+_WALL_PROBABILITY = 0.33
+
+
+def _neighbours(*, diagonal: bool) -> NDArray[np.int64]:
+    """The cells beside each cell (column * 7 + row), right, left, down, up; none is cell 49."""
+    straight = [(1, 0), (-1, 0), (0, 1), (0, -1)]
+    steps = np.array(straight + [(1, 1), (-1, -1), (1, -1), (-1, 1)] * diagonal)
+    cells = np.stack(np.divmod(np.arange(NUM_CELLS), SIZE), axis=1)[:, None] + steps
+    inside = (cells // SIZE == 0).all(axis=2)
+    return np.where(inside, cells[:, :, 0] * SIZE + cells[:, :, 1], NUM_CELLS)
+
+
+STRAIGHT = _neighbours(diagonal=False)
+_AROUND = _neighbours(diagonal=True)
+_COLUMN, _ROW = np.divmod(np.arange(NUM_CELLS), SIZE)
+# As in the original, walls inside keep two cells away from the right and the lower edge.
+_INSIDE = (np.minimum(_COLUMN, _ROW) > 0) & (np.maximum(_COLUMN, _ROW) < SIZE - 2)
+_EDGE = (np.minimum(_COLUMN, _ROW) == 0) | (np.maximum(_COLUMN, _ROW) == SIZE - 1)
+
+
+def draw_walls(
+    draws: NDArray[np.float64], *, start: NDArray[np.int64], end: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Walls of many grids, [n, 50]; the last entry, no cell, is always true.
+
+    A third of the cells inside, then 4 or 8 cells of the edge that touch none of those, not even
+    by a corner, and are neither the start, the end nor beside one of them.
+
+    Args:
+        draws: Numbers in [0, 1), [n, NUM_WALL_DRAWS].
+        start: First cells of the paths, [n].
+        end: Last cells, [n].
+    """
+    num_grids = len(draws)
+    is_wall = np.zeros((num_grids, NUM_CELLS + 1), dtype=np.bool_)
+    is_wall[:, :NUM_CELLS] = _INSIDE & (draws[:, :NUM_CELLS] < _WALL_PROBABILITY)
+    is_kept_free = np.zeros_like(is_wall)
+    rows = np.arange(num_grids)[:, None]
+    for cell in (start, end):
+        is_kept_free[rows, cell[:, None]] = True
+        is_kept_free[rows, STRAIGHT[cell]] = True
+    may_be = _EDGE & ~is_kept_free[:, :NUM_CELLS] & ~is_wall[:, _AROUND].any(axis=2)
+    # The 4 or 8 candidates with the smallest random numbers.
+    numbers = np.where(may_be, draws[:, NUM_CELLS:-1], 2.0)
+    rank = np.argsort(np.argsort(numbers, axis=1), axis=1)
+    count = np.where(draws[:, -1] < 0.5, 4, 8)[:, None]
+    is_wall[:, :NUM_CELLS] |= may_be & (rank < count)
+    is_wall[:, NUM_CELLS] = True
+    return is_wall
+
+
+def lay_path(
+    draws: NDArray[np.float64], *, start: int, end: int, is_wall: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """The cells of a path between the walls, [49]; none if there is no way.
+
+    Args:
+        draws: Numbers in [0, 1), [NUM_SEARCH_DRAWS].
+        start: First cell.
+        end: Last cell.
+        is_wall: One grid of `draw_walls`, [50].
+    """
+    previous = np.full(NUM_CELLS + 1, -1)
+    distance = np.hypot(_COLUMN - _COLUMN[end], _ROW - _ROW[end])
+    compiled(_search)(draws, start, end, is_wall.copy(), distance, STRAIGHT, previous)
+    is_path = np.zeros(NUM_CELLS, dtype=np.bool_)
+    if previous[end] >= 0:
+        cell = end
+        while cell >= 0:
+            is_path[cell] = True
+            cell = previous[cell]
+    return is_path
+
+
+def _search(
+    draws: NDArray[np.float64],
+    start: int,
+    end: int,
+    is_closed: NDArray[np.bool_],
+    distance: NDArray[np.float64],
+    neighbours: NDArray[np.int64],
+    previous: NDArray[np.int64],
+) -> None:
+    """Write each cell's predecessor into `previous`; the end's is -1 if there is no way.
+
+    A*, but for two oddities of the original: the next cell is the first that is better than the
+    list's head, and a cheaper way to a cell in the list changes its predecessor only.
+    """
+    cost, estimate = np.zeros(50), np.zeros(50)
+    is_listed = np.zeros(50, dtype=np.bool_)
+    listed = np.zeros(50, dtype=np.int64)
+    listed[0] = start
+    num_listed, num_used = 1, 0
+    while num_listed > 0:
+        is_better = estimate[listed[:num_listed]] < estimate[listed[0]]
+        chosen = np.argmax(is_better)
+        cell = listed[chosen]
+        if cell == end:
+            return
+        listed[chosen : num_listed - 1] = listed[chosen + 1 : num_listed].copy()
+        num_listed -= 1
+        is_closed[cell] = True
+        for neighbour in neighbours[cell]:
+            if is_closed[neighbour]:
+                continue
+            new_cost = cost[cell] + 1 + int(draws[num_used] * 8)
+            num_used += 1
+            if not is_listed[neighbour]:
+                cost[neighbour] = new_cost
+                is_listed[neighbour] = True
+                listed[num_listed] = neighbour
+                num_listed += 1
+            elif new_cost >= cost[neighbour]:
+                continue
+            estimate[neighbour] = cost[neighbour] + distance[neighbour]
+            previous[neighbour] = cell
+    previous[end] = -1

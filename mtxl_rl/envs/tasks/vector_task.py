@@ -1,0 +1,227 @@
+"""What all built-in tasks share: autoreset, seeds, state, statistics, and how they are described.
+
+A task is a config dataclass with a `describe` method, and a `VectorTask` that holds the rules of
+many environments at once in NumPy arrays whose first axis is the environment.
+"""
+
+import abc
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from gymnasium import Space, spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+
+from mtxl_rl.envs.streams import RandomStreams, Rows
+from mtxl_rl.envs.wrappers.checked import EnvState, reset_mask
+
+Flags = NDArray[np.bool_]
+
+
+class TaskDescription(NamedTuple):
+    """What a task asks of an agent."""
+
+    horizon: int
+    """Steps of the longest episode."""
+    reward_range: tuple[float, float]
+    """Least and greatest return of an episode."""
+    remembered: str
+    """What must be remembered."""
+    memory_window: int
+    """The fewest past steps that a perfect agent needs before its eyes: with a shorter window, or a
+    smaller receptive field, it needs a long-term memory."""
+
+    def __str__(self) -> str:
+        """One line."""
+        low, high = self.reward_range
+        return (
+            f"horizon {self.horizon:,}, return {low:g} .. {high:g}, remember {self.remembered}, "
+            f"memory needed if the window is under {self.memory_window:,}"
+        )
+
+
+@runtime_checkable
+class TaskConfig(Protocol):
+    """The config of a built-in task: a dataclass that can describe itself."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+    name: str
+
+    def describe(self) -> TaskDescription:
+        """What the task asks of an agent."""
+        ...
+
+
+class Outcome(NamedTuple):
+    """What a step of the rules gives, each [B]."""
+
+    rewards: NDArray[Any]
+    terminated: Flags
+    truncated: Flags
+    success: NDArray[Any]
+    """From 0 to 1, read where an episode ends: whether, or how far, it was solved."""
+
+
+class VectorTask(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]], abc.ABC):
+    """Many environments of one task in this process, with ``NEXT_STEP`` autoreset.
+
+    A subclass names the arrays of its hidden state in `state_names`, makes them in its constructor
+    with the environment as first axis, and writes the rules down in `_start`, `_advance` and
+    `_observe`. The state is open to read, for oracles, probes and pictures.
+
+    Each environment draws from a stream of its own (`RandomStreams`): its episodes depend on the
+    seed, its index and its own actions alone.
+
+    ``infos["success"]``, from 0 to 1, is there in steps where an episode ends.
+
+    Args:
+        config: The task's config.
+        num_envs: Number of environments, B, at least 1.
+        seed: Seed of the streams; ``reset(seed=...)`` replaces it.
+        observation_space: Of one environment.
+        num_actions: Actions are 0 .. num_actions - 1.
+    """
+
+    metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
+    state_names: ClassVar[tuple[str, ...]]
+
+    def __init__(
+        self,
+        config: TaskConfig,
+        *,
+        num_envs: int,
+        seed: int | Sequence[int],
+        observation_space: Space[Any],
+        num_actions: int,
+    ) -> None:
+        self.config = config
+        self.num_envs = num_envs
+        self.num_actions = num_actions
+        self.single_observation_space = observation_space
+        self.single_action_space = spaces.Discrete(num_actions)
+        self.observation_space = batch_space(observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.all_rows = np.arange(num_envs)
+        self.streams = self._streams(seed)
+        self.is_over = np.ones(num_envs, dtype=np.bool_)
+        """Where the episode has ended and the next step resets."""
+        self.step_index = np.zeros(num_envs, dtype=np.int64)
+        """Steps taken in the episode."""
+
+    @abc.abstractmethod
+    def _start(self, rows: Rows) -> None:
+        """Begin an episode in each of these rows, which are distinct."""
+
+    @abc.abstractmethod
+    def _advance(self, actions: NDArray[Any], live: Flags) -> Outcome:
+        """One step of the rules; what happens where not `live` is thrown away.
+
+        `step_index` still counts the steps before this one.
+        """
+
+    @abc.abstractmethod
+    def _observe(self) -> NDArray[Any]:
+        """The observations, in a new array."""
+
+    def reset(
+        self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[Any], dict[str, Any]]:
+        """Start episodes everywhere, or in ``options["reset_mask"]``; a seed renews the streams."""
+        unknown = set(options or {}) - {"reset_mask"}
+        if unknown:
+            raise ValueError(
+                f"reset options {sorted(unknown)} are unknown; {self.config.name} takes reset_mask "
+                "only."
+            )
+        mask = reset_mask(options, num_envs=self.num_envs)
+        if seed is not None:
+            self.streams = self._streams(seed)
+        self._begin(self.all_rows if mask is None else np.flatnonzero(mask))
+        return self._observe(), {}
+
+    def step(
+        self, actions: NDArray[Any]
+    ) -> tuple[NDArray[Any], NDArray[np.float32], Flags, Flags, dict[str, Any]]:
+        """One step everywhere; a row that ended in the step before is reset instead."""
+        self._check_actions(actions)
+        live = ~self.is_over
+        outcome = self._advance(actions, live)
+        self.step_index += live
+        rewards = np.where(live, outcome.rewards, 0).astype(np.float32)
+        terminated, truncated = outcome.terminated & live, outcome.truncated & live
+        if not live.all():
+            self._begin(np.flatnonzero(self.is_over))
+        self.is_over = terminated | truncated
+        infos: dict[str, Any] = {}
+        if self.is_over.any():
+            success = np.where(self.is_over, outcome.success, 0).astype(np.float32)
+            infos = {"success": success, "_success": self.is_over.copy()}
+        return self._observe(), rewards, terminated, truncated, infos
+
+    def get_state(self) -> EnvState:
+        """The whole state, random streams included, as copies."""
+        state: EnvState = {name: getattr(self, name).copy() for name in self._all_state_names()}
+        # As int64: torch, whose tensors checkpoints hold, can do little with uint64.
+        state["streams"] = self.streams.state.copy().view(np.int64)
+        state["settings"] = self._settings()
+        return state
+
+    def set_state(self, state: EnvState) -> None:
+        """Go on from a state of `get_state` of the same task with the same settings."""
+        if state["settings"] != self._settings():
+            raise ValueError(
+                f"the saved task has {state['settings']} and this one {self._settings()}; make "
+                "this one like the saved one to resume it."
+            )
+        for name in self._all_state_names():
+            own = getattr(self, name)
+            setattr(self, name, np.array(state[name], dtype=own.dtype).reshape(own.shape))
+        self.streams.state = np.array(state["streams"], dtype=np.int64).view(np.uint64)
+
+    def _begin(self, rows: Rows) -> None:
+        self.is_over[rows] = False
+        self.step_index[rows] = 0
+        self._start(rows)
+
+    def _all_state_names(self) -> tuple[str, ...]:
+        return (*self.state_names, "is_over", "step_index")
+
+    def _settings(self) -> str:
+        return json.dumps({**dataclasses.asdict(self.config), "num_envs": self.num_envs})
+
+    def _streams(self, seed: int | Sequence[int]) -> RandomStreams:
+        if not isinstance(seed, int | np.integer) and len(seed) != self.num_envs:
+            raise ValueError(
+                f"reset got {len(seed)} seeds for {self.num_envs} environments; give one for each, "
+                "or a single int."
+            )
+        return RandomStreams(self.num_envs, seed=seed)
+
+    def _check_actions(self, actions: NDArray[Any]) -> None:
+        right_shape = actions.shape == (self.num_envs,)
+        if not right_shape or ((actions < 0) | (actions >= self.num_actions)).any():
+            raise ValueError(
+                f"actions {actions} are not legal; give an array of shape ({self.num_envs},) of "
+                f"whole numbers from 0 to {self.num_actions - 1}."
+            )
+
+
+def check_at_least(setting: str, value: int, *, least: int, example: int) -> None:
+    """Refuse a setting under its least legal value."""
+    if value < least:
+        raise ValueError(
+            f"env.{setting}={value} must be at least {least}, e.g. env.{setting}={example}."
+        )
+
+
+def check_choice(setting: str, value: str, *, choices: Sequence[str]) -> None:
+    """Refuse a setting that is none of its names."""
+    if value not in choices:
+        raise ValueError(
+            f"env.{setting}={value} is unknown; choose one of {', '.join(choices)}, e.g. "
+            f"env.{setting}={choices[0]}."
+        )

@@ -1,0 +1,1 @@
+"""Wrappers that any environment can wear."""

@@ -1,0 +1,1 @@
+"""Suites, reports, confidence intervals and pictures of trained agents."""

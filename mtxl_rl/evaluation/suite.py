@@ -1,0 +1,343 @@
+"""A suite: tasks x torsos x seeds, trained and evaluated in processes of their own.
+
+Its folder is its memory: a finished run is never repeated, one that was stopped goes on, so the
+same command again does what is left.
+
+    FOLDER/<task>/<torso>/seed_<n>/    a run, as mtxl_rl.train makes it, with log.txt
+                       .../evaluation.json   one list of episodes per setting of the memory
+                       .../transfer_<i>.json   the same agent under other environment options
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from importlib import resources
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from rich.live import Live
+from rich.table import Table
+
+from mtxl_rl.config import choices, compose_config, from_document
+from mtxl_rl.torso import count_parameters
+from mtxl_rl.torso.ranges import check_at_least
+from mtxl_rl.tracking import checkpoint
+from mtxl_rl.tracking.cli import console, say, stop_requests
+
+
+@dataclass(kw_only=True, slots=True)
+class Task:
+    """One task of a suite."""
+
+    options: list[str]
+    """Overrides of `mtxl_rl.train`."""
+    score: str = "return"
+    """What is compared: return or success, the mean over episodes."""
+    worst: float = 0.0
+    """What the best agent without memory reaches: normalised score 0."""
+    best: float = 1.0
+    """The highest possible: normalised score 1."""
+    transfer: list[str] = field(default_factory=list)
+    """Environment options under which the trained agents are evaluated too, one per setting."""
+
+    def normalised(self, score: float) -> float:
+        """`score` with worst at 0 and best at 1."""
+        return (score - self.worst) / (self.best - self.worst)
+
+
+@dataclass(kw_only=True, slots=True)
+class SuiteFile:
+    """What a YAML file in configs/suite holds, or one like them."""
+
+    tasks: dict[str, Task]
+    """Tasks by name, one or more."""
+    options: list[str] = field(default_factory=list)
+    """These stand in front of every task's own."""
+    torsos: list[str] = field(default_factory=list)
+    """Torsos to compare, where the command line does not say."""
+    seeds: int = 0
+    """Runs per task and torso, likewise."""
+
+    def __post_init__(self) -> None:
+        """Check that there is something to do."""
+        if not self.tasks:
+            raise ValueError("tasks is empty")
+        _check_torsos(self.torsos)
+        check_at_least(self, 0, "seeds")
+
+
+@dataclass(kw_only=True, slots=True)
+class SuiteConfig:
+    """What `mtxl_rl.evaluate suite=...` takes."""
+
+    suite: str
+    """Name of a file in configs/suite, or path of a YAML file like them."""
+    torsos: list[str] = field(default_factory=list)
+    """Torsos to compare; empty: the suite's own."""
+    seeds: int = 0
+    """Runs per task and torso, seeds 0 .. seeds - 1; 0: the suite's own number."""
+    episodes: int = 100
+    """Episodes of each evaluation."""
+    jobs: int = 0
+    """Processes at once; 0: one for each core."""
+    folder: str = ""
+    """Where runs and report go; empty: results/<suite>."""
+
+    def __post_init__(self) -> None:
+        """Check ranges and names."""
+        if min(self.seeds, self.jobs) < 0 or self.episodes < 1:
+            raise ValueError(
+                f"seeds={self.seeds} and jobs={self.jobs} must be 0 or more, "
+                f"episodes={self.episodes} 1 or more"
+            )
+        _check_torsos(self.torsos)
+
+
+def _check_torsos(torsos: Sequence[str]) -> None:
+    for torso in torsos:
+        if torso not in choices("torso"):
+            raise ValueError(
+                f"torsos has {torso!r}; choose from {', '.join(choices('torso'))}, "
+                "as in torsos=[mtxl,gtrxl]"
+            )
+
+
+@dataclass(kw_only=True, slots=True)
+class Suite:
+    """A suite that is about to run: its tasks, and everything chosen."""
+
+    name: str
+    tasks: dict[str, Task]
+    torsos: list[str]
+    seeds: int
+    episodes: int
+    jobs: int
+    folder: Path
+    total_steps: dict[str, int] = field(default_factory=dict)
+    """Steps of each task's runs."""
+    parameters: dict[str, int] = field(default_factory=dict)
+    """Weights of each task's torsos: those of the default torso, which the others come nearest."""
+
+    @classmethod
+    def load(cls, config: SuiteConfig) -> "Suite":
+        """Read the suite's YAML; what the command line leaves open is taken from there.
+
+        Raises:
+            ValueError: there is no such suite, or one of its entries is not legal.
+        """
+        path = _path_of(config.suite)
+        file = _read(path)
+        torsos, seeds = config.torsos or file.torsos, config.seeds or file.seeds
+        for name, value, example in (("torsos", torsos, "[mtxl,gtrxl]"), ("seeds", seeds, "3")):
+            if not value:
+                raise ValueError(f"{path} has no {name}; add them, or give {name}={example}")
+        suite = cls(
+            name=path.stem,
+            tasks={
+                name: replace(task, options=[*file.options, *task.options])
+                for name, task in file.tasks.items()
+            },
+            torsos=torsos,
+            seeds=seeds,
+            episodes=config.episodes,
+            jobs=config.jobs or os.cpu_count() or 1,
+            folder=Path(config.folder or Path("results") / path.stem),
+        )
+        for name, task in suite.tasks.items():
+            try:
+                one = compose_config(task.options)
+            except ValueError as error:
+                raise ValueError(f"{path}, task {name}: {error}") from error
+            suite.total_steps[name] = one.total_steps
+            suite.parameters[name] = count_parameters(one.torso)
+        return suite
+
+    def runs(self) -> list["SuiteRun"]:
+        """Every run, those of one seed together, so that early results compare all torsos."""
+        return [
+            SuiteRun(self, task, torso, seed)
+            for seed in range(self.seeds)
+            for task in self.tasks
+            for torso in self.torsos
+        ]
+
+
+def _path_of(suite: str) -> Path:
+    if Path(suite).suffix in (".yaml", ".yml"):
+        return Path(suite)
+    if suite not in choices("suite"):
+        raise ValueError(
+            f"suite={suite} is unknown; choose one of {', '.join(choices('suite'))}, or give a "
+            "YAML file"
+        )
+    return Path(str(resources.files("mtxl_rl.configs") / "suite" / f"{suite}.yaml"))
+
+
+def _read(path: Path) -> SuiteFile:
+    try:
+        return from_document(SuiteFile, OmegaConf.load(path))
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: {error}; a suite has tasks, and each of them options, as in tasks: "
+            "{short: {options: [env=TMaze, env.corridor_length=5]}}"
+        ) from error
+
+
+@dataclass(slots=True, eq=False)
+class SuiteRun:
+    """One run of a suite: what is left to do for it, and as which command."""
+
+    suite: Suite
+    task: str
+    torso: str
+    seed: int
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return self.suite.folder / self.task / self.torso / f"seed_{self.seed}"
+
+    @property
+    def evaluation(self) -> Path:
+        """Where its evaluation is written."""
+        return self.folder / "evaluation.json"
+
+    def transfer(self, index: int) -> Path:
+        """Where its evaluation under the task's i-th transfer setting is written."""
+        return self.folder / f"transfer_{index}.json"
+
+    def next_command(self) -> list[str] | None:
+        """The next command to run, without the Python in front; None when all is done."""
+        task = self.suite.tasks[self.task]
+        if self.progress() < 1:
+            return ["mtxl_rl.train", *self._training()]
+        evaluate = ["mtxl_rl.evaluate", f"checkpoint={self.folder}"]
+        episodes = self.suite.episodes
+        if self._episodes_in(self.evaluation) < episodes:
+            return [*evaluate, f"episodes={episodes}", f"output={self.evaluation}"]
+        for i, setting in enumerate(task.transfer):
+            # The last of an option given twice counts.
+            options = [f"episodes={episodes}", *setting.split()]
+            asked = [part for part in options if part.startswith("episodes=")][-1]
+            if self._episodes_in(self.transfer(i)) < int(asked.split("=")[1]):
+                options = [part for part in options if not part.startswith("episodes=")]
+                return [
+                    *evaluate, "memory=on", asked, *options, f"output={self.transfer(i)}"
+                ]  # fmt: skip
+        return None
+
+    def _episodes_in(self, path: Path) -> int:
+        """Episodes of each setting in an evaluation; 0 if it is missing or of older weights."""
+        saved = checkpoint.latest(self.folder)
+        if saved is None or not path.exists():
+            return 0
+        document = json.loads(path.read_text())
+        if document["step"] < checkpoint.step_of(saved):
+            return 0
+        return min(len(episodes) for episodes in document["episodes"].values())
+
+    def progress(self) -> float:
+        """The fraction of its training that is done."""
+        saved = checkpoint.latest(self.folder)
+        total = self.suite.total_steps[self.task]
+        return 0.0 if saved is None else min(checkpoint.step_of(saved) / total, 1.0)
+
+    def _training(self) -> list[str]:
+        options = self.suite.tasks[self.task].options
+        if checkpoint.latest(self.folder) is not None:
+            # The suite may ask for more steps than when the run began.
+            return [f"resume={self.folder}", f"total_steps={self.suite.total_steps[self.task]}"]
+        if (self.folder / "config.yaml").exists():
+            shutil.rmtree(self.folder)  # Killed before its first checkpoint: nothing to go on from.
+        return [
+            *options,
+            f"torso={self.torso}",
+            f"torso.num_parameters={self.suite.parameters[self.task]}",
+            f"seed={self.seed}",
+            f"run_dir={self.folder}",
+        ]
+
+
+Processes = dict[SuiteRun, "subprocess.Popen[bytes]"]
+
+
+def run_suite(suite: Suite) -> list[str]:
+    """Do what is left of a suite, `jobs` processes at a time.
+
+    Returns:
+        One sentence for each run that failed.
+
+    Raises:
+        KeyboardInterrupt: stopped by Ctrl-C or SIGTERM; the runs under way have saved themselves.
+    """
+    waiting, active, failed = suite.runs(), Processes(), list[str]()
+    total, told, seen = len(waiting), 0, 0
+    with (
+        stop_requests(collect_all=True) as stop,
+        Live(console=console, refresh_per_second=1) as live,
+    ):
+        while (waiting and not stop) or active:
+            while waiting and len(active) < suite.jobs and not stop:
+                _start(waiting.pop(0), active)
+            _reap(active, failed, go_on=not stop)
+            if len(stop) > told:
+                told = len(stop)
+                for process in active.values():
+                    process.terminate()
+            done = total - len(waiting) - len(active) - len(failed)
+            live.update(_table(active, title=f"{done} of {total} runs done, {len(failed)} failed"))
+            if seen < done < total and not console.is_terminal:  # There the table comes at the end.
+                say(f"{done} of {total} runs done")
+            seen = done
+            time.sleep(0.5)
+    console.print()
+    if stop:
+        raise KeyboardInterrupt
+    return failed
+
+
+def _reap(active: Processes, failed: list[str], *, go_on: bool) -> None:
+    """Take the processes that ended out of `active`, and start what comes next for their runs."""
+    for one, process in list(active.items()):
+        code = process.poll()
+        if code is None:
+            continue
+        del active[one]
+        if code != 0:
+            failed.append(f"{one.folder} failed with code {code}; see its log.txt")
+        elif go_on:
+            _start(one, active)
+
+
+def _start(one: SuiteRun, active: Processes) -> None:
+    command = one.next_command()
+    if command is None:
+        return
+    one.folder.mkdir(parents=True, exist_ok=True)
+    # One thread each: several processes with two threads on two cores wait for one another.
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with (one.folder / "log.txt").open("ab") as log:
+        active[one] = subprocess.Popen(
+            [sys.executable, "-m", *command],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=environment,
+            start_new_session=True,  # Ctrl-C reaches this process alone, which then asks them.
+        )
+
+
+def _table(active: Processes, *, title: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in ("task", "torso", "seed", "trained"):
+        table.add_column(column)
+    for one in active:
+        table.add_row(one.task, one.torso, str(one.seed), f"{one.progress():.0%}")
+    if not active:
+        table.box, table.show_header = None, False
+    return table

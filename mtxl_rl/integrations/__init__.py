@@ -1,0 +1,1 @@
+"""Adapters that put a torso into other frameworks' agents."""

@@ -1,0 +1,1 @@
+"""The Memory Transformer-XL as a language model."""

@@ -1,0 +1,1 @@
+"""How code is executed: compiling, profiling, exported policies; never what it computes."""

@@ -1,0 +1,379 @@
+"""The torso's sizes and choices; what they mean is in ARCHITECTURE.md."""
+
+import math
+import operator
+from collections.abc import MutableMapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mtxl_rl.torso.gates import CELLS, GATES
+from mtxl_rl.torso.positions import POSITIONS
+from mtxl_rl.torso.ranges import check_at_least
+
+KINDS = ("transformer", "gru", "lstm", "none")
+# The long-term memories and the decays that each can have.
+DECAYS = {
+    "delta": ("none", "coupled", "free"),
+    "linear": ("fixed", "free"),
+    "agalite": ("none",),
+    "slots": ("none",),
+    "tokens": ("none",),
+    "none": ("none",),
+}
+
+READS = ("joined", "gated")
+MAX_HALF_LIFE = 1_000_000
+"""Writes; a gate that keeps more than float32 tells from 1 would never let go."""
+MATRICES = ("delta", "linear", "agalite")
+
+_POSITIVE = (
+    "width", "num_layers", "num_heads", "feedforward_multiple", "window_length", "segment_length"
+)  # fmt: skip
+_COUNTS = ("num_persistent", "num_parameters", "mogrifier_rounds")
+# What only the transformer reads. What presets, suites and benches set for every torso alike is not
+# here: sizes, `_UNREAD_SIZES`, and `read`. Who does not read it must take it, too.
+_TRANSFORMER_CHOICES = (
+    "gate",
+    "mogrifier_rounds",
+    "position",
+    "all_attention",
+    "long_term",
+    "decay",
+    "memory_layers",
+    "gradient_checkpointing",
+    "sublayers",
+    "slots",
+    "tokens",
+)
+_UNREAD_SIZES = {
+    "transformer": (),
+    "gru": ("num_heads", "window_length", "num_persistent", "gate_bias", "feedforward_multiple"),
+    "lstm": ("num_heads", "window_length", "num_persistent", "gate_bias", "feedforward_multiple"),
+    "none": ("num_heads", "window_length", "num_persistent"),
+}
+
+
+@dataclass(kw_only=True, slots=True)
+class SlotsConfig:
+    """The `slots` memory."""
+
+    num_slots: int = 16
+    """Slots, L."""
+    cell: str = "nbrc"
+    """The gated cell that moves a slot: nbrc, brc or gru."""
+    write_iterations: int = 1
+    """Rounds of attention and cell per write."""
+    max_half_life: float = 32.0
+    """At the start, slots lose half of what they hold in 1 .. this many writes."""
+    is_shared: bool = False
+    """One memory for all layers that have one, written from all their inputs; or one per layer."""
+    detach_inputs: bool = False
+    """Cut the gradient from a write to the layer inputs it is made of (the rule of 2020)."""
+
+    def __post_init__(self) -> None:
+        """Check names and ranges."""
+        _require_positive("slots.num_slots", self.num_slots)
+        _require_positive("slots.write_iterations", self.write_iterations)
+        _require_one_of("slots.cell", self.cell, CELLS)
+        if not 1 <= self.max_half_life <= MAX_HALF_LIFE:
+            raise ValueError(
+                f"torso.slots.max_half_life={self.max_half_life} must be in 1 .. {MAX_HALF_LIFE:,}"
+            )
+
+
+@dataclass(kw_only=True, slots=True)
+class TokensConfig:
+    """The `tokens` memory (Memory Transformer)."""
+
+    num_tokens: int = 8
+    """Memory tokens in front of each segment, L."""
+    separate_control: bool = False
+    """Update the tokens with weights of their own (MemCtrl) instead of the layer's."""
+    bottleneck: bool = False
+    """Steps see no other step, only the tokens (MemBottleneck)."""
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        _require_positive("tokens.num_tokens", self.num_tokens)
+
+
+@dataclass(kw_only=True, slots=True)
+class SublayersConfig:
+    """What attention and feed-forward are made of; the defaults are GTrXL's."""
+
+    activation: str = "relu"
+    """Of the feed-forward's hidden units: relu or gelu."""
+    glu: bool = False
+    """Hidden units that are products of an activated and a plain map (gated linear units)."""
+    output_relu: bool = True
+    """A ReLU on every sub-layer's output before its gate."""
+    one_kv_head: bool = False
+    """One head of keys and values for all heads of queries (multi-query attention)."""
+    attention_dropout: float = 0.0
+    """Of the attention's weights, while training. Not for agents: acting must equal learning."""
+    output_dropout: float = 0.0
+    """Of the attention's output, likewise."""
+    feedforward_dropout: float = 0.0
+    """Of the feed-forward's hidden units, likewise."""
+
+    def __post_init__(self) -> None:
+        """Check names and ranges."""
+        _require_one_of("sublayers.activation", self.activation, ("relu", "gelu"))
+        for name in ("attention_dropout", "output_dropout", "feedforward_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(
+                    f"torso.sublayers.{name}={getattr(self, name)} must be in 0 .. 1, 1 excluded"
+                )
+
+    @property
+    def has_dropout(self) -> bool:
+        """Whether anything is dropped while training."""
+        return max(self.attention_dropout, self.output_dropout, self.feedforward_dropout) > 0
+
+
+PARTS = {"sublayers": SublayersConfig, "slots": SlotsConfig, "tokens": TokensConfig}
+"""The fields of `TorsoConfig` that are configurations themselves."""
+
+
+@dataclass(kw_only=True, slots=True)
+class TorsoConfig:
+    """A gated Memory Transformer-XL, or one of its baselines.
+
+    The baselines read fewer fields; other sizes and `read` have no effect there, and other choices
+    are refused:
+
+    | kind | reads |
+    |---|---|
+    | transformer | all |
+    | gru, lstm | width, num_layers, num_parameters |
+    | none | these, feedforward_multiple, gate and gate_bias |
+
+    Training reads `segment_length` with every kind: ppo.bptt_segments counts in it.
+
+    Raises:
+        ValueError: a size is no integer or not positive, `num_heads` does not divide `width`,
+            `segment_length` exceeds `window_length`, a name is unknown, or a choice has no effect
+            beside another.
+    """
+
+    kind: str = "transformer"
+    """transformer; or a baseline: gru, lstm (N layers of the cell), none (N feed-forward layers
+    that remember nothing)."""
+    width: int = 128
+    """Features per step, D; a multiple of num_heads."""
+    num_parameters: int = 0
+    """Parameters of the torso: the width is chosen to come nearest; 0: as width says."""
+    num_layers: int = 2
+    """Layers, N."""
+    num_heads: int = 4
+    """Heads of the attention and of the long-term memory, H."""
+    feedforward_multiple: int = 2
+    """Hidden units of the feed-forward sub-layer, in multiples of width."""
+    window_length: int = 64
+    """Short-term memory in steps, M: how far back each layer attends."""
+    segment_length: int = 32
+    """Steps between two writes of the long-term memory, S; at most window_length."""
+    num_persistent: int = 8
+    """Learned key/value pairs per head that every step attends to, P; 0 or more."""
+    position: str = "sinusoidal"
+    """How the attention sees distance: sinusoidal (Transformer-XL, with its u and v), learned (a
+    table), rotary or none."""
+    all_attention: bool = False
+    """No feed-forward sub-layer: the persistent pairs take its place (All-attention)."""
+    gate: str = "gru"
+    """How sub-layers join the stream: gru, residual, input, output, highway, sigtanh, brc, nbrc."""
+    gate_bias: float = 2.0
+    """Bias of the gates: 2 starts every sub-layer near the identity (GTrXL, section 3.2)."""
+    mogrifier_rounds: int = 0
+    """Rounds in which a gate's inputs modulate each other before it (the mogrifier); 0: none."""
+    long_term: str = "delta"
+    """Long-term memory: delta (the delta rule), linear (linear attention with decay), agalite,
+    slots (the Memory Transformer-XL of 2020), tokens (the Memory Transformer) or none."""
+    read: str = "joined"
+    """How a matrix memory (delta, linear, agalite) is read: joined (by heads beside the
+    attention's, with one output map and one gate for both), or gated (by a sub-layer of its own
+    after the attention)."""
+    decay: str = "none"
+    """Decay of the delta memory: none, coupled (only while it writes) or free; of the linear one:
+    fixed (RetNet) or free (gated linear attention)."""
+    memory_layers: list[int] = field(default_factory=list)
+    """Layers that have a long-term memory, counted from 1; empty: all."""
+    gradient_checkpointing: bool = False
+    """Keep only each layer's inputs for the backward pass, which runs the layer again: less memory
+    for one more forward pass (Chen et al. 2016, arXiv 1604.06174)."""
+    sublayers: SublayersConfig = field(default_factory=SublayersConfig)
+    """What the sub-layers are made of."""
+    slots: SlotsConfig = field(default_factory=SlotsConfig)
+    """Settings of long_term=slots."""
+    tokens: TokensConfig = field(default_factory=TokensConfig)
+    """Settings of long_term=tokens."""
+
+    def __post_init__(self) -> None:
+        """Check every field against the others."""
+        self._check_types()
+        check_at_least(self, 1, *_POSITIVE, prefix="torso.")
+        check_at_least(self, 0, *_COUNTS, prefix="torso.")
+        _require_one_of("kind", self.kind, KINDS)
+        _require_one_of("gate", self.gate, GATES)
+        _require_one_of("position", self.position, POSITIONS)
+        _require_one_of("long_term", self.long_term, tuple(DECAYS))
+        _require_one_of("read", self.read, READS)
+        if self.kind == "transformer":
+            self._check_transformer()
+        else:
+            self._check_baseline()
+
+    @property
+    def unread(self) -> tuple[str, ...]:
+        """What this torso does not read, though it takes it."""
+        sizes = _UNREAD_SIZES[self.kind]
+        has_matrix = self.kind == "transformer" and self.long_term in MATRICES
+        return sizes if has_matrix else (*sizes, "read")
+
+    @property
+    def head_width(self) -> int:
+        """Features per head, E."""
+        return self.width // self.num_heads
+
+    @property
+    def width_multiple(self) -> int:
+        """What `width` must be a multiple of: rotary positions turn pairs of a head's features."""
+        if self.kind != "transformer":
+            return 1
+        return self.num_heads * (2 if self.position == "rotary" else 1)
+
+    @property
+    def receptive_field(self) -> int:
+        """How many steps back the stack reaches without long-term memory: N x M."""
+        return self.num_layers * self.window_length if self.kind == "transformer" else 0
+
+    @property
+    def has_long_term(self) -> bool:
+        """Whether anything is remembered past the window, a recurrent state included."""
+        return self.long_term != "none" if self.kind == "transformer" else self.kind != "none"
+
+    @property
+    def layers_with_memory(self) -> tuple[int, ...]:
+        """The layers that have a long-term memory, counted from 0."""
+        if self.kind != "transformer" or self.long_term == "none":
+            return ()
+        return tuple(n - 1 for n in self.memory_layers) or tuple(range(self.num_layers))
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether one long-term memory serves all its layers."""
+        return self.long_term == "slots" and self.slots.is_shared
+
+    @property
+    def reads_slots(self) -> bool:
+        """Whether the attention reads the long-term memory, as keys without positions."""
+        return self.long_term in ("slots", "tokens")
+
+    @property
+    def reach(self) -> int:
+        """How many steps back a layer's attention sees, 0 .. M."""
+        is_bottleneck = self.long_term == "tokens" and self.tokens.bottleneck
+        return 0 if is_bottleneck else self.window_length
+
+    def _check_types(self) -> None:
+        """Integers become Python's own, those of NumPy included: a file of the torso holds them."""
+        for name in (*_POSITIVE, *_COUNTS):
+            setattr(self, name, _integer(name, getattr(self, name)))
+        if not isinstance(self.memory_layers, list | tuple):
+            raise ValueError(
+                f"torso.memory_layers={self.memory_layers} must be a list of layers, as in [1]"
+            )
+        self.memory_layers = [_integer("memory_layers", n) for n in self.memory_layers]
+        if not _is_finite(self.gate_bias):
+            raise ValueError(f"torso.gate_bias={self.gate_bias} must be a finite number")
+        for name, part in PARTS.items():
+            if not isinstance(getattr(self, name), part):
+                raise ValueError(
+                    f"torso.{name}={getattr(self, name)} must be a {part.__name__}: "
+                    f"{name}=mtxl_rl.{part.__name__}(...)"
+                )
+
+    def _check_transformer(self) -> None:
+        if self.width % self.width_multiple:
+            per_head = 2 if self.position == "rotary" else 1
+            divisors = [h for h in range(1, 65) if self.width % (h * per_head) == 0]
+            what = "" if per_head == 1 else ", and what is left be even for torso.position=rotary"
+            raise ValueError(
+                f"torso.num_heads={self.num_heads} must divide torso.width={self.width}{what}; "
+                f"try one of {divisors}"
+            )
+        if self.segment_length > self.window_length:
+            raise ValueError(
+                f"torso.segment_length={self.segment_length} must be at most "
+                f"torso.window_length={self.window_length}: the long-term memory is written from "
+                "the steps in the window; lower the one or raise the other"
+            )
+        if self.all_attention and not self.num_persistent:
+            raise ValueError(
+                "torso.all_attention=true needs torso.num_persistent of 1 or more: the pairs take "
+                "the feed-forward sub-layer's place"
+            )
+        self._check_long_term()
+
+    def _check_long_term(self) -> None:
+        legal = DECAYS[self.long_term]
+        if self.decay not in legal:
+            raise ValueError(
+                f"torso.decay={self.decay} does not go with torso.long_term={self.long_term}; "
+                f"choose torso.decay={' or '.join(legal)}"
+            )
+        for kind, default in (("slots", SlotsConfig()), ("tokens", TokensConfig())):
+            if self.long_term != kind and getattr(self, kind) != default:
+                raise ValueError(
+                    f"torso.{kind} has no effect with torso.long_term={self.long_term}; leave it "
+                    f"out, or set torso.long_term={kind}"
+                )
+        layers = sorted(set(self.memory_layers))
+        if layers != list(self.memory_layers) or not all(1 <= n <= self.num_layers for n in layers):
+            raise ValueError(
+                f"torso.memory_layers={list(self.memory_layers)} must be layers in "
+                f"1 .. {self.num_layers} in rising order, or empty for all"
+            )
+        if layers and self.long_term == "none":
+            raise ValueError(
+                f"torso.memory_layers={layers} has no effect with torso.long_term=none; leave it "
+                "out, or choose a long-term memory"
+            )
+
+    def _check_baseline(self) -> None:
+        defaults = TorsoConfig()
+        for choice in _TRANSFORMER_CHOICES:
+            value = getattr(self, choice)
+            if value == getattr(defaults, choice) or (choice, self.kind) == ("gate", "none"):
+                continue
+            raise ValueError(
+                f"torso.{choice}={value} has no effect with torso.kind={self.kind}; leave it out, "
+                "or set torso.kind=transformer"
+            )
+
+
+def say_read(fields: MutableMapping[str, Any]) -> None:
+    """Say how the memory of a configuration of before `read` was there is read."""
+    if "read" not in fields and fields["long_term"] in MATRICES:
+        fields["read"] = "gated"
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _integer(field: str, value: int) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"torso.{field}={value!r} must be an integer") from None
+
+
+def _require_positive(field: str, value: int) -> None:
+    if _integer(field, value) < 1:
+        raise ValueError(f"torso.{field}={value} must be 1 or more")
+
+
+def _require_one_of(field: str, value: str, legal: tuple[str, ...]) -> None:
+    if value not in legal:
+        raise ValueError(f"torso.{field}={value} is unknown; choose one of {', '.join(legal)}")

@@ -1,0 +1,1 @@
+"""Checkpoints, metrics, progress and what the command lines share."""

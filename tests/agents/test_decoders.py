@@ -1,0 +1,86 @@
+"""The loss of predicting the observation back."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from mtxl_rl.agents.decoders import ChoiceDecoder, ObservationDecoder
+from mtxl_rl.agents.ppo import _inputs, _memory
+from mtxl_rl.config import compose_config
+from mtxl_rl.envs.groups import EnvGroups
+from mtxl_rl.train import Run
+
+SPACES = {
+    "pixels": spaces.Box(0, 255, (30, 20, 3), np.uint8),
+    "channels first": spaces.Box(0, 255, (3, 64, 64), np.uint8),
+    "numbers": spaces.Box(-1, 1, (2, 3), np.float32),
+    "bits": spaces.MultiBinary(4),
+    "choice": spaces.Discrete(5, start=2),
+    "choices": spaces.MultiDiscrete([2, 7, 3], start=[0, 1, 5]),
+}
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_what_is_seen_can_be_learned_back_whatever_the_leading_axes(name: str) -> None:
+    torch.manual_seed(0)
+    space = spaces.Dict({"leaf": SPACES[name]})
+    space.seed(0)
+    samples = [np.asarray(space.sample()["leaf"]) for _ in range(3)]
+    if len(SPACES[name].shape or ()) == 3:  # noise can be learned by nobody: black, white, black
+        samples = [np.full_like(sample, 255 * (i % 2)) for i, sample in enumerate(samples)]
+    observation = {"leaf": torch.as_tensor(np.stack(samples))}
+    decoder, features = ObservationDecoder(space, 16), torch.randn(3, 16)
+    loss = decoder.loss(features, observation)
+    assert loss.shape == (3,)
+    twice = {"leaf": observation["leaf"].expand(2, *observation["leaf"].shape)}
+    both = decoder.loss(features.expand(2, 3, 16), twice)
+    torch.testing.assert_close(both, loss.expand(2, 3))
+    optimizer = torch.optim.Adam(decoder.parameters(), lr=1e-2)
+    for _ in range(60):
+        now = decoder.loss(features, observation).mean()
+        optimizer.zero_grad()
+        now.backward()
+        optimizer.step()
+    assert now.item() < 0.5 * loss.mean().item()
+
+
+def test_the_loss_of_choices_is_the_mean_cross_entropy() -> None:
+    decoder = ChoiceDecoder([2, 4], 3, start=[0, 1])
+    torch.nn.init.zeros_(decoder.output.weight)
+    torch.nn.init.zeros_(decoder.output.bias)
+    loss = decoder(torch.randn(1, 3), torch.tensor([[1, 4]]))
+    assert loss.item() == pytest.approx((math.log(2) + math.log(4)) / 2)
+
+
+def test_it_trains_with_ppo_and_its_gradient_reaches_the_encoder_through_the_torso() -> None:
+    config = compose_config([
+        "env=TMaze", "model=tiny", "num_envs=4", "device=cpu", "policy.reconstruction_coef=0.5",
+        "torso.window_length=8", "torso.segment_length=8", "ppo.rollout_length=32",
+        "ppo.bptt_segments=4", "total_steps=128",
+    ])  # fmt: skip
+    env = EnvGroups(config.env, num_envs=4, num_groups=config.env_groups, seed=0)
+    run = Run(config, env)
+    run.collector.reset(seed=None)
+    assert run.iterate()["loss/reconstruction"] > 0
+    rollout = run.collector.rollout
+    spans = rollout.spans(torch.arange(4), rollout.value, rollout.value)
+    outputs, _ = run.policy(_inputs(spans), _memory(spans))
+    assert outputs.reconstruction_loss is not None
+    run.policy.zero_grad()
+    outputs.reconstruction_loss[:, -1].sum().backward()
+    assert all(
+        p.grad is not None and p.grad.abs().sum() > 0 for p in run.policy.encoder.parameters()
+    )
+    with torch.no_grad():
+        assert run.policy(_inputs(spans), _memory(spans))[0].reconstruction_loss is None
+    env.close()
+
+
+def test_without_a_weight_there_is_no_decoder() -> None:
+    config = compose_config(["env=TMaze"])
+    assert config.policy.reconstruction_coef == 0
+    with pytest.raises(ValueError, match=r"policy.reconstruction_coef=-1.* must be 0 or more"):
+        compose_config(["env=TMaze", "policy.reconstruction_coef=-1"])

@@ -1,0 +1,66 @@
+"""Every torso of the command line builds, at the size that is asked for, and plays and learns."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from mtxl_rl.config import choices, compose_config
+from mtxl_rl.torso import TorsoConfig, build_torso, count_parameters, match_parameters
+from mtxl_rl.torso.torso_config import DECAYS
+from mtxl_rl.train import run
+
+TORSOS = choices("torso")
+
+
+def test_the_command_line_offers_every_baseline_and_every_long_term_memory() -> None:
+    assert {"none", "gru", "lstm", "trxl", "gtrxl", "mtxl"} <= set(TORSOS)
+    offered = {compose_config(["env=TMaze", f"torso={name}"]).torso.long_term for name in TORSOS}
+    assert offered == set(DECAYS)
+
+
+@pytest.mark.parametrize("name", TORSOS)
+def test_every_torso_can_be_built_to_the_size_of_another(name: str) -> None:
+    target = count_parameters(compose_config(["env=TMaze", "model=small"]).torso)
+    config = compose_config(["env=TMaze", f"torso={name}", f"torso.num_parameters={target}"]).torso
+    torso = build_torso(config)
+    count = sum(parameter.numel() for parameter in torso.parameters())
+    width, step = torso.config.width, torso.config.width_multiple
+    for other in (width - step, width + step):  # No legal width comes nearer.
+        neighbour = count_parameters(replace(torso.config, width=other))
+        assert abs(neighbour - target) >= abs(count - target)
+    assert abs(count / target - 1) < 0.05
+    assert count == count_parameters(config)
+    assert match_parameters(match_parameters(config)) == match_parameters(config)
+
+
+@pytest.mark.parametrize("options", [
+    *([f"torso={name}"] for name in TORSOS),
+    ["torso.long_term=slots", "torso.slots.is_shared=true", "torso.slots.cell=nbrc"],
+    ["torso.long_term=tokens", "torso.tokens.bottleneck=true", "torso.position=rotary"],
+    ["torso.long_term=linear", "torso.decay=free", "torso.memory_layers=[2]"],
+])  # fmt: skip
+def test_every_torso_trains_and_acts_as_it_learns(options: list[str], tmp_path: Path) -> None:
+    folder = run(compose_config([
+        "env=TMaze", "env.corridor_length=9", "num_envs=4", "total_steps=256", "device=cpu",
+        *options, "torso.width=16", "torso.window_length=4", "torso.segment_length=4",
+        "ppo.rollout_length=32", "ppo.bptt_segments=4", "ppo.memory_refresh=epoch",
+        f"run_dir={tmp_path / 'run'}",
+    ]))  # fmt: skip
+    rows = (folder / "metrics.jsonl").read_text().splitlines()
+    assert len(rows) == 2  # PPO stops by itself where acting and learning disagree
+
+
+@pytest.mark.parametrize("kind", ["gru", "lstm"])
+def test_a_recurrent_torso_is_torchs_own_cell_step_by_step(kind: str) -> None:
+    torch.manual_seed(0)
+    torso = build_torso(TorsoConfig(kind=kind, width=6, num_layers=2)).double()
+    x, is_first = torch.randn(4, 19, 6).double(), torch.rand(4, 19) < 0.3
+    y, _ = torso(x, torso.initial_state(4), is_first)
+    for row in range(4):
+        state = None
+        for t in range(19):
+            state = None if is_first[row, t] else state
+            out, state = torso.cells(x[row, t, None, None], state)
+            torch.testing.assert_close(y[row, t], torso.norm(out[0, 0]))
