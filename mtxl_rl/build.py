@@ -10,6 +10,7 @@ from mtxl_rl.agents.collector import observation_shapes
 from mtxl_rl.agents.policy import Policy
 from mtxl_rl.agents.rollout import RolloutShape
 from mtxl_rl.config import TrainConfig
+from mtxl_rl.tracking.checkpoint import TrainingState
 
 
 def build_policy(config: TrainConfig, env: Any) -> Policy:  # noqa: ANN401
@@ -22,7 +23,7 @@ def build_policy(config: TrainConfig, env: Any) -> Policy:  # noqa: ANN401
     )
 
 
-def load_weights(policy: Policy, state: Mapping[str, Any], *, where: str) -> None:
+def load_weights(policy: Policy, state: TrainingState, *, where: str) -> None:
     """Give `policy` the weights of a checkpoint's state; `where` it comes from, for the message.
 
     Raises:

@@ -24,7 +24,7 @@ from mtxl_rl.torso import ActingMemory
 from mtxl_rl.torso.ranges import check_at_least
 from mtxl_rl.tracking import checkpoint
 from mtxl_rl.tracking.cli import command_line, make_writable, say, show
-from mtxl_rl.tracking.metrics import replace_file
+from mtxl_rl.tracking.files import atomic_write
 
 MEMORIES = ("on", "off", "noise")
 # How the options of the run begin that change an evaluation: what else it was trained with has no
@@ -224,12 +224,17 @@ def _write(
         "evidence": evidence(train, next(iter(results.values()))),
         "episodes": results,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, json.dumps(document).encode())
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(document))
 
 
 def _one(
-    config: EvaluateConfig, train: TrainConfig, state: dict[str, Any], *, memory: str, film: bool
+    config: EvaluateConfig,
+    train: TrainConfig,
+    state: checkpoint.TrainingState,
+    *,
+    memory: str,
+    film: bool,
 ) -> tuple[list[dict[str, float]], Film | None]:
     """The episodes, and the film of them if there is to be one."""
     torch.manual_seed(config.seed)

@@ -36,6 +36,7 @@ from mtxl_rl.torso import ActingMemory, MemoryTransformer, WindowedMemory, Windo
 from mtxl_rl.torso.ranges import check_at_least
 from mtxl_rl.tracking import checkpoint
 from mtxl_rl.tracking.cli import command_line, make_writable, say
+from mtxl_rl.tracking.files import atomic_write
 
 # B rows: episodes that are stepped together.
 
@@ -262,22 +263,19 @@ def run(config: ExportConfig) -> None:
     train = load_config(run_folder(source), here)
     state = checkpoint.load(source, which=config.which)
     make_writable(path)
-    unchecked = path.with_name(f".{path.name}")
-    unchecked.touch()  # Where it cannot be written, say so before it is compiled.
     torch.set_num_threads(1)
-    try:
-        with closing(make_vector_env(train.env, num_envs=config.num_rows, seed=0)) as env:
-            policy = build_policy(train, env).eval()
-            load_weights(policy, state, where=config.checkpoint)
-            if config.weights == "bfloat16":
-                policy = narrowed(policy)
-            shapes = observation_shapes(env.single_observation_space, policy)
-            export_policy(policy, shapes, unchecked, num_rows=config.num_rows, greedy=config.greedy)
-            actor = Actor(env, policy, shapes=shapes)
-            compared = compare(policy, ExportedPolicy(unchecked), actor, config)
-        unchecked.replace(path)
-    finally:
-        unchecked.unlink(missing_ok=True)
+    with (
+        closing(make_vector_env(train.env, num_envs=config.num_rows, seed=0)) as env,
+        atomic_write(path) as unchecked,
+    ):
+        policy = build_policy(train, env).eval()
+        load_weights(policy, state, where=config.checkpoint)
+        if config.weights == "bfloat16":
+            policy = narrowed(policy)
+        shapes = observation_shapes(env.single_observation_space, policy)
+        export_policy(policy, shapes, unchecked, num_rows=config.num_rows, greedy=config.greedy)
+        actor = Actor(env, policy, shapes=shapes)
+        compared = compare(policy, ExportedPolicy(unchecked), actor, config)
     say(f"{path}: {path.stat().st_size / 1e6:.1f} MB; {compared}")
 
 

@@ -40,7 +40,8 @@ from mtxl_rl.envs.registry import stream_seed
 from mtxl_rl.runtime.profiler import RunProfile
 from mtxl_rl.torso import save_torso
 from mtxl_rl.tracking import checkpoint
-from mtxl_rl.tracking.cli import claimed, console, one_sentence_errors, say, stop_requests
+from mtxl_rl.tracking.cli import console, one_sentence_errors, say, stop_requests
+from mtxl_rl.tracking.files import run_lock
 from mtxl_rl.tracking.metrics import METRICS_FILE, MetricsLogger
 from mtxl_rl.tracking.progress import Progress
 
@@ -105,15 +106,13 @@ class Run:
         # Of a few episodes a mean may be the best of all for ever.
         episodes = self.collector.episodes
         score = episodes.means().get("episode/return") if episodes.is_full else None
-        state = {
+        state: checkpoint.TrainingState = {
             "step": self.step,
             "agent": self.agent.state_dict(),
             "collector": self.collector.state_dict(),
             "env": _plain(self.env.get_state()) if self.env.supports_state else None,
         }
-        return checkpoint.save(
-            run_dir, state, step=self.step, score=score, keep_last=self.config.keep_checkpoints
-        )
+        return checkpoint.save(run_dir, state, score=score, keep_last=self.config.keep_checkpoints)
 
     def start(self, *, seed: int | None) -> None:
         """Begin an episode in every environment; see `Actor.reset`."""
@@ -127,7 +126,7 @@ class Run:
         if self.profile is not None:
             self.profile.profile.resume()
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: checkpoint.TrainingState) -> None:
         """Go on from a checkpoint; environments that cannot be saved start new episodes."""
         try:
             self.agent.load_state_dict(state["agent"])
@@ -174,7 +173,7 @@ def _run(config: TrainConfig) -> tuple[Path, bool]:
             console.print(bytes_table(predicted_bytes(config, env)), highlight=False)
             return Path(), False
         run_dir = Path(config.run_dir or _new_run_dir(config))
-        with claimed(run_dir):
+        with run_lock(run_dir):
             this = _begin(config, env, run_dir)
             was_stopped = _loop(this, run_dir)
             if not (run_dir / "config.yaml").exists():  # Nothing was left, in another folder.
@@ -204,7 +203,7 @@ def _begin(config: TrainConfig, env: EnvGroups, run_dir: Path) -> Run:
     return this
 
 
-def _load(config: TrainConfig, run_dir: Path) -> dict[str, Any]:
+def _load(config: TrainConfig, run_dir: Path) -> checkpoint.TrainingState:
     """The state to go on from; a run that goes on in another folder takes its metrics along."""
     source = Path(config.resume)
     state = checkpoint.load(source)

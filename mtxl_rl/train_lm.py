@@ -18,7 +18,8 @@ from mtxl_rl.language_model.model import AutoregressiveWrapper, MemoryTransforme
 from mtxl_rl.torso import save_torso
 from mtxl_rl.torso.ranges import check_at_least
 from mtxl_rl.torso.torso_config import DECAYS
-from mtxl_rl.tracking.cli import claimed, command_line, say, stop_requests
+from mtxl_rl.tracking.cli import command_line, say, stop_requests
+from mtxl_rl.tracking.files import run_lock
 from mtxl_rl.tracking.metrics import MetricsLogger
 
 RECALL = "recall"
@@ -194,7 +195,7 @@ def run(config: LMConfig) -> Path:
     ).to(device)  # fmt: skip
     now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     run_dir = Path(config.run_dir or Path("runs") / "lm" / now)
-    with claimed(run_dir):
+    with run_lock(run_dir):
         if (run_dir / "config.yaml").exists():
             raise ValueError(f"run_dir={run_dir} already holds a run; choose another run_dir")
         size = sum(parameter.numel() for parameter in model.parameters())

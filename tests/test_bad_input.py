@@ -215,7 +215,7 @@ def test_what_is_no_agents_run_is_told(tmp_path: Path, capsys: pytest.CaptureFix
         capsys.readouterr()
         assert told in sentence(capsys, f"checkpoint={folder}", module=evaluate)
     said = sentence(capsys, "env=TMaze", "run_dir=/proc/x", *SIZES)
-    assert said.startswith("error: run_dir=/proc/x cannot be made")
+    assert said.startswith("error: run_dir=/proc/x cannot be created")
 
 
 def test_a_finished_run_says_so_and_ignores_no_option(
@@ -387,7 +387,7 @@ def test_a_disk_that_takes_no_more_ends_in_one_sentence_and_keeps_what_was_saved
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 1
-    assert done.stderr.startswith("error: cannot write the checkpoint")
+    assert done.stderr.startswith(f"error: cannot write {saved.parent}")
     assert done.stderr.count("\n") == 1
     assert checkpoint.load(folder)["step"] == 64
 

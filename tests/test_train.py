@@ -23,7 +23,7 @@ from mtxl_rl.config import (
 from mtxl_rl.envs.groups import EnvGroups
 from mtxl_rl.envs.registry import make_vector_env, stream_seed
 from mtxl_rl.tracking import checkpoint
-from mtxl_rl.tracking.cli import claimed
+from mtxl_rl.tracking.files import run_lock
 from mtxl_rl.train import Run, main, run
 
 TINY = [
@@ -231,7 +231,7 @@ def test_two_trainings_cannot_share_a_folder_and_a_killed_one_does_not_keep_it(
             assert time.monotonic() < deadline
             time.sleep(0.1)
         for options in (overrides, [*overrides, f"resume={folder}"]):
-            with pytest.raises(ValueError, match="is in use by a training that is under way"):
+            with pytest.raises(ValueError, match="is in use by another training process"):
                 run(compose_config(options))
     finally:
         first.kill()
@@ -243,7 +243,7 @@ def test_two_trainings_cannot_share_a_folder_and_a_killed_one_does_not_keep_it(
 
 def test_who_is_refused_a_folder_does_not_remove_it(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    with claimed(folder), pytest.raises(ValueError, match="is in use"), claimed(folder):
+    with run_lock(folder), pytest.raises(ValueError, match="is in use"), run_lock(folder):
         pass
     assert folder.is_dir()
 

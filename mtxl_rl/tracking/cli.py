@@ -4,16 +4,13 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
 from rich.console import Console
 from rich.table import Table
 from yaml import YAMLError  # type: ignore[import-untyped]
-
-if sys.platform != "win32":
-    import fcntl
 
 console = Console()
 _NO_LIMIT = 10_000
@@ -87,60 +84,6 @@ def make_writable(path: Path) -> None:
     except OSError as error:
         why = error.strerror or str(error)
         raise ValueError(f"{path} cannot be written: {why}; choose another place") from error
-
-
-@contextmanager
-def claimed(run_dir: Path) -> Iterator[None]:
-    """Make the folder of a run where it is missing, and keep every other process out of it.
-
-    The lock is on the folder itself: it leaves no file behind, and ends with the process however
-    that ends, so that a killed run can go on. A system without such locks lets all in.
-
-    Raises:
-        ValueError: another process has claimed it, or it is a file.
-        OSError: it cannot be made.
-    """
-    is_new = not run_dir.exists()
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise ValueError(
-            f"run_dir={run_dir} is a file or lies below one; give the name of a folder"
-        ) from error
-    except OSError as error:
-        raise OSError(
-            f"run_dir={run_dir} cannot be made: {error.strerror or error}; choose another run_dir"
-        ) from error
-    with _locked(run_dir):
-        try:
-            yield
-        except BaseException:
-            if is_new:  # Only an empty one goes: a run that has begun stays.
-                with suppress(OSError):
-                    run_dir.rmdir()
-            raise
-
-
-@contextmanager
-def _locked(run_dir: Path) -> Iterator[None]:
-    if sys.platform == "win32":  # It cannot lock a folder.
-        yield
-        return
-    descriptor = os.open(run_dir, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
-        raise ValueError(
-            f"run_dir={run_dir} is in use by a training that is under way; choose another run_dir, "
-            "or stop that one first"
-        ) from error
-    except OSError:
-        pass  # Some network file systems have no locks.
-    try:
-        yield
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -1,31 +1,33 @@
-"""What a run writes down as it goes: `metrics.jsonl`, TensorBoard, and means over episodes.
+"""Metrics of a run: `metrics.jsonl`, TensorBoard, and means over recent episodes.
 
-Names are the field's (`episode/return`, `loss/policy`, `ppo/approx_kl`) and belong to the callers.
+The callers choose the metrics' names, such as `episode/return`, `loss/policy`, `ppo/approx_kl`.
 """
 
-import errno
 import json
 import math
 import os
 import statistics
 import warnings
 from collections import deque
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple
 
+from mtxl_rl.tracking.files import atomic_write, explained_write_errors
+
 METRICS_FILE = "metrics.jsonl"
 Row = dict[str, float | int | None]
+_ADVICE = "earlier rows are kept; free space and resume, or choose another folder with run_dir="
 
 
 class MetricsLogger:
-    """Writes every row of metrics to `RUN_DIR/metrics.jsonl` and to TensorBoard, at once.
+    """Writes each row of metrics to `RUN_DIR/metrics.jsonl` and to TensorBoard, unbuffered.
 
-    A row is one flat JSON object on one line, "step" first, NaN and infinities as null. A row
-    that the disk refuses is taken back, so the file holds whole lines; only a kill can tear the
-    last one, and it is dropped when the file is opened again.
+    A row is one flat JSON object on one line, with "step" first, and NaN and infinities as null.
+    If a write fails, the file is cut back to its whole lines. Only a killed process can leave an
+    incomplete last line, which is dropped when the file is next opened.
     """
 
     def __init__(self, run_dir: Path | str) -> None:
@@ -35,7 +37,7 @@ class MetricsLogger:
         self._purge_step: int | None = None
 
     def __enter__(self) -> "MetricsLogger":
-        with _explained(self.path):
+        with self._explained_errors():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._open()
         return self
@@ -48,23 +50,23 @@ class MetricsLogger:
     ) -> None:
         self._close_file()
         try:
-            with _explained(self.path):
+            with self._explained_errors():
                 self._close_writer()
         except OSError:
-            if error is None:  # Otherwise the first failure is the one to hear about.
+            if error is None:  # Otherwise the first error is the one to report.
                 raise
 
     def log(self, metrics: Mapping[str, float | int], *, step: int) -> None:
-        """Write one row; a kill after this returns does not lose it.
+        """Write one row. A process killed after this returns does not lose it.
 
         Raises:
-            ValueError: A metric is no number or is named "step".
-            OSError: The disk is full; the rows before are kept.
+            ValueError: A metric is not a number, or is named "step".
+            OSError: The row cannot be written. Earlier rows are kept.
         """
         assert self._file is not None, "use MetricsLogger in a with statement"
         row = {name: _number(name, value) for name, value in metrics.items()}
         line = json.dumps({"step": step} | {name: _finite(value) for name, value in row.items()})
-        with _explained(self.path):
+        with self._explained_errors():
             _append(self._file, f"{line}\n".encode())
             writer = self._tensorboard()
             for name, value in row.items():
@@ -72,24 +74,25 @@ class MetricsLogger:
             writer.flush()
 
     def truncate_after(self, step: int) -> None:
-        """Forget the rows later than `step`, here and in TensorBoard: the run goes on from there.
-
-        The rows that stay are copied to a new file which then replaces the old one, so a kill
-        in between loses none of them.
-        """
+        """Remove the rows later than `step`, also from TensorBoard, before a run resumes there."""
         assert self._file is not None, "use MetricsLogger in a with statement"
         self._close_file()
-        with _explained(self.path):
+        with self._explained_errors():
             self._close_writer()
             lines = self.path.read_bytes().splitlines(keepends=True)
-            kept = [line for line in lines if _is_kept(line, step=step, path=self.path)]
-            if len(kept) < len(lines):
-                replace_file(self.path, b"".join(kept))
+        kept = [line for line in lines if _is_kept(line, step=step, path=self.path)]
+        if len(kept) < len(lines):
+            with atomic_write(self.path, advice=_ADVICE) as temporary:
+                temporary.write_bytes(b"".join(kept))
+        with self._explained_errors():
             self._open()
         self._purge_step = step + 1
 
+    def _explained_errors(self) -> AbstractContextManager[None]:
+        return explained_write_errors(self.path, advice=_ADVICE)
+
     def _open(self) -> None:
-        _drop_torn_line(self.path)
+        _drop_incomplete_line(self.path)
         self._file = self.path.open("ab", buffering=0)
 
     def _close_file(self) -> None:
@@ -111,11 +114,11 @@ class MetricsLogger:
 
 
 def read_rows(run_dir: Path | str) -> list[Row]:
-    """The rows of a run's `metrics.jsonl`; a last one that is still being written is left out.
+    """Return the rows of a run's `metrics.jsonl`, without an incomplete last line.
 
     Raises:
-        FileNotFoundError: the folder has no metrics.
-        ValueError: a row is no JSON object.
+        FileNotFoundError: The folder has no metrics.
+        ValueError: A row is not a JSON object.
     """
     path = Path(run_dir) / METRICS_FILE
     if not path.is_file():
@@ -124,17 +127,17 @@ def read_rows(run_dir: Path | str) -> list[Row]:
     try:
         return [dict(json.loads(line)) for line in lines]
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} holds a row that is no JSON object: {error}") from error
+        raise ValueError(f"{path} holds a row that is not a JSON object: {error}") from error
 
 
 class _Episode(NamedTuple):
     episode_return: float
     length: float
-    success: float | None
+    success: float | None  # None where success is undefined.
 
 
 class EpisodeWindow:
-    """Means over the last `size` episodes that ended, whichever environment they ended in."""
+    """Means over the last `size` episodes that ended, in any environment."""
 
     def __init__(self, *, size: int = 100) -> None:
         if size < 1:
@@ -146,7 +149,7 @@ class EpisodeWindow:
 
     @property
     def is_full(self) -> bool:
-        """Whether the means are over `size` episodes."""
+        """Whether it holds `size` episodes."""
         return len(self._episodes) == self._episodes.maxlen
 
     def add(
@@ -156,11 +159,11 @@ class EpisodeWindow:
         episode_length: float | int,
         episode_success: float | None = None,
     ) -> None:
-        """Count an episode; `episode_success` is 0 or 1, or None where success is undefined."""
+        """Add an episode. `episode_success` is 0 or 1, or None where success is undefined."""
         self._episodes.append(_Episode(episode_return, episode_length, episode_success))
 
     def means(self) -> dict[str, float]:
-        """Return `episode/return`, `episode/length` and `episode/success`, those that are known."""
+        """Return the means, named `episode/return`, `episode/length` and `episode/success`."""
         successes = [episode.success for episode in self._episodes if episode.success is not None]
         columns = {
             "episode/return": [episode.episode_return for episode in self._episodes],
@@ -170,26 +173,25 @@ class EpisodeWindow:
         return {name: statistics.fmean(column) for name, column in columns.items() if column}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the episodes as plain numbers, oldest first."""
+        """Return the episodes as lists of numbers, oldest first."""
         return {"episodes": [list(episode) for episode in self._episodes]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over the episodes of another window; of more than `size`, the last ones."""
+        """Replace the episodes by those of another window, keeping the last `size`."""
         self._episodes.clear()
         self._episodes.extend(_Episode(*episode) for episode in state["episodes"])
 
 
 def _number(name: str, value: object) -> float | int:
     if name == "step":
-        raise ValueError('a metric is named "step", which is the step of the row; rename it')
+        raise ValueError('a metric is named "step", which every row has already; rename it')
     if type(value) is int:
         return value
     try:
         return float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
-            f"the metric {name!r} is a {type(value).__name__} and not one number; "
-            "reduce it to a float first"
+            f"the metric {name!r} is a {type(value).__name__}, not a number; reduce it to a float"
         ) from error
 
 
@@ -198,26 +200,23 @@ def _finite(value: float | int) -> float | int | None:
 
 
 def _append(file: BinaryIO, line: bytes) -> None:
-    """Write the whole line or leave the file as it was; a full disk writes the part that fits."""
+    """Write the whole line, or restore the file: a full disk accepts the part that fits."""
     start = file.seek(0, os.SEEK_END)
     try:
-        rest = memoryview(line)
-        while rest:
-            rest = rest[file.write(rest) :]
+        remaining = memoryview(line)
+        while remaining:
+            remaining = remaining[file.write(remaining) :]
     except BaseException:
         file.truncate(start)
         raise
 
 
-def _drop_torn_line(path: Path) -> None:
-    """Cut what follows the last line end: a killed process was writing it."""
+def _drop_incomplete_line(path: Path) -> None:
+    """Cut the file after its last line end."""
     if not path.exists():
         return
     with path.open("rb+") as file:
-        content = file.read()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            file.truncate(whole)
+        file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def _is_kept(line: bytes, *, step: int, path: Path) -> bool:
@@ -226,29 +225,3 @@ def _is_kept(line: bytes, *, step: int, path: Path) -> bool:
     except (ValueError, KeyError, TypeError):
         warnings.warn(f"dropped an unreadable line of {path}: {line[:80]!r}", stacklevel=4)
         return False
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write `path` whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Turn an OSError into one sentence that says what to do; the errno stays."""
-    try:
-        yield
-    except OSError as error:
-        message = (
-            f"cannot write the metrics to {path}: {error.strerror or error}; the rows before are "
-            "kept; free space and resume, or choose another folder with run_dir="
-        )
-        raise OSError(error.errno or errno.EIO, message) from error
