@@ -254,7 +254,6 @@ def _loop(this: Run, run_dir: Path) -> bool:
             config.total_steps,
             console=console,
             initial_step=this.step,
-            compiles_first=config.compile,
         ) as progress,
     ):
         logger.truncate_after(this.step)

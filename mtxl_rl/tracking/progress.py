@@ -1,55 +1,50 @@
-"""How a run is going: a live display on a terminal, a line every ten seconds anywhere else.
-
-Nothing is measured here but time; the numbers are those of `mtxl_rl.tracking.metrics`.
-"""
+"""Progress of a training run: a live display in a terminal, one line per interval elsewhere."""
 
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from types import TracebackType
-from typing import NamedTuple
 
-from rich.console import Console, ConsoleOptions
-from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.segment import Segment
+import rich.progress
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-# What is shown, in this order, when the metrics hold it.
-_SHOWN = {
-    "return": "episode/return",
-    "success": "episode/success",
-    "policy loss": "loss/policy",
-    "value loss": "loss/value",
-    "entropy": "ppo/entropy",
-    "approx KL": "ppo/approx_kl",
-    "ratio dev.": "ppo/ratio_deviation",
+# Labels of the metrics to show, in this order.
+_LABELS = {
+    "episode/return": "return",
+    "episode/success": "success",
+    "loss/policy": "policy loss",
+    "loss/value": "value loss",
+    "ppo/entropy": "entropy",
+    "ppo/approx_kl": "approx KL",
+    "ppo/ratio_deviation": "ratio dev.",
 }
-_CELL = 22  # Columns for a label and its value: 11 + 1 + 10.
-_GAP = 3
-_ONE_LINE_BAR = 64  # From this width on, the bar stands beside the step count.
-_RATE_SECONDS = 30.0
-
-
-class _Mark(NamedTuple):
-    seconds: float
-    step: int
+_COLUMNS = (
+    TextColumn("{task.completed:,.0f}/{task.total:,.0f} steps"),
+    BarColumn(bar_width=None),
+    TextColumn("{task.percentage:.0f}%"),
+    TextColumn("{task.fields[speed]} steps/s"),
+    TimeElapsedColumn(),
+    TextColumn("ETA"),
+    TimeRemainingColumn(),
+)
+_SPEED_SECONDS = 300.0
 
 
 class Progress:
-    """A context manager that shows how far a run is, how fast, and how well it learns.
+    """A context manager that shows the step, the speed and the metrics of a training run.
 
-    Speed and remaining time are those of the last half minute. Leaving it, also by an exception,
-    gives the terminal its cursor back and leaves the last numbers on the screen.
+    The speed is the mean over the last five minutes, without the first update, which may include
+    compiling. Output errors, such as a closed terminal, end the display and not the run.
 
     Args:
-        total_steps: Where the run ends.
-        console: Where to show it; what it knows of the terminal decides the form.
-        initial_step: Where a resumed run starts; it counts for the bar and not for the speed.
-        compiles_first: The first update comes after compiling, which is not counted in the speed.
+        total_steps: Step at which the run ends.
+        console: Where to print.
+        initial_step: Step at which a resumed run starts.
         line_seconds: Seconds between lines where there is no terminal.
-        clock: Seconds that only grow.
+        clock: Returns the time in seconds.
     """
 
     def __init__(
@@ -58,29 +53,30 @@ class Progress:
         *,
         console: Console,
         initial_step: int = 0,
-        compiles_first: bool = False,
         line_seconds: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.total_steps = total_steps
-        self.step = initial_step
-        self._metrics: Mapping[str, float | int] = {}
         self._console = console
         self._clock = clock
-        self._begun = clock()
-        self._marks = deque([_Mark(self._begun, initial_step)])
-        self._starts_late = compiles_first
         self._line_seconds = line_seconds
-        self._next_line = self._begun
-        self._is_told = True
-        self._live: Live | None = None
+        self._next_line = clock()
+        self._is_live = console.is_terminal and not console.is_dumb_terminal
+        self._has_unprinted_update = False
+        self._display = _Display(
+            *_COLUMNS,
+            console=console,
+            disable=not self._is_live,
+            speed_estimate_period=_SPEED_SECONDS,
+            get_time=clock,
+        )
+        task_id = self._display.add_task(
+            "", total=total_steps, completed=initial_step, speed="-", metrics=""
+        )
+        self._task: Task = self._display.tasks[task_id]
 
     def __enter__(self) -> "Progress":
-        self._begun = self._next_line = self._clock()
-        self._marks = deque([_Mark(self._begun, self.step)])
-        if self._console.is_terminal and not self._console.is_dumb_terminal:
-            self._live = Live(self, console=self._console, refresh_per_second=4)
-            self._live.start(refresh=True)
+        with _ignored_output_errors():
+            self._display.start()
         return self
 
     def __exit__(
@@ -89,84 +85,58 @@ class Progress:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
-        elif not self._is_told:
-            self._tell()
+        with _ignored_output_errors():
+            self._display.stop()
+            if self._has_unprinted_update and not self._is_live:
+                self._print_line()
 
     def update(self, step: int, metrics: Mapping[str, float | int]) -> None:
-        """Show this step and these metrics from now on."""
-        now = self._clock()
-        self.step, self._metrics = step, dict(metrics)
-        if self._starts_late:
-            self._marks.clear()
-            self._starts_late = False
-        self._marks.append(_Mark(now, step))
-        while len(self._marks) > 2 and now - self._marks[1].seconds >= _RATE_SECONDS:
-            self._marks.popleft()
-        self._is_told = False
-        if self._live is None and now >= self._next_line:
-            self._tell()
-            self._next_line = now + self._line_seconds
+        """Show this step and these metrics."""
+        self._display.update(self._task.id, completed=step)
+        speed = self._task.speed
+        text = " | ".join(
+            f"{label} {metrics[name]:.3g}" for name, label in _LABELS.items() if name in metrics
+        )
+        with _ignored_output_errors():
+            self._display.update(
+                self._task.id, speed="-" if speed is None else f"{speed:,.0f}", metrics=text
+            )
+            self._has_unprinted_update = True
+            if not self._is_live and self._clock() >= self._next_line:
+                self._print_line()
+                self._next_line = self._clock() + self._line_seconds
 
-    def __rich_console__(
-        self, console: Console, options: ConsoleOptions
-    ) -> Iterator[Text | ProgressBar | Segment]:
-        """Draw the display into the width there is."""
-        width = options.max_width
-        count = f"{self.step:,} / {self.total_steps:,} steps {self._percent()}"
-        beside = width >= _ONE_LINE_BAR
-        yield _line(count, end="  " if beside else "\n")
-        bar_width = width - len(count) - 2 if beside else width
-        yield ProgressBar(total=max(self.total_steps, 1), completed=self.step, width=bar_width)
-        yield Segment.line()
-        num_columns = max(1, (width + _GAP) // (_CELL + _GAP))
-        cells = [f"{label:<11} {text:>10}" for label, text in self._cells().items()]
-        for row in range(0, len(cells), num_columns):
-            yield _line((" " * _GAP).join(cells[row : row + num_columns]))
-
-    def _tell(self) -> None:
-        """Print one line, however long."""
-        cells = " | ".join(f"{label} {text}" for label, text in self._cells().items())
-        line = f"step {self.step:,}/{self.total_steps:,} ({self._percent()}) | {cells}"
+    def _print_line(self) -> None:
+        task = self._task
+        cells = [
+            f"step {task.completed:,.0f}/{task.total:,.0f} ({task.percentage:.0f}%)",
+            f"steps/s {task.fields['speed']}",
+            f"elapsed {_duration(task.elapsed)}",
+            f"ETA {_duration(task.time_remaining)}",
+            task.fields["metrics"],
+        ]
+        line = " | ".join(cell for cell in cells if cell)
         self._console.print(line, soft_wrap=True, highlight=False, markup=False)
-        self._is_told = True
-
-    def _cells(self) -> dict[str, str]:
-        rate = self._steps_per_second()
-        left = max(self.total_steps - self.step, 0)
-        cells = {
-            "steps/s": "-" if rate is None else f"{rate:,.0f}",
-            "elapsed": _duration(self._clock() - self._begun),
-            "ETA": "-" if not rate else _duration(left / rate),
-        }
-        return cells | dict(self._known())
-
-    def _known(self) -> Iterator[tuple[str, str]]:
-        metrics = self._metrics
-        for label, name in _SHOWN.items():
-            if name in metrics:
-                yield label, f"{metrics[name]:.3g}"
-
-    def _steps_per_second(self) -> float | None:
-        first, last = self._marks[0], self._marks[-1]
-        seconds = last.seconds - first.seconds
-        return (last.step - first.step) / seconds if seconds > 0 else None
-
-    def _percent(self) -> str:
-        # Cut and not rounded: 100% means that the run is over.
-        return f"{min(100 * self.step // max(self.total_steps, 1), 100)}%"
+        self._has_unprinted_update = False
 
 
-def _line(content: str, *, end: str = "\n") -> Text:
-    return Text(content, no_wrap=True, overflow="crop", end=end)
+class _Display(rich.progress.Progress):
+    """A progress bar with the metrics below it."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        for task in self.tasks:
+            yield Text(task.fields["metrics"])
 
 
-def _duration(seconds: float) -> str:
-    """Hours, minutes and seconds in at most 10 columns."""
-    if seconds >= 100 * 24 * 3600:
-        return "> 99 days"
-    whole = timedelta(seconds=int(seconds))
-    clock = str(timedelta(seconds=whole.seconds))
-    return f"{whole.days}d {clock[:-3]}" if whole.days else clock
+@contextmanager
+def _ignored_output_errors() -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, SystemExit):
+        # A closed terminal, a closed file, and what rich raises for a broken pipe.
+        return
+
+
+def _duration(seconds: float | int | None) -> str:
+    return "-" if seconds is None else str(timedelta(seconds=int(seconds)))
