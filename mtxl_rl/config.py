@@ -15,8 +15,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mtxl_rl.agents.policy import PolicyConfig
 from mtxl_rl.agents.ppo import PPOConfig
+from mtxl_rl.envs.names import nearest_names
 from mtxl_rl.envs.registry import ENVS
-from mtxl_rl.envs.wrappers.checked import nearest_names
 from mtxl_rl.torso import TorsoConfig
 from mtxl_rl.torso.ranges import check_at_least
 from mtxl_rl.torso.torso_config import say_read

@@ -1,4 +1,4 @@
-"""Loops that NumPy cannot do: compiled where numba is installed, else as they stand."""
+"""Compile loops that NumPy cannot vectorise, with numba where it is installed."""
 
 import functools
 import importlib
@@ -8,15 +8,16 @@ from typing import Any
 
 
 @functools.cache
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function by numba, which compiles it at its first call and keeps the code on disk.
+def jit(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function compiled by numba, or the function itself where numba is missing.
 
-    Without numba it is the function itself: the same results, some fifty times slower.
+    Both return the same results; the uncompiled function takes about fifty times longer. Numba
+    compiles at the first call and caches the machine code on disk.
     """
     try:
         numba = importlib.import_module("numba")
     except ImportError:
         return function
-    # Tests wrap every function in a type checker; numba needs the function itself.
-    quick: Callable[..., Any] = numba.njit(inspect.unwrap(function), cache=True)
-    return quick
+    # Tests wrap every function in a type checker; numba needs the function inside.
+    compiled: Callable[..., Any] = numba.njit(inspect.unwrap(function), cache=True)
+    return compiled

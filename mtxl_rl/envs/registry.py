@@ -1,4 +1,4 @@
-"""The environments by name, and the one function that makes them."""
+"""Table of environments by name, and the function that creates them."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -11,26 +11,29 @@ from mtxl_rl.envs.backends.gymnasium_env import GymnasiumConfig, make_gymnasium
 from mtxl_rl.envs.memory_maze.packages import check_packages
 from mtxl_rl.envs.memory_maze.spec import MemoryMazeConfig
 from mtxl_rl.envs.memory_maze_original import MemoryMazeOriginalConfig
+from mtxl_rl.envs.names import nearest_names
 from mtxl_rl.envs.tasks.catalog import TASKS
-from mtxl_rl.envs.wrappers.checked import CheckedVectorEnv, nearest_names
+from mtxl_rl.envs.wrappers.checked import CheckedVectorEnv
 from mtxl_rl.envs.wrappers.chosen_actions import choose_actions
 
 
 @runtime_checkable
 class EnvConfig(Protocol):
-    """The config of any environment: a dataclass whose `name` says which.
+    """The config of any environment: a dataclass whose `name` is a key of `ENVS`.
 
-    Where all episodes last equally long, a property `steps_per_episode` may name the length, and a
-    run whose rollouts are shorter spreads its environments over it (`stagger_steps`).
+    Where all episodes have the same length, a property `steps_per_episode` may return it (0 where
+    they do not). A run whose rollouts are shorter then staggers its environments
+    (`stagger_steps`).
     """
 
     name: str
 
 
 class EnvEntry(NamedTuple):
-    """An environment's config, and what makes it: `make(config, num_envs=..., seed=...)`.
+    """An environment's config class and its factory `make(config, num_envs=..., seed=...)`.
 
-    What it makes resets itself in ``NEXT_STEP`` mode, and its first ``reset()`` uses the seed.
+    The vector environment must autoreset in ``NEXT_STEP`` mode and use the seed in its first
+    ``reset()``.
     """
 
     config_class: type
@@ -75,27 +78,27 @@ ENVS: dict[str, EnvEntry] = {
 
 
 def env_entry(name: str) -> EnvEntry:
-    """The environment of a name."""
+    """Return the entry of a name, or raise ValueError with the known names."""
     if name not in ENVS:
         known = ", ".join(nearest_names(name, ENVS))
         raise ValueError(
-            f"env.name={name} is unknown; the known names, nearest first, are {known}."
+            f"env.name={name} is unknown; the known names, most similar first, are {known}."
         )
     return ENVS[name]
 
 
 def stream_seed(*key: int) -> int:
-    """A seed for vector environments, far from that of any other key.
+    """Return a seed for a vector environment, drawn from ``SeedSequence(key)``.
 
-    Most vector environments give environment i the seed plus i. So the runs of seeds 0 and 1 would
-    share nearly all environments; with seeds drawn from ``SeedSequence(key)`` two runs of n
-    environments share any with a probability of about n / 2^30.
+    Most vector environments seed environment i with seed + i, so that the runs of seeds 0 and 1
+    would share all but one environment. With these seeds two runs of n environments share any with
+    a probability of about n / 2^30.
     """
     return int(np.random.SeedSequence(key).generate_state(1)[0] >> 1)
 
 
 def make_vector_env(config: EnvConfig, *, num_envs: int, seed: int) -> CheckedVectorEnv:
-    """The vector environment that a config describes, inside a `CheckedVectorEnv`.
+    """Create the vector environment of a config, wrapped in a `CheckedVectorEnv`.
 
     Args:
         config: The config of the environment.
@@ -105,7 +108,7 @@ def make_vector_env(config: EnvConfig, *, num_envs: int, seed: int) -> CheckedVe
     entry = env_entry(config.name)
     if not isinstance(config, entry.config_class):
         raise ValueError(
-            f"env.name={config.name} came with a {type(config).__name__}; give it a "
+            f"env.name={config.name} came with a {type(config).__name__}; pass a "
             f"{entry.config_class.__name__}."
         )
     if num_envs < 1 or seed < 0:

@@ -234,7 +234,7 @@ def test_a_restored_state_goes_on_bit_for_bit(make: Make) -> None:
     env = make()
     env.reset()
     if not env.supports_state:
-        with pytest.raises(ValueError, match="cannot be saved and restored; ask supports_state"):
+        with pytest.raises(ValueError, match="cannot be saved and restored; check supports_state"):
             env.get_state()
         return
     actions = actions_for(env)

@@ -21,7 +21,8 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from mtxl_rl.envs.backends.covered_spaces import MISSION_SPACE, cells_space, word_numbers
-from mtxl_rl.envs.wrappers.checked import Observations, nearest_names, reset_mask
+from mtxl_rl.envs.names import nearest_names
+from mtxl_rl.envs.wrappers.checked import Observations, reset_mask
 from mtxl_rl.envs.wrappers.chosen_actions import choose_actions
 
 # What this module sets itself, or what would break the order of the rows.

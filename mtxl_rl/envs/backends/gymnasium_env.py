@@ -13,7 +13,7 @@ import gymnasium
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 
 from mtxl_rl.envs.backends.covered_spaces import cover
-from mtxl_rl.envs.wrappers.checked import nearest_names
+from mtxl_rl.envs.names import nearest_names
 
 
 class Package(NamedTuple):

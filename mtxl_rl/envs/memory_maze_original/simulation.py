@@ -3,7 +3,7 @@
 What decides an episode is still the original's own code: the package memory-maze draws every random
 number, lays out the maze, places walker and targets, and says what is rewarded. Replaced is the
 machinery around it, dm_control's per-substep and per-frame Python. Each shortcut says why it
-changes nothing, and tests/envs/test_memory_maze_original.py compares rewards and frames with the
+changes nothing, and tests/envs/memory_maze_original compares rewards and frames with the
 untouched package.
 """
 

@@ -1,14 +1,41 @@
-"""POPGym's card games of memory: repeat the first, repeat a previous, autoencode, count.
+"""POPGym's card games: RepeatFirst, RepeatPrevious, Autoencode and CountRecall.
 
-Morad et al. (2023), "POPGym: Benchmarking Partially Observable Reinforcement Learning",
-https://openreview.net/forum?id=chDrutUTs0K. Rules, rewards, lengths and the three difficulties are
-those of popgym 1.0.7; observations that are tuples there are MultiDiscrete here. A deck is 52
-cards: 4 suits of 13 ranks, half of each colour. Every game's best return is 1 and its worst -1.
+Source: Morad et al. (2023), "POPGym: Benchmarking Partially Observable Reinforcement Learning",
+https://openreview.net/forum?id=chDrutUTs0K. Rules, rewards, episode lengths and difficulties equal
+popgym 1.0.7; its tuple observations are MultiDiscrete here. `concentration.py` holds a fifth game.
+
+Rules: shuffled decks of 52 cards (4 suits of 13 ranks, half of each colour) are dealt card by card,
+and the agent answers a question about the cards it has seen. n is the number of cards.
+
+============== ============================= =================================== ==============
+task           question                      observation                         episode length
+============== ============================= =================================== ==============
+RepeatFirst    the first card's suit         suit of the card just dealt         n - 1
+RepeatPrevious the suit k - 1 cards before   suit of the card just dealt         n - 1
+Autoencode     the suits, last card first,   [1 while cards are shown, else 0;   2n - 1
+               once all cards were shown     suit, 0 once all were shown]
+CountRecall    how many cards of a kind were [kind just dealt, kind asked about] n - 1
+               dealt, the newest included
+============== ============================= =================================== ==============
+
+Action: the answer, a suit (0 .. 3) or for CountRecall a count (0 .. cards of one kind).
+Reward: 1 / questions for a right answer, -1 / questions for a wrong one. The return is -1 .. 1.
+
+========================= ======== ======== ========
+decks (kinds, or k)       easy     medium   hard
+========================= ======== ======== ========
+RepeatFirst               1        8        16
+RepeatPrevious (k)        1 (4)    2 (32)   3 (64)
+Autoencode                1        2        3
+CountRecall (kinds)       1 (2)    2 (4)    4 (13)
+Concentration (kinds)     1 (2)    2 (2)    1 (13)
+========================= ======== ======== ========
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from gymnasium import spaces
@@ -22,261 +49,180 @@ NUM_SUITS = 4
 DECK = 52
 
 
-def check_difficulty(difficulty: str) -> None:
-    """Refuse a difficulty that is none of POPGym's."""
-    check_choice("difficulty", difficulty, choices=DIFFICULTIES)
+class _Game(NamedTuple):
+    """Numbers of one card game at the difficulties easy, medium and hard."""
+
+    num_decks: tuple[int, int, int]
+    num_kinds: tuple[int, int, int] = (NUM_SUITS,) * 3
+    lag: tuple[int, int, int] = (0, 0, 0)
 
 
-class Answers:
-    """Right answers among the questions of an episode, and the rewards for them.
+_GAMES = {
+    "RepeatFirst": _Game((1, 8, 16)),
+    "RepeatPrevious": _Game((1, 2, 3), lag=(4, 32, 64)),
+    "Autoencode": _Game((1, 2, 3)),
+    "CountRecall": _Game((1, 2, 4), num_kinds=(2, 4, 13)),
+    "Concentration": _Game((1, 2, 1), num_kinds=(2, 2, 13)),
+}
 
-    Every question is worth the same: 1 / num_questions if right, else -1 / num_questions.
-    """
 
-    def __init__(self, num_questions: int) -> None:
-        self.num_questions = num_questions
+@dataclass(kw_only=True, slots=True)
+class CardConfig:
+    """Options of POPGym's card games."""
 
-    def outcome(
-        self, num_right: NDArray[Any], *, is_right: Flags, is_asked: Flags, is_last: Flags
-    ) -> Outcome:
-        """The step's outcome; `num_right` counts in place."""
-        num_right += is_right & is_asked
-        rewards = np.where(is_asked, np.where(is_right, 1, -1), 0) / self.num_questions
-        return Outcome(rewards, is_last, np.zeros_like(is_last), num_right / self.num_questions)
+    name: str
+    """RepeatFirst, RepeatPrevious, Autoencode, CountRecall or Concentration."""
+    difficulty: str = "easy"
+    """easy, medium or hard: how many decks, kinds of cards or cards back."""
+
+    def __post_init__(self) -> None:
+        check_choice("name", self.name, choices=tuple(_GAMES))
+        check_choice("difficulty", self.difficulty, choices=DIFFICULTIES)
+
+    def _of_difficulty(self, numbers: tuple[int, int, int]) -> int:
+        return numbers[DIFFICULTIES.index(self.difficulty)]
+
+    @property
+    def num_cards(self) -> int:
+        """Cards in an episode."""
+        return DECK * self._of_difficulty(_GAMES[self.name].num_decks)
+
+    @property
+    def num_kinds(self) -> int:
+        """Kinds of cards: 2 colours, 4 suits or 13 ranks."""
+        return self._of_difficulty(_GAMES[self.name].num_kinds)
+
+    @property
+    def k(self) -> int:
+        """Which card RepeatPrevious asks about: 1 is the one just dealt; 0 in other games."""
+        return self._of_difficulty(_GAMES[self.name].lag)
+
+    @property
+    def max_steps(self) -> int:
+        """Steps of the longest episode."""
+        if self.name == "Autoencode":
+            return 2 * self.num_cards - 1
+        if self.name == "Concentration":
+            # POPGym's limit: the mean number of turns of a perfect player.
+            return math.ceil(2 * self.num_cards - self.num_cards / (2 * self.num_cards - 1))
+        return self.num_cards - 1
+
+    @property
+    def steps_per_episode(self) -> int:
+        """Steps of every episode; 0 for Concentration, where the length depends on the agent."""
+        return 0 if self.name == "Concentration" else self.max_steps
+
+    def describe(self) -> TaskDescription:
+        """Return what the task demands of an agent."""
+        remembered = {
+            "RepeatFirst": "the first card's suit",
+            "RepeatPrevious": f"the suits of the last {self.k} cards in order",
+            "Autoencode": f"the suits of {self.num_cards} cards in order",
+            "CountRecall": f"counts of {self.num_kinds} kinds of cards",
+            "Concentration": f"the kinds ({self.num_kinds}) and places of {self.num_cards} cards",
+        }
+        return TaskDescription(
+            horizon=self.max_steps,
+            reward_range=(-1.0, 1.0),
+            remembered=remembered[self.name],
+            memory_window=self.k - 1 if self.name == "RepeatPrevious" else self.max_steps - 1,
+        )
 
 
 class CardTask(VectorTask):
-    """A shuffled deck, dealt card by card, and answers that are right or wrong.
+    """A shuffled deck and a question about it in every step.
 
-    The cards' kinds are all that is told of them. The observation is the kind of the card just
-    dealt unless a task says otherwise.
+    A subclass implements `_question`. The observation is the kind of the card just dealt unless a
+    subclass overrides `_observe`.
     """
 
     state_names: ClassVar[tuple[str, ...]] = ("deck", "num_right")
 
     def __init__(
         self,
-        config: Any,  # noqa: ANN401 - the task's own
+        config: CardConfig,
         *,
         num_envs: int,
         seed: int | Sequence[int],
-        observation_space: spaces.Space[Any],
-        num_actions: int,
-        num_kinds: int,
         num_questions: int,
+        observation_space: spaces.Space[Any] | None = None,
+        num_actions: int = NUM_SUITS,
     ) -> None:
         super().__init__(
             config,
             num_envs=num_envs,
             seed=seed,
-            observation_space=observation_space,
+            observation_space=observation_space or spaces.Discrete(config.num_kinds),
             num_actions=num_actions,
         )
-        self.num_cards: int = config.num_cards
-        self.num_kinds = num_kinds
+        self.num_cards, self.num_kinds = config.num_cards, config.num_kinds
+        self.max_steps = config.max_steps
+        self.num_questions = num_questions
         self.deck = np.zeros((num_envs, self.num_cards), dtype=np.int64)
-        """Kinds in the order in which they are dealt."""
+        """Kinds of the cards in dealing order."""
         self.num_right = np.zeros(num_envs, dtype=np.int64)
-        self._answers = Answers(num_questions)
+
+    def _question(self, live: Flags) -> tuple[NDArray[Any], Flags]:
+        """Return the right answers and where a question is asked."""
+        raise NotImplementedError
 
     def _start(self, rows: Rows) -> None:
         self.deck[rows] = self.streams.permutations(rows, self.num_cards) % self.num_kinds
         self.num_right[rows] = 0
 
+    def _advance(self, actions: NDArray[Any], live: Flags) -> Outcome:
+        answers, is_asked = self._question(live)
+        is_right = actions == answers
+        self.num_right += is_right & is_asked
+        rewards = np.where(is_asked, np.where(is_right, 1, -1), 0) / self.num_questions
+        is_last = self.step_index == self.max_steps - 1
+        return Outcome(
+            rewards, is_last, np.zeros_like(is_last), self.num_right / self.num_questions
+        )
+
     def _observe(self) -> NDArray[np.int64]:
         return self.deck[self.all_rows, self.step_index]
 
 
-@dataclass(kw_only=True, slots=True)
-class RepeatFirstConfig:
-    """What ``env=RepeatFirst`` takes."""
-
-    name: str = "RepeatFirst"
-    """The environment's name in the registry."""
-    difficulty: str = "easy"
-    """easy, medium or hard: 1, 8 or 16 decks."""
-
-    def __post_init__(self) -> None:
-        check_difficulty(self.difficulty)
-
-    @property
-    def num_cards(self) -> int:
-        """Cards dealt in an episode."""
-        return DECK * {"easy": 1, "medium": 8, "hard": 16}[self.difficulty]
-
-    @property
-    def steps_per_episode(self) -> int:
-        """Steps of every episode."""
-        return self.num_cards - 1
-
-    def describe(self) -> TaskDescription:
-        """What the task asks of an agent."""
-        return TaskDescription(
-            horizon=self.steps_per_episode,
-            reward_range=(-1.0, 1.0),
-            remembered="the first card's suit, to say it at every step",
-            memory_window=self.num_cards - 2,
-        )
-
-
 class RepeatFirst(CardTask):
-    """Say at every step which suit the first card had.
+    """Answer the first card's suit in every step; see the module's docstring."""
 
-    The observation is the suit of the card just dealt; the action is a suit. The episode ends when
-    the last card is dealt.
-    """
+    def __init__(self, config: CardConfig, *, num_envs: int, seed: int | Sequence[int] = 0) -> None:
+        super().__init__(config, num_envs=num_envs, seed=seed, num_questions=config.num_cards - 1)
 
-    def __init__(
-        self, config: RepeatFirstConfig, *, num_envs: int, seed: int | Sequence[int] = 0
-    ) -> None:
-        super().__init__(
-            config,
-            num_envs=num_envs,
-            seed=seed,
-            observation_space=spaces.Discrete(NUM_SUITS),
-            num_actions=NUM_SUITS,
-            num_kinds=NUM_SUITS,
-            num_questions=config.num_cards - 1,
-        )
-
-    def _advance(self, actions: NDArray[Any], live: Flags) -> Outcome:
-        return self._answers.outcome(
-            self.num_right,
-            is_right=actions == self.deck[:, 0],
-            is_asked=live,
-            is_last=self.step_index == self.num_cards - 2,
-        )
-
-
-@dataclass(kw_only=True, slots=True)
-class RepeatPreviousConfig:
-    """What ``env=RepeatPrevious`` takes."""
-
-    name: str = "RepeatPrevious"
-    """The environment's name in the registry."""
-    difficulty: str = "easy"
-    """easy, medium or hard: 1, 2 or 3 decks and k = 4, 32 or 64."""
-
-    def __post_init__(self) -> None:
-        check_difficulty(self.difficulty)
-
-    @property
-    def num_cards(self) -> int:
-        """Cards dealt in an episode."""
-        return DECK * {"easy": 1, "medium": 2, "hard": 3}[self.difficulty]
-
-    @property
-    def k(self) -> int:
-        """Which card is asked: 1 is the one just dealt."""
-        return {"easy": 4, "medium": 32, "hard": 64}[self.difficulty]
-
-    @property
-    def steps_per_episode(self) -> int:
-        """Steps of every episode."""
-        return self.num_cards - 1
-
-    def describe(self) -> TaskDescription:
-        """What the task asks of an agent."""
-        return TaskDescription(
-            horizon=self.steps_per_episode,
-            reward_range=(-1.0, 1.0),
-            remembered=f"the suits of the last {self.k} cards in order",
-            memory_window=self.k - 1,
-        )
+    def _question(self, live: Flags) -> tuple[NDArray[Any], Flags]:
+        return self.deck[:, 0], live
 
 
 class RepeatPrevious(CardTask):
-    """Say at every step which suit the card dealt k - 1 steps ago had.
+    """Answer the suit of the card dealt k - 1 steps ago, from the k-th card on."""
 
-    The observation is the suit of the card just dealt; the action is a suit, and counts from the
-    moment when k cards have been dealt. The episode ends when the last card is dealt.
-    """
-
-    def __init__(
-        self, config: RepeatPreviousConfig, *, num_envs: int, seed: int | Sequence[int] = 0
-    ) -> None:
-        super().__init__(
-            config,
-            num_envs=num_envs,
-            seed=seed,
-            observation_space=spaces.Discrete(NUM_SUITS),
-            num_actions=NUM_SUITS,
-            num_kinds=NUM_SUITS,
-            num_questions=config.num_cards - config.k,
-        )
+    def __init__(self, config: CardConfig, *, num_envs: int, seed: int | Sequence[int] = 0) -> None:
+        num_questions = config.num_cards - config.k
+        super().__init__(config, num_envs=num_envs, seed=seed, num_questions=num_questions)
         self.k = config.k
 
-    def _advance(self, actions: NDArray[Any], live: Flags) -> Outcome:
-        asked = self.step_index - (self.k - 1)
-        return self._answers.outcome(
-            self.num_right,
-            is_right=actions == self.deck[self.all_rows, np.maximum(asked, 0)],
-            is_asked=live & (asked >= 0),
-            is_last=self.step_index == self.num_cards - 2,
-        )
-
-
-@dataclass(kw_only=True, slots=True)
-class AutoencodeConfig:
-    """What ``env=Autoencode`` takes."""
-
-    name: str = "Autoencode"
-    """The environment's name in the registry."""
-    difficulty: str = "easy"
-    """easy, medium or hard: 1, 2 or 3 decks."""
-
-    def __post_init__(self) -> None:
-        check_difficulty(self.difficulty)
-
-    @property
-    def num_cards(self) -> int:
-        """Cards shown and then asked."""
-        return DECK * {"easy": 1, "medium": 2, "hard": 3}[self.difficulty]
-
-    @property
-    def steps_per_episode(self) -> int:
-        """Steps of every episode."""
-        return 2 * self.num_cards - 1
-
-    def describe(self) -> TaskDescription:
-        """What the task asks of an agent."""
-        return TaskDescription(
-            horizon=self.steps_per_episode,
-            reward_range=(-1.0, 1.0),
-            remembered=f"the suits of {self.num_cards} cards in order",
-            memory_window=2 * self.num_cards - 2,
-        )
+    def _question(self, live: Flags) -> tuple[NDArray[Any], Flags]:
+        card = self.step_index - (self.k - 1)
+        return self.deck[self.all_rows, np.maximum(card, 0)], live & (card >= 0)
 
 
 class Autoencode(CardTask):
-    """Watch a deck card by card, then say the suits backwards, the last card first.
+    """Watch a deck card by card, then answer its suits in reverse order."""
 
-    The observation is [1 until the last card is shown, 0 from there on; the card's suit, 0 after
-    the last one]. Actions are suits, and count while the first entry is 0.
-    """
-
-    def __init__(
-        self, config: AutoencodeConfig, *, num_envs: int, seed: int | Sequence[int] = 0
-    ) -> None:
+    def __init__(self, config: CardConfig, *, num_envs: int, seed: int | Sequence[int] = 0) -> None:
         super().__init__(
             config,
             num_envs=num_envs,
             seed=seed,
-            observation_space=spaces.MultiDiscrete([2, NUM_SUITS]),
-            num_actions=NUM_SUITS,
-            num_kinds=NUM_SUITS,
             num_questions=config.num_cards,
+            observation_space=spaces.MultiDiscrete([2, NUM_SUITS]),
         )
 
-    def _advance(self, actions: NDArray[Any], live: Flags) -> Outcome:
-        # The last card shown is asked at step num_cards - 1, the first at 2 * num_cards - 2.
-        asked = np.clip(2 * self.num_cards - 2 - self.step_index, 0, self.num_cards - 1)
-        return self._answers.outcome(
-            self.num_right,
-            is_right=actions == self.deck[self.all_rows, asked],
-            is_asked=live & (self.step_index >= self.num_cards - 1),
-            is_last=self.step_index == 2 * self.num_cards - 2,
-        )
+    def _question(self, live: Flags) -> tuple[NDArray[Any], Flags]:
+        # The last card is asked at step num_cards - 1, the first at step 2 * num_cards - 2.
+        card = np.clip(2 * self.num_cards - 2 - self.step_index, 0, self.num_cards - 1)
+        return self.deck[self.all_rows, card], live & (self.step_index >= self.num_cards - 1)
 
     def _observe(self) -> NDArray[np.int64]:
         last = self.num_cards - 1
@@ -285,83 +231,34 @@ class Autoencode(CardTask):
         return np.stack([(self.step_index < last).astype(np.int64), shown], axis=1)
 
 
-@dataclass(kw_only=True, slots=True)
-class CountRecallConfig:
-    """What ``env=CountRecall`` takes."""
-
-    name: str = "CountRecall"
-    """The environment's name in the registry."""
-    difficulty: str = "easy"
-    """easy, medium or hard: colours of 1 deck, suits of 2 or ranks of 4."""
-
-    def __post_init__(self) -> None:
-        check_difficulty(self.difficulty)
-
-    @property
-    def num_cards(self) -> int:
-        """Cards dealt in an episode."""
-        return DECK * {"easy": 1, "medium": 2, "hard": 4}[self.difficulty]
-
-    @property
-    def num_kinds(self) -> int:
-        """Kinds of cards: colours, suits or ranks."""
-        return {"easy": 2, "medium": 4, "hard": 13}[self.difficulty]
-
-    @property
-    def steps_per_episode(self) -> int:
-        """Steps of every episode."""
-        return self.num_cards - 1
-
-    def describe(self) -> TaskDescription:
-        """What the task asks of an agent."""
-        return TaskDescription(
-            horizon=self.steps_per_episode,
-            reward_range=(-1.0, 1.0),
-            remembered=f"how often each of {self.num_kinds} kinds of cards came",
-            memory_window=self.num_cards - 2,
-        )
-
-
 class CountRecall(CardTask):
-    """Say at every step how often cards of the kind asked about have been dealt so far.
-
-    Two decks are shuffled: one is dealt, the other asks. The observation is [kind of the card just
-    dealt, kind asked about]; the action is the number of cards of that kind dealt until now, this
-    one included. The episode ends when the last card is dealt.
-    """
+    """Answer how many cards of the kind asked about have been dealt."""
 
     state_names = ("deck", "queries", "counts", "num_right")
 
-    def __init__(
-        self, config: CountRecallConfig, *, num_envs: int, seed: int | Sequence[int] = 0
-    ) -> None:
+    def __init__(self, config: CardConfig, *, num_envs: int, seed: int | Sequence[int] = 0) -> None:
         super().__init__(
             config,
             num_envs=num_envs,
             seed=seed,
+            num_questions=config.num_cards - 1,
             observation_space=spaces.MultiDiscrete([config.num_kinds] * 2),
             num_actions=config.num_cards // config.num_kinds + 1,
-            num_kinds=config.num_kinds,
-            num_questions=config.num_cards - 1,
         )
         self.queries = np.zeros((num_envs, self.num_cards), dtype=np.int64)
+        """The kind asked about in each step."""
         self.counts = np.zeros((num_envs, self.num_kinds), dtype=np.int64)
-        """Cards of each kind dealt before the one just dealt."""
+        """Cards of each kind dealt before the newest one."""
 
     def _start(self, rows: Rows) -> None:
         super()._start(rows)
         self.queries[rows] = self.streams.permutations(rows, self.num_cards) % self.num_kinds
         self.counts[rows] = 0
 
-    def _advance(self, actions: NDArray[Any], live: Flags) -> Outcome:
-        self.counts[self.all_rows, self.deck[self.all_rows, self.step_index]] += live
-        asked = self.queries[self.all_rows, self.step_index]
-        return self._answers.outcome(
-            self.num_right,
-            is_right=actions == self.counts[self.all_rows, asked],
-            is_asked=live,
-            is_last=self.step_index == self.num_cards - 2,
-        )
+    def _question(self, live: Flags) -> tuple[NDArray[Any], Flags]:
+        rows, step = self.all_rows, self.step_index
+        self.counts[rows, self.deck[rows, step]] += live
+        return self.counts[rows, self.queries[rows, step]], live
 
     def _observe(self) -> NDArray[np.int64]:
         rows, step = self.all_rows, self.step_index

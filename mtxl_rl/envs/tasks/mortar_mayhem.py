@@ -21,13 +21,13 @@ from mtxl_rl.envs.tasks.walker import (
     COMMANDS,
     NUM_HEADINGS,
     SIDE,
+    VIEWS,
     Floor,
     stamp,
     stamp_agents,
     step_table,
 )
 
-VIEWS = ("symbolic", "image")
 ARENA = 5
 NUM_TILES = ARENA**2
 COMMAND_STEPS = ((1, 0), (0, 1), (-1, 0), (0, -1), (0, 0))

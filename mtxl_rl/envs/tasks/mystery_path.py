@@ -9,7 +9,6 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from mtxl_rl.envs.streams import Rows
-from mtxl_rl.envs.tasks.mortar_mayhem import VIEWS
 from mtxl_rl.envs.tasks.path_layout import (
     NUM_CELLS,
     NUM_SEARCH_DRAWS,
@@ -26,7 +25,7 @@ from mtxl_rl.envs.tasks.vector_task import (
     check_at_least,
     check_choice,
 )
-from mtxl_rl.envs.tasks.walker import CROSS, NUM_HEADINGS, SIDE, Floor, stamp, stamp_agents
+from mtxl_rl.envs.tasks.walker import CROSS, NUM_HEADINGS, SIDE, VIEWS, Floor, stamp, stamp_agents
 
 _CELL_PIXELS = SIDE // SIZE
 

@@ -6,7 +6,7 @@ The search's loop is compiled where numba is installed; it follows the original 
 import numpy as np
 from numpy.typing import NDArray
 
-from mtxl_rl.envs.jit import compiled
+from mtxl_rl.envs.jit import jit
 
 SIZE = 7
 NUM_CELLS = SIZE**2
@@ -78,7 +78,7 @@ def lay_path(
     """
     previous = np.full(NUM_CELLS + 1, -1)
     distance = np.hypot(_COLUMN - _COLUMN[end], _ROW - _ROW[end])
-    compiled(_search)(draws, start, end, is_wall.copy(), distance, STRAIGHT, previous)
+    jit(_search)(draws, start, end, is_wall.copy(), distance, STRAIGHT, previous)
     is_path = np.zeros(NUM_CELLS, dtype=np.bool_)
     if previous[end] >= 0:
         cell = end

@@ -1,7 +1,7 @@
-"""What all built-in tasks share: autoreset, seeds, state, statistics, and how they are described.
+"""The base class of the built-in tasks: autoreset, seeds, state, success and description.
 
-A task is a config dataclass with a `describe` method, and a `VectorTask` that holds the rules of
-many environments at once in NumPy arrays whose first axis is the environment.
+A task is a config dataclass with a `describe` method, and a `VectorTask` that computes the rules of
+many environments in NumPy arrays whose first axis is the environment.
 """
 
 import abc
@@ -23,7 +23,7 @@ Flags = NDArray[np.bool_]
 
 
 class TaskDescription(NamedTuple):
-    """What a task asks of an agent."""
+    """What a task demands of an agent."""
 
     horizon: int
     """Steps of the longest episode."""
@@ -32,8 +32,8 @@ class TaskDescription(NamedTuple):
     remembered: str
     """What must be remembered."""
     memory_window: int
-    """The fewest past steps that a perfect agent needs before its eyes: with a shorter window, or a
-    smaller receptive field, it needs a long-term memory."""
+    """The shortest attention window that suffices for a perfect agent, in steps. With a smaller
+    receptive field an agent needs a long-term memory."""
 
     def __str__(self) -> str:
         """One line."""
@@ -52,37 +52,37 @@ class TaskConfig(Protocol):
     name: str
 
     def describe(self) -> TaskDescription:
-        """What the task asks of an agent."""
+        """Return what the task demands of an agent."""
         ...
 
 
 class Outcome(NamedTuple):
-    """What a step of the rules gives, each [B]."""
+    """Results of one step of the rules, each [B]."""
 
     rewards: NDArray[Any]
     terminated: Flags
     truncated: Flags
     success: NDArray[Any]
-    """From 0 to 1, read where an episode ends: whether, or how far, it was solved."""
+    """From 0 to 1: whether, or to what share, the episode was solved. Read where it ends."""
 
 
 class VectorTask(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]], abc.ABC):
     """Many environments of one task in this process, with ``NEXT_STEP`` autoreset.
 
-    A subclass names the arrays of its hidden state in `state_names`, makes them in its constructor
-    with the environment as first axis, and writes the rules down in `_start`, `_advance` and
-    `_observe`. The state is open to read, for oracles, probes and pictures.
+    A subclass lists the arrays of its state in `state_names`, creates them in its constructor with
+    the environment as first axis, and implements the rules in `_start`, `_advance` and `_observe`.
+    Oracles, probes and tests may read these arrays.
 
-    Each environment draws from a stream of its own (`RandomStreams`): its episodes depend on the
-    seed, its index and its own actions alone.
+    Each environment has its own random stream (`RandomStreams`): its episodes depend only on the
+    seed, its index and its actions.
 
-    ``infos["success"]``, from 0 to 1, is there in steps where an episode ends.
+    ``infos["success"]``, from 0 to 1, is present in steps where an episode ends.
 
     Args:
         config: The task's config.
         num_envs: Number of environments, B, at least 1.
         seed: Seed of the streams; ``reset(seed=...)`` replaces it.
-        observation_space: Of one environment.
+        observation_space: Space of one environment's observation.
         num_actions: Actions are 0 .. num_actions - 1.
     """
 
@@ -107,8 +107,8 @@ class VectorTask(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]], abc.ABC):
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.all_rows = np.arange(num_envs)
         self.streams = self._streams(seed)
-        self.is_over = np.ones(num_envs, dtype=np.bool_)
-        """Where the episode has ended and the next step resets."""
+        self.is_reset_row = np.ones(num_envs, dtype=np.bool_)
+        """Where the episode has ended: the next step ignores the action and resets."""
         self.step_index = np.zeros(num_envs, dtype=np.int64)
         """Steps taken in the episode."""
 
@@ -118,24 +118,24 @@ class VectorTask(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]], abc.ABC):
 
     @abc.abstractmethod
     def _advance(self, actions: NDArray[Any], live: Flags) -> Outcome:
-        """One step of the rules; what happens where not `live` is thrown away.
+        """Apply the rules for one step; results of rows that are not `live` are discarded.
 
-        `step_index` still counts the steps before this one.
+        `step_index` counts the steps before this one.
         """
 
     @abc.abstractmethod
     def _observe(self) -> NDArray[Any]:
-        """The observations, in a new array."""
+        """Return the observations [B, ...] in a new array."""
 
     def reset(
         self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[Any], dict[str, Any]]:
-        """Start episodes everywhere, or in ``options["reset_mask"]``; a seed renews the streams."""
+        """Start episodes in all rows or in ``options["reset_mask"]``; a seed restarts streams."""
         unknown = set(options or {}) - {"reset_mask"}
         if unknown:
             raise ValueError(
-                f"reset options {sorted(unknown)} are unknown; {self.config.name} takes reset_mask "
-                "only."
+                f"reset options {sorted(unknown)} are unknown; {self.config.name} accepts only "
+                "reset_mask: remove the others."
             )
         mask = reset_mask(options, num_envs=self.num_envs)
         if seed is not None:
@@ -146,49 +146,49 @@ class VectorTask(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]], abc.ABC):
     def step(
         self, actions: NDArray[Any]
     ) -> tuple[NDArray[Any], NDArray[np.float32], Flags, Flags, dict[str, Any]]:
-        """One step everywhere; a row that ended in the step before is reset instead."""
+        """Step every environment; a row whose episode ended in the last step is reset instead."""
         self._check_actions(actions)
-        live = ~self.is_over
+        live = ~self.is_reset_row
         outcome = self._advance(actions, live)
         self.step_index += live
         rewards = np.where(live, outcome.rewards, 0).astype(np.float32)
         terminated, truncated = outcome.terminated & live, outcome.truncated & live
         if not live.all():
-            self._begin(np.flatnonzero(self.is_over))
-        self.is_over = terminated | truncated
+            self._begin(np.flatnonzero(self.is_reset_row))
+        self.is_reset_row = terminated | truncated
         infos: dict[str, Any] = {}
-        if self.is_over.any():
-            success = np.where(self.is_over, outcome.success, 0).astype(np.float32)
-            infos = {"success": success, "_success": self.is_over.copy()}
+        if self.is_reset_row.any():
+            success = np.where(self.is_reset_row, outcome.success, 0).astype(np.float32)
+            infos = {"success": success, "_success": self.is_reset_row.copy()}
         return self._observe(), rewards, terminated, truncated, infos
 
     def get_state(self) -> EnvState:
-        """The whole state, random streams included, as copies."""
+        """Return copies of the whole state, including the random streams."""
         state: EnvState = {name: getattr(self, name).copy() for name in self._all_state_names()}
-        # As int64: torch, whose tensors checkpoints hold, can do little with uint64.
+        # int64 because checkpoints hold torch tensors, and torch barely supports uint64.
         state["streams"] = self.streams.state.copy().view(np.int64)
         state["settings"] = self._settings()
         return state
 
     def set_state(self, state: EnvState) -> None:
-        """Go on from a state of `get_state` of the same task with the same settings."""
+        """Continue from a state of `get_state` of the same task with the same settings."""
         if state["settings"] != self._settings():
             raise ValueError(
-                f"the saved task has {state['settings']} and this one {self._settings()}; make "
-                "this one like the saved one to resume it."
+                f"the saved task has the settings {state['settings']} and this one has "
+                f"{self._settings()}; create this one with the saved settings to resume."
             )
         for name in self._all_state_names():
-            own = getattr(self, name)
-            setattr(self, name, np.array(state[name], dtype=own.dtype).reshape(own.shape))
+            current = getattr(self, name)
+            setattr(self, name, np.array(state[name], dtype=current.dtype).reshape(current.shape))
         self.streams.state = np.array(state["streams"], dtype=np.int64).view(np.uint64)
 
     def _begin(self, rows: Rows) -> None:
-        self.is_over[rows] = False
+        self.is_reset_row[rows] = False
         self.step_index[rows] = 0
         self._start(rows)
 
     def _all_state_names(self) -> tuple[str, ...]:
-        return (*self.state_names, "is_over", "step_index")
+        return (*self.state_names, "is_reset_row", "step_index")
 
     def _settings(self) -> str:
         return json.dumps({**dataclasses.asdict(self.config), "num_envs": self.num_envs})
@@ -196,22 +196,22 @@ class VectorTask(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]], abc.ABC):
     def _streams(self, seed: int | Sequence[int]) -> RandomStreams:
         if not isinstance(seed, int | np.integer) and len(seed) != self.num_envs:
             raise ValueError(
-                f"reset got {len(seed)} seeds for {self.num_envs} environments; give one for each, "
+                f"reset got {len(seed)} seeds for {self.num_envs} environments; pass one for each, "
                 "or a single int."
             )
         return RandomStreams(self.num_envs, seed=seed)
 
     def _check_actions(self, actions: NDArray[Any]) -> None:
-        right_shape = actions.shape == (self.num_envs,)
-        if not right_shape or ((actions < 0) | (actions >= self.num_actions)).any():
+        has_shape = actions.shape == (self.num_envs,)
+        if not has_shape or ((actions < 0) | (actions >= self.num_actions)).any():
             raise ValueError(
-                f"actions {actions} are not legal; give an array of shape ({self.num_envs},) of "
+                f"actions {actions} are not legal; pass an array of shape ({self.num_envs},) of "
                 f"whole numbers from 0 to {self.num_actions - 1}."
             )
 
 
 def check_at_least(setting: str, value: int, *, least: int, example: int) -> None:
-    """Refuse a setting under its least legal value."""
+    """Raise ValueError if a setting is below its least legal value."""
     if value < least:
         raise ValueError(
             f"env.{setting}={value} must be at least {least}, e.g. env.{setting}={example}."
@@ -219,7 +219,7 @@ def check_at_least(setting: str, value: int, *, least: int, example: int) -> Non
 
 
 def check_choice(setting: str, value: str, *, choices: Sequence[str]) -> None:
-    """Refuse a setting that is none of its names."""
+    """Raise ValueError if a setting is not one of its choices."""
     if value not in choices:
         raise ValueError(
             f"env.{setting}={value} is unknown; choose one of {', '.join(choices)}, e.g. "

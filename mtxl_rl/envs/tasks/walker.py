@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from mtxl_rl.envs.streams import Rows
 
+VIEWS = ("symbolic", "image")
+"""What agents can observe: a vector, or a picture."""
 SIDE = 84
 """Pixels along a picture's side."""
 LEFT, RIGHT, FORWARD = 1, 2, 3

@@ -1,12 +1,11 @@
-"""What every environment here promises, and the wrapper that checks it while it runs.
+"""The contract of every environment of the library, and the wrapper that checks it at each step.
 
-The promises: Gymnasium's ``NEXT_STEP`` autoreset, spaces that the encoders and heads cover, finite
-numbers, rewards in float32 and end flags in bool. The wrapper changes no observation, action or
+The contract: Gymnasium's ``NEXT_STEP`` autoreset, spaces that the encoders and heads support,
+finite numbers, float32 rewards and bool end flags. The wrapper changes no observation, action or
 info.
 """
 
-import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -18,10 +17,10 @@ Observations = NDArray[Any] | dict[str, NDArray[Any]]
 """A batch of observations: an array, or an array for each key of a Dict space."""
 
 EnvState = dict[str, NDArray[Any] | str | int]
-"""What an environment needs to go on exactly where it stood."""
+"""Everything an environment needs to continue exactly."""
 
 ACTION_MASK_KEY = "action_mask"
-"""The key of a Dict observation that says which actions are allowed."""
+"""The key of a Dict observation that marks the allowed actions."""
 
 
 @runtime_checkable
@@ -29,41 +28,32 @@ class SupportsState(Protocol):
     """An environment that can be saved and restored exactly."""
 
     def get_state(self) -> EnvState:
-        """The state, as copies."""
+        """Return copies of the state."""
         ...
 
     def set_state(self, state: EnvState) -> None:
-        """Go on from a state of `get_state`."""
+        """Continue from a state of `get_state`."""
         ...
 
 
-def nearest_names(name: str, known: Iterable[str], *, count: int | None = None) -> list[str]:
-    """The known names, the one most like `name` first; `count` of them, or all."""
-
-    def likeness(other: str) -> float:
-        return difflib.SequenceMatcher(None, name.lower(), other.lower()).ratio()
-
-    return sorted(known, key=likeness, reverse=True)[:count]
-
-
 def reset_mask(options: Mapping[str, Any] | None, *, num_envs: int) -> NDArray[np.bool_] | None:
-    """The environments that ``options["reset_mask"]`` asks to reset; None is all of them."""
+    """Return ``options["reset_mask"]``, the environments to reset; None means all of them."""
     if options is None or "reset_mask" not in options:
         return None
     mask = np.asarray(options["reset_mask"])
     if mask.shape != (num_envs,) or mask.dtype != np.bool_ or not mask.any():
         raise ValueError(
             f"options['reset_mask'] has shape {mask.shape}, dtype {mask.dtype} and "
-            f"{np.count_nonzero(mask)} true entries; give a bool array of shape ({num_envs},) with "
+            f"{np.count_nonzero(mask)} true entries; pass a bool array of shape ({num_envs},) with "
             "at least one true entry."
         )
     return mask
 
 
 class CheckedVectorEnv(VectorWrapper[Any, Any, Any, Any, Any]):
-    """A vector environment whose promises are checked, at construction and at each step.
+    """A vector environment whose contract is checked at construction and at each step.
 
-    Integer observations are not scanned, so the check costs microseconds even for images.
+    Integer observations are not scanned, so the checks take microseconds even for images.
 
     Args:
         env: The environment; it must reset itself in ``NEXT_STEP`` mode.
@@ -78,38 +68,38 @@ class CheckedVectorEnv(VectorWrapper[Any, Any, Any, Any, Any]):
         self._float_keys = [key for key, space in leaves.items() if _is_float(space)]
         self._mask_starts = _mask_starts(env.single_observation_space, env.single_action_space)
         self._num_steps = 0
-        # None: no episode is running, because nothing was reset yet or all is closed.
-        self._ended: NDArray[np.bool_] | None = None
+        # None before the first reset and after close, when no episode is running.
+        self._is_reset_row: NDArray[np.bool_] | None = None
 
     @property
     def supports_state(self) -> bool:
         """Whether `get_state` and `set_state` work, for an exact resume."""
-        # A vector of processes has the methods whatever its environments can do, and says so.
+        # ProcessVectorEnv always has the methods; its attribute reports its environments' support.
         return isinstance(self.env, SupportsState) and getattr(self.env, "supports_state", True)
 
     def reset(
         self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Reset all environments, or those of ``options["reset_mask"]``; the rest go on."""
+        """Reset all environments, or those of ``options["reset_mask"]``; the rest continue."""
         if self.closed:
             raise ValueError("reset() came after close(): make a new environment.")
         mask = reset_mask(options, num_envs=self.num_envs)
-        # Gymnasium declares int, but its vector environments take one seed for each environment as
-        # well. It also takes reset_mask out of the caller's options, hence the copy.
+        # Gymnasium declares int, but its vector environments also accept one seed per environment.
+        # It removes reset_mask from the caller's options, hence the copy.
         observations, infos = self.env.reset(
             seed=seed,  # type: ignore[arg-type]
             options=None if options is None else dict(options),
         )
-        if self._ended is None or mask is None:
-            self._ended = np.zeros(self.num_envs, dtype=np.bool_)
+        if self._is_reset_row is None or mask is None:
+            self._is_reset_row = np.zeros(self.num_envs, dtype=np.bool_)
         else:
-            self._ended = self._ended & ~mask
+            self._is_reset_row = self._is_reset_row & ~mask
         self._check_observations(observations)
         return observations, infos
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:  # noqa: ANN401
-        """One step of every environment; a row that ended in the step before is reset instead."""
-        if self._ended is None:
+        """Step every environment; a row whose episode ended in the last step is reset instead."""
+        if self._is_reset_row is None:
             raise ValueError(
                 "step() came before the first reset() or after close(): call reset() first."
             )
@@ -120,9 +110,9 @@ class CheckedVectorEnv(VectorWrapper[Any, Any, Any, Any, Any]):
         truncated = np.asarray(truncated, dtype=np.bool_)
         self._check_observations(observations)
         self._check_finite(rewards, name="reward")
-        ended = terminated | truncated
-        self._check_reset_rows(rewards, ended)
-        self._ended = ended
+        is_end = terminated | truncated
+        self._check_reset_rows(rewards, is_end)
+        self._is_reset_row = is_end
         return observations, rewards, terminated, truncated, infos
 
     def close(self, **kwargs: Any) -> None:  # noqa: ANN401
@@ -130,22 +120,22 @@ class CheckedVectorEnv(VectorWrapper[Any, Any, Any, Any, Any]):
         if not self.closed:
             self.env.close(**kwargs)
         self.closed = True
-        self._ended = None
+        self._is_reset_row = None
 
     def get_state(self) -> EnvState:
-        """The state of the environment, as copies, for `set_state`."""
+        """Return copies of the environment's state, for `set_state`."""
         return self._stateful().get_state()
 
     def set_state(self, state: EnvState) -> None:
-        """Go on from a state of `get_state`, in place of a reset."""
+        """Continue from a state of `get_state`; no reset is needed before the next step."""
         self._stateful().set_state(state)
-        self._ended = np.zeros(self.num_envs, dtype=np.bool_)
+        self._is_reset_row = np.zeros(self.num_envs, dtype=np.bool_)
 
     def _stateful(self) -> SupportsState:
         if not isinstance(self.env, SupportsState):
             raise ValueError(
-                f"{self.env} cannot be saved and restored; ask supports_state first, and without "
-                "it resume with reset()."
+                f"{self.env} cannot be saved and restored; check supports_state first, and call "
+                "reset() to resume where it is False."
             )
         return self.env
 
@@ -166,12 +156,12 @@ class CheckedVectorEnv(VectorWrapper[Any, Any, Any, Any, Any]):
         index = np.argwhere(~finite)[0]
         raise ValueError(
             f"{name} of environment {index[0]} is {values[tuple(index)]} at step "
-            f"{self._num_steps}; it must be a finite number: mend the environment, or clip its "
+            f"{self._num_steps}; it must be a finite number: fix the environment, or clip its "
             "values in a gymnasium.Wrapper."
         )
 
     def _check_action_mask(self, mask: NDArray[Any], *, starts: NDArray[np.intp]) -> None:
-        # One segment for each discrete action; each must allow something.
+        # One slice of the mask for each discrete action; each must allow an action.
         allowed = np.logical_or.reduceat(mask != 0, starts, axis=1)
         if allowed.all():
             return
@@ -179,17 +169,17 @@ class CheckedVectorEnv(VectorWrapper[Any, Any, Any, Any, Any]):
         raise ValueError(
             f"observation[{ACTION_MASK_KEY!r}] of environment {index[0]} allows nothing for action "
             f"component {index[1]} at step {self._num_steps}; at least one entry must be 1: end "
-            "the episode where no action is left."
+            "the episode when no action is left."
         )
 
-    def _check_reset_rows(self, rewards: NDArray[np.float32], ended: NDArray[np.bool_]) -> None:
-        assert self._ended is not None
-        wrong = self._ended & (ended | (rewards != 0))
+    def _check_reset_rows(self, rewards: NDArray[np.float32], is_end: NDArray[np.bool_]) -> None:
+        assert self._is_reset_row is not None
+        wrong = self._is_reset_row & (is_end | (rewards != 0))
         if wrong.any():
             raise ValueError(
                 f"environment {np.flatnonzero(wrong)[0]} returned a reward or an end at step "
                 f"{self._num_steps}, the step after its episode ended; NEXT_STEP autoreset resets "
-                "there, with reward 0 and both flags False: mend the environment's autoreset."
+                "there, with reward 0 and both flags False: fix the environment's autoreset."
             )
 
 
@@ -198,13 +188,13 @@ def _check_autoreset_mode(env: VectorEnv[Any, Any, Any]) -> None:
     if mode is not AutoresetMode.NEXT_STEP:
         raise ValueError(
             f"{env} has metadata['autoreset_mode']={mode}, and only AutoresetMode.NEXT_STEP is "
-            "legal, because the final observation is needed; make it with "
+            "legal, because it returns the final observation; create the environment with "
             "autoreset_mode=AutoresetMode.NEXT_STEP."
         )
 
 
 def _leaves(space: Space[Any]) -> dict[str, Space[Any]]:
-    """The spaces of a Dict by key; one that is no Dict stands under the empty key."""
+    """Return a Dict's spaces by key; any other space under the empty key."""
     return dict(space.spaces) if isinstance(space, spaces.Dict) else {"": space}
 
 
@@ -221,11 +211,11 @@ def _counts_from_zero(space: Space[Any]) -> bool:
 
 def _check_observation_space(space: Space[Any]) -> None:
     for key, leaf in _leaves(space).items():
-        covered = isinstance(leaf, spaces.Box | spaces.MultiBinary) or _counts_from_zero(leaf)
-        if not covered:
+        is_box = isinstance(leaf, spaces.Box | spaces.MultiBinary)
+        if not is_box and not _counts_from_zero(leaf):
             where = f"observation space {key!r}" if key else "observation space"
             raise ValueError(
-                f"{where} is {leaf}; covered are Box, Discrete and flat MultiDiscrete from 0, "
+                f"{where} is {leaf}; supported are Box, Discrete and flat MultiDiscrete from 0, "
                 "MultiBinary, and one Dict of those: return one of them from a "
                 "gymnasium.ObservationWrapper."
             )
@@ -234,13 +224,13 @@ def _check_observation_space(space: Space[Any]) -> None:
 def _check_action_space(space: Space[Any]) -> None:
     if not (_is_float(space) or _counts_from_zero(space)):
         raise ValueError(
-            f"action space is {space}; covered are Discrete and flat MultiDiscrete from 0, and Box "
-            "of a float dtype: take one of them in a gymnasium.ActionWrapper."
+            f"action space is {space}; supported are Discrete and flat MultiDiscrete from 0, and "
+            "Box of a float dtype: convert from one of them in a gymnasium.ActionWrapper."
         )
 
 
 def _mask_starts(observation: Space[Any], action: Space[Any]) -> NDArray[np.intp] | None:
-    """Where each discrete action's entries begin in the action mask; None without a mask."""
+    """Return where each discrete action's entries begin in the action mask; None without one."""
     mask = _leaves(observation).get(ACTION_MASK_KEY)
     if mask is None:
         return None

@@ -113,10 +113,10 @@ def test_teleports_land_on_free_cells_only() -> None:
     env.reset()
     rng = np.random.default_rng(0)
     for _ in range(36):
-        cubes, is_over = env.cubes.copy(), env.is_over.copy()
+        cubes, is_reset_row = env.cubes.copy(), env.is_reset_row.copy()
         env.step(rng.integers(4, size=500))
         assert (np.diff(np.sort(env.cubes, axis=1), axis=1) > 0).all()
-        moved = (env.cubes != cubes) & ~is_over[:, None]
+        moved = (env.cubes != cubes) & ~is_reset_row[:, None]
         assert not (moved & (env.cubes == env.agent[:, None])).any()
 
 

@@ -1,9 +1,9 @@
-"""Our tasks against the packages they come from: equal observations, rewards and ends.
+"""The tasks' observations, rewards and ends equal those of the packages they come from.
 
-An episode of the original is recorded, what it drew (a deck, bits) is put into our task's state,
-and our task is led through the same actions. `golden/originals.npz` holds such records, so the
-rules are held where the packages are not installed; `python tests/envs/test_originals.py` writes it
-anew, which needs a reason in the commit.
+An episode of the original is recorded, the deck or bits that it drew are written into our task's
+state, and the same actions are played. `golden/originals.npz` stores such records, so that the
+rules are tested where the packages are not installed. `python tests/envs/tasks/test_originals.py`
+rewrites the file; the commit must say why.
 """
 
 import importlib
@@ -254,7 +254,7 @@ def replay(env: VectorTask, record: Record) -> None:
 
 def ours(name: str, **settings: Any) -> VectorTask:  # noqa: ANN401
     task = TASKS[name]
-    return task.task_class(task.config_class(**settings), num_envs=1, seed=0)  # type: ignore[call-arg]
+    return task.task_class(task.config(**settings), num_envs=1, seed=0)  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize("difficulty", ["easy", "medium", "hard"])

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtxl_rl.envs.tasks.tmaze import ActiveTMaze, ActiveTMazeConfig, TMaze, TMazeConfig
@@ -123,24 +123,25 @@ class OneCorridor:
 
     def __init__(self, corridor_length: int) -> None:
         self.corridor_length = corridor_length
-        self.is_over = True
+        self.is_reset_row = True
         self.step_index = 0
 
     def start(self) -> None:
         """The cue is shown."""
-        self.is_over, self.step_index = False, 0
+        self.is_reset_row, self.step_index = False, 0
 
     def step(self, action: int, *, cue: int) -> tuple[bool, float, bool]:
         """Whether the cue is shown next, the reward and whether it ends."""
-        if self.is_over:
+        if self.is_reset_row:
             self.start()
             return True, 0.0, False
-        self.is_over = self.step_index == self.corridor_length
+        self.is_reset_row = self.step_index == self.corridor_length
         self.step_index += 1
-        reward = 0.0 if not self.is_over else (1.0 if action == cue else -1.0)
-        return False, reward, self.is_over
+        reward = 0.0 if not self.is_reset_row else (1.0 if action == cue else -1.0)
+        return False, reward, self.is_reset_row
 
 
+@settings(max_examples=25)
 @given(
     corridor_length=st.integers(1, 6),
     num_envs=st.integers(1, 4),
@@ -173,11 +174,12 @@ def test_the_batch_equals_single_corridors(
         assert observations[:, :2].any(axis=1).tolist() == [shown for shown, _, _ in expected]
         assert rewards.tolist() == [reward for _, reward, _ in expected]
         assert terminated.tolist() == [ended for _, _, ended in expected]
-        at_junction = [c.step_index == corridor_length and not c.is_over for c in corridors]
+        at_junction = [c.step_index == corridor_length and not c.is_reset_row for c in corridors]
         assert (observations[:, 2] == 1).tolist() == at_junction
         cue = np.where(observations[:, :2].any(axis=1), observations[:, 1], cue).astype(int)
 
 
+@settings(max_examples=25)
 @given(num_before=st.integers(0, 12), corridor_length=st.integers(1, 5), seed=st.integers(0, 1000))
 def test_a_state_can_be_taken_anywhere(num_before: int, corridor_length: int, seed: int) -> None:
     env = make(8, corridor_length=corridor_length, seed=seed)

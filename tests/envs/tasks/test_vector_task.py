@@ -10,8 +10,8 @@ import pytest
 
 from mtxl_rl.envs.__main__ import table
 from mtxl_rl.envs.registry import ENVS
-from mtxl_rl.envs.tasks.cards import RepeatFirst, RepeatFirstConfig
-from mtxl_rl.envs.tasks.catalog import TASKS, Task
+from mtxl_rl.envs.tasks.cards import CardConfig, RepeatFirst
+from mtxl_rl.envs.tasks.catalog import TASKS, TaskEntry
 from mtxl_rl.envs.tasks.tmaze import TMaze, TMazeConfig
 from mtxl_rl.envs.tasks.vector_task import TaskConfig, VectorTask
 
@@ -53,9 +53,9 @@ def test_a_state_is_plain_complete_and_a_copy(name: str) -> None:
 
 
 def test_a_state_of_other_settings_is_refused_with_both() -> None:
-    state = RepeatFirst(RepeatFirstConfig(), num_envs=2).get_state()
-    other = RepeatFirst(RepeatFirstConfig(difficulty="hard"), num_envs=2)
-    with pytest.raises(ValueError, match=r'"easy".* and this one .*"hard".*make this one like'):
+    state = RepeatFirst(CardConfig(name="RepeatFirst"), num_envs=2).get_state()
+    other = RepeatFirst(CardConfig(name="RepeatFirst", difficulty="hard"), num_envs=2)
+    with pytest.raises(ValueError, match=r'"easy".* and this one .*"hard".*with the saved set'):
         other.set_state(state)
 
 
@@ -63,13 +63,13 @@ def test_a_state_of_other_settings_is_refused_with_both() -> None:
 def test_illegal_actions_are_refused(actions: list[int]) -> None:
     env = TMaze(TMazeConfig(), num_envs=2)
     env.reset()
-    with pytest.raises(ValueError, match=r"give an array of shape \(2,\) of whole numbers from 0"):
+    with pytest.raises(ValueError, match=r"pass an array of shape \(2,\) of whole numbers from 0"):
         env.step(np.array(actions))
 
 
 def test_unknown_reset_options_and_seeds_of_another_count_are_refused() -> None:
     env = TMaze(TMazeConfig(), num_envs=2)
-    with pytest.raises(ValueError, match=r"\['maze'\] are unknown; TMaze takes reset_mask only"):
+    with pytest.raises(ValueError, match=r"\['maze'\] are unknown; TMaze accepts only reset_mask"):
         env.reset(options={"maze": 1})
     with pytest.raises(ValueError, match="got 3 seeds for 2 environments"):
         env.reset(seed=[1, 2, 3])
@@ -79,7 +79,7 @@ def test_unknown_reset_options_and_seeds_of_another_count_are_refused() -> None:
                                   "Concentration"])  # fmt: skip
 def test_an_unknown_difficulty_names_the_known_ones(name: str) -> None:
     with pytest.raises(ValueError, match=r"=none is unknown; choose one of easy, medium, hard, e"):
-        TASKS[name].config_class(difficulty="none")  # type: ignore[call-arg]
+        TASKS[name].config(difficulty="none")
 
 
 def variants() -> list[Any]:
@@ -93,7 +93,9 @@ def variants() -> list[Any]:
 
 
 @pytest.mark.parametrize(("task", "config"), variants())
-def test_no_episode_is_longer_or_pays_other_than_described(task: Task, config: TaskConfig) -> None:
+def test_no_episode_is_longer_or_pays_other_than_described(
+    task: TaskEntry, config: TaskConfig
+) -> None:
     if config.name == "GridMemoryMaze":
         pytest.importorskip("labmaze")
     described = config.describe()
@@ -117,7 +119,7 @@ def test_no_episode_is_longer_or_pays_other_than_described(task: Task, config: T
 
 @pytest.mark.parametrize("name", TASKS)
 def test_a_config_knows_its_task_and_describes_itself_in_one_line(name: str) -> None:
-    config = TASKS[name].config_class()
+    config = TASKS[name].config()
     assert next(iter(dataclasses.fields(config))).name == "name"  # type: ignore[arg-type]
     assert config.name == name
     assert "\n" not in str(config.describe())

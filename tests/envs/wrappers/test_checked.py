@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
@@ -10,7 +9,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from mtxl_rl.envs.tasks.tmaze import TMaze, TMazeConfig
-from mtxl_rl.envs.wrappers.checked import CheckedVectorEnv, nearest_names, reset_mask
+from mtxl_rl.envs.wrappers.checked import CheckedVectorEnv, reset_mask
 
 BOX = spaces.Box(-np.inf, np.inf, (2,), np.float32)
 NUM_ENVS = 3
@@ -54,7 +53,7 @@ class Scripted(VectorEnv[Any, Any, Any]):
 @pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.DISABLED, None])
 def test_another_autoreset_mode_is_refused(mode: AutoresetMode | None) -> None:
     message = (
-        rf"metadata\['autoreset_mode'\]={mode}.*; make it with autoreset_mode=AutoresetMode.NEXT"
+        rf"metadata\['autoreset_mode'\]={mode}.*; create the .*autoreset_mode=AutoresetMode.NEXT"
     )
     with pytest.raises(ValueError, match=message):
         CheckedVectorEnv(Scripted(mode=mode))
@@ -87,7 +86,7 @@ def test_covered_observation_spaces_pass(space: spaces.Space[Any]) -> None:
     ids=str,
 )
 def test_other_observation_spaces_are_refused(space: spaces.Space[Any]) -> None:
-    with pytest.raises(ValueError, match=r"covered are Box.*gymnasium\.ObservationWrapper"):
+    with pytest.raises(ValueError, match=r"supported are Box.*gymnasium\.ObservationWrapper"):
         CheckedVectorEnv(Scripted(space))
 
 
@@ -117,7 +116,7 @@ def test_covered_action_spaces_pass(space: spaces.Space[Any]) -> None:
     ids=str,
 )
 def test_other_action_spaces_are_refused(space: spaces.Space[Any]) -> None:
-    with pytest.raises(ValueError, match=r"action space is .*covered.*gymnasium\.ActionWrapper"):
+    with pytest.raises(ValueError, match=r"action space is .*supported.*gymnasium\.ActionWrapper"):
         CheckedVectorEnv(Scripted(BOX, space))
 
 
@@ -238,7 +237,7 @@ def test_an_action_mask_may_be_a_box(dtype: type) -> None:
     "mask", [np.zeros(NUM_ENVS, dtype=np.bool_), np.ones(NUM_ENVS), np.ones(2, dtype=np.bool_)]
 )
 def test_a_reset_mask_of_no_use_is_refused(mask: np.ndarray) -> None:
-    with pytest.raises(ValueError, match=r"give a bool array of shape \(3,\) with at least one"):
+    with pytest.raises(ValueError, match=r"pass a bool array of shape \(3,\) with at least one"):
         reset_mask({"reset_mask": mask}, num_envs=NUM_ENVS)
 
 
@@ -253,11 +252,3 @@ def test_a_state_restored_before_any_reset_can_be_stepped() -> None:
     target = CheckedVectorEnv(TMaze(TMazeConfig(corridor_length=3), num_envs=2))
     target.set_state(source.get_state())
     np.testing.assert_array_equal(target.step(np.zeros(2))[0], source.step(np.zeros(2))[0])
-
-
-def test_the_nearest_name_comes_first() -> None:
-    assert nearest_names("cartpole", ["Pendulum-v1", "CartPole-v1"]) == [
-        "CartPole-v1",
-        "Pendulum-v1",
-    ]
-    assert len(nearest_names("CartPol-v1", gymnasium.registry, count=5)) == 5

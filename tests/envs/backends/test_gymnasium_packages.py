@@ -86,7 +86,7 @@ def test_a_missing_package_is_named_with_its_pip_line(
 
 
 def test_every_package_has_its_extra() -> None:
-    pyproject = Path(__file__).parents[2] / "pyproject.toml"
+    pyproject = Path(__file__).parents[3] / "pyproject.toml"
     extras = tomllib.loads(pyproject.read_text())["project"]["optional-dependencies"]
     assert {package.extra for package in PACKAGES} <= set(extras)
 
