@@ -42,6 +42,17 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from mtxl_rl.envs.streams import Rows
+from mtxl_rl.envs.tasks.drawing import (
+    BLACK,
+    BLUE,
+    GREEN,
+    WHITE,
+    YELLOW,
+    Card,
+    Image,
+    cells,
+    draw_cards,
+)
 from mtxl_rl.envs.tasks.vector_task import Flags, Outcome, TaskDescription, VectorTask, check_choice
 
 DIFFICULTIES = ("easy", "medium", "hard")
@@ -132,8 +143,8 @@ class CardConfig:
 class CardTask(VectorTask):
     """A shuffled deck and a question about it in every step.
 
-    A subclass implements `_question`. The observation is the kind of the card just dealt unless a
-    subclass overrides `_observe`.
+    A subclass implements `_asked_card`, or `_question` if the answer is not the kind of a card. The
+    observation is the kind of the card just dealt unless a subclass overrides `_observe`.
     """
 
     state_names: ClassVar[tuple[str, ...]] = ("deck", "num_right")
@@ -162,9 +173,14 @@ class CardTask(VectorTask):
         """Kinds of the cards in dealing order."""
         self.num_right = np.zeros(num_envs, dtype=np.int64)
 
+    def _asked_card(self) -> NDArray[Any]:
+        """Return the index of the card asked about, [B]; negative where no question is asked."""
+        return np.full(self.num_envs, -1)
+
     def _question(self, live: Flags) -> tuple[NDArray[Any], Flags]:
-        """Return the right answers and where a question is asked."""
-        raise NotImplementedError
+        """Return the right answers and where a question is asked; called once in each step."""
+        card = self._asked_card()
+        return self.deck[self.all_rows, np.maximum(card, 0)], live & (card >= 0)
 
     def _start(self, rows: Rows) -> None:
         self.deck[rows] = self.streams.permutations(rows, self.num_cards) % self.num_kinds
@@ -183,6 +199,20 @@ class CardTask(VectorTask):
     def _observe(self) -> NDArray[np.int64]:
         return self.deck[self.all_rows, self.step_index]
 
+    def _draw(self, row: int) -> Image:
+        """The deck: dealt cards face up, the newest in yellow, the one asked about in green."""
+        step, asked = int(self.step_index[row]), int(self._asked_card()[row])
+        cards = [
+            Card(
+                int(kind),
+                paper=BLUE if index > step else YELLOW if index == step else WHITE,
+                edge=GREEN if index == asked else BLACK,
+                is_face_up=index <= step,
+            )
+            for index, kind in enumerate(self.deck[row])
+        ]
+        return draw_cards(cards, num_kinds=self.num_kinds)
+
 
 class RepeatFirst(CardTask):
     """Answer the first card's suit in every step; see the module's docstring."""
@@ -190,8 +220,8 @@ class RepeatFirst(CardTask):
     def __init__(self, config: CardConfig, *, num_envs: int, seed: int | Sequence[int] = 0) -> None:
         super().__init__(config, num_envs=num_envs, seed=seed, num_questions=config.num_cards - 1)
 
-    def _question(self, live: Flags) -> tuple[NDArray[Any], Flags]:
-        return self.deck[:, 0], live
+    def _asked_card(self) -> NDArray[Any]:
+        return np.zeros(self.num_envs, dtype=np.int64)
 
 
 class RepeatPrevious(CardTask):
@@ -202,9 +232,8 @@ class RepeatPrevious(CardTask):
         super().__init__(config, num_envs=num_envs, seed=seed, num_questions=num_questions)
         self.k = config.k
 
-    def _question(self, live: Flags) -> tuple[NDArray[Any], Flags]:
-        card = self.step_index - (self.k - 1)
-        return self.deck[self.all_rows, np.maximum(card, 0)], live & (card >= 0)
+    def _asked_card(self) -> NDArray[Any]:
+        return self.step_index - (self.k - 1)
 
 
 class Autoencode(CardTask):
@@ -219,10 +248,10 @@ class Autoencode(CardTask):
             observation_space=spaces.MultiDiscrete([2, NUM_SUITS]),
         )
 
-    def _question(self, live: Flags) -> tuple[NDArray[Any], Flags]:
-        # The last card is asked at step num_cards - 1, the first at step 2 * num_cards - 2.
-        card = np.clip(2 * self.num_cards - 2 - self.step_index, 0, self.num_cards - 1)
-        return self.deck[self.all_rows, card], live & (self.step_index >= self.num_cards - 1)
+    def _asked_card(self) -> NDArray[Any]:
+        # The last card is asked in step num_cards - 1, the first in step 2 * num_cards - 2.
+        first_question = self.num_cards - 1
+        return np.where(self.step_index >= first_question, 2 * first_question - self.step_index, -1)
 
     def _observe(self) -> NDArray[np.int64]:
         last = self.num_cards - 1
@@ -263,3 +292,14 @@ class CountRecall(CardTask):
     def _observe(self) -> NDArray[np.int64]:
         rows, step = self.all_rows, self.step_index
         return np.stack([self.deck[rows, step], self.queries[rows, step]], axis=1)
+
+    def _draw(self, row: int) -> Image:
+        """The deck; below it the kind asked about and, on green, the dealt cards of that kind."""
+        step = int(self.step_index[row])
+        query = int(self.queries[row, step])
+        count = int((self.deck[row, : step + 1] == query).sum())
+        counted = [Card(query), *[Card(query, paper=GREEN)] * count]
+        deck, answer = super()._draw(row), draw_cards(counted, num_kinds=self.num_kinds)
+        gap = cells(12, deck.shape[1])
+        padding = ((0, 0), (0, deck.shape[1] - answer.shape[1]), (0, 0))
+        return np.concatenate([deck, gap, np.pad(answer, padding)])

@@ -1,4 +1,23 @@
-"""Coloured cubes that teleport: a map that must be kept in mind and corrected piece by piece."""
+"""ColorCubes: remember where coloured cubes lie, and correct that map when one teleports.
+
+Rules: the agent walks on a grid to the cube of the wanted colour and takes it. When a colour is
+asked for, the map is shown once: every cube with its colour. Then it is hidden. In each step a cube
+that is not wanted teleports to a free cell with probability 0.1, and the map is shown once more; at
+the level `extreme` without colours, so that the agent must infer which cube moved. A taken cube
+moves to a free cell, and the next colour is drawn. Taking another cube ends the episode; taking on
+an empty cell does nothing.
+Source: the task of Shchendrigin et al. (2026), https://arxiv.org/abs/2601.15086: N cubes on a grid,
+K phases, teleports, complete or incomplete updates. Its levels are N = K = 1, several cubes, and
+hidden colours. Grid size, N = K = 3, the teleports' probability, the time limit and the effect of a
+wrong take are ours, so results are not comparable with the paper's.
+Observation: [the agent's place; the wanted colour one-hot; each cube's place, by colour; at the
+level `extreme` each cube's place without its colour, row by row]. A place is the row one-hot and
+the column one-hot; zeros where it is not shown.
+Action: 0 up, 1 right, 2 down, 3 left, 4 take.
+Reward: 1 for the wanted cube, -1 for another.
+Episode length: until as many cubes were taken as there are or a wrong one was (terminated), at most
+4 grid_size steps for each cube (truncated). `success` is 1 if all were taken.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +28,16 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from mtxl_rl.envs.streams import Rows, distinct
+from mtxl_rl.envs.tasks.drawing import (
+    GRAY,
+    PALETTE,
+    WHITE,
+    Image,
+    add_border,
+    cells,
+    dim,
+    draw_cells,
+)
 from mtxl_rl.envs.tasks.vector_task import (
     Flags,
     Outcome,
@@ -29,7 +58,7 @@ _HIDDEN, _POSITIONS, _ALL = 0, 1, 2
 
 @dataclass(kw_only=True, slots=True)
 class ColorCubesConfig:
-    """What ``env=ColorCubes`` takes."""
+    """Options of ``env=ColorCubes``."""
 
     name: str = "ColorCubes"
     """The environment's name in the registry."""
@@ -49,8 +78,8 @@ class ColorCubesConfig:
         return 1 if self.level == "trivial" else 3
 
     def describe(self) -> TaskDescription:
-        """What the task asks of an agent."""
-        moves = {
+        """Return what the task demands of an agent."""
+        remembered = {
             "trivial": "where the cube lies",
             "medium": "where 3 cubes lie, corrected when one teleports",
             "extreme": "where 3 cubes lie, and which one it was that teleported",
@@ -58,32 +87,13 @@ class ColorCubesConfig:
         return TaskDescription(
             horizon=4 * self.grid_size * self.num_cubes,
             reward_range=(-1.0 if self.num_cubes > 1 else 0.0, float(self.num_cubes)),
-            remembered=moves[self.level],
+            remembered=remembered[self.level],
             memory_window=2 * (self.grid_size - 1),
         )
 
 
 class ColorCubes(VectorTask):
-    """Walk to the cube of the wanted colour, which is not to be seen, and take it; again and again.
-
-    When a colour is asked for, the map is shown once: all cubes with their colours. Then it is
-    hidden; only the agent's own cell and the wanted colour stay in view. In each step a cube that
-    is not wanted teleports to a free cell with probability 0.1, and the map is shown once more, at
-    the level `extreme` without colours: then the agent must find out which cube moved. Taking the
-    wanted cube gives 1, sends it to a free cell and asks for the next colour; taking another cube
-    gives -1 and ends the episode, and on an empty cell there is nothing to take. It is solved when
-    as many cubes were taken as there are, and truncated after ``4 * grid_size`` steps for each.
-
-    The observation is [the agent's place, the wanted colour one-hot, for each colour the place of
-    its cube, at the level `extreme` for each cube of hidden colour its place, row by row]. A place
-    is the row and the column, each one-hot; what is not shown is zeros. Actions: 0 up, 1 right,
-    2 down, 3 left, 4 take.
-
-    The task is that of Shchendrigin et al. (2026), https://arxiv.org/abs/2601.15086: N cubes on a
-    grid, K phases, teleports of other cubes, complete or incomplete updates. The paper's levels are
-    N = K = 1, several cubes, and hidden colours. Grid size, N = K = 3, the teleports' probability,
-    the time limit and what a wrong take does are ours: results are comparable among themselves.
-    """
+    """Coloured cubes that teleport; see the module's docstring."""
 
     state_names = ("agent", "cubes", "target", "shown", "num_taken")
 
@@ -106,13 +116,13 @@ class ColorCubes(VectorTask):
         self._length = length
         self._after = step_table(_MOVES, size=self.size)
         self.agent = np.zeros(num_envs, dtype=np.int64)
-        """Its cell: row * size + column."""
+        """The agent's cell: row * size + column."""
         self.cubes = np.zeros((num_envs, self.num_cubes), dtype=np.int64)
         """Each colour's cell."""
         self.target = np.zeros(num_envs, dtype=np.int64)
-        """The wanted colour."""
+        """The wanted cube's colour."""
         self.shown = np.zeros(num_envs, dtype=np.int64)
-        """What the last observation shows of the map: 0 nothing, 1 positions, 2 colours too."""
+        """What the last observation shows of the map: 0 nothing, 1 positions, 2 colours as well."""
         self.num_taken = np.zeros(num_envs, dtype=np.int64)
 
     def _start(self, rows: Rows) -> None:
@@ -140,7 +150,7 @@ class ColorCubes(VectorTask):
         return Outcome(rewards, terminated, out_of_time, is_done)
 
     def _move_cubes(self, rows: Rows, is_right: Flags) -> None:
-        """A cube that was taken goes elsewhere, and now and then one that is not wanted."""
+        """Move cubes that were taken and, at random, one that is not wanted."""
         draws = self.streams.uniform(rows, 3)
         moves = is_right[rows] | (draws[:, 0] < _TELEPORT_PROBABILITY)
         rows, draws = rows[moves], draws[moves]
@@ -152,7 +162,7 @@ class ColorCubes(VectorTask):
         self.shown[rows] = np.where(was_taken | ~np.bool_(self.hides_colours), _ALL, _POSITIONS)
 
     def _teleport(self, rows: Rows, colour: NDArray[Any], draws: NDArray[Any]) -> None:
-        """Put a cube on a cell that holds neither a cube nor the agent, each equally likely."""
+        """Move a cube to a random cell that holds neither a cube nor the agent."""
         is_free = np.ones((len(rows), self.num_cells), dtype=np.bool_)
         local = np.arange(len(rows))
         is_free[local[:, None], self.cubes[rows]] = False
@@ -183,6 +193,16 @@ class ColorCubes(VectorTask):
         *,
         first: int | NDArray[Any],
     ) -> None:
-        """Mark the row and the column of `cells`, from index `first` on."""
+        """Write the one-hot rows and columns of `cells`, starting at index `first`."""
         observations[rows, first + cells // self.size] = 1
         observations[rows, first + self.size + cells % self.size] = 1
+
+    def _draw(self, row: int) -> Image:
+        """The grid, cubes dark while hidden, the agent white, framed in the wanted colour."""
+        colors = cells(self.size, self.size, color=GRAY)
+        for cube, cell in enumerate(self.cubes[row]):
+            color = PALETTE[cube]
+            colors[divmod(cell, self.size)] = color if self.shown[row] == _ALL else dim(color)
+        agent_row, agent_column = divmod(int(self.agent[row]), self.size)
+        image = draw_cells(colors, marks=[(agent_row, agent_column, WHITE)])
+        return add_border(image, PALETTE[self.target[row]])

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from mtxl_rl.envs.streams import Rows
 from mtxl_rl.envs.tasks.cards import CardConfig
+from mtxl_rl.envs.tasks.drawing import BLUE, GREEN, YELLOW, Card, Image, draw_cards
 from mtxl_rl.envs.tasks.vector_task import Flags, Outcome, VectorTask
 
 _NO_CARD = -1
@@ -87,3 +88,14 @@ class Concentration(VectorTask):
         for card in self.shown[rows].T:
             faces[rows, card] = self.deck[rows, card]
         return faces
+
+    def _draw(self, row: int) -> Image:
+        """The table: pairs found on green, the turn's cards on yellow, the rest on blue."""
+        cards = [
+            Card(int(kind), paper=GREEN if face != self.num_kinds else BLUE)
+            for kind, face in zip(self.deck[row], self.faces[row], strict=True)
+        ]
+        for card in self.shown[row]:
+            if card != _NO_CARD:
+                cards[card] = Card(int(self.deck[row, card]), paper=YELLOW)
+        return draw_cards(cards, num_kinds=self.num_kinds)

@@ -1,4 +1,18 @@
-"""A chain of T-mazes: each corridor's cue makes the one before it worthless."""
+"""EndlessTMaze: a chain of T-mazes in which each corridor's cue replaces the one before.
+
+Rules: the agent walks along `num_corridors` corridors. At each junction it must turn to the side
+that was shown at that corridor's start; a wrong turn ends the episode.
+Source: Shchendrigin et al. (2026), "Memory Retention Is Not Enough to Master Memory Tasks in
+Reinforcement Learning", https://arxiv.org/abs/2601.15086: rules, time limit and rewards. The
+authors' code differs from the paper: there only actions other than forward cost 0.01, and a wrong
+turn costs 0.01 instead of 1. Success is the same.
+Observation: [position / corridor_length, cue is left, cue is right]; the cue is shown at a
+corridor's first cell only.
+Action: 0 forward, 1 left, 2 right. Left and right act at the junction only.
+Reward: -0.01 for a step in a corridor; at a junction 1 for the cue's side, -1 for any other action.
+Episode length: until the last corridor is passed or a turn is wrong (terminated), at most
+6 (corridor_length + 1) num_corridors steps (truncated). `success` is 1 if all were passed.
+"""
 
 import itertools
 from collections.abc import Sequence
@@ -10,6 +24,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from mtxl_rl.envs.streams import Rows
+from mtxl_rl.envs.tasks.drawing import DARK, GREEN, Image, cells, draw_cells, t_maze_cells
 from mtxl_rl.envs.tasks.vector_task import (
     Flags,
     Outcome,
@@ -21,26 +36,26 @@ from mtxl_rl.envs.tasks.vector_task import (
 
 REGIMES = ("fixed", "uniform")
 CONFIGURATIONS = tuple(itertools.product(REGIMES, (1, 3, 5, 10), (5, 10)))
-"""The sixteen settings to report: regime, num_corridors and corridor_length.
+"""Sixteen settings to report: regime, num_corridors and corridor_length.
 
-Like the published sixteen they cross the regimes with numbers and lengths of corridors. The
-authors' code uses 3 and 5 corridors of 5 and 10; the other numbers are ours."""
+Like the sixteen of the paper they combine regimes with numbers and lengths of corridors. The
+authors' code has 3 and 5 corridors of lengths 5 and 10; the other numbers are ours."""
 FORWARD = 0
 _STEP_PENALTY = 0.01
 
 
 @dataclass(kw_only=True, slots=True)
 class EndlessTMazeConfig:
-    """What ``env=EndlessTMaze`` takes."""
+    """Options of ``env=EndlessTMaze``."""
 
     name: str = "EndlessTMaze"
     """The environment's name in the registry."""
     corridor_length: int = 10
-    """The longest corridor's steps, at least 1."""
+    """Steps of the longest corridor, at least 1."""
     num_corridors: int = 5
-    """Cues in an episode, each to be remembered and then overwritten, at least 1."""
+    """Corridors of an episode, each with a cue of its own, at least 1."""
     regime: str = "fixed"
-    """fixed: all corridors have `corridor_length`; uniform: 1 .. corridor_length, each anew."""
+    """fixed: every corridor has `corridor_length` steps; uniform: 1 .. corridor_length, drawn."""
 
     def __post_init__(self) -> None:
         check_at_least("corridor_length", self.corridor_length, least=1, example=10)
@@ -48,12 +63,12 @@ class EndlessTMazeConfig:
         check_choice("regime", self.regime, choices=REGIMES)
 
     def describe(self) -> TaskDescription:
-        """What the task asks of an agent."""
+        """Return what the task demands of an agent."""
         walk = self.num_corridors * (1 if self.regime == "uniform" else self.corridor_length)
         limit = 6 * (self.corridor_length + 1) * self.num_corridors
         return TaskDescription(
             horizon=limit,
-            # The worst: waiting until the time is up, or until a wrong turn in the last step.
+            # The least return: waiting, then a wrong turn in the last step.
             reward_range=(-1 - _STEP_PENALTY * (limit - 1), self.num_corridors - 0.01 * walk),
             remembered=f"the newest of {self.num_corridors} bits",
             memory_window=self.corridor_length,
@@ -61,20 +76,7 @@ class EndlessTMazeConfig:
 
 
 class EndlessTMaze(VectorTask):
-    """Walk `num_corridors` corridors; at each end turn to the side shown at that corridor's start.
-
-    The observation is [position / corridor_length, cue is left, cue is right], the cue only at a
-    corridor's first cell. Actions: 0 forward, 1 left, 2 right. In a corridor forward moves on and
-    the others do nothing; each such step costs 0.01. At the junction the cue's side gives 1 and
-    leads into the next corridor, or ends the episode after the last; any other action gives -1 and
-    ends it. After ``6 * (corridor_length + 1) * num_corridors`` steps the episode is truncated.
-    `success` is 1 if all corridors were passed.
-
-    Shchendrigin et al. (2026), "Memory Retention Is Not Enough to Master Memory Tasks in
-    Reinforcement Learning", https://arxiv.org/abs/2601.15086: rules, limit and rewards. The
-    authors' published code differs from the text: there only actions other than forward cost 0.01,
-    and a wrong turn costs that instead of 1. What counts as success is the same.
-    """
+    """The endless T-maze; see the module's docstring."""
 
     state_names = ("cue", "position", "length", "num_passed")
 
@@ -95,7 +97,7 @@ class EndlessTMaze(VectorTask):
         self.cue = np.zeros(num_envs, dtype=np.int64)
         self.position = np.zeros(num_envs, dtype=np.int64)
         self.length = np.full(num_envs, self.longest)
-        """Of the corridor at hand."""
+        """Steps of the current corridor."""
         self.num_passed = np.zeros(num_envs, dtype=np.int64)
 
     def _start(self, rows: Rows) -> None:
@@ -115,9 +117,9 @@ class EndlessTMaze(VectorTask):
         self.position += live & ~at_junction & (actions == FORWARD)
         self.num_passed += live & is_right
         is_done = is_right & (self.num_passed == self.num_corridors)
-        goes_on = np.flatnonzero(live & is_right & ~is_done)
-        if goes_on.size:
-            self._enter(goes_on)
+        enters_next = np.flatnonzero(live & is_right & ~is_done)
+        if enters_next.size:
+            self._enter(enters_next)
         rewards = np.where(at_junction, np.where(is_right, 1.0, -1.0), -_STEP_PENALTY)
         terminated = is_done | (at_junction & ~is_right)
         out_of_time = ~terminated & (self.step_index + 1 >= self.max_steps)
@@ -130,3 +132,16 @@ class EndlessTMaze(VectorTask):
         observations[:, 1] = is_start & (self.cue == 0)
         observations[:, 2] = is_start & (self.cue == 1)
         return observations
+
+    def _draw(self, row: int) -> Image:
+        position, length = int(self.position[row]), int(self.length[row])
+        maze = t_maze_cells(
+            length=length, position=position, cue=int(self.cue[row]), shows_cue=position == 0
+        )
+        # The row below shows the corridors passed.
+        width = max(maze.shape[1], self.num_corridors)
+        colors = cells(5, width)
+        colors[:3, : maze.shape[1]] = maze
+        colors[4, : self.num_corridors] = DARK
+        colors[4, : self.num_passed[row]] = GREEN
+        return draw_cells(colors)

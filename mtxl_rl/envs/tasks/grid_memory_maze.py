@@ -11,6 +11,15 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from mtxl_rl.envs.streams import Rows
+from mtxl_rl.envs.tasks.drawing import (
+    DARK,
+    GRAY,
+    PALETTE,
+    WHITE,
+    Image,
+    add_border,
+    draw_cells,
+)
 from mtxl_rl.envs.tasks.vector_task import Flags, Outcome, TaskDescription, VectorTask, check_choice
 from mtxl_rl.envs.tasks.walker import FORWARD, LEFT, NUM_HEADINGS, RIGHT
 
@@ -182,6 +191,24 @@ class GridMemoryMaze(VectorTask):
         observations[:, :num_seen] = one_hot.reshape(self.num_envs, num_seen)
         observations[self.all_rows, num_seen + self.prompt] = 1
         return observations
+
+    def _draw(self, row: int) -> Image:
+        """The maze, dark where the agent does not see it, framed in the prompted object's colour.
+
+        The agent is white, and a white mark lies on the cell ahead.
+        """
+        stride = self.size.stride
+        palette = np.array([DARK, GRAY, *PALETTE], dtype=np.uint8)
+        colors = palette[self.world[row]] // 2
+        in_view = self.cell[row] + self._view[self.heading[row]]
+        colors[in_view] = palette[self.world[row, in_view]]
+        colors[self.cell[row]] = WHITE
+        ahead_row, ahead_column = divmod(
+            int(self.cell[row] + self.ahead[self.heading[row]]), stride
+        )
+        grid = colors.reshape(stride, stride, 3)
+        image = draw_cells(grid, marks=[(ahead_row, ahead_column, WHITE)])
+        return add_border(image, PALETTE[self.prompt[row]])
 
 
 class ShortestPaths:

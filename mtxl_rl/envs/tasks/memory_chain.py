@@ -1,4 +1,17 @@
-"""bsuite's memory chain: bits at the start, a question about one of them at the end."""
+"""MemoryChain: bits at the start, a question about one of them at the end.
+
+Rules: the agent sees `num_bits` bits, waits `memory_length` steps and then answers what one of the
+bits was.
+Source: Osband et al. (2020), "Behaviour Suite for Reinforcement Learning", arXiv 1908.03568.
+Observation, rewards and lengths equal bsuite 0.3.6, without its leading axis of size 1.
+Observation: [time left, index of the bit asked about, the bits as -1 and 1]. The bits are shown at
+the reset and, as in bsuite, again after the first step; they are 0 elsewhere. The time falls from 1
+to 0 in `memory_length` equal parts from the second step on. The index is shown in the last decision
+and is 0 elsewhere.
+Action: 0 or 1; only the last one counts.
+Reward: 1 for the right last action, else -1; 0 before.
+Episode length: memory_length + 1 steps; the answer terminates the episode.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +22,17 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from mtxl_rl.envs.streams import Rows
+from mtxl_rl.envs.tasks.drawing import (
+    BLUE,
+    DARK,
+    GRAY,
+    WHITE,
+    YELLOW,
+    Image,
+    cells,
+    dim,
+    draw_cells,
+)
 from mtxl_rl.envs.tasks.vector_task import (
     Flags,
     Outcome,
@@ -20,7 +44,7 @@ from mtxl_rl.envs.tasks.vector_task import (
 
 @dataclass(kw_only=True, slots=True)
 class MemoryChainConfig:
-    """What ``env=MemoryChain`` takes."""
+    """Options of ``env=MemoryChain``."""
 
     name: str = "MemoryChain"
     """The environment's name in the registry."""
@@ -39,7 +63,7 @@ class MemoryChainConfig:
         return self.memory_length + 1
 
     def describe(self) -> TaskDescription:
-        """What the task asks of an agent."""
+        """Return what the task demands of an agent."""
         return TaskDescription(
             horizon=self.steps_per_episode,
             reward_range=(-1.0, 1.0),
@@ -49,18 +73,7 @@ class MemoryChainConfig:
 
 
 class MemoryChain(VectorTask):
-    """See `num_bits` bits, wait, and say what one of them was.
-
-    The observation is [time left, which bit is asked, the bits as -1 and 1]. The bits are shown at
-    the reset and, as in bsuite, once more after the first step; they are zeros otherwise. The time
-    falls from 1 to 0 in `memory_length` equal parts from the second step on. The number of the bit
-    that is asked stands in the observation of the last decision and is 0 otherwise. The last action
-    is the answer, 0 or 1: reward 1 if it is right, else -1, and the episode ends after
-    `memory_length` + 1 steps.
-
-    Osband et al. (2020), "Behaviour Suite for Reinforcement Learning", arXiv 1908.03568;
-    observation, rewards and lengths are those of bsuite 0.3.6, its leading axis of 1 left out.
-    """
+    """The memory chain; see the module's docstring."""
 
     state_names = ("bits", "query")
 
@@ -68,7 +81,9 @@ class MemoryChain(VectorTask):
         self, config: MemoryChainConfig, *, num_envs: int, seed: int | Sequence[int] = 0
     ) -> None:
         low = np.array([0.0, 0.0, *[-1.0] * config.num_bits], dtype=np.float32)
-        high = np.array([1.0, config.num_bits - 1, *[1.0] * config.num_bits], dtype=np.float32)
+        high = np.array(
+            [1.0, max(1, config.num_bits - 1), *[1.0] * config.num_bits], dtype=np.float32
+        )
         super().__init__(
             config,
             num_envs=num_envs,
@@ -99,3 +114,15 @@ class MemoryChain(VectorTask):
         observations[:, 1] = np.where(time == self.memory_length - 1, self.query, 0)
         observations[:, 2:] = np.where((time == 0)[:, None], 2 * self.bits - 1, 0)
         return observations
+
+    def _draw(self, row: int) -> Image:
+        """Rows: the bits (dark while hidden), the bit asked about (in the last step), the time."""
+        step, num_bits = int(self.step_index[row]), self.bits.shape[1]
+        colors = cells(5, max(num_bits, 20))
+        for index, bit in enumerate(self.bits[row]):
+            color = YELLOW if bit else BLUE
+            colors[0, index] = color if step <= 1 else dim(color)
+        colors[2, self.query[row]] = WHITE if step >= self.memory_length else DARK
+        colors[4] = DARK
+        colors[4, : round(colors.shape[1] * step / (self.memory_length + 1))] = GRAY
+        return draw_cells(colors)

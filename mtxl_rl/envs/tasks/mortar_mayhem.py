@@ -1,4 +1,21 @@
-"""Memory Gym's Mortar Mayhem on a grid: see a list of commands, then carry them all out."""
+"""MortarMayhem: see a list of commands, then carry them all out.
+
+Rules: an arena of 5 x 5 tiles. First, each of `num_commands` commands (right, down, left, up or
+stay; never off the arena) is shown for `show_duration` steps, with `show_delay` steps between. The
+agent cannot move meanwhile. Then, for each command, the agent has `explosion_delay` steps to reach
+the tile that the command leads to from the tile before. After that all other tiles are deadly, and
+seen to be, for `explosion_duration` steps.
+Source: Pleines et al. (2023), "Memory Gym: Partially Observable Challenges to Memory-Based Agents",
+https://openreview.net/forum?id=jHc8dCx6DDr. Rules, rewards and lengths equal MortarMayhem-Grid-v0
+of memory-gym 1.0.2, except `success`, which is 1 there even if the last command fails.
+Observation: with view=symbolic [tile one-hot (column * 5 + row), heading one-hot (north, west,
+south, east), command shown one-hot, safe tile one-hot while others are deadly]; with view=image
+uint8 [84, 84, 3].
+Action: 0 nothing, 1 turn left, 2 turn right, 3 forward.
+Reward: 0.1 for being on the right tile when the others become deadly.
+Episode length: until the last command is carried out, or the agent is on a deadly tile; both
+terminate the episode.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +26,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from mtxl_rl.envs.streams import Rows
+from mtxl_rl.envs.tasks.drawing import Image, enlarge
 from mtxl_rl.envs.tasks.vector_task import (
     Flags,
     Outcome,
@@ -38,26 +56,26 @@ _AFTER = step_table(COMMAND_STEPS, size=ARENA)
 _IS_LEGAL = (np.arange(NUM_TILES)[:, None] != _AFTER) | (np.arange(len(COMMAND_STEPS)) == STAY)
 _NUM_LEGAL = _IS_LEGAL.sum(axis=1)
 _LEGAL = np.argsort(~_IS_LEGAL, axis=1, kind="stable")
-"""The commands that stay on the arena, by tile, before those that do not."""
+"""Commands by tile, first those that stay on the arena."""
 _TILE_PIXELS = 14
 
 
 @dataclass(kw_only=True, slots=True)
 class MortarMayhemConfig:
-    """What ``env=MortarMayhem`` takes."""
+    """Options of ``env=MortarMayhem``."""
 
     name: str = "MortarMayhem"
     """The environment's name in the registry."""
     num_commands: int = 10
     """Commands shown and then carried out, at least 1."""
     show_duration: int = 3
-    """Steps that a command is shown, at least 1."""
+    """Steps for which a command is shown, at least 1."""
     show_delay: int = 1
     """Steps between two commands, at least 0."""
     explosion_delay: int = 6
     """Steps to carry out a command, at least 1."""
     explosion_duration: int = 2
-    """Steps that all other tiles are deadly, at least 1."""
+    """Steps for which all other tiles are deadly, at least 1."""
     view: str = "symbolic"
     """symbolic: a vector; image: 84 x 84 pixels."""
 
@@ -75,7 +93,7 @@ class MortarMayhemConfig:
         return (self.show_duration + self.show_delay) * self.num_commands - 1
 
     def describe(self) -> TaskDescription:
-        """What the task asks of an agent."""
+        """Return what the task demands of an agent."""
         period = self.explosion_delay + self.explosion_duration
         explosions = self.num_show_steps + self.explosion_delay
         last = self.num_commands - 1
@@ -93,22 +111,7 @@ class MortarMayhemConfig:
 
 
 class MortarMayhem(VectorTask):
-    """Watch `num_commands` commands, then be on the right tile each time all others explode.
-
-    An arena of 5 x 5 tiles. First each command (right, down, left, up or stay; never off the arena)
-    is shown for `show_duration` steps, with `show_delay` steps between, while the agent stands
-    still. Then, for each command: `explosion_delay` steps to reach its tile, which is the command's
-    step away from the tile before; then all other tiles are deadly for `explosion_duration` steps,
-    and are seen to be. Being on the right tile when they begin gives 0.1; being on another while
-    they are deadly ends the episode. It is solved after the last explosion's first step.
-
-    Actions: 0 nothing, 1 turn left, 2 turn right, 3 forward. The symbolic observation is [tile
-    one-hot (column * 5 + row), heading one-hot (north, west, south, east), command shown one-hot,
-    safe tile one-hot while others are deadly]; the image is uint8 [84, 84, 3].
-
-    Rules, rewards and lengths of memory-gym 1.0.2's MortarMayhem-Grid-v0, but for `success`, which
-    there is 1 even if the last command fails.
-    """
+    """Mortar Mayhem on a grid; see the module's docstring."""
 
     state_names = ("tile", "heading", "commands", "targets", "sign", "safe_tile")
 
@@ -138,7 +141,7 @@ class MortarMayhem(VectorTask):
         self.targets = np.zeros((num_envs, self.num_commands), dtype=np.int64)
         """The right tile of each command."""
         self.sign = np.full(num_envs, _NO_SIGN)
-        """The command on show, or 5."""
+        """The command shown, or 5."""
         self.safe_tile = np.full(num_envs, -1)
         """The only tile that is not deadly, or -1 where all are safe."""
 
@@ -205,16 +208,19 @@ class MortarMayhem(VectorTask):
             stamp(images, rows, centres=middle, sprite=sprite)
         return images
 
+    def _draw(self, row: int) -> Image:
+        return enlarge(self._picture()[row])
+
 
 def _sign_schedule(config: MortarMayhemConfig) -> NDArray[np.int64]:
-    """Which command an observation shows, by the steps before it; -1 is none, and stands last."""
+    """Return the index of the command shown after each number of steps; -1 is none, and is last."""
     shown = np.arange(config.num_commands)[:, None].repeat(config.show_duration, axis=1)
     pause = np.full((config.num_commands, config.show_delay), -1)
     return np.append(np.concatenate([shown, pause], axis=1).ravel(), -1)
 
 
 def _arenas() -> NDArray[np.uint8]:
-    """The arena's picture where all is safe, and then for each safe tile."""
+    """Return the arena's picture while all tiles are safe, then for each safe tile."""
     side = _TILE_PIXELS
     tiles = np.zeros((2, side, side, 3), dtype=np.uint8)
     tiles[0], tiles[1] = (29, 60, 107), (112, 24, 36)

@@ -1,4 +1,20 @@
-"""Memory Gym's Mystery Path on a grid: find an unseen path by falling off it, and remember it."""
+"""MysteryPath: find an invisible path by falling off it, and remember it.
+
+Rules: a grid of 7 x 7 cells. A path leads from a cell of one side to a cell of the opposite side;
+neither is marked. The agent starts at the path's first cell. On a cell off the path it falls, which
+is shown; the next step, whatever its action, moves it back to the start with the same heading.
+Source: Pleines et al. (2023), "Memory Gym", https://openreview.net/forum?id=jHc8dCx6DDr. Rules,
+paths, rewards and lengths equal MysteryPath-Grid-v0 of memory-gym 1.0.2, except that the end by
+time is a truncation here and a termination there.
+Observation: with view=symbolic [cell one-hot (column * 7 + row), heading one-hot (north, west,
+south, east), whether it fell]; with view=image uint8 [84, 84, 3].
+Action: 0 nothing, 1 turn left, 2 turn right, 3 forward.
+Reward: 1 for reaching the path's end.
+Episode length: until the end is reached (terminated), at most `max_steps` (truncated).
+
+Paths are computed by numba where it is installed (`pip install 'mtxl_rl[memory-maze]'`), which is
+about fifty times faster.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +25,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from mtxl_rl.envs.streams import Rows
+from mtxl_rl.envs.tasks.drawing import BLUE, DARK, GREEN, Image, cells, dim, enlarge
 from mtxl_rl.envs.tasks.path_layout import (
     NUM_CELLS,
     NUM_SEARCH_DRAWS,
@@ -32,7 +49,7 @@ _CELL_PIXELS = SIDE // SIZE
 
 @dataclass(kw_only=True, slots=True)
 class MysteryPathConfig:
-    """What ``env=MysteryPath`` takes."""
+    """Options of ``env=MysteryPath``."""
 
     name: str = "MysteryPath"
     """The environment's name in the registry."""
@@ -46,7 +63,7 @@ class MysteryPathConfig:
         check_choice("view", self.view, choices=VIEWS)
 
     def describe(self) -> TaskDescription:
-        """What the task asks of an agent."""
+        """Return what the task demands of an agent."""
         return TaskDescription(
             horizon=self.max_steps,
             reward_range=(0.0, 1.0),
@@ -56,21 +73,7 @@ class MysteryPathConfig:
 
 
 class MysteryPath(VectorTask):
-    """Cross a grid of 7 x 7 on a path that is not to be seen.
-
-    The path leads from a cell of one side to a cell of the opposite side; neither is marked. The
-    agent starts at its first cell. On a cell off the path it falls, which is shown; the next step,
-    whatever its action, brings it back to the start, its heading kept. Reaching the path's end
-    gives 1 and ends the episode; it is truncated after `max_steps`.
-
-    Actions: 0 nothing, 1 turn left, 2 turn right, 3 forward. The symbolic observation is [cell
-    one-hot (column * 7 + row), heading one-hot (north, west, south, east), whether it fell]; the
-    image is uint8 [84, 84, 3].
-
-    Rules, paths, rewards and lengths of memory-gym 1.0.2's MysteryPath-Grid-v0; only the end by
-    time, which is a termination there, is a truncation here. Paths are laid by compiled code where
-    numba is installed (`pip install 'mtxl_rl[memory-maze]'`), some fifty times faster.
-    """
+    """Mystery Path on a grid; see the module's docstring."""
 
     state_names = ("cell", "heading", "start", "end", "is_path", "has_fallen")
 
@@ -90,14 +93,14 @@ class MysteryPath(VectorTask):
         self.max_steps = config.max_steps
         self._floor = Floor(SIZE)
         self.cell = np.zeros(num_envs, dtype=np.int64)
-        """The agent's: column * 7 + row."""
+        """The agent's cell: column * 7 + row."""
         self.heading = np.zeros(num_envs, dtype=np.int64)
         self.start = np.zeros(num_envs, dtype=np.int64)
         self.end = np.zeros(num_envs, dtype=np.int64)
         self.is_path = np.zeros((num_envs, NUM_CELLS), dtype=np.bool_)
-        """The path's cells."""
+        """Whether each cell is on the path."""
         self.has_fallen = np.zeros(num_envs, dtype=np.bool_)
-        """Where the agent is off the path, and goes back to the start next."""
+        """Whether the agent is off the path, and moves back to the start in the next step."""
 
     def _start(self, rows: Rows) -> None:
         draws = self.streams.uniform(rows, 3)
@@ -113,7 +116,7 @@ class MysteryPath(VectorTask):
         self.has_fallen[rows] = False
 
     def _lay_paths(self, rows: Rows) -> None:
-        while rows.size:  # walls can leave no way: then others are drawn
+        while rows.size:  # random walls can block every path: then redraw them
             start, end = self.start[rows], self.end[rows]
             draws = self.streams.uniform(rows, NUM_WALL_DRAWS + NUM_SEARCH_DRAWS)
             is_wall = draw_walls(draws[:, :NUM_WALL_DRAWS], start=start, end=end)
@@ -152,3 +155,17 @@ class MysteryPath(VectorTask):
         fallen = np.flatnonzero(self.has_fallen)
         stamp(images, fallen, centres=centres[fallen], sprite=CROSS)
         return images
+
+    def _draw(self, row: int) -> Image:
+        """The grid with the path in grey, its start in blue and its end in green."""
+        image = self._picture()[row]
+        colors = cells(SIZE, SIZE)
+        for color, chosen in (
+            (DARK, np.flatnonzero(self.is_path[row])),
+            (dim(BLUE), self.start[row]),
+            (dim(GREEN), self.end[row]),
+        ):
+            columns, rows = np.divmod(chosen, SIZE)
+            colors[rows, columns] = color
+        floor = enlarge(colors, factor=_CELL_PIXELS)
+        return enlarge(np.where(image.any(axis=2, keepdims=True), image, floor))

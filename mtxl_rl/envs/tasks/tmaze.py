@@ -1,4 +1,32 @@
-"""T-mazes: see a cue, remember it along a corridor, turn to its side at the junction."""
+"""T-mazes: see a cue, remember it along a corridor, turn to its side at the junction.
+
+TMaze
+    Rules: the agent is carried from the cue to the junction, `corridor_length` = L steps later,
+    whatever its actions are; there it turns. A maze in which it walks would also test exploration:
+    a failure could mean that it did not find the junction. `ActiveTMaze` is that maze.
+    Source: Bakker (2001), "Reinforcement Learning with Long Short-Term Memory". As in Ni et al.
+    (2023), https://arxiv.org/abs/2307.03864, the passive maze starts at the cue. The distractors
+    are those of AGaLiTe (Pramanik et al. 2023, arXiv 2310.15719).
+    Observation: [cue is left, cue is right, at the junction, distractors ...]. The cue is shown in
+    step 0 only; between cue and junction all three are 0, so that a longer corridor shows a trained
+    agent nothing new. Distractors are random bits, drawn anew in every step.
+    Action: 0 left, 1 right; ignored before the junction.
+    Reward: at the junction 1 for the cue's side and -1 for the other; 0 elsewhere.
+    Episode length: L + 1 steps; the turn terminates the episode.
+
+ActiveTMaze
+    Rules: the agent walks along cells -1 .. L. It starts at cell 0, the cue is at cell -1 and the
+    junction at cell L, so that it must fetch the cue first. An agent that ignores the cue gets 0 on
+    average.
+    Source: the active T-maze of Ni et al. (2023), without its penalty for not moving forward.
+    Observation: [cue is left, cue is right, at the junction, at the start]; the cue is shown at
+    cell -1 only.
+    Action: 0 left, 1 right, 2 forward, 3 back. Left and right act at the junction only; forward
+    does nothing at the junction, back nothing at the cue.
+    Reward: as in TMaze.
+    Episode length: until the agent turns (terminated), at most 2 (L + 3) steps (truncated), twice
+    the steps of a perfect agent.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +37,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from mtxl_rl.envs.streams import Rows
+from mtxl_rl.envs.tasks.drawing import Image, draw_cells, t_maze_cells
 from mtxl_rl.envs.tasks.vector_task import (
     Flags,
     Outcome,
@@ -20,14 +49,14 @@ from mtxl_rl.envs.tasks.vector_task import (
 
 @dataclass(kw_only=True, slots=True)
 class TMazeConfig:
-    """What ``env=TMaze`` takes."""
+    """Options of ``env=TMaze``."""
 
     name: str = "TMaze"
     """The environment's name in the registry."""
     corridor_length: int = 100
     """Steps from the cue to the junction, at least 1: how long the cue must be remembered."""
     num_distractors: int = 0
-    """Random bits in each observation that mean nothing, at least 0."""
+    """Random bits in each observation, unrelated to the cue, at least 0."""
 
     def __post_init__(self) -> None:
         check_at_least("corridor_length", self.corridor_length, least=1, example=100)
@@ -39,7 +68,7 @@ class TMazeConfig:
         return self.corridor_length + 1
 
     def describe(self) -> TaskDescription:
-        """What the task asks of an agent."""
+        """Return what the task demands of an agent."""
         noise = f" through {self.num_distractors} random bits" if self.num_distractors else ""
         return TaskDescription(
             horizon=self.steps_per_episode,
@@ -50,32 +79,10 @@ class TMazeConfig:
 
 
 class TMaze(VectorTask):
-    """Remember for `corridor_length` steps on which side the cue was, then turn to that side.
-
-    An episode is `corridor_length` + 1 decisions. The observation is [cue is left, cue is right, at
-    the junction, distractors ...]:
-
-    =================== ==================== ===================================
-    decision            observation          what the action does
-    =================== ==================== ===================================
-    0                   the cue, one-hot     nothing
-    1 .. L - 1          zeros                nothing
-    L = corridor_length [0, 0, 1]            0 is left, 1 is right: reward 1 if
-                                             that is the cue's side, else -1; end
-    =================== ==================== ===================================
-
-    The final observation is zeros. Nothing tells the position, so a longer corridor shows a trained
-    agent nothing new. Distractors are fair random bits, drawn anew at every step.
-
-    The agent is carried forward whatever it does. A maze in which it must walk also asks it to
-    explore, and a failure would not tell whether it could not find the junction or could not
-    remember the cue: `ActiveTMaze` is that maze. The task is that of Bakker (2001), "Reinforcement
-    Learning with Long Short-Term Memory". Ni et al. (2023), https://arxiv.org/abs/2307.03864, also
-    start their passive T-maze at the cue, to test memory apart from credit assignment; there it
-    walks. The distractors are those of AGaLiTe (Pramanik et al. 2023, arXiv 2310.15719).
+    """The passive T-maze; see the module's docstring.
 
     Args:
-        config: The corridor.
+        config: The task's config.
         num_envs: Number of environments, at least 1.
         seed: Seed of the cues; ``reset(seed=...)`` replaces it.
     """
@@ -121,10 +128,18 @@ class TMaze(VectorTask):
         if count:
             self.distractors[rows] = self.streams.integers(rows, 2, count)
 
+    def _draw(self, row: int) -> Image:
+        step, cue = int(self.step_index[row]), int(self.cue[row])
+        position = min(step, self.corridor_length)
+        length = self.corridor_length
+        return draw_cells(
+            t_maze_cells(length=length, position=position, cue=cue, shows_cue=step == 0)
+        )
+
 
 @dataclass(kw_only=True, slots=True)
 class ActiveTMazeConfig:
-    """What ``env=ActiveTMaze`` takes."""
+    """Options of ``env=ActiveTMaze``."""
 
     name: str = "ActiveTMaze"
     """The environment's name in the registry."""
@@ -135,28 +150,17 @@ class ActiveTMazeConfig:
         check_at_least("corridor_length", self.corridor_length, least=1, example=20)
 
     def describe(self) -> TaskDescription:
-        """What the task asks of an agent."""
+        """Return what the task demands of an agent."""
         return TaskDescription(
             horizon=2 * (self.corridor_length + 3),
             reward_range=(-1.0, 1.0),
-            remembered="a bit that only a step away from the goal shows",
+            remembered="a bit shown one step behind the start",
             memory_window=self.corridor_length + 1,
         )
 
 
 class ActiveTMaze(VectorTask):
-    """The T-maze in which the agent walks, and the cue is off the path: it must fetch it first.
-
-    Cells -1 .. corridor_length in a line: the cue is at -1, the start at 0, the junction at the
-    end. The observation is [cue is left, cue is right, at the junction, at the start]; in the
-    corridor between it is zeros. Actions: 0 left, 1 right, 2 forward, 3 back. Left and right at the
-    junction end the episode, with reward 1 on the cue's side and -1 on the other; elsewhere they do
-    nothing, nor does forward at the junction or back at the cue. After ``2 * (corridor_length +
-    3)`` steps, twice what a perfect agent takes, the episode is truncated.
-
-    An agent that never looks for the cue gets 0 on average. After the active T-maze of Ni et al.
-    (2023), https://arxiv.org/abs/2307.03864, without its penalty for not moving forward.
-    """
+    """The T-maze in which the agent walks and must fetch the cue; see the module's docstring."""
 
     state_names = ("cue", "cell")
 
@@ -199,3 +203,8 @@ class ActiveTMaze(VectorTask):
             ],
             axis=1,
         ).astype(np.float32)
+
+    def _draw(self, row: int) -> Image:
+        cell, cue = int(self.cell[row]), int(self.cue[row])
+        length = self.corridor_length
+        return draw_cells(t_maze_cells(length=length, position=cell, cue=cue, shows_cue=cell == -1))

@@ -17,6 +17,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from mtxl_rl.envs.streams import RandomStreams, Rows
+from mtxl_rl.envs.tasks.drawing import Image
 from mtxl_rl.envs.wrappers.checked import EnvState, reset_mask
 
 Flags = NDArray[np.bool_]
@@ -71,7 +72,7 @@ class VectorTask(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]], abc.ABC):
 
     A subclass lists the arrays of its state in `state_names`, creates them in its constructor with
     the environment as first axis, and implements the rules in `_start`, `_advance` and `_observe`.
-    Oracles, probes and tests may read these arrays.
+    `_draw` makes the pictures of `render`. Oracles, probes and tests may read the arrays.
 
     Each environment has its own random stream (`RandomStreams`): its episodes depend only on the
     seed, its index and its actions.
@@ -86,7 +87,12 @@ class VectorTask(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]], abc.ABC):
         num_actions: Actions are 0 .. num_actions - 1.
     """
 
-    metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
+    metadata = {  # noqa: RUF012
+        "autoreset_mode": AutoresetMode.NEXT_STEP,
+        "render_modes": ["rgb_array"],
+        "render_fps": 4,
+    }
+    render_mode: str | None = None
     state_names: ClassVar[tuple[str, ...]]
 
     def __init__(
@@ -126,6 +132,16 @@ class VectorTask(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]], abc.ABC):
     @abc.abstractmethod
     def _observe(self) -> NDArray[Any]:
         """Return the observations [B, ...] in a new array."""
+
+    @abc.abstractmethod
+    def _draw(self, row: int) -> Image:
+        """Return a picture [H, W, 3] of one environment's state, hidden parts included."""
+
+    def render(self) -> tuple[Image, ...] | None:
+        """Return a picture of each environment, or None unless `render_mode` is rgb_array."""
+        if self.render_mode != "rgb_array":
+            return None
+        return tuple(self._draw(row) for row in range(self.num_envs))
 
     def reset(
         self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
