@@ -1,11 +1,12 @@
-"""What an agent sees beside what its memory does: a video, or a picture of the whole time."""
+"""Pictures of an agent's memory: a video of its steps, and a plot over time.
 
-import subprocess
+T recorded steps, N layers (counted from 1), H heads, M window length, h x w pixels.
+"""
+
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -14,108 +15,113 @@ from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mtxl_rl.agents.encoders import channels_last, is_image
+from mtxl_rl.agents.encoders import channels_last, is_image, observation_leaves
 from mtxl_rl.agents.policy import Policy, PolicyInputs
-from mtxl_rl.torso import MemoryTransformer, Record
-
-# T steps filmed, N layers, M window, h x w pixels of a frame.
+from mtxl_rl.torso import MemoryTransformer
+from mtxl_rl.tracking.files import atomic_write
 
 FRAMES_PER_SECOND = 10
-_SIDE = 256
-_LINE = 14  # Pixels of a line of text and of a bar; even, as video codecs want.
-_LABELS = 48  # Pixels left of the bars.
-_MIN_WIDTH = 160  # What the longest caption takes.
-_COLORS = {"write": (255, 80, 40), "read": (60, 150, 255)}
-Strips = dict[str, dict[int, Float[NDArray[Any], " T"]]]
+_VIDEO_INCHES = (8.0, 4.0)  # At 100 dots per inch, multiples of 16 pixels, which codecs need.
+_CURSOR = "tab:red"
+
+
+class _Panel(NamedTuple):
+    """A quantity per layer and step."""
+
+    title: str
+    maximum: float | None  # End of the colour scale; None: the largest value.
+    layers: dict[int, Float[NDArray[Any], " T"]]
 
 
 class Film:
-    """Records the first environment of an evaluation, up to `max_steps` steps.
+    """Records the first environment of an evaluation, up to `max_steps` steps, and draws it.
 
-    What the memory did is found afterwards, by running the recorded inputs through
-    `Policy.inspect` at once: acting and learning compute the same, so it is what happened.
+    The memory's diagnostics are computed afterwards, by `Policy.inspect` over all recorded inputs:
+    the policy computes the same outputs while acting and while learning.
+
+    Args:
+        policy: The policy that acts.
+        observation_space: Of one environment.
+        max_steps: Number of steps to record.
+        title: Name of the task, for the titles of the pictures.
     """
 
     def __init__(
-        self, policy: Policy, observation_space: gymnasium.Space[Any], *, max_steps: int
+        self,
+        policy: Policy,
+        observation_space: gymnasium.Space[Any],
+        *,
+        max_steps: int,
+        title: str = "",
     ) -> None:
         self.policy = policy
-        self.space = observation_space
+        self.leaves = observation_leaves(observation_space)
         self.max_steps = max_steps
+        self.title = ": ".join(part for part in (title, _agent_name(policy)) if part)
         self.inputs: list[PolicyInputs] = []
 
-    def check(self, *, video: bool, timeline: bool) -> None:
-        """Whether there will be something to show.
+    def check(self, *, video: bool, timeline: bool) -> None:  # noqa: ARG002
+        """Check that the requested pictures can be drawn; call it before the evaluation.
 
         Raises:
-            ValueError: a timeline of a baseline is wanted, or a video where nothing is seen.
+            ValueError: A memory timeline of a baseline is requested.
         """
         if timeline and not isinstance(self.policy.torso, MemoryTransformer):
             raise ValueError(
-                f"torso.kind={self.policy.torso.config.kind} tells nothing of its memory, which "
-                "timeline= draws; only torso.kind=transformer does"
-            )
-        if video and not is_image(self.space):
-            raise ValueError(
-                "video= needs image observations, and this environment shows "
-                f"{type(self.space).__name__} observations; timeline= draws what the memory does "
-                "in any"
+                f"timeline= plots attention and long-term memory, which a torso of kind "
+                f"{self.policy.torso.config.kind} does not have; leave timeline= out"
             )
 
     def add(self, inputs: PolicyInputs) -> None:
-        """Record the first environment's step, unless there are enough."""
+        """Record the first environment's step, up to `max_steps`."""
         if len(self.inputs) < self.max_steps:
             observation = {key: field[0] for key, field in inputs.observation.items()}
             self.inputs.append(PolicyInputs(observation, *(field[0] for field in inputs[1:])))
 
     @cached_property
-    def records(self) -> list[Record]:
-        """What happened in each layer at the steps recorded; asked for when all are."""
+    def records(self) -> list[dict[str, Tensor]]:
+        """Diagnostics of each layer over the recorded steps; read it after the last `add`."""
+        if not isinstance(self.policy.torso, MemoryTransformer):
+            return []
         return self.policy.inspect(self._stacked(), self.policy.torso.initial_state(1))
 
     def write_timeline(self, path: Path) -> None:
-        """Draw, over the steps: the rewards, what each layer reads, writes and attends to.
+        """Plot rewards, memory writes, memory reads and attention over the recorded steps.
 
         Raises:
             ImportError: matplotlib is not installed.
-            OSError: it cannot be written; nothing is left behind.
-            ValueError: the torso is a baseline.
+            OSError: The file cannot be written.
+            ValueError: The torso is a baseline.
         """
-        figure = self._draw()
-        with _whole(path, option="timeline") as temporary:
+        self.check(video=False, timeline=True)
+        figure = self._draw_timeline()
+        with atomic_write(
+            path, advice="free space there, or choose another timeline="
+        ) as temporary:
             figure.savefig(temporary, dpi=120)
 
     def write_video(self, path: Path) -> None:
-        """Write the frames, enlarged, at 10 per second; below them the memory, now at the line.
+        """Write a video, .mp4 or .gif, of the observations next to the rewards and the memory.
 
-        A step's reward is what its action earned, as in the timeline.
+        A step's reward is what its action earned. Observations without an image are plotted.
 
         Raises:
-            ImportError: imageio is not installed.
-            OSError: it cannot be written; nothing is left behind.
-            ValueError: the observations are no images.
+            ImportError: imageio or matplotlib is not installed.
+            OSError: The file cannot be written.
         """
-        self.check(video=True, timeline=False)
         try:
             import imageio.v2 as imageio
         except ImportError as error:
             raise ImportError("video= needs imageio: pip install 'mtxl_rl[video]'") from error
-        images = self._images()
-        has_strips = isinstance(self.policy.torso, MemoryTransformer)
-        panel = _panel(self._strips() if has_strips else {}, width=images[0].shape[1])
-        frames = [
-            np.concatenate([image, _at_step(panel, t, len(images), caption)])
-            for t, (image, caption) in enumerate(zip(images, self._captions(), strict=True))
-        ]
-        with _whole(path, option="video") as temporary:
-            if path.suffix == ".gif":
-                # To memory first: imageio's writer tries again, and complains, when it is deleted.
-                content = imageio.mimsave(
-                    "<bytes>", frames, format="GIF", duration=1000 / FRAMES_PER_SECOND, loop=0
-                )
-                temporary.write_bytes(content)
-            else:
-                _encode(temporary, frames)
+        options: dict[str, Any] = {"fps": FRAMES_PER_SECOND}
+        if path.suffix == ".gif":
+            options = {"duration": 1000 / FRAMES_PER_SECOND, "loop": 0}
+        with atomic_write(path, advice="free space there, or choose another video=") as temporary:
+            writer: Any = imageio.get_writer(temporary, **options)
+            with writer:
+                for frame in self._frames():
+                    writer.append_data(frame)
+            _check_num_frames(temporary, len(self.inputs))
 
     def _stacked(self) -> PolicyInputs:
         """All steps as one row, [1, T, ...]."""
@@ -127,166 +133,185 @@ class Film:
         fields = zip(*(step[1:] for step in steps), strict=True)
         return PolicyInputs(observation, *(torch.stack(field)[None] for field in fields))
 
-    def _captions(self) -> list[str]:
-        """Each step's number and reward; that of the last one filmed is not known."""
-        rewards = [f", reward {step.previous_reward.item():.3g}" for step in self.inputs[1:]]
-        return [f"step {t}{reward}" for t, reward in enumerate([*rewards, ""])]
+    def _rewards(self) -> Float[NDArray[Any], " T"]:
+        """Reward of each step's action; NaN at the last step, where it is not known."""
+        rewards = [step.previous_reward.item() for step in self.inputs[1:]]
+        return np.array([*rewards, np.nan])
 
-    def _strips(self) -> Strips:
-        """How much is written, and read, per step, in the layers (counted from 1) that do."""
-        found = {
-            name: {
-                n: _per_step(record[key])
-                for n, record in enumerate(self.records, 1)
-                if key in record
-            }
-            for name, key in (("write", "memory/strength"), ("read", "moved/read"))
-        }
-        return {name: rows for name, rows in found.items() if rows}
+    def _images(self) -> list[UInt8[NDArray[Any], "h w c"]]:
+        """The first image of each step's observation, with 1 or 3 channels; else nothing."""
+        key = next((key for key, space in self.leaves.items() if is_image(space)), None)
+        if key is None:
+            return []
+        images = [step.observation[key].cpu().numpy() for step in self.inputs]
+        if not channels_last(images[0].shape):
+            images = [image.transpose(1, 2, 0) for image in images]
+        if images[0].shape[2] == 3:
+            return images
+        return [image.mean(axis=2, keepdims=True).astype(np.uint8) for image in images]
 
-    def _images(self) -> list[UInt8[NDArray[Any], "h w 3"]]:
-        assert self.space.shape is not None
-        frames = [step.observation["obs"].cpu().numpy() for step in self.inputs]
-        if not channels_last(self.space.shape):
-            frames = [frame.transpose(1, 2, 0) for frame in frames]
-        factor = max(1, _SIDE // max(frames[0].shape[:2]))
-        images = [frame.repeat(factor, axis=0).repeat(factor, axis=1) for frame in frames]
-        height, width = images[0].shape[:2]
-        wide = max(width + width % 2, _MIN_WIDTH)
-        margins = ((0, height % 2), (0, wide - width), (0, 0))  # Codecs want even sizes.
-        images = [np.pad(image, margins) for image in images]
-        return [image.repeat(3, axis=2) if image.shape[2] == 1 else image for image in images]
+    def _vectors(self) -> Float[NDArray[Any], "T n"]:
+        """The numbers of each step's observation."""
+        columns = [
+            torch.stack([step.observation[key].float().flatten() for step in self.inputs])
+            for key in self.leaves
+        ]
+        return torch.cat(columns, dim=1).cpu().numpy()
 
-    def _draw(self) -> Any:  # noqa: ANN401
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise ImportError(
-                "timeline= needs matplotlib: pip install 'mtxl_rl[report]'"
-            ) from error
-        inputs, records, strips = self._stacked(), self.records, self._strips()
-        num_rows = 1 + len(strips) + len(records)
-        heights = (
-            [1.0] + [0.35 * len(rows) + 0.3 for rows in strips.values()] + [1.4] * len(records)
-        )
-        figure = Figure(figsize=(11, 0.9 * sum(heights) + 0.6), layout="constrained")
-        axes = figure.subplots(num_rows, 1, sharex=True, gridspec_kw={"height_ratios": heights})
-        starts = np.flatnonzero(inputs.is_first[0].cpu().numpy())
-        reward = inputs.previous_reward[0].cpu().numpy()
-        axes[0].bar(np.arange(len(reward)) - 1, reward, width=1.0, color="C2")
-        axes[0].set_ylabel("reward")
-        axes[0].set_title(
-            "episodes start at the dashed lines; the brighter, the more, each row relative to its "
-            "own largest\n(at its right); attention weights are drawn as their square roots"
-        )
-        for axis, (name, rows) in zip(axes[1:], strips.items(), strict=False):
-            _show(axis, np.stack([_relative(row) for row in rows.values()]))
-            axis.set_yticks(range(len(rows)), [f"layer {n}" for n in rows])
-            axis.set_ylabel(name)
-            for n, row in enumerate(rows.values()):
-                _say_largest(axis, row, at=float(n))
-        for n, (axis, record) in enumerate(zip(axes[1 + len(strips) :], records, strict=True)):
-            weights = _mean_over_heads(record["attention/window"])  # [T, M + 1], farthest first
-            _show(axis, np.sqrt(weights.T))
-            window = weights.shape[1] - 1
-            axis.set_yticks([0, window], [f"{window} back", "now"])
-            axis.set_ylabel(f"attends\nlayer {n + 1}")
-            _say_largest(axis, weights, at=window / 2)
+    def _panels(self) -> list[_Panel]:
+        """Strength of memory writes and reads, of the layers that have a long-term memory."""
+        write = _Panel("Write strength, mean over heads", 1.0, {})
+        read = _Panel("Read, as a change relative to the stream", None, {})
+        slots = _Panel("Attention weight on memory slots, mean over heads", 1.0, {})
+        for n, record in enumerate(self.records, 1):
+            if "memory/strength" in record:
+                write.layers[n] = _mean_over_heads(record["memory/strength"])
+            if "moved/read" in record:
+                read.layers[n] = record["moved/read"][0].float().cpu().numpy()
+            if "attention/slots" in record:
+                weights = record["attention/slots"]
+                written = weights[..., : 2 * weights.shape[-1] // 3]  # Without the empty memory's.
+                slots.layers[n] = _mean_over_heads(written.sum(dim=-1))
+        return [panel for panel in (write, read, slots) if panel.layers]
+
+    def _draw_timeline(self) -> Any:  # noqa: ANN401
+        from matplotlib.colors import LogNorm
+
+        panels, records = self._panels(), self.records
+        heights = [
+            1.2,
+            *(0.5 + 0.35 * len(panel.layers) for panel in panels),
+            *[1.4] * len(records),
+        ]
+        figure = _new_figure((11.0, 1.1 * sum(heights) + 1), option="timeline")
+        axes = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights, squeeze=False)
+        axes = axes[:, 0]
+        self._draw_rewards(axes[0])
+        for axis, panel in zip(axes[1:], panels, strict=False):
+            _draw_panel(axis, panel)
+        for n, (axis, record) in enumerate(zip(axes[1 + len(panels) :], records, strict=True), 1):
+            weights = _mean_over_heads(record["attention/window"]).T  # [M + 1, T], oldest first
+            window = len(weights) - 1
+            norm = LogNorm(1e-3, 1, clip=True)
+            _draw_heatmap(axis, np.ma.masked_equal(weights, 0), norm=norm)
+            axis.set_yticks([0, window], [f"{window} steps ago", "this step"])
+            axis.set_title(
+                f"Attention weight on the window, layer {n}, mean over heads", loc="left"
+            )
         for axis in axes:
-            for start in starts:
-                axis.axvline(start - 0.5, color="grey", linestyle="--", linewidth=0.8)
+            self._draw_episode_starts(axis)
         axes[-1].set_xlabel("step")
+        figure.suptitle(f"{self.title}\ndashed lines: an episode starts")
         return figure
 
+    def _frames(self) -> Iterator[UInt8[NDArray[Any], "h w 3"]]:
+        """The frames of the video: a static background with a moving cursor."""
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-def _mean_over_heads(weights: Float[Tensor, "1 T H n"]) -> Float[NDArray[Any], "T n"]:
-    return weights[0].mean(dim=1).float().cpu().numpy()
+        figure = _new_figure(_VIDEO_INCHES, option="video")
+        canvas: Any = FigureCanvasAgg(figure)
+        panels = self._panels()
+        grid = figure.add_gridspec(1 + len(panels), 2, width_ratios=[1, 1.2])
+        view = figure.add_subplot(grid[:, 0])
+        plots = [figure.add_subplot(grid[row, 1]) for row in range(1 + len(panels))]
+        self._draw_rewards(plots[0])
+        for axis, panel in zip(plots[1:], panels, strict=True):
+            _draw_panel(axis, panel)
+        for axis in plots:
+            self._draw_episode_starts(axis)
+        plots[-1].set_xlabel("step")
+        images = self._images()
+        picture = self._draw_view(view, images)
+        cursors = [axis.axvline(0, color=_CURSOR, animated=True) for axis in plots]
+        if not images:
+            cursors.append(view.axvline(0, color=_CURSOR, animated=True))
+        caption = view.text(0.5, 1.01, "", transform=view.transAxes, ha="center", animated=True)
+        figure.suptitle(self.title)
+        canvas.draw()
+        background = canvas.copy_from_bbox(figure.bbox)
+        for step, reward in enumerate(self._rewards()):
+            canvas.restore_region(background)
+            if images:
+                picture.set_data(images[step])
+                view.draw_artist(picture)
+            caption.set_text(
+                f"step {step}" + ("" if np.isnan(reward) else f", reward {reward:.3g}")
+            )
+            view.draw_artist(caption)
+            for cursor in cursors:
+                cursor.set_xdata([step, step])
+                cursor.axes.draw_artist(cursor)
+            yield np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
+    def _draw_view(self, axis: Any, images: list[UInt8[NDArray[Any], "h w c"]]) -> Any:  # noqa: ANN401
+        """The current image, or all observations over time."""
+        from matplotlib.ticker import MaxNLocator
 
-def _per_step(field: Tensor) -> Float[NDArray[Any], " T"]:
-    """[1, T] as it is, [1, T, H] as its mean over heads."""
-    row = field[0].float()
-    return (row if row.ndim == 1 else row.mean(dim=1)).cpu().numpy()
+        if images:
+            axis.set_axis_off()
+            return axis.imshow(images[0], cmap="gray", vmin=0, vmax=255, animated=True)
+        vectors = self._vectors().T
+        picture = _draw_heatmap(axis, vectors)
+        axis.yaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.set_ylabel("observation, by component")
+        axis.set_xlabel("step")
+        return picture
 
+    def _draw_rewards(self, axis: Any) -> None:  # noqa: ANN401
+        rewards = self._rewards()
+        axis.bar(np.arange(len(rewards)), rewards, width=1.0, color="tab:green")
+        axis.set_xlim(-0.5, len(rewards) - 0.5)
+        axis.axhline(0, color="grey", linewidth=0.5)
+        axis.set_title("Reward", loc="left")
 
-def _relative(row: Float[NDArray[Any], " T"]) -> Float[NDArray[Any], " T"]:
-    """To its own maximum."""
-    return row / max(float(row.max()), 1e-9)
-
-
-def _show(axis: Any, values: Float[NDArray[Any], "n T"]) -> None:  # noqa: ANN401
-    axis.imshow(values, aspect="auto", interpolation="nearest", cmap="magma", vmin=0)
-
-
-def _say_largest(axis: Any, values: Float[NDArray[Any], "..."], *, at: float) -> None:  # noqa: ANN401
-    """Right of the axis, at this height of its data."""
-    said = f"largest {values.max():.2g}"
-    axis.text(1.005, at, said, transform=axis.get_yaxis_transform(), va="center", fontsize=9)
-
-
-def _panel(strips: Strips, *, width: int) -> UInt8[NDArray[Any], "h w 3"]:
-    """A line left free, then one bar per layer, over time: writes red, reads blue."""
-    bars = [(name, layer, row) for name, rows in strips.items() for layer, row in rows.items()]
-    panel = np.zeros((_LINE * (1 + len(bars)), width, 3), np.uint8)
-    columns = np.arange(width - _LABELS)
-    for n, (name, layer, row) in enumerate(bars, 1):
-        line = panel[n * _LINE : (n + 1) * _LINE]
-        line[:, :_LABELS] = _text(f"{name} {layer}", width=_LABELS)
-        bar = _relative(row)[columns * len(row) // len(columns), None] * _COLORS[name]
-        line[1:-1, _LABELS:] = bar.astype(np.uint8)
-    return panel
-
-
-def _at_step(
-    panel: NDArray[np.uint8], step: int, num_steps: int, caption: str
-) -> NDArray[np.uint8]:
-    marked = panel.copy()
-    width = panel.shape[1]
-    marked[:_LINE] = _text(caption, width=width)
-    marked[_LINE:, _LABELS + step * (width - _LABELS) // num_steps] = 255
-    return marked
-
-
-def _text(text: str, *, width: int) -> UInt8[NDArray[Any], "h w 3"]:
-    """One line of it, white on black."""
-    from PIL import Image, ImageDraw, ImageFont  # imageio brings it.
-
-    image = Image.new("RGB", (width, _LINE))
-    ImageDraw.Draw(image).text((2, 1), text, fill="white", font=ImageFont.load_default())
-    return np.array(image)
-
-
-def _encode(path: Path, frames: list[NDArray[np.uint8]]) -> None:
-    """Write a film that ffmpeg encodes.
-
-    Not by imageio, which does not ask how ffmpeg ended: it writes most of a short film at its end.
-
-    Raises:
-        OSError: it cannot.
-    """
-    from imageio.plugins.ffmpeg import get_exe
-
-    height, width = frames[0].shape[:2]
-    raw = f"-f rawvideo -pix_fmt rgb24 -s {width}x{height} -r {FRAMES_PER_SECOND} -i -"
-    command = [get_exe(), "-loglevel", "quiet", "-y", *raw.split(), "-pix_fmt", "yuv420p", path]
-    if subprocess.run(
-        command, input=b"".join(frame.data for frame in frames), check=False
-    ).returncode:
-        raise OSError
+    def _draw_episode_starts(self, axis: Any) -> None:  # noqa: ANN401
+        for step, inputs in enumerate(self.inputs):
+            if inputs.is_first:
+                axis.axvline(step - 0.5, color="grey", linestyle="--", linewidth=0.8)
 
 
-@contextmanager
-def _whole(path: Path, *, option: str) -> Iterator[Path]:
-    """Where to write what becomes `path` when it is whole, and is removed when it is not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp.{path.name}")  # Its ending names the format.
+def _agent_name(policy: Policy) -> str:
+    """The torso's kind and memory, as in `transformer with delta memory`."""
+    config = policy.torso.config
+    is_transformer = config.kind == "transformer"
+    return f"transformer with {config.long_term} memory" if is_transformer else config.kind
+
+
+def _new_figure(inches: tuple[float, float], *, option: str) -> Any:  # noqa: ANN401
     try:
-        yield temporary
-        temporary.replace(path)
-    except OSError as error:
-        raise OSError(
-            f"cannot write {path}: {error.strerror or 'the encoder could not finish it'}; free "
-            f"space there, or choose another place with {option}="
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(f"{option}= needs matplotlib: pip install 'mtxl_rl[report]'") from error
+    return Figure(figsize=inches, dpi=100, layout="constrained")
+
+
+def _mean_over_heads(field: Float[Tensor, "1 T H *n"]) -> Float[NDArray[Any], "T ..."]:
+    return field[0].float().mean(dim=1).cpu().numpy()
+
+
+def _draw_panel(axis: Any, panel: _Panel) -> None:  # noqa: ANN401
+    values = np.stack(list(panel.layers.values()))
+    maximum = panel.maximum and max(panel.maximum, float(values.max()))
+    _draw_heatmap(axis, values, vmin=0, vmax=maximum)
+    axis.set_yticks(range(len(values)), [f"layer {n}" for n in panel.layers])
+    axis.set_title(panel.title, loc="left")
+
+
+def _draw_heatmap(axis: Any, values: Float[NDArray[Any], "n T"], **scale: Any) -> Any:  # noqa: ANN401
+    picture = axis.imshow(values, aspect="auto", interpolation="nearest", cmap="viridis", **scale)
+    axis.figure.colorbar(picture, ax=axis, pad=0.01)
+    return picture
+
+
+def _check_num_frames(path: Path, num_frames: int) -> None:
+    """Raise if an .mp4 is not complete: imageio does not check how its encoder ended."""
+    if path.suffix != ".mp4":
+        return
+    from imageio_ffmpeg import count_frames_and_secs
+
+    try:
+        is_complete = count_frames_and_secs(str(path))[0] == num_frames
+    except RuntimeError:
+        is_complete = False
+    if not is_complete:
+        raise OSError("the video encoder did not finish")
