@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # A virtual environment that is there keeps its Python and its torch until another is asked for.
 PYTHON ?= $(or $(wildcard $(BIN)/python),python3)
 TORCH ?= $(or $(shell cat $(VENV)/.torch 2>/dev/null),torch)
-EXTRAS ?= memory-maze,memory-maze-original,video,report
+EXTRAS ?= video,report
 ARGS ?=
 
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -57,12 +57,14 @@ clean:
 
 $(VENV)/.installed: pyproject.toml $(VENV)/.torch $(VENV)/.extras
 	@echo "installing mtxl_rl[$(EXTRAS)] into $(VENV); the first time takes minutes"
-	@$(PIP) install --quiet --editable ".[$(EXTRAS)]"
+	@$(PIP) install --quiet --editable ".$(if $(EXTRAS),[$(EXTRAS)])"
+	$(GET_TEXTURES)
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml $(VENV)/.torch $(VENV)/.extras
 	@echo "installing mtxl_rl[$(EXTRAS)$(if $(EXTRAS),$(comma))dev] into $(VENV); the first time takes minutes"
 	@$(PIP) install --quiet --editable ".[$(EXTRAS)$(if $(EXTRAS),$(comma))dev]"
+	$(GET_TEXTURES)
 	@touch $@ $(VENV)/.installed
 
 $(VENV)/.extras: FORCE $(VENV)/.python
@@ -73,11 +75,17 @@ $(VENV)/.torch: FORCE $(VENV)/.python
 		echo "installing $(TORCH) into $(VENV)"; \
 		$(PIP) install --quiet $(TORCH) && echo "$(TORCH)" > $@; }
 
+# Memory Maze's pictures, from labmaze's wheel; without a network its procedural ones take their place.
+define GET_TEXTURES
+@$(BIN)/python -m mtxl_rl.envs.memory_maze textures || \
+	echo "continuing without: env=MemoryMaze draws procedural textures, which differ from the original's"
+endef
+
 # Python's version, and the virtual environment made with it.
 $(VENV)/.python: FORCE
 	@command -v $(PYTHON) >/dev/null || { \
 		echo "PYTHON=$(PYTHON) is not a program here; give one, as in PYTHON=python3.12"; exit 1; }
-	@$(PYTHON) -c "$$CHECK_PYTHON" "$(EXTRAS)"
+	@$(PYTHON) -c "$$CHECK_PYTHON"
 	@asked="$$($(PYTHON) -c "$(SHOW_VERSION)")"; \
 	there="$$($(BIN)/python -c "$(SHOW_VERSION)" 2>/dev/null)"; \
 	test "$$there" = "$$asked" || $(PYTHON) -m venv --clear $(VENV) || exit 1; \
@@ -86,13 +94,8 @@ $(VENV)/.python: FORCE
 
 define CHECK_PYTHON
 import sys
-version, extras = sys.version.split()[0], sys.argv[1]
+version = sys.version.split()[0]
 if sys.version_info < (3, 11):
     sys.exit(f"mtxl_rl needs Python 3.11 or later and this is {version}; use PYTHON=python3.12")
-if sys.version_info >= (3, 13) and "memory-maze" in extras:
-    sys.exit(
-        f"labmaze has no wheels for Python 3.13 and later and this is {version}; use "
-        "PYTHON=python3.12, or EXTRAS=video to go without env=MemoryMaze"
-    )
 endef
 export CHECK_PYTHON

@@ -347,7 +347,7 @@ def from_document(config_class: type[Config], document: DictConfig | ListConfig)
 
 def save_config(config: TrainConfig, path: Path) -> None:
     """Write the configuration as YAML."""
-    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")
 
 
 def run_folder(path: Path) -> Path:

@@ -225,7 +225,7 @@ def _write(
         "episodes": results,
     }
     with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(document))
+        temporary.write_text(json.dumps(document), encoding="utf-8")
 
 
 def _one(

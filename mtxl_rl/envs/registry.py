@@ -8,7 +8,6 @@ from gymnasium.vector import VectorEnv
 
 from mtxl_rl.envs.backends.envpool_env import EnvPoolConfig, make_envpool
 from mtxl_rl.envs.backends.gymnasium_env import GymnasiumConfig, make_gymnasium
-from mtxl_rl.envs.memory_maze.packages import check_packages
 from mtxl_rl.envs.memory_maze.spec import MemoryMazeConfig
 from mtxl_rl.envs.memory_maze_original import MemoryMazeOriginalConfig
 from mtxl_rl.envs.names import nearest_names
@@ -43,8 +42,7 @@ class EnvEntry(NamedTuple):
 def _make_memory_maze(
     config: MemoryMazeConfig, *, num_envs: int, seed: int
 ) -> VectorEnv[Any, Any, Any]:
-    check_packages()
-    # Imported here because its packages are an extra, and numba takes a moment.
+    # Imported here because numba takes a moment.
     from mtxl_rl.envs.memory_maze.vector import MemoryMazeVectorEnv
 
     return MemoryMazeVectorEnv(num_envs, config=config, seed=seed)

@@ -66,11 +66,12 @@ def write_report(suite: Suite, *, command: Sequence[str]) -> Path:
     suite.folder.mkdir(parents=True, exist_ok=True)
     _write_scores(suite.folder / "scores.csv", findings)
     (suite.folder / "provenance.json").write_text(
-        json.dumps(provenance(suite, command), indent=2) + "\n"
+        json.dumps(provenance(suite, command), indent=2) + "\n", encoding="utf-8"
     )
     matrices = _matrices(suite, findings)
     page = suite.folder / "report.md"
-    page.write_text("\n".join(_page(suite, findings, matrices, command)) + "\n")
+    text = "\n".join(_page(suite, findings, matrices, command)) + "\n"
+    page.write_text(text, encoding="utf-8")
     _draw(suite, findings, matrices)
     return page
 
@@ -113,7 +114,7 @@ def _commit() -> str | None:
 
 def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or sys.platform
 
@@ -126,7 +127,7 @@ def _findings(suite: Suite) -> Iterator[Finding]:
         for option, path in paths.items():
             if not path.exists():
                 continue
-            document = json.loads(path.read_text())
+            document = json.loads(path.read_text(encoding="utf-8"))
             for memory, episodes in document["episodes"].items():
                 score = float(np.mean([episode[task.score] for episode in episodes]))
                 yield Finding(one, option or memory, score, len(episodes), document["evidence"])

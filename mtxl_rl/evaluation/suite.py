@@ -236,7 +236,7 @@ class SuiteRun:
         saved = checkpoint.latest(self.folder)
         if saved is None or not path.exists():
             return 0
-        document = json.loads(path.read_text())
+        document = json.loads(path.read_text(encoding="utf-8"))
         if document["step"] < checkpoint.step_of(saved):
             return 0
         return min(len(episodes) for episodes in document["episodes"].values())

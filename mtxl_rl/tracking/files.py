@@ -1,11 +1,13 @@
 """Atomic file writes, and the lock on a run's folder."""
 
 import errno
+import importlib
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 if sys.platform != "win32":
     import fcntl
@@ -58,8 +60,8 @@ def explained_write_errors(path: Path, *, advice: str) -> Iterator[None]:
 def run_lock(run_dir: Path) -> Iterator[None]:
     """Create a run's folder if it is missing, and keep other processes out of it.
 
-    The lock is on the folder itself. It leaves no file behind and ends with the process, so a
-    killed run can be resumed. On Windows, and on file systems without locks, there is no lock.
+    The lock is on the folder itself, on Windows on a file `.lock` in it. It ends with the process,
+    so a killed run can be resumed. On file systems without locks there is no lock.
 
     Raises:
         ValueError: Another process holds the lock, or `run_dir` is a file.
@@ -89,23 +91,46 @@ def run_lock(run_dir: Path) -> Iterator[None]:
 @contextmanager
 def _folder_lock(folder: Path) -> Iterator[None]:
     if sys.platform == "win32":  # Windows cannot lock a folder.
-        yield
+        with _file_lock(folder):
+            yield
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(descriptor)
-        raise ValueError(
-            f"run_dir={folder} is in use by another training process; stop that one first, or "
-            "choose another run_dir"
-        ) from error
+        raise _in_use(folder) from error
     except OSError:
         pass  # Some network file systems have no locks.
     try:
         yield
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def _file_lock(folder: Path) -> Iterator[None]:
+    """Lock the first byte of `.lock`, as Windows does it."""
+    msvcrt: Any = importlib.import_module("msvcrt")
+    path = folder / ".lock"
+    with path.open("ab") as file:
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except OSError as error:
+            raise _in_use(folder) from error
+        try:
+            yield
+        finally:
+            msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)
+    with suppress(OSError):
+        path.unlink()
+
+
+def _in_use(folder: Path) -> ValueError:
+    return ValueError(
+        f"run_dir={folder} is in use by another training process; stop that one first, or choose "
+        "another run_dir"
+    )
 
 
 def _flush_file(path: Path) -> None:

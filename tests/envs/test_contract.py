@@ -54,8 +54,6 @@ def make(request: pytest.FixtureRequest) -> Iterator[Make]:
     made: list[CheckedVectorEnv] = []
 
     def make_one(*, seed: int = 0, num_envs: int = NUM_ENVS) -> CheckedVectorEnv:
-        if request.param.startswith("GridMemoryMaze"):
-            pytest.importorskip("labmaze")
         made.append(make_vector_env(CONFIGS[request.param], num_envs=num_envs, seed=seed))
         return made[-1]
 

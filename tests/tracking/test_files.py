@@ -2,7 +2,9 @@
 
 import errno
 import os
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -97,3 +99,28 @@ def test_a_run_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
     for folder in (tmp_path / "run", tmp_path / "run" / "below"):
         with pytest.raises(ValueError, match="is a file or lies below one"), run_lock(folder):
             pass
+
+
+def test_on_windows_a_file_in_the_folder_is_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locked: set[int] = set()
+
+    def locking(descriptor: int, mode: int, size: int) -> None:
+        assert size == 1
+        inode = os.fstat(descriptor).st_ino
+        if mode == 0:
+            locked.remove(inode)
+        elif inode in locked:
+            raise PermissionError
+        else:
+            locked.add(inode)
+
+    windows = SimpleNamespace(locking=locking, LK_UNLCK=0, LK_NBLCK=2)
+    monkeypatch.setitem(sys.modules, "msvcrt", windows)
+    monkeypatch.setattr(sys, "platform", "win32")
+    with run_lock(tmp_path), pytest.raises(ValueError, match="in use"), run_lock(tmp_path):
+        pass
+    assert list(tmp_path.iterdir()) == []
+    with run_lock(tmp_path):
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]

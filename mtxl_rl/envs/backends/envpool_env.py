@@ -193,7 +193,7 @@ def make_envpool(
 def _import_envpool() -> ModuleType:
     try:
         import envpool
-    except ImportError as error:
+    except Exception as error:  # a broken wheel raises what it likes
         raise ImportError(
             f"env=EnvPool needs the package envpool, which cannot be imported on {sys.platform} "
             f"({error}); on Linux install it with pip install envpool, elsewhere use env=Gymnasium."

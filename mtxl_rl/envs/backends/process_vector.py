@@ -287,7 +287,7 @@ class _Worker:
         how = "ended" if code is None else f"ended with exit code {code}"
         if code is not None and code < 0:
             how = f"was killed by {signal.Signals(-code).name}"
-        hint = "; out of memory? Then use fewer environments" if code == -signal.SIGKILL else ""
+        hint = "; out of memory? Then use fewer environments" if how.endswith("SIGKILL") else ""
         return RuntimeError(
             f"the worker process of {_env_names(self.first, self.last)} {how}{hint}"
         )

@@ -1,8 +1,9 @@
-"""Commands: walk a maze yourself, or let the oracle or the random policy walk.
+"""Commands: walk a maze yourself, let the oracle or the random policy walk, get the textures.
 
 python -m mtxl_rl.envs.memory_maze play
 python -m mtxl_rl.envs.memory_maze oracle --episodes 32
 python -m mtxl_rl.envs.memory_maze random --gif maze.gif
+python -m mtxl_rl.envs.memory_maze textures
 """
 
 import argparse
@@ -10,15 +11,21 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mtxl_rl.envs.memory_maze.packages import check_packages
 from mtxl_rl.envs.memory_maze.spec import VARIANTS, MemoryMazeConfig
+from mtxl_rl.envs.memory_maze.texture_files import (
+    download_textures,
+    original_folder,
+    unpack_textures,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one command; an error that the user can mend is one line."""
     args = _parse(arguments)
     try:
-        check_packages()
+        if args.command == "textures":
+            _get_textures(args.wheel)
+            return
         variant = f"-{args.variant}" if args.variant else ""
         if variant not in VARIANTS:
             known = ", ".join(name[1:] for name in VARIANTS if name)
@@ -44,14 +51,23 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m mtxl_rl.envs.memory_maze", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("command", choices=["play", "oracle", "random"])
+    parser.add_argument("command", choices=["play", "oracle", "random", "textures"])
     parser.add_argument("--size", default="9x9")
     parser.add_argument("--variant", default="", help="Vis, HD, Top, Oracle, 6CL, ...")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--episodes", type=int, default=32, help="how many are averaged")
     parser.add_argument("--gif", type=Path, help="write a film of the policy to this .gif instead")
     parser.add_argument("--steps", type=int, default=200, help="of the film")
+    parser.add_argument(
+        "--wheel", type=Path, help="unpack the textures of this wheel of labmaze; downloads nothing"
+    )
     return parser.parse_args(arguments)
+
+
+def _get_textures(wheel: Path | None) -> None:
+    """Unpacks the wheel, or downloads one unless the pictures are on this machine."""
+    folder = unpack_textures(wheel) if wheel else original_folder() or download_textures()
+    sys.stdout.write(f"Memory Maze's original textures are in {folder}\n")
 
 
 def _print_returns(config: MemoryMazeConfig, *, policy: str, seed: int, episodes: int) -> None:

@@ -1,6 +1,7 @@
 """The mazes of a seed, as the original draws them, and what an episode adds to one.
 
-The original draws from one `RandomState(seed)`, in this order: a seed for labmaze's generator; then
+The original draws from one `RandomState(seed)`, in this order: a seed for the mazes' generator
+(`text_maze.py`); then
 for each episode one texture for the wall '*' (a choice of one) and for each of '0' .. '9' (of
 eight), the shuffle of the places for spheres (with fewer places than spheres all of this is drawn
 again), the current target, the spawn, the heading. A new current target is drawn when one is
@@ -32,11 +33,18 @@ from mtxl_rl.envs.memory_maze.spec import (
     TARGET_RADIUS,
     MazeSize,
 )
+from mtxl_rl.envs.memory_maze.text_maze import (
+    OBJECT,
+    SPAWN,
+    WALL,
+    TextMaze,
+    TextMazeGenerator,
+    TextMazeSettings,
+)
+from mtxl_rl.envs.memory_maze.texture_files import WALL_TEXTURES
 
 FREE = 255
 """In a grid of wall blocks or wall textures: no wall."""
-WALL_TEXTURES = ("blue", "cerise", "green_bright", "green", "purple", "red_bright", "red", "yellow")
-"""In the order from which the original chooses."""
 _NUM_WALL_CHARACTERS = 10  # '0' .. '9'; the blocks of 3 x 3 use the first nine.
 _NUM_RAYS = 10
 _RAY_HEIGHT = 0.1
@@ -44,7 +52,7 @@ _NO_HIT = 1e30
 
 
 class Maze(NamedTuple):
-    """A labmaze layout; n is the number of cells on a side with the outer wall."""
+    """A maze as the engine takes it; n is the number of cells on a side with the outer wall."""
 
     wall_block: UInt8[np.ndarray, "n n"]
     """Which of 3 x 3 blocks a wall cell lies in (its texture is shared), or `FREE`."""
@@ -99,75 +107,32 @@ def spawn_height(heading: float) -> float:
     return (0.6 - 0.4 * (w * w + z * z)) - BALL_RADIUS
 
 
-class MazeGenerator:
-    """labmaze's endless sequence of mazes for one seed.
-
-    Args:
-        size: The task's size.
-        seed: labmaze's seed.
-        num_skipped: How many mazes to leave out: labmaze keeps its state to itself, so a saved
-            generator is made again and run forward, 0.1 ms a maze.
-    """
-
-    __slots__ = ("_block_of_cell", "_is_prepared", "_maze")
-
-    def __init__(self, size: MazeSize, *, seed: int, num_skipped: int = 0) -> None:
-        # Imported here because it is an extra. `labmaze.RandomMaze` wraps this in text grids, which
-        # take 2 KB and half of the time.
-        from labmaze import defaults
-        from labmaze.cc.python import _random_maze
-
-        self._maze = _random_maze.RandomMaze(
-            height=size.grid,
-            width=size.grid,
-            max_rooms=size.max_rooms,
-            room_min_size=3,
-            room_max_size=size.room_max_side,
-            retry_count=defaults.RETRY_COUNT,
-            extra_connection_probability=defaults.EXTRA_CONNECTION_PROBABILITY,
-            max_variations=26,
-            has_doors=defaults.HAS_DOORS,
-            simplify=True,
-            spawns_per_room=1,
-            spawn_token=defaults.SPAWN_TOKEN,
-            objects_per_room=1,
-            object_token=defaults.OBJECT_TOKEN,
-            random_seed=seed,
-        )
-        self._block_of_cell = _blocks(size.grid)
-        self._is_prepared = False
-        for _ in range(num_skipped):
-            self._maze.regenerate()
-
-    def prepare(self) -> None:
-        """Makes the next maze ahead; labmaze keeps it, as text."""
-        if not self._is_prepared:
-            self._maze.regenerate()
-        self._is_prepared = True
-
-    def next_maze(self) -> Maze:
-        """The next layout."""
-        self.prepare()
-        self._is_prepared = False
-        entities = _characters(self._maze.entity_layer)
-        wall_block = np.where(entities == ord("*"), self._block_of_cell, np.uint8(FREE))
-        box_of_cell = np.full(entities.shape, -1, np.int16)
-        boxes = np.empty((entities.size, 4), np.uint8)
-        num_boxes = cover_walls(wall_block, box_of_cell, boxes)
-        return Maze(
-            wall_block=wall_block,
-            is_room=(_characters(self._maze.variations_layer) != ord(".")).astype(np.uint8),
-            box_of_cell=box_of_cell,
-            boxes=boxes[:num_boxes].copy(),
-            target_cells=np.argwhere(entities == ord("G")).astype(np.uint8),
-            spawn_cells=np.argwhere(entities == ord("P")).astype(np.uint8),
-        )
+def maze_settings(size: MazeSize) -> TextMazeSettings:
+    """The settings with which the original makes the mazes of a size."""
+    return TextMazeSettings(
+        side=size.grid,
+        max_rooms=size.max_rooms,
+        room_min_side=3,
+        room_max_side=size.room_max_side,
+        objects_per_room=size.objects_per_room,
+    )
 
 
-def _characters(text: str) -> NDArray[np.uint8]:
-    """A square text's characters as numbers [n, n]; each line ends with a line feed."""
-    lines = np.frombuffer(text.encode(), np.uint8)
-    return lines.reshape(-1, text.index("\n") + 1)[:, :-1]
+def lay_out(text_maze: TextMaze) -> Maze:
+    """A maze with its walls in blocks and boxes."""
+    cells = text_maze.cells
+    wall_block = np.where(cells == WALL, _blocks(len(cells)), np.uint8(FREE))
+    box_of_cell = np.full(cells.shape, -1, np.int16)
+    boxes = np.empty((cells.size, 4), np.uint8)
+    num_boxes = cover_walls(wall_block, box_of_cell, boxes)
+    return Maze(
+        wall_block=wall_block,
+        is_room=(text_maze.rooms > 0).astype(np.uint8),
+        box_of_cell=box_of_cell,
+        boxes=boxes[:num_boxes].copy(),
+        target_cells=np.argwhere(cells == OBJECT).astype(np.uint8),
+        spawn_cells=np.argwhere(cells == SPAWN).astype(np.uint8),
+    )
 
 
 @functools.cache
@@ -243,9 +208,7 @@ class EpisodeStream:
 
     __slots__ = (
         "_colors",
-        "_generator",
-        "_labmaze_seed",
-        "_num_mazes",
+        "_mazes",
         "_original_quirks",
         "_random",
         "_randomize_colors",
@@ -268,23 +231,12 @@ class EpisodeStream:
         self._randomize_colors = randomize_colors
         self._original_quirks = original_quirks
         self._random = np.random.RandomState(seed)
-        self._labmaze_seed = int(self._random.randint(2**31))
+        seed_of_mazes = int(self._random.randint(2**31))
+        self._mazes = TextMazeGenerator(maze_settings(size), seed=seed_of_mazes)
+        self._mazes.next_maze()  # The original makes a maze at construction that it never uses.
         self._colors = list(range(MAX_NUM_TARGETS))
         # Spheres that count as touched while the next target is drawn.
         self._touched = 0
-        self._num_mazes = 0
-        self._generator: MazeGenerator | None = None
-
-    def prepare(self) -> None:
-        """Makes the next maze ahead of its episode, where that is off the hot path."""
-        self._mazes().prepare()
-
-    def _mazes(self) -> MazeGenerator:
-        if self._generator is None:
-            self._generator = MazeGenerator(
-                self._size, seed=self._labmaze_seed, num_skipped=self._num_mazes
-            )
-        return self._generator
 
     def next_episode(self) -> Episode:
         """Draws the next episode."""
@@ -328,8 +280,7 @@ class EpisodeStream:
 
     def _draw_maze(self) -> tuple[Maze, NDArray[np.uint8]]:
         """The next maze and the textures [10] of its blocks."""
-        maze = self._mazes().next_maze()
-        self._num_mazes += 1
+        maze = lay_out(self._mazes.next_maze())
         self._random.randint(1)  # the wall '*', of which nothing is left
         num_textures = len(WALL_TEXTURES)
         textures = self._random.randint(num_textures, size=_NUM_WALL_CHARACTERS)
@@ -354,11 +305,10 @@ class EpisodeStream:
         return (x, y), -float(np.arctan2(2 * w * z, 1 - 2 * z * z))
 
     def get_state(self) -> dict[str, Any]:
-        """The stream's place: a few numbers, and the generator's 624 words as "words"."""
+        """The stream's state: both generators' words, and what the next episode depends on."""
         _, words, position, _, _ = self._random.get_state(legacy=True)
         return {
-            "labmaze_seed": self._labmaze_seed,
-            "num_mazes": self._num_mazes,
+            "mazes": self._mazes.state.copy(),
             "colors": np.array(self._colors, np.uint8),
             "touched": self._touched,
             "words": np.array(words, np.uint32),
@@ -366,14 +316,12 @@ class EpisodeStream:
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go on from a state of `get_state`."""
-        self._labmaze_seed = int(state["labmaze_seed"])
-        self._num_mazes = int(state["num_mazes"])
+        """Continue from a state of `get_state`."""
+        self._mazes.state = np.array(state["mazes"], np.uint64)
         self._colors = [int(color) for color in state["colors"]]
         self._touched = int(state["touched"])
         words = np.asarray(state["words"], np.uint32)
         self._random.set_state(("MT19937", words, int(state["position"]), 0, 0.0))
-        self._generator = None
 
 
 @kernel

@@ -1,7 +1,17 @@
 """The tasks of Memory Maze by size and variant; plain data, nothing is compiled or loaded here."""
 
+import warnings
 from dataclasses import dataclass
 from typing import NamedTuple
+
+from mtxl_rl.envs.memory_maze.texture_files import (
+    AUTO,
+    DOWNLOAD_COMMAND,
+    ORIGINAL,
+    PROCEDURAL,
+    TEXTURE_CHOICES,
+    original_folder,
+)
 
 CELL = 2.0
 """Side of a cell in metres."""
@@ -39,6 +49,7 @@ class MazeSize(NamedTuple):
     episode_seconds: float
     max_rooms: int
     room_max_side: int
+    objects_per_room: int = 1
 
     @property
     def grid(self) -> int:
@@ -47,6 +58,9 @@ class MazeSize(NamedTuple):
 
 
 SIZES = {
+    # Below the original, for curricula: one room with two spheres, then up to four rooms.
+    "5x5": MazeSize(5, 2, 62.5, 1, 5, objects_per_room=2),
+    "7x7": MazeSize(7, 2, 125, 4, 3),
     "9x9": MazeSize(9, 3, 250, 6, 5),
     "11x11": MazeSize(11, 4, 500, 6, 5),
     "13x13": MazeSize(13, 5, 750, 6, 5),
@@ -66,7 +80,8 @@ class MemoryMazeConfig:
     name: str = "MemoryMaze"
     """The environment's name in the registry; leave it."""
     size: str = "9x9"
-    """Cells without the outer wall: 9x9, 11x11, 13x13, 15x15, or on to 31x31; 9 means 9x9."""
+    """Cells without the outer wall: 9x9, 11x11, 13x13, 15x15 as in the original, or any other odd
+    side from 5x5 to 31x31; 9 means 9x9."""
     good_visibility: bool = False
     """Low walls, and spheres that float above them (``Vis``)."""
     camera_resolution: int = 64
@@ -89,8 +104,13 @@ class MemoryMazeConfig:
     """Keeps two faults of the original that seeds depend on; see `layout.py`."""
     num_threads: int = 0
     """Threads that share the environments; 0: one for each core."""
+    textures: str = AUTO
+    """Pictures of walls and floors: ``original``, ``procedural`` (other patterns in the same
+    colours), or ``auto``: the original's if this machine has them. A config holds what auto chose,
+    so that a run keeps its pictures."""
 
     def __post_init__(self) -> None:
+        """Check ranges, and choose the textures."""
         side = str(self.size)
         self.size = f"{side}x{side}" if side.isdecimal() else side
         if self.size not in SIZES:
@@ -118,6 +138,13 @@ class MemoryMazeConfig:
                 f"env.num_threads={self.num_threads} must be 0 (one for each core) or a number of "
                 "threads, e.g. env.num_threads=1."
             )
+        if self.textures not in TEXTURE_CHOICES:
+            raise ValueError(
+                f"env.textures={self.textures} must be one of {', '.join(TEXTURE_CHOICES)}, e.g. "
+                "env.textures=auto."
+            )
+        if self.textures == AUTO:
+            self.textures = _available_textures()
 
     @property
     def maze_size(self) -> MazeSize:
@@ -143,6 +170,17 @@ class MemoryMazeConfig:
     def target_height(self) -> float:
         """Of the spheres' centres, in metres."""
         return 1.1 if self.good_visibility else 0.0
+
+
+def _available_textures() -> str:
+    if original_folder() is not None:
+        return ORIGINAL
+    warnings.warn(
+        "Memory Maze draws procedural textures: its pictures differ from the original's. Download "
+        f"the original's with {DOWNLOAD_COMMAND}, or set env.textures=procedural to accept them.",
+        stacklevel=1,
+    )
+    return PROCEDURAL
 
 
 VARIANTS: dict[str, dict[str, bool | int | float]] = {

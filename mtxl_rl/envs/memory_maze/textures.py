@@ -5,16 +5,22 @@ neighbours are made beforehand, and a pixel takes the nearest of these half octa
 """
 
 import functools
-import importlib.util
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int32, UInt32
 from numpy.typing import NDArray
 
-from mtxl_rl.envs.memory_maze.layout import WALL_TEXTURES
 from mtxl_rl.envs.memory_maze.png import read_png
+from mtxl_rl.envs.memory_maze.procedural import procedural_pictures
+from mtxl_rl.envs.memory_maze.texture_files import (
+    DOWNLOAD_COMMAND,
+    FLOOR_TEXTURES,
+    PROCEDURAL,
+    WALL_TEXTURES,
+    original_folder,
+    texture_paths,
+)
 
 CORRIDOR_FLOOR, ROOM_FLOOR = len(WALL_TEXTURES), len(WALL_TEXTURES) + 1
 """Indices of the floors' textures, after those of the walls."""
@@ -22,8 +28,6 @@ LOG2_SIDE = 10
 """Textures have 1024 x 1024 texels; half octave h has 1024 >> (h // 2) on a side, and once more
 its first row below and its first column to the right, so that neighbours need no wrapping."""
 NUM_HALF_OCTAVES = 2 * LOG2_SIDE
-_STYLE = "style_01"
-_FLOORS = ("blue", "blue_bright")
 
 
 class TextureAtlas(NamedTuple):
@@ -36,13 +40,17 @@ class TextureAtlas(NamedTuple):
 
 
 @functools.cache
-def load_atlas() -> TextureAtlas:
-    """The atlas, 70 MB, shared by all environments of a process."""
+def load_atlas(textures: str) -> TextureAtlas:
+    """The atlas, 70 MB, shared by all environments of a process.
+
+    Args:
+        textures: ``original`` or ``procedural``.
+    """
     parts: list[NDArray[np.uint32]] = []
-    offsets = np.zeros((len(WALL_TEXTURES) + len(_FLOORS), NUM_HALF_OCTAVES), np.int32)
+    offsets = np.zeros((len(WALL_TEXTURES) + len(FLOOR_TEXTURES), NUM_HALF_OCTAVES), np.int32)
     total = 0
-    for index, path in enumerate(_texture_paths()):
-        levels = _mip_levels(read_png(path).astype(np.float32))
+    for index, picture in enumerate(_pictures(textures)):
+        levels = _mip_levels(picture)
         for half_octave in range(NUM_HALF_OCTAVES):
             if half_octave == 1:
                 # Only walls that the camera almost touches need it; it would take 42 MB.
@@ -57,15 +65,16 @@ def load_atlas() -> TextureAtlas:
     return TextureAtlas(np.concatenate(parts), offsets)
 
 
-def _texture_paths() -> list[Path]:
-    # Importing labmaze is not needed to find its files.
-    spec = importlib.util.find_spec("labmaze")
-    assert spec is not None, "packages.check_packages() comes first"
-    assert spec.origin is not None, spec
-    folder = Path(spec.origin).parent / "assets" / _STYLE
-    names = [f"wall_{name}_d.png" for name in WALL_TEXTURES]
-    names += [f"floor_{name}_d.png" for name in _FLOORS]
-    return [folder / name for name in names]
+def _pictures(textures: str) -> list[NDArray[np.float32]]:
+    if textures == PROCEDURAL:
+        return [np.floor(picture + np.float32(0.5)) for picture in procedural_pictures()]
+    folder = original_folder()
+    if folder is None:
+        raise ValueError(
+            f"env.textures={textures} needs the original's pictures, which are not on this "
+            f"machine. Download them with {DOWNLOAD_COMMAND}, or set env.textures=procedural."
+        )
+    return [read_png(path).astype(np.float32) for path in texture_paths(folder)]
 
 
 def _mip_levels(texels: NDArray[np.float32]) -> list[NDArray[np.float32]]:

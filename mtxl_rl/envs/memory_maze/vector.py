@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -48,8 +47,6 @@ _COLORS = np.array(TARGET_COLORS)
 _EAR_DISTANCE, _EAR_HEIGHT, _EAR_RADIUS, _EAR_LIGHT = 0.22, 0.6, 0.26, 0.7 * 255
 _BALL_RGB = (86, 200, 153)  # the mean of its texture; from above it is two pixels
 _MAX_SEED = 2**32 - 1
-# Next mazes are made a few at each step, so that environments in step do not all stop for them.
-_STEPS_TO_PREPARE_ALL = 64
 
 
 class Motion(NamedTuple):
@@ -125,7 +122,6 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         self._threads = Threads(num_envs, num_threads=self.config.num_threads)
         self._allocate()
         self._streams: list[EpisodeStream] = []
-        self._waiting: deque[int] = deque()
         self._seed_streams(seed)
         with announcing_compilation("the Memory Maze engine"):
             self._warm_up()
@@ -134,7 +130,7 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         size, count = self.config.maze_size, self.num_envs
         cells = (count, size.grid, size.grid)
         side = self.config.camera_resolution
-        self._atlas = load_atlas()
+        self._atlas = load_atlas(self.config.textures)
         self._tables = view_tables(side)
         self._images = np.zeros((count, side, side, 3), np.uint8)
         # The walkers: x, y, height above rest, heading, roll.
@@ -158,7 +154,6 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
 
     def _seed_streams(self, seed: int | Sequence[int] | None) -> None:
         self._streams = [self._new_stream(one) for one in seed_list(seed, num_envs=self.num_envs)]
-        self._waiting = deque(range(self.num_envs))
 
     def _new_stream(self, seed: int) -> EpisodeStream:
         return EpisodeStream(
@@ -171,6 +166,7 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
 
     def _warm_up(self) -> None:
         """Compiles everything by a step of the first environment, of which nothing is left."""
+        self._new_stream(seed=0).next_episode()
         self._wall_texture[0] = 0
         self._wall_texture[0, 1:-1, 1:-1] = FREE
         self._advance(np.zeros((self.num_envs, 2)), only=0)
@@ -231,7 +227,6 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
             self._draw(self._images)
         truncated = self._num_steps >= self.config.steps_per_episode
         self._ended = truncated
-        self._prepare_mazes()
         return self._observations(), rewards, np.zeros_like(truncated), truncated.copy(), {}
 
     def render(self) -> tuple[NDArray[np.uint8], ...] | None:
@@ -420,7 +415,6 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
     def _start(self, mask: NDArray[np.bool_]) -> None:
         for index in np.flatnonzero(mask):
             self._place(int(index), self._streams[index].next_episode())
-            self._waiting.append(int(index))
 
     def _place(self, index: int, episode: Episode) -> None:
         boxes = episode.maze.boxes
@@ -438,10 +432,6 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         self._touched_at_start[index] = episode.touched_at_start
         self._num_steps[index] = 0
         self._ended[index] = False
-
-    def _prepare_mazes(self) -> None:
-        for _ in range(min(len(self._waiting), 1 + self.num_envs // _STEPS_TO_PREPARE_ALL)):
-            self._streams[self._waiting.popleft()].prepare()
 
     def _observe(self) -> Observations:
         self._new_images()
@@ -563,7 +553,7 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         fields = dataclasses.asdict(self.config)
         for name in ("name", "num_threads", "extra_observations", "show_path", "top_camera"):
             del fields[name]
-        del fields["camera_resolution"], fields["discrete_actions"]
+        del fields["camera_resolution"], fields["discrete_actions"], fields["textures"]
         return json.dumps(fields, sort_keys=True)
 
     def _check_state(self, state: EnvState, *, num_envs: int) -> None:
@@ -571,6 +561,11 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
             raise ValueError(
                 f"the state is of {state.get('task', 'another environment')} and this Memory Maze "
                 f"is {self._task()}; make this one like the saved one."
+            )
+        if "stream_mazes" not in state:
+            raise ValueError(
+                "the state is of an earlier version of mtxl_rl, which saved mazes in another way; "
+                "continue with that version, or start a new run."
             )
         given = len(np.asarray(state["position"]))
         if given != num_envs:
@@ -589,7 +584,6 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
             if key.startswith("stream_")
         }
         self._streams[index].set_state(stream)
-        self._waiting.append(index)
 
     def _check_open(self, method: str) -> None:
         if self.closed:

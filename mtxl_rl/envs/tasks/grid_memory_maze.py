@@ -1,9 +1,7 @@
 """Memory Maze seen from above, cell by cell: the same mazes and the same errand, without 3D."""
 
-import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -85,7 +83,7 @@ class GridMemoryMazeConfig:
 class GridMemoryMaze(VectorTask):
     """Walk to the object of the prompted colour; when it is touched, another colour is prompted.
 
-    Each episode has a new maze of labmaze, made with the settings of Memory Maze (Pasukonis et al.
+    Each episode has a new maze, made with the settings of Memory Maze (Pasukonis et al.
     2022, https://arxiv.org/abs/2210.13383): one object in each of `num_objects` rooms, the agent in
     any room. Entering the prompted object's cell gives 1, and one of the other objects, each as
     likely, is prompted. Other objects do nothing, and none stands in the way. Nothing terminates;
@@ -96,8 +94,6 @@ class GridMemoryMaze(VectorTask):
     [for each of these cells, row by row: wall, objects one-hot; prompted object one-hot].
 
     `ShortestPaths` is a perfect agent that knows the maze. `success` is 0: see the return.
-
-    Needs labmaze: ``pip install 'mtxl_rl[memory-maze]'``.
     """
 
     state_names = ("world", "objects", "cell", "heading", "prompt")
@@ -105,7 +101,6 @@ class GridMemoryMaze(VectorTask):
     def __init__(
         self, config: GridMemoryMazeConfig, *, num_envs: int, seed: int | Sequence[int] = 0
     ) -> None:
-        self._labmaze = _import_labmaze()
         self.size = SIZES[config.size]
         num_objects, stride = self.size.num_objects, self.size.stride
         super().__init__(
@@ -148,24 +143,28 @@ class GridMemoryMaze(VectorTask):
 
     def _lay_out(self, seed: int) -> tuple[NDArray[np.int8], NDArray[Any], NDArray[Any]]:
         """Walls, one cell of each room for an object, and one for the agent."""
-        outer = self.size.cells + 2
-        maze = self._labmaze.RandomMaze(
-            height=outer,
-            width=outer,
-            max_rooms=self.size.max_rooms,
-            room_min_size=3,
-            room_max_size=self.size.room_max_size,
-            max_variations=26,
-            simplify=True,
-            spawns_per_room=1,
-            objects_per_room=1,
-            random_seed=seed,
+        # Imported here because numba takes a moment.
+        from mtxl_rl.envs.memory_maze.text_maze import (
+            OBJECT,
+            SPAWN,
+            WALL,
+            TextMazeGenerator,
+            TextMazeSettings,
         )
-        while (np.array(maze.entity_layer) == "G").sum() < self.size.num_objects:
-            maze.regenerate()
-        letters = np.pad(np.array(maze.entity_layer), _REACH, constant_values="*").ravel()
-        walls = np.where(letters == "*", _WALL, _FREE).astype(np.int8)
-        return walls, np.flatnonzero(letters == "G"), np.flatnonzero(letters == "P")
+
+        settings = TextMazeSettings(
+            side=self.size.cells + 2,
+            max_rooms=self.size.max_rooms,
+            room_min_side=3,
+            room_max_side=self.size.room_max_size,
+        )
+        mazes = TextMazeGenerator(settings, seed=seed)
+        cells = mazes.next_maze().cells
+        while (cells == OBJECT).sum() < self.size.num_objects:
+            cells = mazes.next_maze().cells
+        cells = np.pad(cells, _REACH, constant_values=WALL).ravel()
+        walls = np.where(cells == WALL, _WALL, _FREE).astype(np.int8)
+        return walls, np.flatnonzero(cells == OBJECT), np.flatnonzero(cells == SPAWN)
 
     def _advance(self, actions: NDArray[Any], live: Flags) -> Outcome:
         self.heading = (self.heading + (actions == LEFT) - (actions == RIGHT)) % NUM_HEADINGS
@@ -268,13 +267,3 @@ def _view_offsets(stride: int) -> NDArray[np.int64]:
     north = grid[:, None] * stride + grid
     # Facing west, what is ahead (up) lies to the left: the view's rows are the world's columns.
     return np.stack([np.rot90(north, -turns).ravel() for turns in range(NUM_HEADINGS)])
-
-
-def _import_labmaze() -> ModuleType:
-    try:
-        return importlib.import_module("labmaze")
-    except ImportError as error:
-        raise ImportError(
-            f"env=GridMemoryMaze needs the package labmaze, which cannot be imported ({error}); "
-            "install it with pip install 'mtxl_rl[memory-maze]' under Python 3.11 or 3.12."
-        ) from error

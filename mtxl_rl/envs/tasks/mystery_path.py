@@ -12,8 +12,7 @@ Action: 0 nothing, 1 turn left, 2 turn right, 3 forward.
 Reward: 1 for reaching the path's end.
 Episode length: until the end is reached (terminated), at most `max_steps` (truncated).
 
-Paths are computed by numba where it is installed (`pip install 'mtxl_rl[memory-maze]'`), which is
-about fifty times faster.
+Paths are computed by numba, which is about fifty times faster.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,7 @@
 """EnvPool's quirks, put right."""
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from mtxl_rl.envs.backends.envpool_env import (
     make_envpool,
 )
 from mtxl_rl.envs.backends.gymnasium_env import make_gymnasium
+from mtxl_rl.envs.registry import make_vector_env
+from mtxl_rl.envs.tasks.tmaze import TMazeConfig
 
 envpool = pytest.importorskip("envpool")
 
@@ -176,6 +179,17 @@ def test_a_partial_reset_needs_a_running_pool_and_no_seed() -> None:
     env.reset()
     with pytest.raises(ValueError, match=r"call reset\(\) without a mask"):
         env.reset(seed=1, options={"reset_mask": mask})
+
+
+def test_a_broken_envpool_is_named_and_costs_no_other_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "envpool.py").write_text("raise OSError('a library is missing')")
+    monkeypatch.delitem(sys.modules, "envpool", raising=False)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ImportError, match=r"cannot be imported on .* \(a library is missing\)"):
+        make_envpool(EnvPoolConfig(id="CartPole-v1"), num_envs=2, seed=0)
+    make_vector_env(TMazeConfig(), num_envs=2, seed=0).close()
 
 
 def test_a_missing_envpool_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

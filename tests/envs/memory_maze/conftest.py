@@ -1,12 +1,15 @@
 """The original as a yardstick, and what the tests and the maker of the golden file share."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from mtxl_rl.envs.memory_maze import texture_files
+from mtxl_rl.envs.memory_maze.text_maze import TextMazeSettings
 from mtxl_rl.envs.memory_maze_original import MemoryMazeOriginal
 
 
@@ -38,6 +41,65 @@ class Yardstick:
     def velocity(self) -> NDArray[np.float64]:
         """Its derivative."""
         return self.data.qvel * [1, 1, 1, -1, 1]
+
+
+class Labmaze:
+    """The mazes of labmaze for the same settings and seed.
+
+    `labmaze.RandomMaze` wraps this in text grids, which take half of the time.
+    """
+
+    def __init__(self, settings: TextMazeSettings, *, seed: int) -> None:
+        from labmaze import defaults
+        from labmaze.cc.python import _random_maze
+
+        self._maze = _random_maze.RandomMaze(
+            height=settings.side,
+            width=settings.side,
+            max_rooms=settings.max_rooms,
+            room_min_size=settings.room_min_side,
+            room_max_size=settings.room_max_side,
+            retry_count=defaults.RETRY_COUNT,
+            extra_connection_probability=settings.extra_connection_probability,
+            max_variations=26,
+            has_doors=defaults.HAS_DOORS,
+            simplify=True,
+            spawns_per_room=settings.spawns_per_room,
+            spawn_token="P",
+            objects_per_room=settings.objects_per_room,
+            object_token="G",
+            random_seed=seed,
+        )
+        self._is_new = True
+
+    def next_maze(self) -> NDArray[np.uint8]:
+        """The characters of the next maze's entity layer and variations layer, [2, side, side]."""
+        if not self._is_new:
+            self._maze.regenerate()
+        self._is_new = False
+        layers = self._maze.entity_layer, self._maze.variations_layer
+        return np.stack([_characters(text) for text in layers])
+
+
+def _characters(text: str) -> NDArray[np.uint8]:
+    lines = np.frombuffer(text.encode(), np.uint8)
+    return lines.reshape(-1, text.index("\n") + 1)[:, :-1]
+
+
+@pytest.fixture
+def labmaze_generator() -> type[Labmaze]:
+    """`Labmaze`, where labmaze is installed."""
+    pytest.importorskip("labmaze", reason="labmaze is not installed")
+    return Labmaze
+
+
+@pytest.fixture
+def original_textures() -> Path:
+    """The folder with the original's pictures, where this machine has them."""
+    folder = texture_files.original_folder()
+    if folder is None:
+        pytest.skip("the original's textures are not on this machine")
+    return folder
 
 
 @pytest.fixture

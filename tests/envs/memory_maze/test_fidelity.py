@@ -23,7 +23,7 @@ from mtxl_rl.envs.memory_maze.spec import (
     MemoryMazeConfig,
 )
 from mtxl_rl.envs.memory_maze.vector import MemoryMazeVectorEnv
-from mtxl_rl.envs.memory_maze_original import packages, simulation
+from mtxl_rl.envs.memory_maze_original import original_packages, simulation
 
 pytestmark = pytest.mark.usefixtures("yardstick")
 # A walk on 9x9, seed 1, that turns what the first substep is wrong by, 7e-6 m, into 3e-2 m.
@@ -72,7 +72,7 @@ def original_mazes(size: str, *, seed: int) -> Iterator[Any]:
 
     The spawn and the heading, which are drawn after compiling, are drawn here and left out.
     """
-    packages.import_packages()
+    original_packages.import_packages()
     random = np.random.RandomState(seed)
     task = simulation._build_task(simulation.SIZES[size], random=random)
     while True:
@@ -213,7 +213,7 @@ def test_every_variant_observes_what_the_original_does(
     name: str, psnr: Callable[..., float]
 ) -> None:
     their_options, our_options = VARIANTS[name]
-    packages.import_packages()
+    original_packages.import_packages()
     from memory_maze import tasks
 
     theirs = tasks.memory_maze_9x9(seed=7, **their_options)
@@ -241,7 +241,7 @@ def compare(expected: Any, observed: Any, psnr: Callable[..., float]) -> None:  
 
 
 def test_the_colours_are_the_originals() -> None:
-    packages.import_packages()
+    original_packages.import_packages()
     from memory_maze import maze
 
     np.testing.assert_array_equal(TARGET_COLORS, maze.TARGET_COLORS)

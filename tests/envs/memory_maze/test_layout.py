@@ -72,19 +72,10 @@ def test_a_restored_stream_goes_on_as_the_saved_one() -> None:
     a, b = stream(seed=5, colors=True), stream(seed=99, colors=True)
     a.next_episode()
     a.draw_target(0)
-    a.prepare()
     b.set_state(a.get_state())
     for _ in range(3):
         assert same(a.next_episode(), b.next_episode())
         assert a.draw_target(1) == b.draw_target(1)
-
-
-def test_preparing_a_maze_changes_no_episode() -> None:
-    a, b = stream(seed=5), stream(seed=5)
-    for _ in range(3):
-        a.prepare()
-        a.prepare()
-        assert same(a.next_episode(), b.next_episode())
 
 
 def test_a_new_target_is_never_one_that_is_touched() -> None:

@@ -1,12 +1,9 @@
 """The grid Memory Maze: mazes, what is seen, rewards, and the perfect agent."""
 
-import sys
 from collections import deque
 
 import numpy as np
 import pytest
-
-pytest.importorskip("labmaze")
 
 from mtxl_rl.envs.tasks.grid_memory_maze import (
     SIZES,
@@ -120,9 +117,3 @@ def fewest_steps(env: GridMemoryMaze, row: int) -> int:
                 steps[state] = steps[cell, heading] + 1
                 todo.append(state)
     raise AssertionError("the object cannot be reached")
-
-
-def test_a_missing_labmaze_is_named_with_its_pip_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "labmaze", None)
-    with pytest.raises(ImportError, match=r"needs the package labmaze.*mtxl_rl\[memory-maze\]"):
-        make()

@@ -18,8 +18,6 @@ from mtxl_rl.envs.tasks.vector_task import TaskConfig, VectorTask
 
 def make(name: str, *, num_envs: int, seed: Any = 0) -> VectorTask:  # noqa: ANN401
     task = TASKS[name]
-    if name == "GridMemoryMaze":
-        pytest.importorskip("labmaze")
     return task.task_class(task.configs()[0], num_envs=num_envs, seed=seed)  # type: ignore[call-arg]
 
 
@@ -96,8 +94,6 @@ def variants() -> list[Any]:
 def test_no_episode_is_longer_or_pays_other_than_described(
     task: TaskEntry, config: TaskConfig
 ) -> None:
-    if config.name == "GridMemoryMaze":
-        pytest.importorskip("labmaze")
     described = config.describe()
     env = task.task_class(config, num_envs=20, seed=1)  # type: ignore[call-arg]
     env.reset()
