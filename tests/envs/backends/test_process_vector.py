@@ -1,10 +1,13 @@
+"""Environments in worker processes: equal to SyncVectorEnv, and named failures."""
+
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import cloudpickle
@@ -67,28 +70,38 @@ class Saveable(Counter):
         self.count, self.np_random.bit_generator.state = state
 
 
-def pids_of(vector: ProcessVectorEnv) -> list[int]:
-    return [worker.process.pid or 0 for worker in vector._workers]
+class Misshapen(Counter):
+    """Returns an observation of another shape than its space after the reset."""
+
+    def step(self, action: int) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+        """Append a number."""
+        observation, *rest = super().step(action)
+        return {**observation, "noise": np.zeros(3)}, *rest  # type: ignore[return-value]
 
 
-def is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    # A dead child of a dead parent may wait for init as a zombie.
-    return "Z" not in Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+class ReportsSignals(Counter):
+    """Holds in its metadata whether Ctrl-C was blocked where it was created."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+        self.metadata = {"is_sigint_blocked": signal.SIGINT in blocked}
 
 
-def is_deaf_to_ctrl_c_from_birth(pid: int) -> bool:
-    """Whether SIGINT is blocked: a worker inherits that, so that none meets it while it imports."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    blocked = next(int(line.split()[1], 16) for line in lines if line.startswith("SigBlk"))
-    return bool(blocked >> (signal.SIGINT - 1) & 1)
+def processes_of(vector: ProcessVectorEnv) -> list[BaseProcess]:
+    return [worker.process for worker in vector._workers]
 
 
 @pytest.fixture
 def vector() -> Iterator[ProcessVectorEnv]:
+    made = ProcessVectorEnv([Counter, lambda: Counter(4), Counter], num_workers=2)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def shared_vector() -> Iterator[ProcessVectorEnv]:
+    """For tests that neither close the vector nor break a worker."""
     made = ProcessVectorEnv([Counter, lambda: Counter(4), Counter], num_workers=2)
     yield made
     made.close()
@@ -124,11 +137,11 @@ def test_every_step_equals_gymnasiums_sync_vector_env(makers: list[Any]) -> None
         sync.close()
 
 
-def test_what_a_step_returned_does_not_change_later(vector: ProcessVectorEnv) -> None:
-    first = vector.reset(seed=0)[0]
+def test_what_a_step_returned_does_not_change_later(shared_vector: ProcessVectorEnv) -> None:
+    first = shared_vector.reset(seed=0)[0]
     noise = first["noise"].copy()
-    rewards = vector.step(np.array([1, 2, 3]))[1]
-    vector.step(np.array([4, 5, 6]))
+    rewards = shared_vector.step(np.array([1, 2, 3]))[1]
+    shared_vector.step(np.array([4, 5, 6]))
     np.testing.assert_equal(first["noise"], noise)
     np.testing.assert_equal(rewards, np.float32([0.1, 0.2, 0.3]))
     assert rewards.dtype == np.float32
@@ -136,13 +149,13 @@ def test_what_a_step_returned_does_not_change_later(vector: ProcessVectorEnv) ->
 
 def test_an_environments_exception_is_raised_with_its_message(vector: ProcessVectorEnv) -> None:
     vector.reset(seed=0)
-    pids = pids_of(vector)
+    processes = processes_of(vector)
     with pytest.raises(RuntimeError) as caught:
         vector.step(np.array([0, 0, Counter.RAISE]))
     message = str(caught.value)
     assert message == r"environment 2 failed in step: KeyError: 'the key\nis lost'"
     assert any("Traceback" in note for note in caught.value.__notes__)
-    assert not any(is_alive(pid) for pid in pids)
+    assert not any(process.is_alive() for process in processes)
     with pytest.raises(RuntimeError, match=r"step: the environments are closed"):
         vector.step(np.zeros(3, int))
 
@@ -157,103 +170,77 @@ def test_an_exception_in_making_an_environment_is_raised() -> None:
         ProcessVectorEnv([Counter, broken], num_workers=1)
 
 
-def test_a_killed_worker_is_one_sentence(vector: ProcessVectorEnv) -> None:
+def test_an_observation_of_another_shape_is_refused() -> None:
+    vector = ProcessVectorEnv([Misshapen], num_workers=1)
     vector.reset(seed=0)
-    os.kill(pids_of(vector)[1], signal.SIGKILL)
-    vector._workers[1].process.join()
-    with pytest.raises(
-        RuntimeError, match=r"^the worker process of environments 1 to 2 was killed by SIGKILL"
-    ):
-        vector.step(np.zeros(3, int))
+    with pytest.raises(RuntimeError, match=r"does not fit Dict.*return observations of the decl"):
+        vector.step(np.zeros(1, int))
     assert vector.closed
 
 
-def test_a_worker_killed_in_the_middle_of_a_step_does_not_hang_the_parent() -> None:
-    vector = ProcessVectorEnv([Counter, Counter], num_workers=2)
+@pytest.mark.parametrize("is_stepping", [False, True])
+def test_a_killed_worker_is_named(*, is_stepping: bool, vector: ProcessVectorEnv) -> None:
     vector.reset(seed=0)
-    killer = subprocess.Popen(["sh", "-c", f"sleep 1; kill -9 {pids_of(vector)[0]}"])
-    start = time.monotonic()
-    with pytest.raises(RuntimeError, match="environment 0 was killed by SIGKILL"):
-        vector.step(np.array([Counter.SLEEP, 0]))
-    assert time.monotonic() - start < 10
-    killer.wait()
+    process = processes_of(vector)[1]
+    killer = threading.Timer(0.2, process.kill)
+    killer.start()
+    if not is_stepping:
+        process.join()
+    with pytest.raises(
+        RuntimeError, match=r"^the worker process of environments 1 to 2 was killed by SIGKILL"
+    ):
+        vector.step(np.array([0, Counter.SLEEP, 0]))
+    assert vector.closed
 
 
-def test_closing_twice_and_closing_a_busy_worker(
+def test_a_worker_that_hangs_is_named_and_killed(
     vector: ProcessVectorEnv, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(process_vector, "_SECONDS_TO_CLOSE", 0.2)
     vector.reset(seed=0)
-    pids = pids_of(vector)
-    vector._workers[0].send((99, "step", [Counter.SLEEP]))
+    processes = processes_of(vector)
+    vector.timeout_seconds = 0.2
+    with pytest.raises(RuntimeError, match="of environment 0 did not reply to step in time"):
+        vector.step(np.array([Counter.SLEEP, 0, 0]))
     vector.close()
-    vector.close()
-    assert not any(is_alive(pid) for pid in pids)
+    assert not any(process.is_alive() for process in processes)
 
 
-def test_workers_ignore_ctrl_c_and_an_interrupted_step_can_be_followed(
-    vector: ProcessVectorEnv,
-) -> None:
-    expected = vector.reset(seed=0)[0]
-    for pid in pids_of(vector):
-        os.kill(pid, signal.SIGINT)
-    vector._call_number += 1  # a step that Ctrl-C cut off before the replies
-    for worker, actions in zip(vector._workers, ([1], [1, 1]), strict=True):
-        worker.send((vector._call_number, "step", actions))
-    np.testing.assert_equal(vector.reset(seed=0)[0], expected)
-    assert vector.step(np.zeros(3, int))[0]["inner"]["count"].tolist() == [1, 1, 1]
-
-
-SCRIPT = """
-import sys, os, signal
-import gymnasium, numpy as np
-from mtxl_rl.envs.backends.process_vector import ProcessVectorEnv
-
-def make():
-    return gymnasium.make("CartPole-v1")
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-    vector = ProcessVectorEnv([make] * 2, num_workers=2)
-    vector.reset(seed=0)
+def test_workers_ignore_ctrl_c_from_their_start() -> None:
+    vector = ProcessVectorEnv([ReportsSignals], num_workers=1)
     try:
-        print(*(worker.process.pid for worker in vector._workers), flush=True)
-        while True:
-            vector.step(np.zeros(2, int))
-    except KeyboardInterrupt:
-        vector.step(np.zeros(2, int))
-        print("interrupted", flush=True)
-"""
+        assert vector.metadata["is_sigint_blocked"]
+        vector.reset(seed=0)
+        os.kill(processes_of(vector)[0].pid or 0, signal.SIGINT)
+        assert vector.step(np.zeros(1, int))[0]["inner"]["count"].tolist() == [1]
+    finally:
+        vector.close()
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_ctrl_c_and_the_parents_death_end_the_workers_quietly(
-    how: signal.Signals, tmp_path: Path
+def test_ctrl_c_during_a_step_closes_the_vector(
+    vector: ProcessVectorEnv, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
-    process = subprocess.Popen(
-        [sys.executable, script],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    assert process.stdout is not None
-    pids = [int(pid) for pid in process.stdout.readline().split()]
-    assert len(pids) == 2
-    assert all(is_deaf_to_ctrl_c_from_birth(pid) for pid in pids)
-    if how == signal.SIGINT:
-        os.killpg(process.pid, how)  # as a terminal does
-    else:
-        process.kill()
-    out, err = process.communicate(timeout=20)
-    assert out == ("interrupted\n" if how == signal.SIGINT else "")
-    assert err == ""
-    deadline = time.monotonic() + 10
-    while any(is_alive(pid) for pid in pids) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not any(is_alive(pid) for pid in pids)
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    vector.reset(seed=0)
+    processes = processes_of(vector)
+    monkeypatch.setattr(process_vector._Worker, "receive", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        vector.step(np.zeros(3, int))
+    assert vector.closed
+    assert not any(process.is_alive() for process in processes)
+
+
+def test_a_worker_ends_when_its_pipe_closes_as_at_its_parents_death() -> None:
+    context = multiprocessing.get_context("spawn")
+    parent_end, worker_end = context.Pipe()
+    process = context.Process(target=process_vector._work, args=(worker_end, 0))
+    process.start()
+    worker_end.close()
+    parent_end.close()
+    process.join()
+    assert process.exitcode == 0
 
 
 def test_a_restored_state_goes_on_as_the_saved_one() -> None:
@@ -272,28 +259,30 @@ def test_a_restored_state_goes_on_as_the_saved_one() -> None:
         vector.close()
 
 
-def test_masked_resets_start_these_episodes_and_leave_the_others(vector: ProcessVectorEnv) -> None:
-    vector.reset(seed=0)
+def test_masked_resets_start_these_episodes_and_leave_the_others(
+    shared_vector: ProcessVectorEnv,
+) -> None:
+    shared_vector.reset(seed=0)
     for _ in range(3):
-        over = vector.step(np.zeros(3, int))[2:4]
+        over = shared_vector.step(np.zeros(3, int))[2:4]
     assert (over[0] | over[1]).tolist() == [True, False, True]
     options = {"reset_mask": np.array([True, True, False]), "level": 3}
-    observation, infos = vector.reset(options=options)
+    observation, infos = shared_vector.reset(options=options)
     assert observation["inner"]["count"].tolist() == [0, 0, 3]
     assert infos["_level"].tolist() == [True, True, False]
     # The third resets by itself; the first was reset, and goes on.
-    assert vector.step(np.zeros(3, int))[0]["inner"]["count"].tolist() == [1, 1, 0]
+    assert shared_vector.step(np.zeros(3, int))[0]["inner"]["count"].tolist() == [1, 1, 0]
 
 
-def test_environments_without_state_say_so(vector: ProcessVectorEnv) -> None:
-    assert not vector.supports_state
+def test_environments_without_state_say_so(shared_vector: ProcessVectorEnv) -> None:
+    assert not shared_vector.supports_state
     with pytest.raises(RuntimeError, match="cannot be saved"):
-        vector.get_state()
-    with pytest.raises(ValueError, match="2 seeds were given for 3 environments"):
-        vector.reset(seed=[1, 2])
+        shared_vector.get_state()
+    with pytest.raises(ValueError, match="got 2 seeds for 3 environments"):
+        shared_vector.reset(seed=[1, 2])
     with pytest.raises(ValueError, match="reset_mask"):
-        vector.reset(options={"reset_mask": np.ones(2, bool)})
-    infos = vector.reset(options={"level": 3})[1]
+        shared_vector.reset(options={"reset_mask": np.ones(2, bool)})
+    infos = shared_vector.reset(options={"level": 3})[1]
     assert infos["level"].tolist() == [3, 3, 3]
 
 
@@ -302,10 +291,6 @@ def test_wrong_arguments_are_answered_with_the_legal_ones() -> None:
         ProcessVectorEnv([Counter], num_workers=0)
     with pytest.raises(ValueError, match="env_makers is empty"):
         ProcessVectorEnv([])
-    with pytest.raises(ValueError, match="'spawn' or 'forkserver'"):
-        ProcessVectorEnv([Counter], context="fork")
-    with pytest.raises(ValueError, match="must be a Box, Discrete"):
-        process_vector._space_leaves(gymnasium.spaces.Text(3))
 
 
 def test_environments_are_spread_evenly() -> None:
