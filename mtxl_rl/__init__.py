@@ -8,10 +8,11 @@ import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # What type checkers and editors see of the names that load on first use.
-    from mtxl_rl.language_model.model import AutoregressiveWrapper, MemoryTransformerXL
+    from mtxl_rl.language_model.generate import AutoregressiveWrapper
+    from mtxl_rl.language_model.model import MemoryTransformerXL
     from mtxl_rl.runtime.exported_policy import ExportedPolicy
     from mtxl_rl.torso import (
-        ActingMemory,
+        Cache,
         MemoryState,
         MemoryTransformer,
         SlotsConfig,
@@ -27,8 +28,8 @@ if TYPE_CHECKING:  # What type checkers and editors see of the names that load o
     __version__: str
 
 _HOMES = {
-    "ActingMemory": "mtxl_rl.torso",
-    "AutoregressiveWrapper": "mtxl_rl.language_model.model",
+    "Cache": "mtxl_rl.torso",
+    "AutoregressiveWrapper": "mtxl_rl.language_model.generate",
     "ExportedPolicy": "mtxl_rl.runtime.exported_policy",
     "MemoryState": "mtxl_rl.torso",
     "MemoryTransformer": "mtxl_rl.torso",
@@ -44,8 +45,8 @@ _HOMES = {
 }
 
 __all__ = [
-    "ActingMemory",
     "AutoregressiveWrapper",
+    "Cache",
     "ExportedPolicy",
     "MemoryState",
     "MemoryTransformer",

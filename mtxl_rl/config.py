@@ -18,8 +18,7 @@ from mtxl_rl.agents.ppo import PPOConfig
 from mtxl_rl.envs.names import nearest_names
 from mtxl_rl.envs.registry import ENVS
 from mtxl_rl.torso import TorsoConfig
-from mtxl_rl.torso.ranges import check_at_least
-from mtxl_rl.torso.torso_config import say_read
+from mtxl_rl.torso.torso_config import check_at_least
 
 GROUPS = ("env", "torso", "model")
 Config = TypeVar("Config")
@@ -387,7 +386,6 @@ def load_config(
         for kind in ("slots", "tokens"):
             if saved.torso.long_term != kind:
                 saved.torso.pop(kind, None)
-        say_read(saved.torso)
         name = saved.env.name
         schema = OmegaConf.structured(TrainConfig)
         schema.env = OmegaConf.structured(ENVS[name][0])

@@ -20,8 +20,8 @@ from mtxl_rl.evaluation.intervals import mean_and_interval
 from mtxl_rl.evaluation.report import write_report
 from mtxl_rl.evaluation.suite import Suite, SuiteConfig, run_suite
 from mtxl_rl.evaluation.visualize import Film
-from mtxl_rl.torso import ActingMemory
-from mtxl_rl.torso.ranges import check_at_least
+from mtxl_rl.torso import Cache
+from mtxl_rl.torso.torso_config import check_at_least
 from mtxl_rl.tracking import checkpoint
 from mtxl_rl.tracking.cli import command_line, make_writable, say, show
 from mtxl_rl.tracking.files import atomic_write
@@ -126,7 +126,7 @@ def evaluate(
     return counted
 
 
-def _tamper(acting: ActingMemory, memory: str) -> None:
+def _tamper(acting: Cache, memory: str) -> None:
     """Empty the long-term memory, or replace it by noise as large as what is in it."""
     if memory == "on":
         return

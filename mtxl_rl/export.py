@@ -32,8 +32,8 @@ from mtxl_rl.config import from_options, load_config, run_folder
 from mtxl_rl.envs.registry import make_vector_env
 from mtxl_rl.runtime.compile import require_compiler
 from mtxl_rl.runtime.exported_policy import ABOUT, ExportedPolicy, made_for
-from mtxl_rl.torso import ActingMemory, MemoryTransformer, WindowedMemory, WindowlessMemory
-from mtxl_rl.torso.ranges import check_at_least
+from mtxl_rl.torso import Cache, DecodeCache, MemoryTransformer
+from mtxl_rl.torso.torso_config import check_at_least
 from mtxl_rl.tracking import checkpoint
 from mtxl_rl.tracking.cli import command_line, make_writable, say
 from mtxl_rl.tracking.files import atomic_write
@@ -111,18 +111,19 @@ def narrowed(policy: Policy) -> Policy:
     return policy
 
 
-def begin(policy: Policy, num_rows: int) -> ActingMemory:
+def begin(policy: Policy, num_rows: int) -> Cache:
     """An empty memory to act with; of one that is `narrowed`, the windows are kept in bfloat16."""
     memory = policy.begin(policy.torso.initial_state(num_rows))
     is_narrow = any(isinstance(part, NarrowLinear) for part in policy.torso.modules())
-    if not (is_narrow and isinstance(memory, WindowedMemory)):
+    if not (is_narrow and isinstance(memory, DecodeCache)):
         return memory
+    embeddings = memory.position_embeddings
     return replace(
         memory,
         keys=tuple(part.bfloat16() for part in memory.keys),
         values=tuple(part.bfloat16() for part in memory.values),
         # Places of rotary positions are integers.
-        codes=memory.codes.bfloat16() if memory.codes.is_floating_point() else memory.codes,
+        position_embeddings=embeddings.bfloat16() if embeddings.is_floating_point() else embeddings,
     )
 
 
@@ -137,11 +138,13 @@ class ClockedStep(nn.Module):
         self.policy = policy
         self.leaves = [key for key in shapes if key != EPISODE_STEP]
         head, memory = policy.action_head, begin(policy, num_rows)
-        if isinstance(memory, WindowedMemory):
-            self.register_buffer("codes", memory.codes)
-            self.codes: Tensor
-        # The codes are as constant as the weights, and without a timeline so is its place.
-        memories = {n: part for n, part in memory.changing().items() if n not in ("codes", "now")}
+        if isinstance(memory, DecodeCache):
+            self.register_buffer("position_embeddings", memory.position_embeddings)
+            self.position_embeddings: Tensor
+        # Position embeddings are as constant as the weights, and a timeline of one step has one
+        # index.
+        constant = ("position_embeddings", "timeline_index")
+        memories = {n: part for n, part in memory.mutable_tensors().items() if n not in constant}
         memories["previous_action"] = torch.zeros(
             num_rows, *head.action_shape, dtype=head.action_dtype
         )
@@ -171,25 +174,24 @@ class ClockedStep(nn.Module):
             memory[EPISODE_STEP] += 1
         return self.policy.action_head.in_space(decision.action), decision.value
 
-    def _acting(self, memory: dict[str, Tensor], num_rows: int) -> ActingMemory:
+    def _acting(self, memory: dict[str, Tensor], num_rows: int) -> Cache:
         """The policy's memory on the tensors given; what is empty is not among them."""
         torso = self.policy.torso
         empty = torso.initial_state(num_rows)
-        long_term = memory.get("long_term", empty.long_term.transpose(0, 1))
+        long_term = memory.get("long_term", empty.long_term)
         if not isinstance(torso, MemoryTransformer):
-            return replace(WindowlessMemory.of(empty, torso.config), long_term=long_term)
+            return replace(Cache.of(empty, torso.config), long_term=long_term)
         layers, memories = range(torso.config.num_layers), enumerate(empty.long_term.unbind(1))
-        return WindowedMemory(
+        return DecodeCache(
             config=torso.config,
             timeline=empty.window[:, :, :1],
-            num_steps=0,
             keys=tuple(memory[f"keys_{n}"] for n in layers),
             values=tuple(memory[f"values_{n}"] for n in layers),
-            codes=self.codes,
-            place=memory["place"],
-            now=torch.zeros_like(memory["place"]),
+            position_embeddings=self.position_embeddings,
+            ring_index=memory["ring_index"],
+            timeline_index=torch.zeros_like(memory["ring_index"]),
             long_term=long_term,
-            pending=tuple(memory.get(f"pending_{a}", none) for a, none in memories),
+            write_buffer=tuple(memory.get(f"write_buffer_{a}", none) for a, none in memories),
             window_length=memory["window_length"],
             segment_step=memory["segment_step"],
         )

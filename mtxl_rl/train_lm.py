@@ -14,10 +14,10 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from mtxl_rl.config import find_device, from_options
-from mtxl_rl.language_model.model import AutoregressiveWrapper, MemoryTransformerXL
+from mtxl_rl.language_model.generate import AutoregressiveWrapper
+from mtxl_rl.language_model.model import MemoryTransformerXL
 from mtxl_rl.torso import save_torso
-from mtxl_rl.torso.ranges import check_at_least
-from mtxl_rl.torso.torso_config import DECAYS
+from mtxl_rl.torso.torso_config import DECAYS, check_at_least
 from mtxl_rl.tracking.cli import command_line, say, stop_requests
 from mtxl_rl.tracking.files import run_lock
 from mtxl_rl.tracking.metrics import MetricsLogger

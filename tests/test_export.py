@@ -105,7 +105,9 @@ def test_narrow_weights_are_rounded_and_nothing_else() -> None:
     # Stepping, its window is rounded, too: off by bfloat16's rounding of keys and values.
     memory = begin(twin, 2)
     with torch.no_grad():
-        steps = torch.stack([twin.torso.act(x[:, t], memory, first[:, t]) for t in range(10)], 1)
+        steps = torch.stack(
+            [twin.torso.decode_step(x[:, t], memory, first[:, t]) for t in range(10)], 1
+        )
     assert 1e-6 < (steps - found).abs().max() / found.abs().max() < 0.02
 
 

@@ -369,20 +369,6 @@ def test_defaults_of_memories_that_a_run_lacks_may_change(tmp_path: Path) -> Non
         assert load_config(tmp_path).torso.slots.num_slots == (5 if kind == "slots" else 16)
 
 
-def test_a_run_of_before_memories_were_read_beside_the_attention_is_what_it_was(
-    tmp_path: Path,
-) -> None:
-    for kind, read in (("delta", "gated"), ("slots", "joined")):
-        save_config(
-            compose_config(["env=TMaze", f"torso.long_term={kind}"]), tmp_path / "config.yaml"
-        )
-        text = (tmp_path / "config.yaml").read_text()
-        assert "  read: joined\n" in text
-        assert load_config(tmp_path).torso.read == "joined"
-        (tmp_path / "config.yaml").write_text(text.replace("  read: joined\n", ""))
-        assert load_config(tmp_path).torso.read == read
-
-
 def test_buffer_and_snapshots_of_a_large_window_stay_under_a_third_of_a_gigabyte() -> None:
     config = compose_config([
         "env=TMaze", "model=base", "torso.window_length=128", "torso.segment_length=32",

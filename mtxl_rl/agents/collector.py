@@ -16,7 +16,7 @@ from torch import Tensor
 from mtxl_rl.agents.encoders import EPISODE_STEP
 from mtxl_rl.agents.policy import Policy, PolicyInputs
 from mtxl_rl.agents.rollout import Rollout, RolloutShape, Shapes
-from mtxl_rl.torso import ActingMemory, MemoryState
+from mtxl_rl.torso import Cache, MemoryState
 from mtxl_rl.tracking.metrics import EpisodeWindow
 
 # B environments, T steps.
@@ -242,7 +242,7 @@ class _Group:
     actor: Actor
     rows: slice
     """Which of the rollout's they are."""
-    memory: ActingMemory
+    memory: Cache
     action: Tensor
     """Of the step that is being taken."""
     outcome: Outcome | Future[Outcome] | None = None
@@ -354,7 +354,7 @@ class Collector:
             rollout.snapshot(
                 t,
                 rows,
-                long_term=memory.long_term.transpose(0, 1),
+                long_term=memory.long_term,
                 window_length=memory.window_length,
                 segment_step=memory.segment_step,
             )

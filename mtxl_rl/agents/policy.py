@@ -1,8 +1,10 @@
 """The agent's network: encoder, torso, and the heads for action and value."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -23,16 +25,17 @@ from mtxl_rl.agents.heads import ValueHead, build_head
 from mtxl_rl.runtime.compile import compiled
 from mtxl_rl.runtime.cuda_graph import Capture, Replayed, capture
 from mtxl_rl.torso import (
-    ActingMemory,
+    Cache,
+    DecodeCache,
+    Diagnostics,
     MemoryState,
     MemoryTransformer,
-    Record,
     Torso,
     TorsoConfig,
-    WindowedMemory,
     build_torso,
     match_parameters,
 )
+from mtxl_rl.torso.layer import Layer
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -169,7 +172,7 @@ class Policy(nn.Module):
                 outputs = outputs._replace(reconstruction_loss=loss)
             return outputs, state
 
-    def inspect(self, inputs: PolicyInputs, state: MemoryState) -> list[Record]:
+    def inspect(self, inputs: PolicyInputs, state: MemoryState) -> list[Diagnostics]:
         """What happens in each layer at T steps; see `MemoryTransformer.inspect`.
 
         Raises:
@@ -182,26 +185,26 @@ class Policy(nn.Module):
             )
         with torch.no_grad(), self.autocast():
             found = self.torso.inspect(self._encode(inputs), state, inputs.is_first)
-        return found.records
+        return found.diagnostics
 
-    def begin(self, state: MemoryState, *, timeline: Tensor | None = None) -> ActingMemory:
-        """Prepare to act from `state`; see `MemoryTransformer.begin`.
+    def begin(self, state: MemoryState, *, timeline: Tensor | None = None) -> Cache:
+        """Prepare to act from `state`; see `MemoryTransformer.prefill`.
 
         After `replay_acting`, a timeline that was given before gets the memory that it had then,
         which goes on from `state`: its steps are recorded on the tensors that it holds.
         """
         with self.autocast():
-            memory = self.torso.begin(state, timeline=timeline)
+            memory = self.torso.prefill(state, timeline=timeline)
         if self._replayed is None or timeline is None:
             return memory
-        assert isinstance(memory, WindowedMemory), type(memory)  # replay_acting has seen to it
+        assert isinstance(memory, DecodeCache), type(memory)  # replay_acting has seen to it
         return self._replayed.keep(self, memory)
 
     @torch.no_grad()
     def act(
         self,
         inputs: PolicyInputs,
-        memory: ActingMemory,
+        memory: Cache,
         generator: torch.Generator | None = None,
     ) -> Decision:
         """One step; inputs are [B, ...] and `memory` moves on in place.
@@ -216,20 +219,14 @@ class Policy(nn.Module):
             noise = self.action_head.noise(len(inputs.is_first), generator)
         with self.autocast():
             if self._whole_step is not None:
-                with self._transformer.clocked(memory, inputs.is_first) as memory:
-                    return self._whole_step(self, inputs, memory, noise)
-            features = self.torso.act(self._encode(inputs), memory, inputs.is_first)
+                assert isinstance(memory, DecodeCache), type(memory)
+                return self._whole_step(self, inputs, memory, noise)
+            features = self.torso.decode_step(self._encode(inputs), memory, inputs.is_first)
             return self._decide(features, inputs, noise)
 
-    def act_at_once(
-        self, inputs: PolicyInputs, memory: ActingMemory, noise: Tensor | None
-    ) -> Decision:
-        """`act` as one graph that asks the host nothing; see `MemoryTransformer.clocked_step`."""
-        features, is_first = self._encode(inputs), inputs.is_first
-        if isinstance(memory, WindowedMemory):
-            features = self._transformer.clocked_step(features, memory, is_first)
-        else:
-            features = self.torso.act(features, memory, is_first)
+    def act_at_once(self, inputs: PolicyInputs, memory: Cache, noise: Tensor | None) -> Decision:
+        """`act` as one graph that asks the host nothing; see `MemoryTransformer.decode_step`."""
+        features = self.torso.decode_step(self._encode(inputs), memory, inputs.is_first)
         return self._decide(features, inputs, noise)
 
     def twin(self, dtype: torch.dtype) -> "Policy":
@@ -266,8 +263,27 @@ class Policy(nn.Module):
         self._whole_step = self._replayed
 
     def compile_learning(self) -> None:
-        """Compile the torso's layers; see `MemoryTransformer.compile_layers`."""
-        self._transformer.compile_layers()
+        """Compile the torso's layers, at the first use with gradients."""
+        run = compiled(Layer.forward, self._device, for_learning=True)
+        for layer in self._transformer.layers:
+            layer.forward = partial(_run_layer, run, layer)
+
+    @contextmanager
+    def uncompiled_learning(self) -> Iterator[bool]:
+        """Inside, the layers run without the compiler; yields whether they are compiled outside."""
+        kept = {layer: vars(layer).pop("forward") for layer in self._layers_compiled()}
+        try:
+            yield bool(kept)
+        finally:
+            for layer, forward in kept.items():
+                layer.forward = forward
+
+    def _layers_compiled(self) -> list[nn.Module]:
+        return [
+            module
+            for module in self.torso.modules()
+            if isinstance(module, Layer) and isinstance(vars(module).get("forward"), partial)
+        ]
 
     @property
     def acts_at_once(self) -> bool:
@@ -313,9 +329,13 @@ class Policy(nn.Module):
         assert isinstance(self.torso, MemoryTransformer), self.torso.config.kind
         return self.torso
 
-    def _step(self, inputs: PolicyInputs, memory: WindowedMemory, noise: Tensor | None) -> Decision:
+    def _step(self, inputs: PolicyInputs, memory: DecodeCache, noise: Tensor | None) -> Decision:
         """What is compiled and replayed: one graph that serves every step."""
-        return self._decide(self._transformer.step(self._encode(inputs), memory), inputs, noise)
+        return self._decide(
+            self._transformer.decode_step(self._encode(inputs), memory, inputs.is_first),
+            inputs,
+            noise,
+        )
 
     def _decide(self, features: Tensor, inputs: PolicyInputs, noise: Tensor | None) -> Decision:
         parameters, value, _ = self._say(features, inputs)
@@ -330,7 +350,12 @@ class Policy(nn.Module):
             return PolicyOutputs(self.action_head(features, mask), self.value_head(features))
 
 
-_Step = Callable[[Policy, PolicyInputs, WindowedMemory, Tensor | None], Decision]
+def _run_layer(run: Callable[..., Any], layer: Any, *inputs: Any) -> Any:  # noqa: ANN401
+    """`Layer.forward`, compiled where gradients are wanted."""
+    return (run if torch.is_grad_enabled() else Layer.forward)(layer, *inputs)
+
+
+_Step = Callable[[Policy, PolicyInputs, DecodeCache, Tensor | None], Decision]
 _Given = tuple[PolicyInputs, Tensor | None]
 
 
@@ -343,13 +368,15 @@ class _ReplayedStep:
 
     def __init__(self, step: _Step, capture: Capture) -> None:
         self._step, self._capture = step, capture
-        self._kept: list[tuple[WindowedMemory, Replayed[_Given, Decision]]] = []
+        self._kept: list[tuple[DecodeCache, Replayed[_Given, Decision]]] = []
 
-    def keep(self, policy: Policy, memory: WindowedMemory) -> WindowedMemory:
+    def keep(self, policy: Policy, memory: DecodeCache) -> DecodeCache:
         """The memory to act with: what `memory` holds, on the tensors that the graph knows."""
         for kept, _ in self._kept:
             if kept.timeline.is_set_to(memory.timeline):
-                kept.go_on_as(memory)
+                theirs = memory.mutable_tensors()
+                for name, tensor in kept.mutable_tensors().items():
+                    tensor.copy_(theirs[name])
                 return kept
 
         def step(given: _Given) -> Decision:
@@ -360,7 +387,7 @@ class _ReplayedStep:
         return memory
 
     def __call__(
-        self, policy: Policy, inputs: PolicyInputs, memory: WindowedMemory, noise: Tensor | None
+        self, policy: Policy, inputs: PolicyInputs, memory: DecodeCache, noise: Tensor | None
     ) -> Decision:
         """`step`, replayed where the memory was kept."""
         for kept, replayed in self._kept:

@@ -15,8 +15,8 @@ from mtxl_rl.agents.returns import explained_variance, gae
 from mtxl_rl.agents.rollout import Rollout, Spans
 from mtxl_rl.runtime.compile import check_gradients
 from mtxl_rl.runtime.cuda_graph import Capture, Replayed, capture
-from mtxl_rl.torso import MemoryState, MemoryTransformer, valid_window
-from mtxl_rl.torso.ranges import check_at_least
+from mtxl_rl.torso import MemoryState, window_mask
+from mtxl_rl.torso.torso_config import check_at_least
 
 REFRESH = ("never", "epoch")
 
@@ -242,7 +242,7 @@ class PPO:
         for span in range(1, shape.num_spans):
             before = rollout.spans(everyone + span - 1, unused, unused)
             _, state = self.policy(_inputs(before), state)
-            valid = valid_window(state.window_length, shape.window_length)
+            valid = window_mask(state.window_length, shape.window_length)
             rollout.refresh(span, long_term=state.long_term, window=state.window, valid=valid)
         change = (rollout.long_term - stored).norm() + (rollout.timeline - timeline).norm()
         return change / (stored.norm() + timeline.norm() + 1e-8)
@@ -354,9 +354,9 @@ class PPO:
             RuntimeError: they differ by more than rounding.
         """
         torso = self.policy.torso
-        if not (isinstance(torso, MemoryTransformer) and torso.is_compiled):
-            return
-        with torso.uncompiled():
+        with self.policy.uncompiled_learning() as is_compiled:
+            if not is_compiled:
+                return
             plain = [self._learn(part) for part in parts]
         in_torso = set(torso.parameters())
         check_gradients(

@@ -25,7 +25,7 @@ from rich.table import Table
 
 from mtxl_rl.config import choices, compose_config, from_document
 from mtxl_rl.torso import count_parameters
-from mtxl_rl.torso.ranges import check_at_least
+from mtxl_rl.torso.torso_config import check_at_least
 from mtxl_rl.tracking import checkpoint
 from mtxl_rl.tracking.cli import console, say, stop_requests
 

@@ -1,4 +1,4 @@
-"""Attention over a sliding window, persistent pairs and the slots of a long-term memory."""
+"""Attention to a sliding window, persistent pairs and the slots of a long-term memory."""
 
 from typing import NamedTuple
 
@@ -7,32 +7,34 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from mtxl_rl.torso.diagnostics import Diagnostics
 from mtxl_rl.torso.positions import build_positions, unskew
-from mtxl_rl.torso.record import Record
+from mtxl_rl.torso.torso_config import TorsoConfig
 
-# B rows, T steps given, M window, K = M + T keys, C steps of a block, J blocks, H heads,
-# E head width, P persistent pairs, L slots to choose from, R = M + 1 places of the acting ring.
+# B rows, T steps, M window, K = M + T keys, C steps of a block, J blocks, H heads, E head width,
+# P persistent pairs, V versions of L slots, X keys without a position, R = M + 1 slots of the ring.
 
 
 class Pairs(NamedTuple):
-    """Keys and values without a position, per block of steps, and which of them each step sees."""
+    """Keys and values without a position, for each block of steps."""
 
-    keys: Float[Tensor, "B J H L E"]
-    values: Float[Tensor, "B J H L E"]
-    visible: Bool[Tensor, "B J C L"]
+    keys: Float[Tensor, "B J H X E"]
+    values: Float[Tensor, "B J H X E"]
+    visible: Bool[Tensor, "B J C X"] | None
+    """Which of them each step sees; None: all."""
 
 
 class WindowAttention(nn.Module):
     """Multi-head attention of every step to itself and its M predecessors.
 
-    The P persistent pairs (Sukhbaatar et al. 2019, arXiv 1907.01470) and the slots of a long-term
-    memory join the same softmax; they have no position.
+    The same softmax covers the P persistent pairs (Sukhbaatar et al. 2019, arXiv 1907.01470) and
+    the slots of a long-term memory, which have no position.
 
-    With `has_guests` the output map also reads D features that come from elsewhere: the heads of a
-    long-term memory, beside those of the attention.
+    With `reads_memory` the output map has D more input features: the readout of a long-term memory,
+    whose heads act in parallel with those of the attention.
 
-    Both `forward` and `step` compute the same function; `forward` works in blocks of at most
-    `block_length` <= M queries, so the cost per step does not depend on T.
+    `forward` and `step` compute the same function. `forward` works in blocks of at most
+    `block_length` <= M queries, so that the cost per step does not depend on T.
     """
 
     def __init__(
@@ -47,7 +49,7 @@ class WindowAttention(nn.Module):
         one_kv_head: bool = False,
         dropout: float = 0.0,
         output_dropout: float = 0.0,
-        has_guests: bool = False,
+        reads_memory: bool = False,
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
@@ -61,8 +63,8 @@ class WindowAttention(nn.Module):
         self.position = build_positions(
             position, width, num_heads=num_heads, window_length=window_length
         )
-        self.output = nn.Linear(width * (1 + has_guests), width, bias=False)
-        if has_guests:  # Each half starts as a map of its own would.
+        self.output = nn.Linear(width * (1 + reads_memory), width, bias=False)
+        if reads_memory:  # Initialise each half like a separate map.
             nn.init.uniform_(self.output.weight, -(width**-0.5), width**-0.5)
         shape = (2, num_heads, num_persistent, head_width)
         self.persistent = nn.Parameter(torch.randn(shape) * self.scale)
@@ -80,18 +82,17 @@ class WindowAttention(nn.Module):
         self,
         inputs: Float[Tensor, "B K D"],
         age: Int[Tensor, "B T"],
-        pairs: Pairs | None = None,
-        guests: Float[Tensor, "B T D"] | None = None,
-        record: Record | None = None,
+        memory_readout: Float[Tensor, "B T D"] | Pairs | None = None,
+        diagnostics: Diagnostics | None = None,
     ) -> Float[Tensor, "B T D"]:
         """Attend from the last T of the K = M + T normalised layer inputs.
 
         Args:
-            inputs: the window's steps, then the steps given.
-            age: how many predecessors each given step may see, 0 .. M.
-            pairs: what else the steps see, in blocks of min(T, `block_length`) steps.
-            guests: what else the output map reads.
-            record: where to note the weights.
+            inputs: the window's steps, then the T steps.
+            age: how many predecessors each of the T steps may see, 0 .. M.
+            memory_readout: features for the output map; or keys and values to attend to, in blocks
+                of min(T, `block_length`) steps.
+            diagnostics: where to store the attention weights.
         """
         window, num_steps = self.window_length, age.shape[1]
         block = min(self.block_length, num_steps)
@@ -104,89 +105,112 @@ class WindowAttention(nn.Module):
             age = nn.functional.pad(age, (0, pad))
         query = rearrange(query, "b (j c) (h e) -> b j h c e", c=block, h=self.num_heads)
         keys, values = self._blocks(keys_values, block)
-        query, logits = self.position.block(query, keys, self._hidden(age, block, query.dtype))
-        out, weights = self._attend(query, logits, values, pairs)
-        if record is not None:
-            self._note(record, weights, num_steps)
+        bias = self._attention_bias(age, block, query.dtype)
+        query, logits = self.position.block(query, keys, bias)
+        out, weights = self._attend(query, logits, values, memory_readout)
+        if diagnostics is not None:
+            diagnostics.update(self._diagnostics(weights, num_steps))
         out = rearrange(out, "b j h c e -> b (j c) (h e)")[:, :num_steps]
-        return self._output(out, guests)
+        return self._output(out, memory_readout)
 
     def step(
         self,
         query: Float[Tensor, "B D"],
         keys: Float[Tensor, "B H R E"],
         values: Float[Tensor, "B H R E"],
-        codes: Tensor,
+        position_embeddings: Tensor,
         order: Int[Tensor, " R"],
         visible: Bool[Tensor, "B R"],
-        pairs: Pairs | None = None,
-        guests: Float[Tensor, "B D"] | None = None,
+        memory_readout: Float[Tensor, "B D"] | Pairs | None = None,
     ) -> Float[Tensor, "B D"]:
-        """Attend from one normalised layer input; keys and `visible` lie in ring order.
+        """Attend from one normalised layer input; keys and `visible` are in ring order.
 
         Args:
             query: the layer input.
-            keys: those of the ring, this step's included; widened where narrower than the query.
+            keys: those of the ring, including this step's; cast if narrower than the query.
             values: likewise.
-            codes: of the distances M .. 0; likewise.
-            order: which code belongs to each place of the ring.
-            visible: what each row sees.
-            pairs: what else the step sees.
-            guests: what else the output map reads.
+            position_embeddings: of the distances M .. 0; likewise.
+            order: the index of the position embedding of each slot of the ring.
+            visible: the slots that each row sees.
+            memory_readout: as in `forward`.
         """
         q = rearrange(self.query(query) * self.scale, "b (h e) -> b h 1 e", h=self.num_heads)
-        keys, values, codes = (_widened(part, q) for part in (keys, values, codes))
-        q, logits = self.position.step(q, keys, codes, order)
+        keys, values, position_embeddings = (
+            _widened(part, q) for part in (keys, values, position_embeddings)
+        )
+        q, logits = self.position.step(q, keys, position_embeddings, order)
         logits = logits.masked_fill(~visible[:, None, None], -torch.inf)
-        if pairs is not None:  # one block of one step
+        if isinstance(memory_readout, Pairs):  # one block of one step
             q, logits, values = q[:, None], logits[:, None], values[:, None]
-        out, _ = self._attend(q, logits, values, pairs)
-        return self._output(out.flatten(1), guests)
+        out, _ = self._attend(q, logits, values, memory_readout)
+        return self._output(out.flatten(1), memory_readout)
 
-    def of_guests(self, guests: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
-        """What the output map adds for them."""
-        weight = self.output.weight[:, -guests.shape[-1] :]
-        return nn.functional.linear(guests.to(weight.dtype), weight)
+    def pairs(
+        self, vectors: Float[Tensor, "B V L D"], visible: Bool[Tensor, "B J C K"] | None
+    ) -> Pairs:
+        """Keys and values of a memory's slots; see `Slots`."""
+        num_slots = vectors.shape[2]
+        keys, values = rearrange(
+            self.keys_values(vectors.flatten(1, 2)), "two b h (v l) e -> two b v h l e", l=num_slots
+        )
+        if visible is None:
+            return Pairs(keys, values, None)
 
-    def _output(self, out: Tensor, guests: Tensor | None) -> Tensor:
-        if guests is not None:
-            out = torch.cat([out, guests.to(out.dtype)], dim=-1)
+        def versions_of_blocks(pairs: Tensor) -> Tensor:
+            before, after, empty = pairs[:, :-2], pairs[:, 1:-1], pairs[:, -1:]
+            return torch.cat([before, after, empty.expand_as(before)], dim=3)
+
+        visible = visible.repeat_interleave(num_slots, dim=-1)
+        return Pairs(versions_of_blocks(keys), versions_of_blocks(values), visible)
+
+    def map_readout(self, memory_readout: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
+        """The part of the output that comes from a memory's features."""
+        weight = self.output.weight[:, -memory_readout.shape[-1] :]
+        return nn.functional.linear(memory_readout.to(weight.dtype), weight)
+
+    def _output(self, out: Tensor, memory_readout: Tensor | Pairs | None) -> Tensor:
+        if isinstance(memory_readout, Tensor):
+            out = torch.cat([out, memory_readout.to(out.dtype)], dim=-1)
         mapped: Tensor = self.output_dropout(self.output(out))
         return mapped
 
     def _attend(
-        self, query: Tensor, logits: Tensor, values: Tensor, pairs: Pairs | None
+        self, query: Tensor, logits: Tensor, values: Tensor, memory_readout: Tensor | Pairs | None
     ) -> tuple[Tensor, list[Tensor]]:
         """The softmax over persistent pairs, slots and window, applied to the values of each."""
         persistent_keys, persistent_values = self.persistent
-        parts = [_by_head(query, persistent_keys.mT)]
-        contents = [persistent_values.to(values.dtype)]
-        if pairs is not None:
-            slots = query @ pairs.keys.mT
-            parts.append(slots.masked_fill(~pairs.visible[:, :, None], -torch.inf))
-            contents.append(pairs.values)
-        parts.append(logits)
-        contents.append(values)
-        weights = [self.dropout(part).to(values.dtype) for part in _softmax(parts)]
-        out = _by_head(weights[0], contents[0])
-        for weight, content in zip(weights[1:], contents[1:], strict=True):
-            out = out + weight @ content
+        all_logits = [_by_head(query, persistent_keys.mT)]
+        all_values = [persistent_values.to(values.dtype)]
+        if isinstance(memory_readout, Pairs):
+            slots, visible = query @ memory_readout.keys.mT, memory_readout.visible
+            if visible is not None:
+                slots = slots.masked_fill(~visible[:, :, None], -torch.inf)
+            all_logits.append(slots)
+            all_values.append(memory_readout.values)
+        all_logits.append(logits)
+        all_values.append(values)
+        weights = [self.dropout(part).to(values.dtype) for part in _softmax(all_logits)]
+        out = _by_head(weights[0], all_values[0])
+        for weight, value in zip(weights[1:], all_values[1:], strict=True):
+            out = out + weight @ value
         return out, weights
 
-    def _note(self, record: Record, weights: list[Tensor], num_steps: int) -> None:
+    def _diagnostics(self, weights: list[Tensor], num_steps: int) -> Diagnostics:
         """Weights per step and head: persistent pairs, slots, and window by distance M .. 0."""
-        names = ["attention/persistent", "attention/slots", "attention/window"]
+        names = ["persistent", "window"] if len(weights) == 2 else ["persistent", "slots", "window"]
         weights = [*weights[:-1], unskew(weights[-1])]
-        for name, weight in zip([names[0], *names[-len(weights) + 1 :]], weights, strict=True):
-            record[name] = rearrange(weight, "b j h c n -> b (j c) h n")[:, :num_steps].detach()
+        return {
+            f"attention/{name}": rearrange(weight, "b j h c n -> b (j c) h n")[:, :num_steps]
+            for name, weight in zip(names, weights, strict=True)
+        }
 
     def _blocks(
         self, keys_values: Float[Tensor, "two B H K E"], block: int
     ) -> tuple[Float[Tensor, "B J H MC E"], Float[Tensor, "B J H MC E"]]:
         """The M + C keys and values of each block of C queries.
 
-        Joined from pieces of C steps, of which neighbouring blocks share all but one: gradients
-        come back in as many additions, where those of overlapping views come one by one.
+        Concatenated from pieces of C steps, all but one of which neighbouring blocks share. So the
+        backward pass adds gradients once per piece, not once per overlapping view.
         """
         size = self.window_length + block
         num_steps = keys_values.shape[3] - self.window_length
@@ -195,22 +219,38 @@ class WindowAttention(nn.Module):
         for offset in range(0, size, block):
             piece = keys_values[:, :, offset : offset + num_steps]
             missing = num_steps - piece.shape[2]
-            if missing:  # of the last block's last piece, which is cut below
+            if missing:  # The last piece of the last block is cut below.
                 piece = nn.functional.pad(piece, (0, 0, 0, 0, 0, missing))
             piece = rearrange(piece, "two b (j c) h e -> two b j h c e", c=block)
             pieces.append(piece[..., : size - offset, :])
         keys, values = torch.cat(pieces, dim=-2)
         return keys, values
 
-    def _hidden(self, age: Int[Tensor, "B T"], block: int, dtype: torch.dtype) -> Tensor:
-        """[B, J, 1, C, M + 1]: -inf where the query does not see as far as M .. 0 steps back."""
+    def _attention_bias(self, age: Int[Tensor, "B T"], block: int, dtype: torch.dtype) -> Tensor:
+        """[B, J, 1, C, M + 1]: -inf where the query does not see the key M .. 0 steps back."""
         distance = torch.arange(self.window_length, -1, -1, device=age.device)
         age = rearrange(age, "b (j c) -> b j 1 c 1", c=block)
         return torch.where(distance <= age, 0.0, -torch.inf).to(dtype)
 
 
+def build_attention(config: TorsoConfig, *, reads_memory: bool = False) -> WindowAttention:
+    """The attention of a layer; if it reads slots, its blocks are those of their versions."""
+    return WindowAttention(
+        config.width,
+        num_heads=config.num_heads,
+        window_length=config.window_length,
+        num_persistent=config.num_persistent,
+        position=config.position,
+        block_length=config.segment_length if config.reads_slots else config.window_length,
+        one_kv_head=config.sublayers.one_kv_head,
+        dropout=config.sublayers.attention_dropout,
+        output_dropout=config.sublayers.output_dropout,
+        reads_memory=reads_memory,
+    )
+
+
 def _widened(part: Tensor, query: Tensor) -> Tensor:
-    """`part` as wide as the query, if it is narrower; places stay integers."""
+    """`part` cast to the query's type if that is wider; integer positions stay integers."""
     if not part.is_floating_point():
         return part
     return part.to(torch.promote_types(part.dtype, query.dtype))
@@ -221,8 +261,8 @@ def _softmax(parts: list[Tensor]) -> list[Tensor]:
     if not torch.compiler.is_compiling():
         whole = torch.cat(parts, dim=-1).softmax(dim=-1)
         return list(whole.split([part.shape[-1] for part in parts], dim=-1))
-    # torch 2.11 to 2.15 compile wrongly a backward pass that keeps a softmax and views of parts.
-    # It makes this as fast; run as it is, as an exported torso may be, it is slower by a tenth.
+    # torch 2.11 to 2.15 miscompile a backward pass that keeps a softmax and views of its parts.
+    # Compiled, this is as fast; eager, as an exported torso may run, it is slower by a tenth.
     parts = [part.to(torch.promote_types(part.dtype, torch.float32)) for part in parts]
     peaks = [part.detach().amax(dim=-1, keepdim=True) for part in parts if part.shape[-1]]
     peak = torch.cat(peaks, dim=-1).amax(dim=-1, keepdim=True)
@@ -235,7 +275,7 @@ def _softmax(parts: list[Tensor]) -> list[Tensor]:
 def _by_head(
     rows: Float[Tensor, "*batch H C X"], matrix: Float[Tensor, "H X Y"]
 ) -> Float[Tensor, "*batch H C Y"]:
-    """`rows @ matrix` without a copy of the matrix for each of the batch: one product per head."""
+    """`rows @ matrix` by one product per head, which copies no matrix along the batch."""
     batch, size = rows.shape[:-3], rows.shape[-2]
     by_head = rearrange(rows.flatten(0, -4) if len(batch) > 1 else rows, "b h c x -> h (b c) x")
     out = rearrange(by_head @ matrix, "h (b c) y -> b h c y", c=size)

@@ -1,4 +1,4 @@
-"""Where each step stands in its episode, its window and its segment. Integers only, no network."""
+"""The position of each step in its episode, its window and its segment, in integers."""
 
 from typing import NamedTuple
 
@@ -6,18 +6,18 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-# B rows, T steps given, M window length, S segment length, J blocks of C <= S steps.
+# B rows, T steps, M window length, S segment length, J blocks of C <= S steps.
 
 
 class Clock(NamedTuple):
     """Per step: what it may attend to, and which version of the long-term memory it reads.
 
-    Segments are counted from each episode's own first step, so a segment never holds a reset and
-    the answer depends on nothing but the episode. In a block of at most S consecutive steps at
-    most one segment ends: the write of block j makes version j + 1; version 0 is the memory that
-    the call was given. A step of block j reads version j, version j + 1, or nothing.
+    Segments are counted from each episode's first step, so that a segment never contains a reset
+    and outputs depend on the episode alone. In a block of at most S consecutive steps at most one
+    segment ends. The write of block j makes version j + 1; version 0 is the memory before the
+    call. A step of block j reads version j, version j + 1, or an empty memory.
 
-    All fields cover T + 1 steps: the last one is the step that a next call would begin with.
+    All fields cover T + 1 steps: the last is the first step of a following call.
     """
 
     age: Int[Tensor, "B T1"]
@@ -25,7 +25,7 @@ class Clock(NamedTuple):
     segment_step: Int[Tensor, "B T1"]
     """Position in the segment: 0 .. S - 1; the segment ends after a step at S - 1."""
     version: Int[Tensor, "B T1"]
-    """The version of the long-term memory that the step reads, where `has_version`."""
+    """The version of the long-term memory that the step reads, if `has_version`."""
     has_version: Bool[Tensor, "B T1"]
     """False where the episode began in this call and has completed no segment yet."""
 
@@ -39,7 +39,7 @@ class Clock(NamedTuple):
         max_age: int,
         segment_length: int,
     ) -> "Clock":
-        """Count from `is_first` and from where the state's window and segment stood."""
+        """Count from `is_first` and from the state's window and segment."""
         num_steps = is_first.shape[1]
         block = min(num_steps, segment_length)
         step = torch.arange(num_steps + 1, device=is_first.device)
@@ -58,7 +58,7 @@ class Clock(NamedTuple):
         )
 
     def reads(self, segment_length: int) -> Bool[Tensor, "B J C two"]:
-        """Whether each step of block j reads version j, and version j + 1; steps past T read none.
+        """Whether each step of block j reads version j, and version j + 1; padding reads neither.
 
         A block has C = min(T, S) steps.
         """
@@ -66,26 +66,26 @@ class Clock(NamedTuple):
         block = min(num_steps, segment_length)
         num_blocks = -(-num_steps // block)
         pad = num_blocks * block - num_steps
-        either = torch.arange(num_blocks, device=self.age.device)[:, None, None]
-        either = either + torch.arange(2, device=self.age.device)
+        candidates = torch.arange(num_blocks, device=self.age.device)[:, None, None]
+        candidates = candidates + torch.arange(2, device=self.age.device)
         version, has = (
             torch.nn.functional.pad(field[:, :-1], (0, pad)).unflatten(1, (num_blocks, block))
             for field in (self.version, self.has_version)
         )
-        return (version[..., None] == either) & has[..., None]
+        return (version[..., None] == candidates) & has[..., None]
 
 
 class SegmentEnds(NamedTuple):
     """The one segment, if any, that ends in each block of C steps."""
 
     first_input: Int[Tensor, "B J"]
-    """Where the segment's first step stands on the timeline of M + T steps."""
+    """The index of the segment's first step on the timeline of M + T steps."""
     continues: Bool[Tensor, "B J"]
-    """False where it is the first segment of an episode: its memory starts from zero."""
+    """False for the first segment of an episode: its memory starts from zero."""
 
     @classmethod
     def of(cls, clock: Clock, *, window_length: int, segment_length: int) -> "SegmentEnds":
-        """Find the ends; in a block without one the fields are legal and their write is unread."""
+        """Find the ends. A block without one gets legal values, and no step reads its write."""
         batch, num_steps = clock.age.shape[0], clock.age.shape[1] - 1
         block = min(num_steps, segment_length)
         num_blocks = -(-num_steps // block)

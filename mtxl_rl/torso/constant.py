@@ -1,4 +1,4 @@
-"""Numbers that a module computes once and does not learn."""
+"""Constant tensors of a module."""
 
 from collections.abc import Callable
 
@@ -6,27 +6,27 @@ from torch import Tensor, nn
 
 
 class Constant(nn.Module):
-    """What `compute` gives, on the device and in the type of the weights beside it.
+    """The result of `compute`, on the device and in the type of the module's weights.
 
-    As a plain buffer it would keep the rounding of every type that it went through, as in
-    `torso.bfloat16().float()`; so it is computed again whenever it is cast or moved. It is in no
-    state_dict.
+    A plain buffer would keep the rounding of every type that it was cast to, as in
+    `torso.bfloat16().float()`. So it is recomputed whenever it is cast or moved, and is not part of
+    the state_dict.
     """
 
     def __init__(self, compute: Callable[[], Tensor]) -> None:
         super().__init__()
         self.compute = compute
-        self.register_buffer("numbers", compute(), persistent=False)
-        self.numbers: Tensor
+        self.register_buffer("tensor", compute(), persistent=False)
+        self.tensor: Tensor
 
     def forward(self) -> Tensor:
-        """The numbers."""
-        return self.numbers
+        """The tensor."""
+        return self.tensor
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Constant":
-        # What torch calls for every `to`, `bfloat16`, `cuda` and `to_empty` of a module around.
-        before = self.numbers
+        # torch calls this for every `to`, `bfloat16`, `cuda` and `to_empty` of a parent module.
+        before = self.tensor
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self.numbers is not before:
-            self.numbers = self.compute().to(self.numbers)
+        if self.tensor is not before:
+            self.tensor = self.compute().to(self.tensor)
         return self

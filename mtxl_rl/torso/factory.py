@@ -1,4 +1,4 @@
-"""From a configuration to its torso, and to the torso of a given size."""
+"""Builds the torso of a configuration, at its width or to a number of parameters."""
 
 from dataclasses import replace
 
@@ -12,9 +12,9 @@ Torso = MemoryTransformer | RecurrentTorso | FeedForwardTorso
 
 
 def build_torso(config: TorsoConfig) -> Torso:
-    """The torso that `config` describes, its width chosen first where `num_parameters` is given."""
+    """The torso that `config` describes; `num_parameters`, if set, chooses its width."""
     config = match_parameters(config)
-    if config.kind == "none":
+    if config.kind == "mlp":
         return FeedForwardTorso(config)
     if config.kind in ("gru", "lstm"):
         return RecurrentTorso(config)
@@ -22,17 +22,17 @@ def build_torso(config: TorsoConfig) -> Torso:
 
 
 def count_parameters(config: TorsoConfig) -> int:
-    """Parameters of the torso that `config` describes; none is allocated."""
+    """The number of parameters of the torso that `config` describes, without allocating them."""
     with torch.device("meta"):
         torso = build_torso(config)
     return sum(parameter.numel() for parameter in torso.parameters())
 
 
 def match_parameters(config: TorsoConfig) -> TorsoConfig:
-    """`config` with the width that brings its torso nearest to `num_parameters`, unless that is 0.
+    """`config` with the width that comes closest to `num_parameters`, unless that is 0.
 
-    So torsos of any kind are compared at equal size; all else stays as `config` says, but for
-    `num_parameters`, which has done its work and becomes 0.
+    So torsos of any kind can be compared at equal size. `num_parameters` becomes 0; all other
+    fields stay.
 
     Raises:
         ValueError: even the narrowest torso has more than twice as many.
@@ -47,8 +47,9 @@ def match_parameters(config: TorsoConfig) -> TorsoConfig:
 
     if count(1) > 2 * target:
         raise ValueError(
-            f"torso.num_parameters={target} is too few: with torso.width={multiple}, the least, "
-            f"this torso has {count(1)}; ask for more, or for fewer layers or persistent pairs"
+            f"torso.num_parameters={target} is too few: with the smallest width, "
+            f"torso.width={multiple}, this torso has {count(1)}; use more parameters, fewer layers "
+            "or fewer persistent pairs"
         )
     low, high = 1, 2
     while count(high) < target:

@@ -1,11 +1,11 @@
-"""How a sub-layer's output joins the residual stream, and how a write joins a memory slot.
+"""Gates that update the residual stream with a sub-layer's output, or a slot with a write.
 
-Both are one operation: a recurrent cell that moves a carried vector x by an input y. With
+Both are one operation: a recurrent cell that updates a state x with an input y. With
 
     r = sigmoid(W_r y + U_r x),  z = sigmoid(W_z y + U_z x - b),  c = sigmoid(.. + b)
 
-`bias` is the start value of b: a number, one per feature, or one per slot and feature. The larger
-it is, the nearer a cell starts to the identity: at 2, z is near 0.12 and c near 0.88.
+`bias` is the initial value of b: a number, one per feature, or one per slot and feature. The larger
+it is, the closer a cell is to the identity at first: at 2, z is near 0.12 and c near 0.88.
 """
 
 from typing import Protocol, runtime_checkable
@@ -14,15 +14,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-CELLS = ("gru", "brc", "nbrc")
-GATES = ("residual", "input", "output", "highway", "sigtanh", *CELLS)
+from mtxl_rl.torso.torso_config import CELLS, GATES, TorsoConfig
 
 Bias = float | Float[Tensor, "*slots D"]
 
 
 @runtime_checkable
 class Gate(Protocol):
-    """Joins a sub-layer's output `y` to the stream `x`."""
+    """Updates the stream `x` with a sub-layer's output `y`."""
 
     def __call__(
         self, x: Float[Tensor, "... D"], y: Float[Tensor, "... D"]
@@ -55,7 +54,7 @@ class GRUGate(nn.Module):
     ) -> Float[Tensor, "... D"]:
         """The gated sum of `x` and `y`."""
         y_r, y_z, y_h = self.from_output(y).chunk(3, dim=-1)
-        narrow = self.bias.dtype  # of the weights; a memory slot may be wider
+        narrow = self.bias.dtype  # A memory slot may be wider than the weights.
         x_r, x_z = self.from_stream(x.to(narrow)).chunk(2, dim=-1)
         r = torch.sigmoid(y_r + x_r)
         z = torch.sigmoid(y_z + x_z - self.bias)
@@ -65,7 +64,7 @@ class GRUGate(nn.Module):
     def retention(
         self, x: Float[Tensor, "... D"], y: Float[Tensor, "... D"]
     ) -> Float[Tensor, "... D"]:
-        """What the gate keeps of `x`: 1 - z."""
+        """The fraction of `x` that the gate keeps, 1 - z."""
         y_z = self.from_output(y).chunk(3, dim=-1)[1]
         x_z = self.from_stream(x.to(self.bias.dtype)).chunk(2, dim=-1)[1]
         return torch.sigmoid(self.bias - y_z - x_z)
@@ -78,7 +77,7 @@ class BistableGate(nn.Module):
     gate(x, y) = c * x + (1 - c) * tanh(W y + a * x).
 
     U_a and U_c are a weight per feature in BRC and matrices in nBRC (`neuromodulated`). The bias b
-    is ours: the paper has none, and a gate without it starts at c = 0.5.
+    is added here; the paper has none, so that its gates start at c = 0.5.
     """
 
     def __init__(self, width: int, *, bias: Bias, neuromodulated: bool) -> None:
@@ -99,7 +98,7 @@ class BistableGate(nn.Module):
     def retention(
         self, x: Float[Tensor, "... D"], y: Float[Tensor, "... D"]
     ) -> Float[Tensor, "... D"]:
-        """What the gate keeps of `x`: c."""
+        """The fraction of `x` that the gate keeps, c."""
         return self._gates(x, y)[1]
 
     def _gates(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -151,16 +150,16 @@ class LinearGate(nn.Module):
             return torch.lerp(y.to(x.dtype), x, c.to(x.dtype))
         if self.transform is None:
             return x + torch.sigmoid(self.gate(x) - self.bias).to(x.dtype) * y
-        opened = torch.sigmoid(self.gate(y) - self.bias)
-        return x + (opened * torch.tanh(self.transform(y))).to(x.dtype)
+        opening = torch.sigmoid(self.gate(y) - self.bias)
+        return x + (opening * torch.tanh(self.transform(y))).to(x.dtype)
 
 
 class MogrifiedGate(nn.Module):
     """A gate whose two inputs first modulate each other (Melis et al. 2020, arXiv 1909.01792).
 
-    In turn, y <- 2 sigmoid(Q x) * y and x <- 2 sigmoid(R y) * x, `num_rounds` of them, with Q and R
-    of rank D / 4 at most. The second factors start at zero, so that every round starts as the
-    identity and the gate inside keeps its own start.
+    Rounds alternate between y <- 2 sigmoid(Q x) * y and x <- 2 sigmoid(R y) * x, with Q and R of
+    rank D / 4 at most. The second factors start at zero, so that every round starts as the
+    identity.
     """
 
     def __init__(self, width: int, gate: Gate, *, num_rounds: int) -> None:
@@ -187,7 +186,7 @@ class MogrifiedGate(nn.Module):
 
 
 class RectifiedGate(nn.Module):
-    """A gate behind a ReLU on the sub-layer's output (GTrXL, arXiv 1910.06764, eqs. 4 and 5)."""
+    """A gate after a ReLU on the sub-layer's output (GTrXL, arXiv 1910.06764, eqs. 4 and 5)."""
 
     def __init__(self, gate: Gate) -> None:
         super().__init__()
@@ -200,10 +199,21 @@ class RectifiedGate(nn.Module):
         return self.gate(x, torch.relu(y))
 
 
+def sublayer_gate(config: TorsoConfig) -> Gate:
+    """The gate of a torso's sub-layers."""
+    return build_gate(
+        config.gate,
+        config.width,
+        bias=config.gate_bias,
+        mogrifier_rounds=config.mogrifier_rounds,
+        rectified=config.sublayers.output_relu,
+    )
+
+
 def build_gate(
     kind: str, width: int, *, bias: Bias, mogrifier_rounds: int = 0, rectified: bool = False
 ) -> Gate:
-    """The gate of a name in `GATES`, behind a mogrifier where `mogrifier_rounds` > 0."""
+    """The gate with a name in `GATES`, after a mogrifier if `mogrifier_rounds` > 0."""
     gate = _build_gate(kind, width, bias)
     if mogrifier_rounds:
         gate = MogrifiedGate(width, gate, num_rounds=mogrifier_rounds)
@@ -211,7 +221,7 @@ def build_gate(
 
 
 def build_cell(kind: str, width: int, *, bias: Bias) -> GRUGate | BistableGate:
-    """The recurrent cell of a name in `CELLS`."""
+    """The recurrent cell with a name in `CELLS`."""
     assert kind in CELLS, kind
     if kind == "gru":
         return GRUGate(width, bias=bias)

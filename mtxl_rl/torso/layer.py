@@ -2,101 +2,58 @@
 
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from mtxl_rl.torso.attention import Pairs, WindowAttention
+from mtxl_rl.torso.attention import Pairs, build_attention
+from mtxl_rl.torso.cache import DecodeCache
 from mtxl_rl.torso.clock import Clock, SegmentEnds
-from mtxl_rl.torso.gates import Gate, build_gate
-from mtxl_rl.torso.long_term import (
-    AGaLiTeFeatures,
-    Control,
-    DeltaMemory,
-    LinearMemory,
-    MatrixMemory,
-    RetentionFeatures,
-    SlotMemory,
-    SlotStore,
-    TokenMemory,
-)
-from mtxl_rl.torso.record import Record
+from mtxl_rl.torso.diagnostics import Diagnostics
+from mtxl_rl.torso.feedforward import FeedForward
+from mtxl_rl.torso.gates import Gate, sublayer_gate
+from mtxl_rl.torso.long_term import Control, LongTermMemory, Slots, TokenMemory, build_memory
 from mtxl_rl.torso.torso_config import TorsoConfig
 
-# B rows, T steps, M window, K = M + T, S segment, J blocks of C <= S steps, D width, L slots.
-
-
-class FeedForward(nn.Module):
-    """The position-wise feed-forward sub-layer: norm, two linear maps, gate.
-
-    With `glu` the hidden units are products (Shazeer 2020, arXiv 2002.05202): f(V x) * W x.
-    """
-
-    def __init__(self, config: TorsoConfig) -> None:
-        super().__init__()
-        width, hidden = config.width, config.feedforward_multiple * config.width
-        choices = config.sublayers
-        self.norm = nn.LayerNorm(width)
-        self.expand = nn.Linear(width, hidden * (2 if choices.glu else 1))
-        self.activation = nn.GELU() if choices.activation == "gelu" else nn.ReLU()
-        self.is_glu = choices.glu
-        self.dropout = nn.Dropout(choices.feedforward_dropout)
-        self.contract = nn.Linear(hidden, width)
-        self.gate = gate_of(config)
-
-    def forward(self, stream: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
-        """The stream after the sub-layer."""
-        hidden = self.expand(self.norm(stream))
-        if self.is_glu:
-            opened, hidden = hidden.chunk(2, dim=-1)
-            hidden = self.activation(opened) * hidden
-        else:
-            hidden = self.activation(hidden)
-        return self.gate(stream, self.contract(self.dropout(hidden)))
+# B rows, T steps, M window, K = M + T, S segment, J blocks of C <= S steps, V versions, D width.
 
 
 class Layer(nn.Module):
-    """Gated sub-layers: attention, with what a matrix memory says beside it, and feed-forward.
+    """Gated sub-layers: attention, reading a long-term memory, and feed-forward.
 
-    Every sub-layer sees the layer-normalised stream and its output passes a ReLU before the gate
+    Every sub-layer reads the layer-normalised stream, and its output passes a ReLU before the gate
     (TrXL-I and the gating layer of GTrXL, arXiv 1910.06764, eqs. 4 and 5). A matrix memory is read
-    by heads of its own, which share the attention's output map and gate, or with `read=gated` in a
-    sub-layer of its own after it. Slots are read by the attention itself. With `all_attention`
-    there is no feed-forward: the persistent pairs of the attention take its place (Sukhbaatar et
-    al. 2019, arXiv 1907.01470).
+    by heads in parallel with the attention, behind its output map and gate, or with
+    `read=sequential` in a sub-layer after it. The attention itself reads slots. With
+    `all_attention` the persistent pairs of the attention replace the feed-forward sub-layer
+    (Sukhbaatar et al. 2019, arXiv 1907.01470).
     """
 
     def __init__(self, config: TorsoConfig, *, has_memory: bool) -> None:
         super().__init__()
-        width = config.width
         self.window_length = config.window_length
         self.segment_length = config.segment_length
         self.reach = config.reach
-        self.norm = nn.LayerNorm(width)
-        self.matrix: MatrixMemory | None = matrix_of(config) if has_memory else None
-        self.reads_apart = self.matrix is not None and config.read == "gated"
-        self.attention = attention_of(
-            config, has_guests=self.matrix is not None and not self.reads_apart
+        self.is_shared = config.is_shared
+        """Whether several layers share the memory, which the torso then sets and writes."""
+        has_matrix = has_memory and not config.reads_slots
+        self.reads_sequentially = has_matrix and config.read == "sequential"
+        self.norm = nn.LayerNorm(config.width)
+        self.memory: LongTermMemory | None = build_memory(config) if has_matrix else None
+        self.attention = build_attention(
+            config, reads_memory=has_matrix and not self.reads_sequentially
         )
-        self.attention_gate = gate_of(config)
-        if self.reads_apart:
-            self.read_norm = nn.LayerNorm(width)
-            self.read_gate = gate_of(config)
+        self.attention_gate = sublayer_gate(config)
+        if self.reads_sequentially:
+            self.read_norm = nn.LayerNorm(config.width)
+            self.read_gate = sublayer_gate(config)
         self.feedforward = None if config.all_attention else FeedForward(config)
-        self.store: SlotStore | None = None
-        """The layer's own slots; None where the torso's are shared."""
-        self.slots_norm: nn.LayerNorm | None = None
         if has_memory and config.reads_slots:
-            self.slots_norm = nn.LayerNorm(width)
-            if config.long_term == "tokens":
-                self.store = self._tokens_of(config)
-            elif not config.is_shared:
-                self.store = slots_of(config, num_sources=1)
-
-    @property
-    def memory_shape(self) -> tuple[int, ...]:
-        """The shape of one row of the layer's own long-term memory; (0,) without one."""
-        memory = self.matrix or self.store
-        return (0,) if memory is None else memory.memory_shape
+            self.slots_norm = nn.LayerNorm(config.width)
+            self.memory = None if config.is_shared else build_memory(config)
+        if isinstance(self.memory, TokenMemory) and self.memory.control is None:
+            self.memory.control = Control(
+                self.norm, self.attention, self.attention_gate, self.feedforward
+            )
 
     def forward(
         self,
@@ -104,241 +61,130 @@ class Layer(nn.Module):
         long_term: Float[Tensor, " B *memory"] | None,
         clock: Clock,
         ends: SegmentEnds,
-        record: Record | None = None,
+        diagnostics: Diagnostics | None = None,
     ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, " B *memory"] | None]:
-        """Outputs of the T steps given, and the layer's own long-term memory after them.
+        """The outputs of T steps, and the layer's own long-term memory after them.
 
         Args:
-            timeline: the window's layer inputs, then those of the steps given.
-            long_term: the memory at the last segment boundary before them; None without one.
-            clock: where the T + 1 steps stand in their episodes.
+            timeline: the window's layer inputs, then those of the T steps.
+            long_term: the memory at the last segment boundary before the T steps; of a shared
+                memory all versions, which the torso writes; None without a memory.
+            clock: the positions of the T + 1 steps in their episodes.
             ends: the segments that end among the steps.
-            record: where to note what happens inside.
+            diagnostics: where `inspect` collects what happens inside.
         """
-        inputs = self.norm(timeline)
-        stream = timeline[:, self.window_length :]
-        pairs, guests, versions = None, None, None
-        if self.store is not None:
-            versions = self._write(self.store, inputs, long_term, ends, record)
-            pairs = self.pairs_of_versions(self.store, versions, clock)
-        if self.matrix is not None:
-            versions = self._write(self.matrix, inputs, long_term, ends, record)
-            if not self.reads_apart:
-                steps = inputs[:, self.window_length :]
-                guests = self._read(self.matrix, steps, versions, clock)
-        stream = self._attend(inputs, stream, clock, record, pairs=pairs, guests=guests)
-        if self.matrix is not None and versions is not None and self.reads_apart:
-            found = self._read(self.matrix, self.read_norm(stream), versions, clock)
-            stream = joined(self.read_gate, stream, found, record, "moved/read")
-        if versions is not None:
-            long_term = latest_version(versions, clock)
-        return self._feed_forward(stream, record), long_term
-
-    def with_pairs(
-        self,
-        timeline: Float[Tensor, "B K D"],
-        pairs: Pairs | None,
-        clock: Clock,
-        record: Record | None = None,
-    ) -> Float[Tensor, "B T D"]:
-        """Outputs of the steps given, in a layer that has no memory of its own."""
-        stream = timeline[:, self.window_length :]
-        stream = self._attend(self.norm(timeline), stream, clock, record, pairs=pairs)
-        return self._feed_forward(stream, record)
-
-    def guests_of_step(
-        self, inputs: Float[Tensor, "B D"], long_term: Float[Tensor, " B *memory"] | None
-    ) -> Float[Tensor, "B D"] | None:
-        """What the attention's output map reads of the memory, of one step; None without any."""
-        if self.matrix is None or self.reads_apart or long_term is None:
-            return None
-        return self._read_step(self.matrix, inputs, long_term)
+        inputs, stream = self.norm(timeline), timeline[:, self.window_length :]
+        versions = self._write(inputs, long_term, ends, diagnostics)
+        age = clock.age[:, :-1].clamp(max=self.reach)
+        readout = None
+        if not self.reads_sequentially:
+            readout = self._read(inputs[:, self.window_length :], versions, clock)
+        attended = self.attention(inputs, age, readout, diagnostics)
+        if diagnostics is not None and isinstance(readout, Tensor):
+            diagnostics["moved/read"] = self._moved_by_readout(stream, attended, readout)
+        stream = gated_residual(self.attention_gate, stream, attended, diagnostics, "attention")
+        if self.reads_sequentially:
+            readout = self._read(self.read_norm(stream), versions, clock)
+            assert isinstance(readout, Tensor)
+            stream = gated_residual(self.read_gate, stream, readout, diagnostics, "read")
+        stream = self._feed_forward(stream, diagnostics)
+        if versions is None or self.is_shared:
+            return stream, None
+        return stream, latest_version(versions, clock)
 
     def step(
         self,
-        stream: Float[Tensor, "B D"],
-        attended: Float[Tensor, "B D"],
-        long_term: Float[Tensor, " B *memory"] | None,
+        x: Float[Tensor, "B D"],
+        cache: DecodeCache,
+        n: int,
+        memory_index: int | None,
+        order: Int[Tensor, " R"],
+        visible: Bool[Tensor, "B R"],
     ) -> Float[Tensor, "B D"]:
-        """The output of one step from what its attention gave and the memory that it reads."""
-        stream = self.attention_gate(stream, attended)
-        if self.matrix is not None and self.reads_apart:
-            assert long_term is not None
-            found = self._read_step(self.matrix, self.read_norm(stream), long_term)
-            stream = self.read_gate(stream, found)
+        """The output of one step of layer `n`; updates its keys, values and write buffer in place.
+
+        Args:
+            x: the layer's input.
+            cache: the torso's.
+            n: which layer of the torso this is.
+            memory_index: which of the cache's long-term memories the layer reads.
+            order: see `DecodeCache.ring_positions`.
+            visible: likewise.
+        """
+        inputs = self.norm(x)
+        long_term = None if memory_index is None else cache.long_term[:, memory_index]
+        key, value = self.attention.keys_values(inputs[:, None])
+        # Masked slots have weight 0, and 0 times a value that is not finite is NaN.
+        value = value.nan_to_num(0, 0, 0)
+        for ring, new in ((cache.keys[n], key), (cache.values[n], value)):
+            # Under autocast the ring has the type that `prefill` computed.
+            ring.index_copy_(2, cache.ring_index, new.to(ring.dtype))
+        window = (cache.keys[n], cache.values[n], cache.position_embeddings[n], order, visible)
+        readout = None if self.reads_sequentially else self._read_step(inputs, long_term)
+        stream = self.attention_gate(x, self.attention.step(inputs, *window, readout))
+        if self.reads_sequentially:
+            readout = self._read_step(self.read_norm(stream), long_term)
+            assert isinstance(readout, Tensor)
+            stream = self.read_gate(stream, readout)
+        if self.memory is not None and memory_index is not None:
+            self.memory.write_step(cache.write_buffer[memory_index], inputs)
         return self._feed_forward(stream, None)
-
-    def segments(
-        self, timeline: Float[Tensor, "B K D"], ends: SegmentEnds
-    ) -> Float[Tensor, "B J S D"]:
-        """The normalised inputs of the segment that ends in each block."""
-        return gather_segments(self.norm(timeline), ends, self.segment_length)
-
-    def pairs_of_versions(
-        self, store: SlotStore, versions: Float[Tensor, "B V L D"], clock: Clock
-    ) -> Pairs:
-        """Keys and values of the slots: in block j of version j, of version j + 1, and empty."""
-        empty = torch.zeros_like(versions[:, :1])
-        keys, values = self._slot_pairs(store, torch.cat([versions, empty], dim=1))
-
-        def choose(pairs: Tensor) -> Tensor:
-            by_block = [pairs[:, :-2], pairs[:, 1:-1], pairs[:, -1:].expand_as(pairs[:, :-2])]
-            return torch.cat(by_block, dim=3)
-
-        reads = clock.reads(self.segment_length)
-        seen = torch.cat([reads, ~reads.any(-1, keepdim=True)], dim=-1)
-        visible = seen.repeat_interleave(versions.shape[2], dim=-1)
-        return Pairs(choose(keys), choose(values), visible)
-
-    def pairs_of_step(self, store: SlotStore, memory: Float[Tensor, "B L D"]) -> Pairs:
-        """Keys and values of the slots that one step sees."""
-        keys, values = self._slot_pairs(store, memory[:, None])
-        shape = (memory.shape[0], 1, 1, memory.shape[1])
-        return Pairs(keys, values, torch.ones(shape, dtype=torch.bool, device=memory.device))
-
-    def _slot_pairs(
-        self, store: SlotStore, memory: Float[Tensor, "B V L D"]
-    ) -> Float[Tensor, "two B V H L E"]:
-        assert self.slots_norm is not None
-        inputs = self.slots_norm(store.slots(memory))
-        pairs = self.attention.keys_values(inputs.flatten(1, 2))
-        return rearrange(pairs, "two b h (v l) e -> two b v h l e", v=memory.shape[1])
 
     def _write(
         self,
-        memory: MatrixMemory | SlotStore,
-        inputs: Tensor,
+        inputs: Float[Tensor, "B K D"],
         long_term: Tensor | None,
         ends: SegmentEnds,
-        record: Record | None,
-    ) -> Tensor:
-        """All versions of the layer's own memory."""
-        assert long_term is not None
-        encoded = memory.encode(gather_segments(inputs, ends, self.segment_length))
-        versions = write_versions(memory, encoded, long_term, ends)
-        if record is not None:
-            if memory is self.matrix:
-                note(record, self.matrix.describe(inputs[:, self.window_length :]))
-            else:
-                assert self.store is not None
-                note(record, self.store.describe(versions, encoded))
+        diagnostics: Diagnostics | None,
+    ) -> Float[Tensor, "B V *memory"] | None:
+        """All versions of the layer's long-term memory."""
+        if self.memory is None or long_term is None or self.is_shared:
+            return long_term
+        encoded = self.memory.encode(gather_segments(inputs, ends, self.segment_length))
+        versions = write_versions(self.memory, encoded, long_term, ends)
+        if diagnostics is not None:
+            steps = inputs[:, self.window_length :]
+            diagnostics.update(self.memory.diagnostics(steps, versions, encoded))
         return versions
 
-    def _attend(
-        self,
-        inputs: Tensor,
-        stream: Tensor,
-        clock: Clock,
-        record: Record | None,
-        *,
-        pairs: Pairs | None,
-        guests: Tensor | None = None,
-    ) -> Tensor:
-        age = clock.age[:, :-1].clamp(max=self.reach)
-        found = self.attention(inputs, age, pairs, guests, record)
-        if record is not None and guests is not None:
-            without = self.attention_gate(stream, found - self.attention.of_guests(guests))
-            record["moved/read"] = distance(without, self.attention_gate(stream, found))
-        return joined(self.attention_gate, stream, found, record, "moved/attention")
+    def _read(
+        self, steps: Float[Tensor, "B T D"], versions: Tensor | None, clock: Clock
+    ) -> Float[Tensor, "B T D"] | Pairs | None:
+        """What each of the T steps reads; in block j that is version j or j + 1."""
+        if self.memory is None or versions is None:
+            return None
+        num_steps, num_blocks = steps.shape[1], versions.shape[1] - 1
+        block = min(num_steps, self.segment_length)
+        padding = (0, 0, 0, num_blocks * block - num_steps)
+        blocks = nn.functional.pad(steps, padding).unflatten(1, (num_blocks, block))
+        readout = self.memory.read(blocks, versions, clock.reads(self.segment_length))
+        if isinstance(readout, Slots):
+            return self.attention.pairs(self.slots_norm(readout.vectors), readout.visible)
+        return readout.flatten(1, 2)[:, :num_steps]
 
-    def _feed_forward(self, stream: Tensor, record: Record | None) -> Tensor:
+    def _read_step(
+        self, step: Float[Tensor, "B D"], long_term: Tensor | None
+    ) -> Float[Tensor, "B D"] | Pairs | None:
+        """What one step reads."""
+        if self.memory is None or long_term is None:
+            return None
+        readout = self.memory.read(rearrange(step, "b d -> b 1 1 d"), long_term[:, None], None)
+        if isinstance(readout, Slots):
+            return self.attention.pairs(self.slots_norm(readout.vectors), readout.visible)
+        return readout[:, 0, 0]
+
+    def _feed_forward(self, stream: Tensor, diagnostics: Diagnostics | None) -> Tensor:
         if self.feedforward is None:
             return stream
         after: Tensor = self.feedforward(stream)
-        if record is not None:
-            record["moved/feedforward"] = distance(stream, after)
+        if diagnostics is not None:
+            diagnostics["moved/feedforward"] = relative_distance(stream, after)
         return after
 
-    def _read(self, memory: MatrixMemory, steps: Tensor, versions: Tensor, clock: Clock) -> Tensor:
-        """What each of the T steps reads: in block j that is version j or j + 1."""
-        num_steps = steps.shape[1]
-        num_blocks = versions.shape[1] - 1
-        block = min(num_steps, self.segment_length)
-        pad = num_blocks * block - num_steps
-        steps = nn.functional.pad(steps, (0, 0, 0, pad)).unflatten(1, (num_blocks, block))
-        pairs = torch.stack([versions[:, :-1], versions[:, 1:]], dim=2)
-        found = memory.read(steps, pairs, clock.reads(self.segment_length))
-        return found.flatten(1, 2)[:, :num_steps]
-
-    def _read_step(self, memory: MatrixMemory, step: Tensor, long_term: Tensor) -> Tensor:
-        """What one step reads."""
-        selected = torch.ones(step.shape[0], 1, 1, 1, dtype=torch.bool, device=step.device)
-        steps = rearrange(step, "b d -> b 1 1 d")
-        return memory.read(steps, long_term[:, None, None], selected)[:, 0, 0]
-
-    def _tokens_of(self, config: TorsoConfig) -> TokenMemory:
-        separate = config.tokens.separate_control
-        if separate:
-            feedforward = None if config.all_attention else FeedForward(config)
-            control = Control(
-                nn.LayerNorm(config.width), attention_of(config), gate_of(config), feedforward
-            )
-        else:
-            control = Control(self.norm, self.attention, self.attention_gate, self.feedforward)
-        return TokenMemory(
-            config.width,
-            num_tokens=config.tokens.num_tokens,
-            control=control,
-            is_shared=not separate,
-        )
-
-
-def gate_of(config: TorsoConfig) -> Gate:
-    """A sub-layer's gate."""
-    return build_gate(
-        config.gate,
-        config.width,
-        bias=config.gate_bias,
-        mogrifier_rounds=config.mogrifier_rounds,
-        rectified=config.sublayers.output_relu,
-    )
-
-
-def attention_of(config: TorsoConfig, *, has_guests: bool = False) -> WindowAttention:
-    """A layer's attention; where it reads slots, its blocks are those of the memory's versions."""
-    return WindowAttention(
-        config.width,
-        num_heads=config.num_heads,
-        window_length=config.window_length,
-        num_persistent=config.num_persistent,
-        position=config.position,
-        block_length=config.segment_length if config.reads_slots else config.window_length,
-        one_kv_head=config.sublayers.one_kv_head,
-        dropout=config.sublayers.attention_dropout,
-        output_dropout=config.sublayers.output_dropout,
-        has_guests=has_guests,
-    )
-
-
-def matrix_of(config: TorsoConfig) -> DeltaMemory | LinearMemory | None:
-    """A layer's matrix memory, if that is the kind."""
-    width, num_heads, decay = config.width, config.num_heads, config.decay
-    is_apart = config.read == "gated"
-    if config.long_term == "delta":
-        return DeltaMemory(width, num_heads=num_heads, decay=decay, has_output=is_apart)
-    features: RetentionFeatures | AGaLiTeFeatures
-    if config.long_term == "linear":
-        features = RetentionFeatures(width, num_heads=num_heads, decay=decay)
-    elif config.long_term == "agalite":
-        features = AGaLiTeFeatures(width, num_heads=num_heads)
-    else:
-        return None
-    return LinearMemory(width, features, has_output=is_apart)
-
-
-def slots_of(config: TorsoConfig, *, num_sources: int) -> SlotMemory:
-    """Slots that are written from the inputs of `num_sources` layers."""
-    slots = config.slots
-    return SlotMemory(
-        config.width,
-        num_slots=slots.num_slots,
-        num_sources=num_sources,
-        num_heads=config.num_heads,
-        cell=slots.cell,
-        write_iterations=slots.write_iterations,
-        max_half_life=slots.max_half_life,
-        detach_inputs=slots.detach_inputs,
-    )
+    def _moved_by_readout(self, stream: Tensor, attended: Tensor, readout: Tensor) -> Tensor:
+        """How far a parallel readout moves the stream: the distance to a step without it."""
+        without = self.attention_gate(stream, attended - self.attention.map_readout(readout))
+        return relative_distance(without, self.attention_gate(stream, attended))
 
 
 def gather_segments(
@@ -352,12 +198,12 @@ def gather_segments(
 
 
 def write_versions(
-    memory: MatrixMemory | SlotStore,
+    memory: LongTermMemory,
     encoded: tuple[Tensor, ...],
     initial: Float[Tensor, " B *memory"],
     ends: SegmentEnds,
 ) -> Float[Tensor, "B V *memory"]:
-    """All J + 1 versions: the memory given, then the one that each block's end makes."""
+    """All J + 1 versions: the initial memory, then one after the write of each block."""
     batch, num_blocks = ends.first_input.shape
     continues = ends.continues.view(batch, num_blocks, *[1] * (initial.ndim - 1))
     version = initial
@@ -372,28 +218,23 @@ def write_versions(
 def latest_version(
     versions: Float[Tensor, "B V *memory"], clock: Clock
 ) -> Float[Tensor, " B *memory"]:
-    """The version that a next call begins with."""
+    """The version that a following call starts from."""
     index: Int[Tensor, " B"] = clock.version[:, -1]
     rows = torch.arange(index.shape[0], device=index.device)
-    has = clock.has_version[:, -1].view(-1, *[1] * (versions.ndim - 2))
-    return versions[rows, index].masked_fill(~has, 0)
+    has_version = clock.has_version[:, -1].view(-1, *[1] * (versions.ndim - 2))
+    return versions[rows, index].masked_fill(~has_version, 0)
 
 
-def joined(
-    gate: Gate, stream: Tensor, found: Tensor, record: Record | None, name: str
+def gated_residual(
+    gate: Gate, stream: Tensor, output: Tensor, diagnostics: Diagnostics | None, name: str
 ) -> Float[Tensor, "B T D"]:
-    """The stream after a sub-layer that found `found`."""
-    after = gate(stream, found)
-    if record is not None:
-        record[name] = distance(stream, after)
+    """Gated residual update with a sub-layer's output."""
+    after = gate(stream, output)
+    if diagnostics is not None:
+        diagnostics[f"moved/{name}"] = relative_distance(stream, after)
     return after
 
 
-def distance(before: Float[Tensor, "B T D"], after: Float[Tensor, "B T D"]) -> Tensor:
-    """How far a sub-layer moved the stream of each step, relative to its norm, [B, T]."""
-    return ((after - before).norm(dim=-1) / before.norm(dim=-1)).detach()
-
-
-def note(record: Record, described: Record) -> None:
-    """Add what a memory tells of itself."""
-    record.update({name: field.detach() for name, field in described.items()})
+def relative_distance(before: Float[Tensor, "B T D"], after: Float[Tensor, "B T D"]) -> Tensor:
+    """The distance per step, relative to the norm before, [B, T]."""
+    return (after - before).norm(dim=-1) / before.norm(dim=-1)

@@ -1,9 +1,9 @@
-"""How the attention knows how far back a key lies.
+"""Attention logits by content and distance.
 
-Each kind computes the same logits in two ways: `block` for C queries against the M + C keys of a
-block, and `step` for one query against the ring of an acting memory, whose places lie in any
-rotation. `codes`, a tensor [_, M + 1, _], is what `step` needs of the distances, farthest first;
-`order` says which of them belongs to each place.
+Each kind computes the same logits in two ways: `block` for C queries and the M + C keys of a block,
+and `step` for one query and the keys of a cache, whose ring can be in any rotation. `step` gets the
+`position_embeddings` [_, M + 1, _], largest distance first, and `order`, the index of each slot's
+embedding.
 """
 
 import math
@@ -16,34 +16,33 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mtxl_rl.torso.constant import Constant
+from mtxl_rl.torso.torso_config import POSITIONS
 
-# M window, C queries of a block, K = M + C keys, R = M + 1 places of the ring, H heads, E head
+# M window, C queries of a block, K = M + C keys, R = M + 1 slots of the ring, H heads, E head
 # width.
-
-POSITIONS = ("sinusoidal", "learned", "rotary", "none")
 
 
 @runtime_checkable
 class Positions(Protocol):
     """Logits of queries, scaled by 1 / sqrt(E), for keys by content and distance.
 
-    Both return the queries that meet keys without a position, too.
+    Both methods also return the queries to use with keys that have no position.
     """
 
-    def codes(self) -> Tensor:
-        """What is known of each distance M .. 0."""
+    def position_embeddings(self) -> Tensor:
+        """The embeddings of the distances M .. 0."""
         ...
 
     def block(
         self,
         query: Float[Tensor, "*batch H C E"],
         keys: Float[Tensor, "*batch H K E"],
-        hidden: Float[Tensor, "*batch 1 C M1"],
+        attention_bias: Float[Tensor, "*batch 1 C M1"],
     ) -> tuple[Float[Tensor, "*batch H C E"], Float[Tensor, "*batch H C K"]]:
         """Query i of the block and key j lie i + M - j steps apart.
 
-        `hidden` is added by distance, M .. 0: 0 where the query sees the key, else -inf; keys that
-        are farther or later are hidden, too.
+        `attention_bias` is added by distance, M .. 0: 0 where the query sees the key, else -inf.
+        Keys outside of the window get -inf.
         """
         ...
 
@@ -51,23 +50,23 @@ class Positions(Protocol):
         self,
         query: Float[Tensor, "B H 1 E"],
         keys: Float[Tensor, "B H R E"],
-        codes: Tensor,
+        position_embeddings: Tensor,
         order: Int[Tensor, " R"],
     ) -> tuple[Float[Tensor, "B H 1 E"], Float[Tensor, "B H 1 R"]]:
-        """The key at place j has the code `order[j]`."""
+        """The key in slot j has the position embedding `order[j]`."""
         ...
 
 
 def sinusoids(num_positions: int, width: int) -> Float[Tensor, "positions width"]:
-    """The position code of each distance 0 .. num_positions - 1 (Dai et al. 2019, section 3.3)."""
+    """The sinusoids of the distances 0 .. num_positions - 1 (Dai et al. 2019, section 3.3)."""
     full = torch.promote_types(torch.get_default_dtype(), torch.float32)
     frequency = torch.exp(torch.arange(0, width, 2).to(full) * (-math.log(10_000.0) / width))
     angle = torch.arange(num_positions)[:, None] * frequency
     return torch.cat([angle.sin(), angle.cos()], dim=1)[:, :width]
 
 
-def _farthest_first(window_length: int, width: int) -> Float[Tensor, "M1 D"]:
-    """The position codes of the distances M .. 0, as keys lie."""
+def _window_sinusoids(window_length: int, width: int) -> Float[Tensor, "M1 D"]:
+    """The sinusoids of the distances M .. 0, in the order of keys."""
     return sinusoids(window_length + 1, width).flip(0)
 
 
@@ -94,7 +93,7 @@ def _band(
     keys: Float[Tensor, "*batch H K E"],
     by_distance: Float[Tensor, "*batch heads C M1"],
 ) -> Float[Tensor, "*batch H C K"]:
-    """`query @ keys^T` plus a term by distance; -inf outside of the window."""
+    """`query @ keys^T` plus a bias by distance; -inf outside of the window."""
     bias = skew(by_distance, fill=-torch.inf).expand(*query.shape[:-1], -1)
     logits = torch.baddbmm(bias.flatten(0, -3), query.flatten(0, -3), keys.flatten(0, -3).mT)
     return logits.view_as(bias)
@@ -104,7 +103,7 @@ class RelativePositions(nn.Module):
     """Transformer-XL's relative positions (Dai et al. 2019, arXiv 1901.02860, section 3.3).
 
     The logit of query i for key j is (q_i + u) . k_j + (q_i + v) . p_{i-j}, where p_d is W_r r_d
-    with r_d the sinusoids of the distance, or (`learned`) a vector of its own.
+    with r_d the sinusoids of the distance, or (`learned`) a learned vector per distance.
     """
 
     def __init__(self, width: int, *, num_heads: int, window_length: int, learned: bool) -> None:
@@ -117,11 +116,11 @@ class RelativePositions(nn.Module):
             self.table = nn.Parameter(torch.randn(shape) * head_width**-0.5)
         else:
             self.projection = nn.Linear(width, width, bias=False)
-            self.sinusoid = Constant(partial(_farthest_first, window_length, width))
+            self.sinusoid = Constant(partial(_window_sinusoids, window_length, width))
         self.content_bias = nn.Parameter(torch.zeros(num_heads, head_width))
         self.position_bias = nn.Parameter(torch.zeros(num_heads, head_width))
 
-    def codes(self) -> Float[Tensor, "H R E"]:
+    def position_embeddings(self) -> Float[Tensor, "H R E"]:
         """The vectors p of the distances M .. 0."""
         if self.table is not None:
             return self.table
@@ -131,109 +130,113 @@ class RelativePositions(nn.Module):
         self,
         query: Float[Tensor, "*batch H C E"],
         keys: Float[Tensor, "*batch H K E"],
-        hidden: Float[Tensor, "*batch 1 C M1"],
+        attention_bias: Float[Tensor, "*batch 1 C M1"],
     ) -> tuple[Float[Tensor, "*batch H C E"], Float[Tensor, "*batch H C K"]]:
         """Query i of the block and key j lie i + M - j steps apart."""
-        positional = self._biased(query, self.position_bias) @ self.codes().mT
+        positional = self._biased(query, self.position_bias) @ self.position_embeddings().mT
         query = self._biased(query, self.content_bias)
-        return query, _band(query, keys, positional + hidden)
+        return query, _band(query, keys, positional + attention_bias)
 
     def step(
         self,
         query: Float[Tensor, "B H 1 E"],
         keys: Float[Tensor, "B H R E"],
-        codes: Float[Tensor, "H R E"],
+        position_embeddings: Float[Tensor, "H R E"],
         order: Int[Tensor, " R"],
     ) -> tuple[Float[Tensor, "B H 1 E"], Float[Tensor, "B H 1 R"]]:
-        """The key at place j has the code `order[j]`."""
-        # By head and not by row: all rows share the codes, which a broadcast would copy for each.
-        positional = self._biased(query, self.position_bias).squeeze(2).transpose(0, 1) @ codes.mT
+        """The key in slot j has the position embedding `order[j]`."""
+        # One product per head: broadcasting would copy the embeddings for each row.
+        by_head = self._biased(query, self.position_bias).squeeze(2).transpose(0, 1)
+        positional = by_head @ position_embeddings.mT
         query = self._biased(query, self.content_bias)
-        # Not index_select, which takes eight times as long along a last axis.
+        # index_select along a last axis takes eight times as long.
         positional = positional.gather(2, order.expand_as(positional)).transpose(0, 1)
         return query, query @ keys.mT + positional[:, :, None]
 
     def _biased(
         self, query: Float[Tensor, "*batch H C E"], bias: Float[Tensor, "H E"]
     ) -> Float[Tensor, "*batch H C E"]:
-        """Transformer-XL's q + u or q + v, scaled; the queries come scaled."""
+        """Transformer-XL's q + u or q + v, for scaled queries."""
         return query + bias[:, None] * query.shape[-1] ** -0.5
 
 
 class RotaryPositions(nn.Module):
-    """Rotary positions (Su et al. 2021, arXiv 2104.09864): keys and queries turn with the step.
+    """Rotary positions (Su et al. 2021, arXiv 2104.09864): rotations of keys and queries.
 
-    Angles count from the oldest key of a block or ring, so they stay small however long an episode.
+    Angles count from the oldest key of a block or ring, so that they stay small in long episodes.
     """
 
     def __init__(self, *, window_length: int) -> None:
         super().__init__()
         self.window_length = window_length
-        self.places = Constant(partial(torch.arange, 2 * window_length + 1))
+        self.positions = Constant(partial(torch.arange, 2 * window_length + 1))
 
-    def codes(self) -> Int[Tensor, "1 R 1"]:
-        """The places 0 .. M, which are the distances M .. 0."""
-        return self.places()[None, : self.window_length + 1, None]
+    def position_embeddings(self) -> Int[Tensor, "1 R 1"]:
+        """The positions 0 .. M, which have the distances M .. 0."""
+        return self.positions()[None, : self.window_length + 1, None]
 
     def block(
         self,
         query: Float[Tensor, "*batch H C E"],
         keys: Float[Tensor, "*batch H K E"],
-        hidden: Float[Tensor, "*batch 1 C M1"],
+        attention_bias: Float[Tensor, "*batch 1 C M1"],
     ) -> tuple[Float[Tensor, "*batch H C E"], Float[Tensor, "*batch H C K"]]:
         """Query i of the block and key j lie i + M - j steps apart."""
         num_keys = keys.shape[-2]
-        turned = turn(query, self.places()[self.window_length : num_keys])
-        return query, _band(turned, turn(keys, self.places()[:num_keys]), hidden)
+        rotated = apply_rotary(query, self.positions()[self.window_length : num_keys])
+        keys = apply_rotary(keys, self.positions()[:num_keys])
+        return query, _band(rotated, keys, attention_bias)
 
     def step(
         self,
         query: Float[Tensor, "B H 1 E"],
         keys: Float[Tensor, "B H R E"],
-        codes: Tensor,
+        position_embeddings: Tensor,
         order: Int[Tensor, " R"],
     ) -> tuple[Float[Tensor, "B H 1 E"], Float[Tensor, "B H 1 R"]]:
-        """The key at place j has the code `order[j]`."""
-        turned = turn(query, self.places()[self.window_length, None])
-        return query, turned @ turn(keys, codes[0, :, 0][order]).mT
+        """The key in slot j has the position embedding `order[j]`."""
+        rotated = apply_rotary(query, self.positions()[self.window_length, None])
+        return query, rotated @ apply_rotary(keys, position_embeddings[0, :, 0][order]).mT
 
 
-def turn(x: Float[Tensor, "*batch K E"], places: Int[Tensor, " K"]) -> Float[Tensor, "*batch K E"]:
-    """`x` with features f and E / 2 + f turned by the place's angle, place x 10000^(-2 f / E)."""
+def apply_rotary(
+    x: Float[Tensor, "*batch K E"], positions: Int[Tensor, " K"]
+) -> Float[Tensor, "*batch K E"]:
+    """Rotate features f and E / 2 + f of `x` by the angle position x 10000^(-2 f / E)."""
     full = torch.promote_types(x.dtype, torch.float32)
     exponent = torch.arange(0, x.shape[-1], 2, device=x.device, dtype=full) / x.shape[-1]
-    angle = places[:, None] * torch.exp(exponent * -math.log(10_000.0))
+    angle = positions[:, None] * torch.exp(exponent * -math.log(10_000.0))
     cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
 
 
 class NoPositions(nn.Module):
-    """Keys are told apart by content alone."""
+    """Logits by content alone."""
 
     def __init__(self, *, window_length: int) -> None:
         super().__init__()
-        self.register_buffer("nothing", torch.zeros(0, window_length + 1, 0), persistent=False)
-        self.nothing: Tensor
+        self.register_buffer("empty", torch.zeros(0, window_length + 1, 0), persistent=False)
+        self.empty: Tensor
 
-    def codes(self) -> Tensor:
-        """Nothing is known of a distance."""
-        return self.nothing
+    def position_embeddings(self) -> Tensor:
+        """No embeddings."""
+        return self.empty
 
     def block(
         self,
         query: Float[Tensor, "*batch H C E"],
         keys: Float[Tensor, "*batch H K E"],
-        hidden: Float[Tensor, "*batch 1 C M1"],
+        attention_bias: Float[Tensor, "*batch 1 C M1"],
     ) -> tuple[Float[Tensor, "*batch H C E"], Float[Tensor, "*batch H C K"]]:
         """Logits by content."""
-        return query, _band(query, keys, hidden)
+        return query, _band(query, keys, attention_bias)
 
     def step(
         self,
         query: Float[Tensor, "B H 1 E"],
         keys: Float[Tensor, "B H R E"],
-        codes: Tensor,  # noqa: ARG002
+        position_embeddings: Tensor,  # noqa: ARG002
         order: Int[Tensor, " R"],  # noqa: ARG002
     ) -> tuple[Float[Tensor, "B H 1 E"], Float[Tensor, "B H 1 R"]]:
         """Logits by content."""
@@ -243,7 +246,7 @@ class NoPositions(nn.Module):
 def build_positions(
     kind: str, width: int, *, num_heads: int, window_length: int
 ) -> RelativePositions | RotaryPositions | NoPositions:
-    """The positions of a name in `POSITIONS`."""
+    """The positions with a name in `POSITIONS`."""
     assert kind in POSITIONS, kind
     if kind == "none":
         return NoPositions(window_length=window_length)

@@ -1,4 +1,4 @@
-"""The baselines with the torso's call: GRU, LSTM, and no memory at all. None has a window."""
+"""Baselines with the torso's interface and without a window: GRU, LSTM and feed-forward."""
 
 from copy import deepcopy
 from typing import Any
@@ -8,25 +8,26 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from mtxl_rl.torso.acting import WindowlessMemory
-from mtxl_rl.torso.layer import FeedForward
-from mtxl_rl.torso.state import ActingMemory, MemoryState, StateShape
+from mtxl_rl.torso.cache import Cache
+from mtxl_rl.torso.feedforward import FeedForward
+from mtxl_rl.torso.state import MemoryState
+from mtxl_rl.torso.state_shape import StateShape
 from mtxl_rl.torso.torso_config import TorsoConfig
 
 # B rows, T steps, N layers, D width, P parts of a cell's state (GRU: h; LSTM: h and c), R runs.
 
 
 def windowless_shape(config: TorsoConfig, *memory: int) -> StateShape:
-    """No window and a memory [N, *memory]; without a segment clock, which stays 0."""
+    """The shape of states with a memory [N, *memory], no window and a segment step of 0."""
     layers = config.num_layers
     return StateShape(config=config, window=(layers, 0, config.width), long_term=(layers, *memory))
 
 
 class Runs:
-    """The runs of a batch between resets, as one packed batch of independent sequences.
+    """The runs between resets, as one packed batch of independent sequences.
 
-    So one call of torch's fused kernels takes any mixture of resets: the work is that of B x T
-    steps, in as many time steps as the longest run has. The runs' lengths are read on the host.
+    So one call of torch's fused kernels handles any mixture of resets, with the work of B x T steps
+    and as many time steps as the longest run. The host reads the runs' lengths.
     """
 
     def __init__(self, is_first: Bool[Tensor, "B T"]) -> None:
@@ -53,20 +54,20 @@ class Runs:
         return packed.data[self.order.argsort()].view_as(like)
 
     def starts(self, state: Float[Tensor, "N B D"]) -> Float[Tensor, "N R D"]:
-        """What each run starts from: its row's state for a row's first run, zero for the others."""
+        """The initial state of each run: its row's state for a row's first run, zero for others."""
         zeros = state.new_zeros(state.shape[0], self.num_runs, state.shape[2])
         return zeros.index_copy(1, self.first, state)
 
 
 class RecurrentTorso(nn.Module):
-    """N layers of GRU or LSTM cells, whose state is zero wherever an episode starts.
+    """N layers of GRU or LSTM cells, whose state is zero where an episode starts.
 
     The state's `long_term` is [B, N, P, D].
     """
 
     def __init__(self, config: TorsoConfig) -> None:
         super().__init__()
-        self.config = config = deepcopy(config)  # A caller may change theirs.
+        self.config = config = deepcopy(config)  # The caller may change its configuration later.
         cell = nn.LSTM if config.kind == "lstm" else nn.GRU
         self.num_parts = 2 if config.kind == "lstm" else 1
         self.cells: nn.LSTM | nn.GRU = cell(config.width, config.width, config.num_layers)
@@ -89,35 +90,36 @@ class RecurrentTorso(nn.Module):
         packed, parts = self._run(runs.pack(x), parts)
         y = self.norm(runs.unpack(packed, x))
         after = torch.stack([part[:, runs.last].transpose(0, 1) for part in parts], dim=2)
-        # Weights that are narrower than the state give a narrower one.
+        # Narrower weights return a narrower state.
         return y, state._replace(long_term=after.to(state.long_term.dtype))
 
     @torch.no_grad()
-    def begin(
+    def prefill(
         self, state: MemoryState, *, num_steps: int = 128, timeline: Tensor | None = None
-    ) -> WindowlessMemory:
-        """Prepare to act from `state`; the timeline of a torso without a window is empty."""
+    ) -> Cache:
+        """The cache for acting from `state`; a torso without a window needs no timeline."""
         del num_steps, timeline
         self.state_shape.check_state(state, self.norm.weight)
-        return WindowlessMemory.of(state, self.config)
+        return Cache.of(state, self.config)
 
     @torch.no_grad()
-    def act(
-        self, x: Float[Tensor, "B D"], memory: ActingMemory, is_first: Bool[Tensor, " B"]
+    def decode_step(
+        self, x: Float[Tensor, "B D"], cache: Cache, is_first: Bool[Tensor, " B"]
     ) -> Float[Tensor, "B D"]:
-        """The output of one step; `memory` moves on in place."""
-        self.state_shape.check_step(x, memory, is_first, self.norm.weight)
-        memory.long_term.masked_fill_(is_first.bool()[:, None, None], 0)
-        parts = [part.contiguous() for part in memory.long_term.unbind(2)]
+        """The output of one step; updates `cache` in place."""
+        self.state_shape.check_step(x, cache, is_first, self.norm.weight)
+        cache.long_term.masked_fill_(is_first.bool()[:, None, None, None], 0)
+        parts = [part.transpose(0, 1).contiguous() for part in cache.long_term.unbind(2)]
         y, parts = self._run(x[None], parts)
-        memory.long_term.copy_(torch.stack(parts, dim=2))
+        after = [part.transpose(0, 1) for part in parts]
+        cache.long_term.copy_(torch.stack(after, dim=2))
         return self.norm(y[0])
 
     def _run(self, steps: Any, parts: list[Tensor]) -> tuple[Any, list[Tensor]]:  # noqa: ANN401
-        """The cells over steps, plain or packed, from and to the parts of their state.
+        """The cells' outputs for plain or packed steps, and the parts of their state after them.
 
-        In the weights' precision: under CUDA's autocast torch runs these cells in float16, where
-        small gradients vanish.
+        It computes in the weights' precision: under CUDA's autocast torch runs these cells in
+        float16, where small gradients vanish.
         """
         weight = self.norm.weight
         steps, *parts = (part.to(weight.dtype) for part in (steps, *parts))
@@ -130,11 +132,11 @@ class RecurrentTorso(nn.Module):
 
 
 class FeedForwardTorso(nn.Module):
-    """N gated feed-forward sub-layers: what the transformer is without any memory."""
+    """N gated feed-forward sub-layers: the transformer without any memory."""
 
     def __init__(self, config: TorsoConfig) -> None:
         super().__init__()
-        self.config = config = deepcopy(config)  # A caller may change theirs.
+        self.config = config = deepcopy(config)  # The caller may change its configuration later.
         self.layers = nn.Sequential(*(FeedForward(config) for _ in range(config.num_layers)))
         self.norm = nn.LayerNorm(config.width)
         self.state_shape = windowless_shape(config, 0)
@@ -151,18 +153,18 @@ class FeedForwardTorso(nn.Module):
         return self.norm(self.layers(x)), state
 
     @torch.no_grad()
-    def begin(
+    def prefill(
         self, state: MemoryState, *, num_steps: int = 128, timeline: Tensor | None = None
-    ) -> WindowlessMemory:
-        """Prepare to act; nothing is remembered."""
+    ) -> Cache:
+        """An empty cache."""
         del num_steps, timeline
         self.state_shape.check_state(state, self.norm.weight)
-        return WindowlessMemory.of(state, self.config)
+        return Cache.of(state, self.config)
 
     @torch.no_grad()
-    def act(
-        self, x: Float[Tensor, "B D"], memory: ActingMemory, is_first: Bool[Tensor, " B"]
+    def decode_step(
+        self, x: Float[Tensor, "B D"], cache: Cache, is_first: Bool[Tensor, " B"]
     ) -> Float[Tensor, "B D"]:
         """The output of one step."""
-        self.state_shape.check_step(x, memory, is_first, self.norm.weight)
+        self.state_shape.check_step(x, cache, is_first, self.norm.weight)
         return self.norm(self.layers(x))

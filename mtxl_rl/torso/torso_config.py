@@ -2,15 +2,12 @@
 
 import math
 import operator
-from collections.abc import MutableMapping
 from dataclasses import dataclass, field
-from typing import Any
 
-from mtxl_rl.torso.gates import CELLS, GATES
-from mtxl_rl.torso.positions import POSITIONS
-from mtxl_rl.torso.ranges import check_at_least
-
-KINDS = ("transformer", "gru", "lstm", "none")
+KINDS = ("transformer", "gru", "lstm", "mlp")
+POSITIONS = ("sinusoidal", "learned", "rotary", "none")
+CELLS = ("gru", "brc", "nbrc")
+GATES = ("residual", "input", "output", "highway", "sigtanh", *CELLS)
 # The long-term memories and the decays that each can have.
 DECAYS = {
     "delta": ("none", "coupled", "free"),
@@ -21,7 +18,7 @@ DECAYS = {
     "none": ("none",),
 }
 
-READS = ("joined", "gated")
+READS = ("parallel", "sequential")
 MAX_HALF_LIFE = 1_000_000
 """Writes; a gate that keeps more than float32 tells from 1 would never let go."""
 MATRICES = ("delta", "linear", "agalite")
@@ -49,7 +46,7 @@ _UNREAD_SIZES = {
     "transformer": (),
     "gru": ("num_heads", "window_length", "num_persistent", "gate_bias", "feedforward_multiple"),
     "lstm": ("num_heads", "window_length", "num_persistent", "gate_bias", "feedforward_multiple"),
-    "none": ("num_heads", "window_length", "num_persistent"),
+    "mlp": ("num_heads", "window_length", "num_persistent"),
 }
 
 
@@ -146,7 +143,7 @@ class TorsoConfig:
     |---|---|
     | transformer | all |
     | gru, lstm | width, num_layers, num_parameters |
-    | none | these, feedforward_multiple, gate and gate_bias |
+    | mlp | these, feedforward_multiple, gate and gate_bias |
 
     Training reads `segment_length` with every kind: ppo.bptt_segments counts in it.
 
@@ -157,8 +154,8 @@ class TorsoConfig:
     """
 
     kind: str = "transformer"
-    """transformer; or a baseline: gru, lstm (N layers of the cell), none (N feed-forward layers
-    that remember nothing)."""
+    """transformer; or a baseline: gru, lstm (N layers of the cell), mlp (N feed-forward layers
+    without memory)."""
     width: int = 128
     """Features per step, D; a multiple of num_heads."""
     num_parameters: int = 0
@@ -189,10 +186,10 @@ class TorsoConfig:
     long_term: str = "delta"
     """Long-term memory: delta (the delta rule), linear (linear attention with decay), agalite,
     slots (the Memory Transformer-XL of 2020), tokens (the Memory Transformer) or none."""
-    read: str = "joined"
-    """How a matrix memory (delta, linear, agalite) is read: joined (by heads beside the
-    attention's, with one output map and one gate for both), or gated (by a sub-layer of its own
-    after the attention)."""
+    read: str = "parallel"
+    """How a matrix memory (delta, linear, agalite) is read: sequential (by a gated sub-layer after
+    the attention) or parallel (by heads next to the attention's, behind one output map and
+    gate)."""
     decay: str = "none"
     """Decay of the delta memory: none, coupled (only while it writes) or free; of the linear one:
     fixed (RetNet) or free (gated linear attention)."""
@@ -250,7 +247,7 @@ class TorsoConfig:
     @property
     def has_long_term(self) -> bool:
         """Whether anything is remembered past the window, a recurrent state included."""
-        return self.long_term != "none" if self.kind == "transformer" else self.kind != "none"
+        return self.long_term != "none" if self.kind == "transformer" else self.kind != "mlp"
 
     @property
     def layers_with_memory(self) -> tuple[int, ...]:
@@ -344,7 +341,7 @@ class TorsoConfig:
         defaults = TorsoConfig()
         for choice in _TRANSFORMER_CHOICES:
             value = getattr(self, choice)
-            if value == getattr(defaults, choice) or (choice, self.kind) == ("gate", "none"):
+            if value == getattr(defaults, choice) or (choice, self.kind) == ("gate", "mlp"):
                 continue
             raise ValueError(
                 f"torso.{choice}={value} has no effect with torso.kind={self.kind}; leave it out, "
@@ -352,10 +349,12 @@ class TorsoConfig:
             )
 
 
-def say_read(fields: MutableMapping[str, Any]) -> None:
-    """Say how the memory of a configuration of before `read` was there is read."""
-    if "read" not in fields and fields["long_term"] in MATRICES:
-        fields["read"] = "gated"
+def check_at_least(config: object, least: int, *names: str, prefix: str = "") -> None:
+    """Raise ValueError if a field is below `least` or is not a number."""
+    for name in names:
+        value = getattr(config, name)
+        if not value >= least:
+            raise ValueError(f"{prefix}{name}={value} must be {least} or more")
 
 
 def _is_finite(value: object) -> bool:

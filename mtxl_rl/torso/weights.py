@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mtxl_rl.torso.factory import Torso, build_torso
-from mtxl_rl.torso.torso_config import PARTS, TorsoConfig, say_read
+from mtxl_rl.torso.torso_config import PARTS, TorsoConfig
 
 _METADATA = "mtxl_rl.torso"
 _INSIDE = "torso."
@@ -86,7 +86,6 @@ def load_torso(path: Path | str, *, device: torch.device | str = "cpu") -> Torso
 
 
 def _config_of(fields: dict[str, Any]) -> TorsoConfig:
-    say_read(fields)
     parts = {name: part(**fields.pop(name, {})) for name, part in PARTS.items()}
     return TorsoConfig(**fields, **parts)
 

@@ -245,8 +245,8 @@ def test_compiled_layers_with_other_gradients_are_refused(
 
     policy = copy.deepcopy(run.policy)
     assert isinstance(policy.torso, MemoryTransformer)
-    monkeypatch.setattr("mtxl_rl.torso.memory_transformer.compiled", wrongly)
-    policy.torso.compile_layers()
+    monkeypatch.setattr("mtxl_rl.agents.policy.compiled", wrongly)
+    policy.compile_learning()
     agent = PPO(policy, run.config.ppo, num_threads=2)
     if factor == 1.0:
         agent.update(run.collector.rollout, progress=0.0)

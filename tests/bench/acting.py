@@ -22,7 +22,7 @@ from mtxl_rl.agents.collector import observation_shapes
 from mtxl_rl.agents.policy import Policy, PolicyConfig, PolicyInputs
 from mtxl_rl.export import export_policy, narrowed
 from mtxl_rl.runtime.exported_policy import ExportedPolicy
-from mtxl_rl.torso import TorsoConfig, WindowedMemory
+from mtxl_rl.torso import DecodeCache, TorsoConfig
 
 OBSERVATION = gymnasium.spaces.Box(-1, 1, (8,), np.float32)
 ACTION = gymnasium.spaces.Discrete(4)
@@ -32,7 +32,7 @@ def plain(policy: Policy) -> Callable[[], object]:
     """A step of the policy as a run takes it."""
     generator = torch.Generator().manual_seed(0)
     memory = policy.begin(policy.torso.initial_state(1))
-    assert isinstance(memory, WindowedMemory)
+    assert isinstance(memory, DecodeCache)
     inputs = PolicyInputs(
         {"obs": torch.randn(1, 8)},
         torch.zeros(1, 1, dtype=torch.long),

@@ -11,6 +11,7 @@ Options are those of a run, which `python -m mtxl_rl.train --help` tells; env= m
 """
 
 from collections import Counter
+from contextlib import ExitStack
 from unittest.mock import patch
 
 import torch
@@ -18,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mtxl_rl.config import compose_config
 from mtxl_rl.envs.groups import EnvGroups
-from mtxl_rl.torso import memory_transformer
+from mtxl_rl.torso import cache, memory_transformer
 from mtxl_rl.tracking.cli import command_line
 from mtxl_rl.train import Run
 
@@ -63,7 +64,9 @@ def run_of(options: list[str]) -> Run:
 
 def acting(run: Run) -> Counter[str]:
     """Operations of a rollout; not the first, in which what is recorded is run once."""
-    with patch.object(memory_transformer, "_may_be_any", lambda rows: True):  # noqa: ARG005
+    with ExitStack() as stack:
+        for module in (cache, memory_transformer):
+            stack.enter_context(patch.object(module, "any_may_be_set", lambda rows: True))  # noqa: ARG005
         run.collector.collect()
         with Count() as count:
             run.collector.collect()

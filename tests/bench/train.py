@@ -42,7 +42,7 @@ TASKS = {
 USUAL = ("TMaze", "MiniGrid-Memory", "MemoryMaze")
 """The others are slow, and ask for more to be installed."""
 TRANSFORMERS = ("mtxl", "gtrxl", "trxl")
-TORSOS = (*TRANSFORMERS, "gru", "lstm", "none")
+TORSOS = (*TRANSFORMERS, "gru", "lstm", "mlp")
 PEERS = ("sb3", "sb3-package")
 
 

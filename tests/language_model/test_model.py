@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mtxl_rl import AutoregressiveWrapper, MemoryTransformerXL
-from mtxl_rl.language_model.model import sample
+from mtxl_rl.language_model.generate import sample
 
 MEMORIES = ("slots", "delta", "linear", "agalite", "tokens", "none")
 

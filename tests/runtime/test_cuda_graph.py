@@ -6,6 +6,7 @@ another tensor under the same name, it does not see; neither would the graph.
 """
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 from unittest.mock import patch
 
@@ -18,7 +19,7 @@ from mtxl_rl.agents.policy import Policy
 from mtxl_rl.config import TrainConfig, compose_config
 from mtxl_rl.envs.groups import EnvGroups
 from mtxl_rl.runtime.cuda_graph import Replayed
-from mtxl_rl.torso import memory_transformer
+from mtxl_rl.torso import cache, memory_transformer
 from mtxl_rl.train import Run, run
 
 QUESTIONS = {"_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select"}
@@ -94,7 +95,9 @@ def trained(*options: str, replays: bool, num_iterations: int = 3) -> list[dict[
         this.agent.replay_learning(capture=record)
     this.collector.reset(seed=None)
     # Shared slots then ask nothing, and round as in the record.
-    with patch.object(memory_transformer, "becomes_a_graph", lambda: True):
+    with ExitStack() as stack:
+        for module in (cache, memory_transformer):
+            stack.enter_context(patch.object(module, "is_tracing_or_capturing", lambda: True))
         found = [this.iterate() for _ in range(num_iterations)]
     env.close()
     return [

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from mtxl_rl.torso import TorsoConfig, build_torso
 from mtxl_rl.torso.attention import WindowAttention
-from mtxl_rl.torso.positions import POSITIONS, RelativePositions, RotaryPositions, skew, unskew
+from mtxl_rl.torso.positions import RelativePositions, RotaryPositions, skew, unskew
+from mtxl_rl.torso.torso_config import POSITIONS
 
 
 def attention(position: str, *, num_persistent: int = 0) -> WindowAttention:
@@ -22,7 +23,7 @@ def visible(num_steps: int) -> Tensor:
     return (distance >= 0) & (distance <= 5)
 
 
-def test_skew_moves_each_row_one_further_and_unskew_moves_it_back() -> None:
+def test_skew_shifts_each_row_by_one_more_and_unskew_undoes_it() -> None:
     scores = torch.arange(1, 7).view(2, 3).float()
     assert skew(scores).tolist() == [[1, 2, 3, 0], [0, 4, 5, 6]]
     assert torch.equal(unskew(skew(scores)), scores)
@@ -56,17 +57,16 @@ def test_persistent_pairs_are_keys_that_every_step_sees() -> None:
     )
 
 
-def test_guests_reach_the_output_by_a_map_of_their_own() -> None:
+def test_a_memory_readout_is_mapped_separately() -> None:
     torch.manual_seed(0)
     sizes = {"num_heads": 2, "window_length": 5, "num_persistent": 1, "block_length": 5}
-    layer = WindowAttention(8, position="rotary", has_guests=True, **sizes).double()  # type: ignore[arg-type]
+    layer = WindowAttention(8, position="rotary", reads_memory=True, **sizes).double()  # type: ignore[arg-type]
     inputs, age = torch.randn(2, 17, 8).double(), torch.full((2, 12), 5)
-    guests = torch.randn(2, 12, 8).double()
-    alone = layer(inputs, age, None, torch.zeros_like(guests))
-    torch.testing.assert_close(
-        layer(inputs, age, None, guests), alone + guests @ layer.output.weight[:, 8:].mT
-    )
-    torch.testing.assert_close(layer.of_guests(guests), guests @ layer.output.weight[:, 8:].mT)
+    readout = torch.randn(2, 12, 8).double()
+    alone = layer(inputs, age, torch.zeros_like(readout))
+    mapped = readout @ layer.output.weight[:, 8:].mT
+    torch.testing.assert_close(layer(inputs, age, readout), alone + mapped)
+    torch.testing.assert_close(layer.map_readout(readout), mapped)
 
 
 @pytest.mark.parametrize("learned", [False, True])
@@ -77,7 +77,7 @@ def test_relative_logits_are_those_of_transformer_xl(learned: bool) -> None:
         torch.nn.init.normal_(bias)
     query, key = torch.randn(2, 2, 4).double(), torch.randn(2, 5, 4).double()
     _, logits = positions.block(query / 2, key, torch.zeros(1, 2, 4).double())
-    by_distance = positions.codes().flip(1)
+    by_distance = positions.position_embeddings().flip(1)
     for head in range(2):
         for i in range(2):
             for j in range(i, i + 4):
@@ -87,7 +87,7 @@ def test_relative_logits_are_those_of_transformer_xl(learned: bool) -> None:
                 torch.testing.assert_close(logits[head, i, j], (content + place) / 2)
 
 
-def test_rotary_logits_turn_pairs_of_features_by_the_distance() -> None:
+def test_rotary_logits_rotate_pairs_of_features_by_the_distance() -> None:
     positions = RotaryPositions(window_length=3).double()
     query, key = torch.randn(1, 2, 4).double(), torch.randn(1, 5, 4).double()
     _, logits = positions.block(query / 2, key, torch.zeros(1, 2, 4).double())
@@ -95,8 +95,8 @@ def test_rotary_logits_turn_pairs_of_features_by_the_distance() -> None:
     frequency = torch.tensor([1.0, 0.01]).double()
     for i in range(2):
         for j in range(i, i + 4):
-            turn = torch.exp(1j * (i + 3 - j) * frequency)
-            expected = (as_complex[0][i] * turn * as_complex[1][j].conj()).real.sum()
+            rotation = torch.exp(1j * (i + 3 - j) * frequency)
+            expected = (as_complex[0][i] * rotation * as_complex[1][j].conj()).real.sum()
             torch.testing.assert_close(logits[0, i, j], expected / 2)
 
 

@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from mtxl_rl.torso import SlotsConfig, TokensConfig, TorsoConfig, build_torso, memory_transformer
+from mtxl_rl.torso import (
+    SlotsConfig,
+    TokensConfig,
+    TorsoConfig,
+    build_torso,
+    cache,
+    memory_transformer,
+)
 from mtxl_rl.torso.torso_config import POSITIONS
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -30,7 +37,8 @@ def use_no_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     """What asks for numbers, or knows no meta device: answered as a GPU's host would."""
     is_true = torch.Tensor.__bool__
     monkeypatch.setattr(torch.Tensor, "__bool__", lambda x: False if x.is_meta else is_true(x))
-    monkeypatch.setattr(memory_transformer, "_may_be_any", lambda rows: True)  # noqa: ARG005
+    for module in (cache, memory_transformer):
+        monkeypatch.setattr(module, "any_may_be_set", lambda rows: True)  # noqa: ARG005
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
 
 
@@ -41,10 +49,10 @@ def run(name: str) -> None:
     is_first = torch.zeros(3, 10, dtype=torch.bool, device="meta")
     y, state = torso(x, torso.initial_state(3), is_first)
     torch.autograd.grad(y.sum(), list(torso.parameters()), allow_unused=True)
-    memory = torso.begin(state)
+    acting = torso.prefill(state)
     for t in range(3):
-        y = torso.act(x[:, t], memory, is_first[:, t])
-    assert {field.device.type for field in (y, *memory.state())} == {"meta"}
+        y = torso.decode_step(x[:, t], acting, is_first[:, t])
+    assert {field.device.type for field in (y, *acting.state())} == {"meta"}
 
 
 @pytest.mark.parametrize("name", OPTIONS)

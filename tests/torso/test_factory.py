@@ -15,7 +15,7 @@ TORSOS = choices("torso")
 
 
 def test_the_command_line_offers_every_baseline_and_every_long_term_memory() -> None:
-    assert {"none", "gru", "lstm", "trxl", "gtrxl", "mtxl"} <= set(TORSOS)
+    assert {"mlp", "gru", "lstm", "trxl", "gtrxl", "mtxl"} <= set(TORSOS)
     offered = {compose_config(["env=TMaze", f"torso={name}"]).torso.long_term for name in TORSOS}
     assert offered == set(DECAYS)
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtxl_rl.torso.gates import GATES, MogrifiedGate, build_gate
+from mtxl_rl.torso.gates import MogrifiedGate, build_gate
+from mtxl_rl.torso.torso_config import GATES
 
 BIASED = [gate for gate in GATES if gate not in ("residual", "input")]
 

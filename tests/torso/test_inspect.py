@@ -35,28 +35,28 @@ def inspected(name: str, **options: object) -> tuple[MemoryTransformer, torch.Te
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_the_weights_of_a_step_sum_to_one_per_head(name: str) -> None:
     _, _, found = inspected(name)
-    assert len(found.records) == 2
-    for record in found.records:
-        weights = torch.cat([record[key] for key in record if key.startswith("attention/")], -1)
+    assert len(found.diagnostics) == 2
+    for layer in found.diagnostics:
+        weights = torch.cat([layer[key] for key in layer if key.startswith("attention/")], -1)
         torch.testing.assert_close(weights.sum(-1), torch.ones(2, 21, 2).double())
-        assert ("attention/slots" in record) == (name in ("slots", "shared", "tokens"))
-        assert record["attention/window"].shape == (2, 21, 2, 5)
-        assert not any(field.requires_grad for field in record.values())
+        assert ("attention/slots" in layer) == (name in ("slots", "shared", "tokens"))
+        assert layer["attention/window"].shape == (2, 21, 2, 5)
+        assert not any(field.requires_grad for field in layer.values())
 
 
 @pytest.mark.parametrize("name", ["delta", "linear", "agalite"])
 def test_retention_of_a_matrix_is_a_fraction_per_step_and_head(name: str) -> None:
     _, _, found = inspected(name)
-    for record in found.records:
+    for layer in found.diagnostics:
         for key in ("memory/retention", "memory/strength"):
-            assert record[key].shape == (2, 21, 2)
-            assert (record[key] >= 0).all()
-        assert 0 < record["memory/retention"].min() <= record["memory/retention"].max() < 1
+            assert layer[key].shape == (2, 21, 2)
+            assert (layer[key] >= 0).all()
+        assert 0 < layer["memory/retention"].min() <= layer["memory/retention"].max() < 1
 
 
 def test_retnets_heads_retain_what_the_paper_says() -> None:
     _, _, found = inspected("linear")
-    retention = found.records[0]["memory/retention"]
+    retention = found.diagnostics[0]["memory/retention"]
     expected = torch.tensor([1 - 2**-5, 1 - 2**-6]).double().expand_as(retention)
     torch.testing.assert_close(retention, expected, rtol=1e-7, atol=0)
 
@@ -64,32 +64,32 @@ def test_retnets_heads_retain_what_the_paper_says() -> None:
 @pytest.mark.parametrize("name", ["slots", "shared"])
 def test_a_closed_slot_retains_all_and_does_not_move(name: str) -> None:
     torso, x, _ = inspected(name)
-    store = torso.shared or torso.layers[0].store
+    memory = torso.layers[0].memory
     with torch.no_grad():
-        store.cell.bias[0] = 60.0
-        store.cell.bias[1] = -60.0
+        memory.cell.bias[0] = 60.0
+        memory.cell.bias[1] = -60.0
     calm = torch.zeros(2, 21, dtype=torch.bool)
-    record = torso.inspect(x, torso.initial_state(2), calm).records[0]
-    assert record["memory/moved"].shape == (2, 7, 3)
-    assert record["memory/moved"][..., 0].max() < 1e-12
-    assert record["memory/moved"][..., 1].min() > 1e-3
+    layer = torso.inspect(x, torso.initial_state(2), calm).diagnostics[0]
+    assert layer["memory/moved"].shape == (2, 7, 3)
+    assert layer["memory/moved"][..., 0].max() < 1e-12
+    assert layer["memory/moved"][..., 1].min() > 1e-3
     torch.testing.assert_close(
-        record["memory/retention"][..., :2].mean((0, 1)), torch.tensor([1.0, 0.0]).double()
+        layer["memory/retention"][..., :2].mean((0, 1)), torch.tensor([1.0, 0.0]).double()
     )
 
 
-@pytest.mark.parametrize("read", ["joined", "gated"])
+@pytest.mark.parametrize("read", ["parallel", "sequential"])
 def test_an_open_gate_moves_the_stream_and_a_closed_one_does_not(read: str) -> None:
     moved = []
     for bias in (-60.0, 60.0):
         _, _, found = inspected("delta", gate_bias=bias, read=read)
         keys = ("moved/attention", "moved/read", "moved/feedforward")
-        moved.append(torch.stack([found.records[0][key] for key in keys]))
+        moved.append(torch.stack([found.diagnostics[0][key] for key in keys]))
     attended, said, fed = moved[0]
     assert attended.min() > 0.1
     assert fed.min() > 0.1
-    assert (said.min() if read == "gated" else said.max()) > 0.1
+    assert (said.min() if read == "sequential" else said.max()) > 0.1
     # Beside the attention an empty memory says nothing, and behind a gate of its own the rest of
     # the stream is cut even so.
-    assert (said[:, 0].max() == 0) == (read == "joined")
+    assert (said[:, 0].max() == 0) == (read == "parallel")
     assert moved[1].max() < 1e-12

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from mtxl_rl.torso import TorsoConfig, build_torso
-from mtxl_rl.torso.layer import Layer, matrix_of, slots_of
-from mtxl_rl.torso.long_term import MatrixMemory, SlotMemory, TokenMemory
+from mtxl_rl.torso.layer import Layer
+from mtxl_rl.torso.long_term import LongTermMemory, SlotMemory, TokenMemory, build_memory
 from mtxl_rl.torso.long_term.delta import UnitTriangularInverse, delta_rule
 from mtxl_rl.torso.long_term.slots import Context, retention_biases
 from mtxl_rl.torso.torso_config import SlotsConfig, TokensConfig
@@ -22,14 +22,14 @@ def test_the_chunkwise_delta_rule_equals_the_recursion(decays: bool) -> None:
     memory = start
     for t in range(33):
         memory = memory * log_decay[:, t].exp()[:, None, None]
-        found = torch.einsum("be,bev->bv", key[:, t], memory)
-        change = strength[:, t, None] * (value[:, t] - found)
+        stored = torch.einsum("be,bev->bv", key[:, t], memory)
+        change = strength[:, t, None] * (value[:, t] - stored)
         memory = memory + key[:, t, :, None] * change[:, None]
     keep, add = delta_rule(key, value, strength, log_decay)
     torch.testing.assert_close(keep @ start + add, memory, rtol=1e-12, atol=1e-12)
 
 
-def test_the_triangular_inverse_reads_the_lower_part_alone_and_has_its_gradient() -> None:
+def test_the_triangular_inverse_and_its_gradient_use_the_lower_part_only() -> None:
     torch.manual_seed(0)
     lower = torch.randn(2, 7, 7).double().requires_grad_()
     expected = torch.linalg.inv(torch.eye(7).double() + lower.tril(-1))
@@ -37,7 +37,7 @@ def test_the_triangular_inverse_reads_the_lower_part_alone_and_has_its_gradient(
     assert torch.autograd.gradcheck(UnitTriangularInverse.apply, lower)
 
 
-def test_a_write_of_full_strength_is_read_back_and_spares_orthogonal_keys() -> None:
+def test_a_write_of_full_strength_is_read_back_and_keeps_orthogonal_keys() -> None:
     key = torch.eye(4).double()[None, :2]
     value = torch.randn(1, 2, 4).double()
     keep, add = delta_rule(key, value, torch.ones(1, 2).double(), torch.zeros(1, 2).double())
@@ -47,27 +47,25 @@ def test_a_write_of_full_strength_is_read_back_and_spares_orthogonal_keys() -> N
     torch.testing.assert_close(after[0, 2:], start[0, 2:])
 
 
-def matrix(kind: str) -> MatrixMemory:
+def matrix(kind: str) -> LongTermMemory:
     """A matrix memory with random weights in float64, by the name of its kind and decay."""
     long_term, _, decay = kind.partition(" ")
     config = TorsoConfig(width=8, num_heads=2, long_term=long_term, decay=decay or "none")
-    memory = matrix_of(config)
-    assert memory is not None
-    return memory.double()
+    return build_memory(config).double()
 
 
 MATRICES = ["delta none", "delta coupled", "delta free", "linear fixed", "linear free", "agalite"]
 
 
 @pytest.mark.parametrize("kind", MATRICES)
-def test_a_segments_write_is_that_of_its_live_steps_one_by_one(kind: str) -> None:
+def test_the_write_of_a_segment_equals_the_writes_of_its_valid_steps(kind: str) -> None:
     torch.manual_seed(0)
     memory = matrix(kind)
     steps = torch.randn(3, 1, 6, 8).double()
     start = torch.randn(3, *memory.memory_shape).double()
     for begin in (0, 4):
-        live = (torch.arange(6) >= begin).expand(3, 1, 6)
-        written = memory.write(start, tuple(part[:, 0] for part in memory.encode(steps, live)))
+        valid = (torch.arange(6) >= begin).expand(3, 1, 6)
+        written = memory.write(start, tuple(part[:, 0] for part in memory.encode(steps, valid)))
         by_step = start.clone()
         for t in range(begin, 6):
             memory.write_step(by_step, steps[:, 0, t])
@@ -75,14 +73,26 @@ def test_a_segments_write_is_that_of_its_live_steps_one_by_one(kind: str) -> Non
 
 
 @pytest.mark.parametrize("kind", MATRICES)
-def test_an_empty_matrix_reads_as_no_version_at_all(kind: str) -> None:
+def test_a_step_that_reads_no_version_reads_an_empty_memory(kind: str) -> None:
     torch.manual_seed(0)
     memory = matrix(kind)
     steps = torch.randn(2, 1, 3, 8).double()
-    empty = torch.zeros(2, 1, 1, *memory.memory_shape).double()
-    full = torch.randn(2, 1, 1, *memory.memory_shape).double()
-    some = torch.ones(2, 1, 3, 1, dtype=torch.bool)
-    assert torch.equal(memory.read(steps, empty, some), memory.read(steps, full, ~some))
+    empty = torch.zeros(2, 1, *memory.memory_shape).double()
+    full = torch.randn(2, 2, *memory.memory_shape).double()
+    reads = torch.zeros(2, 1, 3, 2, dtype=torch.bool)
+    torch.testing.assert_close(memory.read(steps, empty, None), memory.read(steps, full, reads))
+
+
+@pytest.mark.parametrize("kind", MATRICES)
+def test_each_step_reads_its_own_version(kind: str) -> None:
+    torch.manual_seed(0)
+    memory = matrix(kind)
+    steps = torch.randn(2, 1, 2, 8).double()
+    versions = torch.randn(2, 2, *memory.memory_shape).double()
+    readout = memory.read(steps, versions, torch.eye(2).bool().expand(2, 1, 2, 2))
+    for step in range(2):
+        one = memory.read(steps[:, :, step, None], versions[:, step, None], None)
+        torch.testing.assert_close(readout[:, :, step, None], one)
 
 
 def test_agalite_is_its_papers_recurrence() -> None:
@@ -102,16 +112,16 @@ def test_agalite_is_its_papers_recurrence() -> None:
             k = torch.outer(p_key[t, head].relu(), key[t, head].relu()).flatten()
             c = torch.outer(1 - g, 1 - b) * c + torch.outer(g * k, b * value[t, head])
             s = (1 - g) * s + g * k
-        stored = torch.zeros(1, *memory.memory_shape).double()
+        written = torch.zeros(1, *memory.memory_shape).double()
         for t in range(5):
-            memory.write_step(stored, x[t, None])
-        torch.testing.assert_close(stored[0, head], torch.cat([c, s[:, None]], 1))
+            memory.write_step(written, x[t, None])
+        torch.testing.assert_close(written[0, head], torch.cat([c, s[:, None]], 1))
         query = features.queries(later)[0, head].detach()
-        found = features.normalise(query @ stored[0, head])
-        torch.testing.assert_close(found, query @ c / (query @ s + 1e-6))
+        readout = features.normalise(query @ written[0, head])
+        torch.testing.assert_close(readout, query @ c / (query @ s + 1e-6))
 
 
-def test_linear_attention_is_its_quadratic_definition_however_the_keys_are_split() -> None:
+def test_linear_attention_equals_its_quadratic_definition_for_any_split_of_the_keys() -> None:
     torch.manual_seed(0)
     queries, keys = torch.randn(3, 2, 7, 4).double(), 30 * torch.randn(3, 2, 11, 4).double()
     values = torch.randn(3, 2, 11, 5).double()
@@ -119,19 +129,21 @@ def test_linear_attention_is_its_quadratic_definition_however_the_keys_are_split
     torch.testing.assert_close(Context.of(keys, values).attend(queries), quadratic)
     parts = [Context.of(keys[..., part, :], values[..., part, :])
              for part in (slice(0, 3), slice(3, 11))]  # fmt: skip
-    torch.testing.assert_close(parts[0].join(parts[1]).attend(queries), quadratic)
+    torch.testing.assert_close(parts[0].merge(parts[1]).attend(queries), quadratic)
 
 
 def slot_memory(**options: object) -> SlotMemory:
-    """Slots in float64."""
+    """Slots that two layers share, in float64."""
     torch.manual_seed(0)
-    settings = SlotsConfig(num_slots=4, **options)
+    settings = SlotsConfig(num_slots=4, is_shared=True, **options)
     config = TorsoConfig(width=8, num_heads=2, long_term="slots", slots=settings)
-    return slots_of(config, num_sources=2).double()
+    return SlotMemory(config).double()
 
 
 def written(memory: SlotMemory, start: Tensor, *sources: Tensor) -> Tensor:
-    return memory.write(start, tuple(part[:, 0] for part in memory.encode(*sources)))
+    return memory.write(
+        start, tuple(part[:, 0] for part in memory.encode(torch.cat(sources, dim=2)))
+    )
 
 
 @pytest.mark.parametrize("cell", ["gru", "brc", "nbrc"])
@@ -148,25 +160,25 @@ def test_a_closed_gate_carries_slots_unchanged(cell: str) -> None:
 def test_a_sink_is_one_more_key_whose_value_is_zero() -> None:
     keys, values, queries = torch.randn(3, 3, 2, 5, 4).double()
     sink = torch.randn(2, 4).double()
-    found = Context.of(keys, values).with_sink(sink).attend(queries)
+    readout = Context.of(keys, values).with_sink(sink).attend(queries)
     more_keys = torch.cat([keys, sink[:, None].expand(3, 2, 1, 4)], dim=2)
     more_values = torch.cat([values, torch.zeros(3, 2, 1, 4).double()], dim=2)
-    torch.testing.assert_close(found, Context.of(more_keys, more_values).attend(queries))
+    torch.testing.assert_close(readout, Context.of(more_keys, more_values).attend(queries))
 
 
 @pytest.mark.parametrize("cell", ["brc", "nbrc"])
-def test_a_segment_below_the_sink_lets_bistable_slots_be(cell: str) -> None:
+def test_keys_below_the_sink_leave_bistable_slots_unchanged(cell: str) -> None:
     torch.manual_seed(0)
     memory = slot_memory(cell=cell)
     with torch.no_grad():
         memory.sink.fill_(1e3)
     before = 0.1 * torch.randn(2, 4, 8).double()
     after = written(memory, before, *torch.randn(2, 2, 1, 5, 8).double())
-    # h = tanh(a x) with a near 1, and x where the gate is closed.
+    # The cell computes tanh(a x) with a near 1, or keeps x where its gate is closed.
     assert (after - before).abs().max() < 0.02
 
 
-def test_slots_are_told_apart_by_their_queries_alone() -> None:
+def test_only_the_queries_identify_slots() -> None:
     memory = slot_memory()
     start, sources = torch.randn(2, 4, 8).double(), torch.randn(2, 2, 1, 5, 8).double()
     order = torch.tensor([2, 0, 3, 1])
@@ -177,7 +189,7 @@ def test_slots_are_told_apart_by_their_queries_alone() -> None:
     torch.testing.assert_close(written(memory, start[:, order], *sources), straight[:, order])
 
 
-def test_layers_are_told_apart_in_a_shared_write() -> None:
+def test_a_shared_write_distinguishes_layers() -> None:
     memory = slot_memory()
     start, sources = torch.zeros(2, 4, 8).double(), torch.randn(2, 2, 1, 5, 8).double()
     once, swapped = written(memory, start, *sources), written(memory, start, *sources.flip(0))
@@ -191,7 +203,7 @@ def test_half_lives_spread_from_one_write_to_many() -> None:
                                atol=0)  # fmt: skip
 
 
-def test_detached_slots_cut_the_gradient_to_what_was_written_and_keep_it_to_the_slots() -> None:
+def test_detached_slots_stop_gradients_to_the_segment_but_not_to_the_slots() -> None:
     for detach, reaches in ((False, True), (True, False)):
         memory = slot_memory(detach_inputs=detach)
         start = torch.randn(2, 4, 8).double().requires_grad_()
@@ -200,20 +212,20 @@ def test_detached_slots_cut_the_gradient_to_what_was_written_and_keep_it_to_the_
         assert (sources.grad is not None) == reaches
         assert start.grad is not None
         assert start.grad.abs().max() > 0
-        assert memory.depth.grad is not None  # what tells layers apart is no layer's input
+        assert memory.depth.grad is not None  # It identifies the layer and is not an input.
         assert memory.depth.grad.abs().max() > 0
 
 
-def test_tokens_are_updated_by_the_layers_own_weights_or_by_their_own() -> None:
+def test_tokens_are_updated_by_the_layers_weights_or_by_separate_ones() -> None:
     counts = []
     for separate in (False, True):
         tokens = TokensConfig(num_tokens=3, separate_control=separate)
         layer = Layer(TorsoConfig(width=8, num_heads=2, long_term="tokens", tokens=tokens),
                       has_memory=True)  # fmt: skip
-        assert isinstance(layer.store, TokenMemory)
+        assert isinstance(layer.memory, TokenMemory)
         start, segment = torch.zeros(2, 3, 8), torch.randn(2, 1, 5, 8)
-        encoded = tuple(part[:, 0] for part in layer.store.encode(segment))
-        layer.store.write(start, encoded).sum().backward()
+        encoded = tuple(part[:, 0] for part in layer.memory.encode(segment))
+        layer.memory.write(start, encoded).sum().backward()
         assert (layer.attention.query.weight.grad is None) == separate
         counts.append(sum(weight.numel() for weight in layer.parameters()))
     assert counts[0] < counts[1]

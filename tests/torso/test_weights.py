@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -131,17 +130,3 @@ def test_a_file_without_a_torso_is_refused(tmp_path: Path) -> None:
         load_torso(tmp_path / "text")
     with pytest.raises(OSError, match="missing"):
         load_torso(tmp_path / "missing")
-
-
-def test_a_file_of_before_memories_were_read_beside_the_attention_is_built_as_it_was(
-    tmp_path: Path,
-) -> None:
-    torso = build_torso(TorsoConfig(width=8, num_heads=2, read="gated"))
-    path = tmp_path / "torso.safetensors"
-    save_torso(torso, path)
-    with safe_open(path, framework="pt") as file:
-        config = json.loads(file.metadata()["mtxl_rl.torso"])
-        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    assert config.pop("read") == "gated"
-    save_file(weights, path, metadata={"mtxl_rl.torso": json.dumps(config)})
-    assert load_torso(path).config == torso.config

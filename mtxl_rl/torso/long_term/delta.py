@@ -7,8 +7,9 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from mtxl_rl.torso.diagnostics import Diagnostics
 from mtxl_rl.torso.long_term.interface import read_matrix
-from mtxl_rl.torso.record import Record
+from mtxl_rl.torso.torso_config import TorsoConfig
 
 # B rows, J segments or blocks, S steps of a segment, C steps of a block, V versions, D width,
 # H heads, E head width.
@@ -27,7 +28,7 @@ def delta_rule(
     strength: Float[Tensor, "*batch S"],
     log_decay: Float[Tensor, "*batch S"] | None,
 ) -> tuple[Float[Tensor, "*batch E E"], Float[Tensor, "*batch E V"]]:
-    """S steps of the gated delta rule at once, as the affine map W_0 -> keep @ W_0 + add.
+    """S steps of the gated delta rule as one affine map, W_0 -> keep @ W_0 + add.
 
     Per step, with k of unit length: W <- a W, then W <- W + b k (v - W^T k)^T. Schlag et al. 2021
     (arXiv 2102.11174); the chunkwise form is the WY / UT transform of Yang et al. 2024
@@ -61,23 +62,24 @@ def delta_rule(
 
 
 class UnitTriangularInverse(torch.autograd.Function):
-    """X = (I + A)^-1 of the part of A below the diagonal; what stands elsewhere is not read.
+    """X = (I + A)^-1, where A is the part of the input below the diagonal.
 
-    dA = -X^T dX X^T: two matrix products, where the gradient of a solve is a slow batch of solves.
-    There is no `jvp`, for forward mode: torch.compile refuses functions that have one.
+    Its gradient is dA = -X^T dX X^T: two matrix products, faster than the batch of solves that the
+    gradient of a solve needs. It has no `jvp` for forward mode, because torch.compile refuses
+    functions that have one.
     """
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(lower: Float[Tensor, "*batch S S"]) -> Float[Tensor, "*batch S S"]:
-        """The inverse, by substitution: as exact as the solve."""
+        """The inverse by substitution, as accurate as a solve."""
         identity = torch.eye(lower.shape[-1], dtype=lower.dtype, device=lower.device)
         return torch.linalg.solve_triangular(lower, identity, upper=False, unitriangular=True)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:  # noqa: ANN401, ARG004
-        """Keep the inverse; apart from `forward`, so that torch.func's grad and vmap work."""
+        """Keep the inverse. Separate from `forward`, as torch.func's grad and vmap require."""
         ctx.save_for_backward(output)
 
     @staticmethod
@@ -88,47 +90,54 @@ class UnitTriangularInverse(torch.autograd.Function):
 
 
 class DeltaMemory(nn.Module):
-    """A matrix W [E, E] per head, written by the delta rule and read as W^T q, normalised.
+    """A matrix W [E, E] per head, written by the delta rule and read as normalised W^T q.
 
-    A write of strength b under the key k replaces the fraction b of what W returns for k; what is
-    stored under keys orthogonal to k is untouched. Keys and queries have unit length, b is in
-    (0, 1), the decay a in (0, 1] comes from `decay`:
+    A write of strength b under the key k replaces the fraction b of the value that W returns for k,
+    and leaves values under keys orthogonal to k unchanged. Keys and queries have unit length, b is
+    in (0, 1), and `decay` chooses the decay a in (0, 1]:
 
-    - none: a = 1; forgetting is overwriting only;
-    - coupled: a = 1 - (1 - alpha) b, alpha in (0, 1): forgets only while it writes;
+    - none: a = 1, values are only overwritten;
+    - coupled: a = 1 - (1 - alpha) b, alpha in (0, 1), which forgets only while it writes;
     - free: a = alpha (Gated DeltaNet, arXiv 2412.06464).
 
-    The memory and its arithmetic are float32 (or float64), under autocast and with narrower weights
-    too.
+    The memory and its arithmetic are float32 (or float64), also under autocast and with narrower
+    weights.
+
+    Readouts pass an output map here if they are read sequentially; in parallel, that of the
+    attention maps them.
     """
 
-    def __init__(self, width: int, *, num_heads: int, decay: str, has_output: bool = True) -> None:
+    writes_whole_segments = False
+
+    def __init__(self, config: TorsoConfig) -> None:
         super().__init__()
+        width, num_heads, decay = config.width, config.num_heads, config.decay
         self.num_heads = num_heads
         self.decay = decay
         head_width = width // num_heads
         self.memory_shape: tuple[int, ...] = (num_heads, head_width, head_width)
         self.key_value = nn.Linear(width, 2 * width, bias=False)
         self.strength = nn.Linear(width, num_heads)
-        # sigmoid(4) = 0.98: half of what is stored outlives 34 steps of free decay at the start.
+        # sigmoid(4) = 0.98: with free decay, values have a half-life of 34 steps at first.
         self.retention = nn.Linear(width, num_heads) if decay != "none" else None
         if self.retention is not None:
             nn.init.constant_(self.retention.bias, 4.0)
         self.query = nn.Linear(width, width, bias=False)
         self.norm = nn.RMSNorm(head_width, eps=1e-6)
+        has_output = config.read == "sequential"
         self.output = nn.Linear(width, width, bias=False) if has_output else nn.Identity()
 
     def encode(
-        self, segments: Float[Tensor, "B J S D"], live: Bool[Tensor, "B J S"] | None = None
+        self, segments: Float[Tensor, "B J S D"], valid: Bool[Tensor, "B J S"] | None = None
     ) -> DeltaWrite:
-        """What each segment writes, for all segments in parallel."""
+        """The write of each segment."""
         key, value, strength, log_decay = self._gates(segments)
-        if live is not None:
-            strength = strength * live[..., None]
-            log_decay = None if log_decay is None else log_decay * live[..., None]
+        if valid is not None:
+            strength = strength * valid[..., None]
+            log_decay = None if log_decay is None else log_decay * valid[..., None]
         with torch.autocast(segments.device.type, enabled=False):
             keep, add = delta_rule(
-                # Copied once, where every product would copy a view of its own.
+                # Contiguous: otherwise each product copies its view.
                 rearrange(key, "b j s h e -> b j h s e").contiguous(),
                 rearrange(value, "b j s h e -> b j h s e").contiguous(),
                 rearrange(strength, "b j s h -> b j h s"),
@@ -143,38 +152,43 @@ class DeltaMemory(nn.Module):
             return keep @ memory + add
 
     def write_step(self, memory: Tensor, step: Float[Tensor, "B D"]) -> None:
-        """Change W by one step of the recursion."""
+        """Update W by one step of the recursion."""
         key, value, strength, log_decay = self._gates(step)
         with torch.autocast(memory.device.type, enabled=False):
             if log_decay is not None:
                 memory *= log_decay.exp()[..., None, None]
-            found = (key[..., None, :] @ memory).squeeze(-2)
-            change = strength[..., None] * (value - found)
+            stored = (key[..., None, :] @ memory).squeeze(-2)
+            change = strength[..., None] * (value - stored)
             memory.addcmul_(key[..., None], change[..., None, :])
 
     def read(
         self,
         steps: Float[Tensor, "B J C D"],
-        memories: Float[Tensor, "B J V *memory"],
-        selected: Bool[Tensor, "B J C V"],
+        versions: Float[Tensor, "B V *memory"],
+        reads: Bool[Tensor, "B J C two"] | None,
     ) -> Float[Tensor, "B J C D"]:
-        """W^T q of the selected version, normalised per head."""
+        """W^T q, normalised per head."""
         query = rearrange(self.query(steps), "b j c (h e) -> b j h c e", h=self.num_heads)
-        query = nn.functional.normalize(query.to(memories.dtype), dim=-1)
-        with torch.autocast(memories.device.type, enabled=False):
-            found = read_matrix(query, memories, selected)
-            found = self.norm(found.to(self.norm.weight.dtype))
-        out: Tensor = self.output(rearrange(found, "b j h c f -> b j c (h f)"))
-        return out
+        query = nn.functional.normalize(query.to(versions.dtype), dim=-1)
+        with torch.autocast(versions.device.type, enabled=False):
+            value = read_matrix(query, versions, reads)
+            value = self.norm(value.to(self.norm.weight.dtype))
+        readout: Tensor = self.output(rearrange(value, "b j h c f -> b j c (h f)"))
+        return readout
 
-    def describe(self, steps: Float[Tensor, "B T D"]) -> Record:
+    def diagnostics(
+        self,
+        steps: Float[Tensor, "B T D"],
+        versions: Tensor,  # noqa: ARG002
+        encoded: tuple[Tensor, ...],  # noqa: ARG002
+    ) -> Diagnostics:
         """Strength b and decay a of each step's write, [B, T, H]."""
         _, _, strength, log_decay = self._gates(steps)
         retention = torch.ones_like(strength) if log_decay is None else log_decay.exp()
         return {"memory/strength": strength, "memory/retention": retention}
 
     def _gates(self, steps: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Keys and values [..., H, E], strengths and log decays [..., H], in full precision."""
+        """Keys and values [..., H, E], strengths and log decays [..., H], in float32 or wider."""
         full = torch.promote_types(steps.dtype, torch.float32)
         pairs = self.key_value(steps).to(full)
         key, value = rearrange(pairs, "... (two h e) -> two ... h e", two=2, h=self.num_heads)
@@ -187,7 +201,7 @@ class DeltaMemory(nn.Module):
         )
 
     def _log_decay(self, steps: Tensor, strength: Tensor) -> Tensor | None:
-        """The log decay, log a, per step and head; None where nothing decays."""
+        """Log a per step and head; None without decay."""
         if self.retention is None:
             return None
         logit = self.retention(steps).to(strength.dtype)

@@ -1,7 +1,7 @@
-"""Linear attention with decay as a long-term memory: sums of key/value products that fade.
+"""Linear attention with decay as a long-term memory: decaying sums of key/value products.
 
-Per step W <- (a_k a_v^T) * W + k v^T. Where a rule decays keys and values apart, as both do here, a
-whole segment is a product of matrices and needs no solve.
+Per step W <- (a_k a_v^T) * W + k v^T. Both rules here decay keys and values separately, so
+that a whole segment is a product of matrices and needs no solve.
 """
 
 from functools import partial
@@ -13,8 +13,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from mtxl_rl.torso.constant import Constant
+from mtxl_rl.torso.diagnostics import Diagnostics
 from mtxl_rl.torso.long_term.interface import read_matrix
-from mtxl_rl.torso.record import Record
+from mtxl_rl.torso.torso_config import TorsoConfig
 
 # B rows, J segments or blocks, S steps of a segment, C steps of a block, V versions, D width,
 # H heads, F features of a key, E features of a value.
@@ -24,16 +25,16 @@ EXPANSION = 4  # features of a key per feature of a head in AGaLiTe (its eta)
 
 
 class Step(NamedTuple):
-    """What a step adds, and the logs of what it leaves of each feature of keys and values."""
+    """The key and value that a step adds, and the log decay of each of their features."""
 
     key: Float[Tensor, "*batch H F"]
     value: Float[Tensor, "*batch H E"]
-    log_keep_key: Float[Tensor, "*batch H F"]
-    log_keep_value: Float[Tensor, "*batch H E"]
+    log_decay_key: Float[Tensor, "*batch H F"]
+    log_decay_value: Float[Tensor, "*batch H E"]
 
 
 def _log_decay(num_heads: int) -> Float[Tensor, "H 1"]:
-    """RetNet's, the log of 1 - 2^(-5 - h)."""
+    """RetNet's decay, log(1 - 2^(-5 - h))."""
     full = torch.promote_types(torch.get_default_dtype(), torch.float32)
     return torch.log1p(-(2.0 ** (-5 - torch.arange(num_heads).to(full))))[:, None]
 
@@ -42,7 +43,7 @@ class RetentionFeatures(nn.Module):
     """Gated linear attention (Yang et al. 2023, arXiv 2312.06635) or RetNet (arXiv 2307.08621).
 
     `decay` is `fixed`, RetNet's 1 - 2^(-5 - h) of head h, or `free`: per feature of the key,
-    sigmoid(W x)^(1 / 16). What is read is normalised per head.
+    sigmoid(W x)^(1 / 16). Readouts are normalised per head.
     """
 
     def __init__(self, width: int, *, num_heads: int, decay: str) -> None:
@@ -54,45 +55,45 @@ class RetentionFeatures(nn.Module):
         self.query = nn.Linear(width, width, bias=False)
         self.retention = nn.Linear(width, width) if decay == "free" else None
         if self.retention is not None:
-            # sigmoid(4)^(1/16): half of what is stored outlives 610 steps at the start.
+            # sigmoid(4)^(1/16): values have a half-life of 610 steps at first.
             nn.init.constant_(self.retention.bias, 4.0)
         self.fixed = Constant(partial(_log_decay, num_heads))
         self.norm = nn.RMSNorm(head_width, eps=1e-6)
 
     def forward(self, steps: Float[Tensor, "*batch D"]) -> Step:
-        """What the steps write."""
+        """The steps' keys, values and decays."""
         full = torch.promote_types(steps.dtype, torch.float32)
         pairs = self.key_value(steps).to(full)
         key, value = rearrange(pairs, "... (two h e) -> two ... h e", two=2, h=self.num_heads)
         if self.retention is None:
-            log_keep = self.fixed().to(full).expand_as(key)
+            log_decay = self.fixed().to(full).expand_as(key)
         else:
             logit = self.retention(steps).to(full)
-            log_keep = nn.functional.logsigmoid(logit) / TEMPERATURE
-            log_keep = rearrange(log_keep, "... (h e) -> ... h e", h=self.num_heads)
+            log_decay = nn.functional.logsigmoid(logit) / TEMPERATURE
+            log_decay = rearrange(log_decay, "... (h e) -> ... h e", h=self.num_heads)
         scale = key.shape[-1] ** -0.5
-        return Step(key * scale, value, log_keep, torch.zeros_like(value))
+        return Step(key * scale, value, log_decay, torch.zeros_like(value))
 
     def queries(self, steps: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch H F"]:
-        """What the steps ask for."""
+        """The steps' queries."""
         return rearrange(self.query(steps), "... (h e) -> ... h e", h=self.num_heads)
 
-    def normalise(self, found: Float[Tensor, "*batch E"]) -> Tensor:
-        """What is found, at unit mean square per head."""
-        return self.norm(found.to(self.norm.weight.dtype))
+    def normalise(self, value: Float[Tensor, "*batch E"]) -> Tensor:
+        """The value at unit mean square per head."""
+        return self.norm(value.to(self.norm.weight.dtype))
 
 
 class AGaLiTeFeatures(nn.Module):
     """The feature map and the gates of AGaLiTe (Pramanik et al. 2023, arXiv 2310.15719, section 3).
 
-    Keys and queries are outer products relu(p) x relu(k) of `EXPANSION` and E features; what a step
-    writes replaces the fraction it writes, separately per feature of key and value:
+    Keys and queries are outer products relu(p) x relu(k) of `EXPANSION` and E features. A step
+    replaces a fraction of the memory, separately per feature of key and value:
 
         W <- ((1 - gamma) (1 - beta)^T) * W + (gamma * k) (beta * v)^T
         s <- (1 - gamma) * s + gamma * k,   read: W^T q / (s . q)
 
-    The paper then approximates W by a sum of cosines to save memory; W itself is kept here, with
-    s as the last feature of its values.
+    The paper approximates W by a sum of cosines to save memory. Here W itself is kept, with s as
+    the last feature of its values.
     """
 
     def __init__(self, width: int, *, num_heads: int) -> None:
@@ -105,24 +106,24 @@ class AGaLiTeFeatures(nn.Module):
         self.small = nn.Linear(width, 3 * small, bias=False)  # p of key, gamma and query
 
     def forward(self, steps: Float[Tensor, "*batch D"]) -> Step:
-        """What the steps write."""
+        """The steps' keys, values and decays."""
         key, gamma, _, value, beta = self._wide(steps)
         p_key, p_gamma, _ = self._small(steps)
         gamma = _outer(torch.sigmoid(p_gamma), torch.sigmoid(gamma))
         key = gamma * _outer(torch.relu(p_key), torch.relu(key))
         one = torch.ones_like(value[..., :1])
         value = torch.cat([torch.sigmoid(beta) * value, one], dim=-1)
-        log_keep_value = torch.cat([nn.functional.logsigmoid(-beta), 0 * one], dim=-1)
+        log_decay_value = torch.cat([nn.functional.logsigmoid(-beta), 0 * one], dim=-1)
         # A fraction of 1 would leave log 0.
-        return Step(key, value, torch.log1p(-gamma.clamp(max=1 - 1e-6)), log_keep_value)
+        return Step(key, value, torch.log1p(-gamma.clamp(max=1 - 1e-6)), log_decay_value)
 
     def queries(self, steps: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch H F"]:
-        """What the steps ask for."""
+        """The steps' queries."""
         return _outer(torch.relu(self._small(steps)[2]), torch.relu(self._wide(steps)[2]))
 
-    def normalise(self, found: Float[Tensor, "*batch E"]) -> Tensor:
+    def normalise(self, value: Float[Tensor, "*batch E"]) -> Tensor:
         """W^T q / (s . q)."""
-        return found[..., :-1] / (found[..., -1:] + 1e-6)
+        return value[..., :-1] / (value[..., -1:] + 1e-6)
 
     def _wide(self, steps: Tensor) -> Tensor:
         full = torch.promote_types(steps.dtype, torch.float32)
@@ -138,24 +139,20 @@ class AGaLiTeFeatures(nn.Module):
 
 
 def _outer(first: Float[Tensor, "*batch X"], second: Float[Tensor, "*batch Y"]) -> Tensor:
-    """All products of a feature of each, as one axis."""
+    """The outer product of the last axes, flattened."""
     return (first[..., :, None] * second[..., None, :]).flatten(-2)
 
 
 class LinearMemory(nn.Module):
-    """A matrix W [F, E] per head: the faded sum of what its `features` say of each step.
+    """A matrix W [F, E] per head: the decaying sum of the products of `features`.
 
-    The memory and its arithmetic are float32 (or float64), under autocast and with narrower weights
-    too.
+    The memory and its arithmetic are float32 (or float64), also under autocast and with narrower
+    weights. Readouts pass an output map here if they are read sequentially.
     """
 
-    def __init__(
-        self,
-        width: int,
-        features: RetentionFeatures | AGaLiTeFeatures,
-        *,
-        has_output: bool = True,
-    ) -> None:
+    writes_whole_segments = False
+
+    def __init__(self, config: TorsoConfig, features: RetentionFeatures | AGaLiTeFeatures) -> None:
         super().__init__()
         self.features = features
         self.memory_shape: tuple[int, ...] = (
@@ -163,53 +160,70 @@ class LinearMemory(nn.Module):
             features.num_features,
             features.num_values,
         )
+        width, has_output = config.width, config.read == "sequential"
         self.output = nn.Linear(width, width, bias=False) if has_output else nn.Identity()
 
     def encode(
-        self, segments: Float[Tensor, "B J S D"], live: Bool[Tensor, "B J S"] | None = None
+        self, segments: Float[Tensor, "B J S D"], valid: Bool[Tensor, "B J S"] | None = None
     ) -> tuple[Tensor, ...]:
-        """What each segment keeps of keys and values, [.., H, F] and [.., H, E], and adds."""
+        """Each segment's decays of keys [.., H, F] and values [.., H, E], and the sum it adds."""
         step = self.features(segments)
-        if live is not None:
-            step = Step(*(part * live[..., None, None] for part in step))
+        if valid is not None:
+            step = Step(*(part * valid[..., None, None] for part in step))
         with torch.autocast(segments.device.type, enabled=False):
-            fades = [log.flip(2).cumsum(2).flip(2) - log for log in (step[2], step[3])]
+            to_end = [log.flip(2).cumsum(2).flip(2) - log for log in (step[2], step[3])]
             add = torch.einsum(
-                "bjshf,bjshe->bjhfe", step.key * fades[0].exp(), step.value * fades[1].exp()
+                "bjshf,bjshe->bjhfe", step.key * to_end[0].exp(), step.value * to_end[1].exp()
             )
-            return step.log_keep_key.sum(2).exp(), step.log_keep_value.sum(2).exp(), add
+            return step.log_decay_key.sum(2).exp(), step.log_decay_value.sum(2).exp(), add
 
     def write(self, memory: Tensor, encoded: tuple[Tensor, ...]) -> Tensor:
         """W after one segment."""
-        keep_key, keep_value, add = encoded
-        return keep_key[..., None] * keep_value[..., None, :] * memory + add
+        decay_key, decay_value, add = encoded
+        return decay_key[..., None] * decay_value[..., None, :] * memory + add
 
     def write_step(self, memory: Tensor, step: Float[Tensor, "B D"]) -> None:
-        """Change W by one step of the recursion."""
-        key, value, log_keep_key, log_keep_value = self.features(step)
-        memory *= (log_keep_key[..., None] + log_keep_value[..., None, :]).exp()
+        """Update W by one step of the recursion."""
+        key, value, log_decay_key, log_decay_value = self.features(step)
+        memory *= (log_decay_key[..., None] + log_decay_value[..., None, :]).exp()
         memory.addcmul_(key[..., None], value[..., None, :])
 
     def read(
         self,
         steps: Float[Tensor, "B J C D"],
-        memories: Float[Tensor, "B J V *memory"],
-        selected: Bool[Tensor, "B J C V"],
+        versions: Float[Tensor, "B V *memory"],
+        reads: Bool[Tensor, "B J C two"] | None,
     ) -> Float[Tensor, "B J C D"]:
-        """W^T q of the selected version, normalised."""
+        """W^T q, normalised."""
         query = rearrange(self.features.queries(steps), "b j c h f -> b j h c f")
-        with torch.autocast(memories.device.type, enabled=False):
-            query = query.to(memories.dtype)
-            found = self.features.normalise(read_matrix(query, memories, selected))
-        found = rearrange(found, "b j h c e -> b j c (h e)")
-        out: Tensor = self.output(found.to(steps.dtype))
-        return out
+        with torch.autocast(versions.device.type, enabled=False):
+            query = query.to(versions.dtype)
+            value = self.features.normalise(read_matrix(query, versions, reads))
+        value = rearrange(value, "b j h c e -> b j c (h e)")
+        readout: Tensor = self.output(value.to(steps.dtype))
+        return readout
 
-    def describe(self, steps: Float[Tensor, "B T D"]) -> Record:
-        """Norm of what each step adds and mean retention over the features, [B, T, H]."""
+    def diagnostics(
+        self,
+        steps: Float[Tensor, "B T D"],
+        versions: Tensor,  # noqa: ARG002
+        encoded: tuple[Tensor, ...],  # noqa: ARG002
+    ) -> Diagnostics:
+        """Norm of each step's addition, and its decay averaged over features, [B, T, H]."""
         step = self.features(steps)
         return {
             "memory/strength": step.key.norm(dim=-1) * step.value.norm(dim=-1),
-            "memory/retention": step.log_keep_key.exp().mean(-1)
-            * step.log_keep_value.exp().mean(-1),
+            "memory/retention": step.log_decay_key.exp().mean(-1)
+            * step.log_decay_value.exp().mean(-1),
         }
+
+
+def linear_memory(config: TorsoConfig) -> LinearMemory:
+    """Linear attention with the decay that `config` chooses."""
+    features = RetentionFeatures(config.width, num_heads=config.num_heads, decay=config.decay)
+    return LinearMemory(config, features)
+
+
+def agalite_memory(config: TorsoConfig) -> LinearMemory:
+    """AGaLiTe's memory."""
+    return LinearMemory(config, AGaLiTeFeatures(config.width, num_heads=config.num_heads))

@@ -5,26 +5,28 @@ from typing import NamedTuple
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from mtxl_rl.torso.diagnostics import Diagnostics
 from mtxl_rl.torso.gates import build_cell
-from mtxl_rl.torso.record import Record
+from mtxl_rl.torso.long_term.interface import Slots, read_slots
+from mtxl_rl.torso.torso_config import TorsoConfig
 
 # B rows, J segments, S steps of a segment, D width, H heads, E head width, L slots, X keys.
 
-# At the usual start a softmax over a segment is nearly its mean, and what is written hardly depends
-# on what happened. Larger queries and keys let each feature of a key pick a few steps.
+# With the usual initial weights a softmax over a segment is close to a mean, so that writes hardly
+# depend on the segment. Larger queries and keys let each feature of a key select a few steps.
 QUERY_GAIN, KEY_GAIN = 3.0, 6.0
 SINK = 4.0
-"""Where the sink starts: keys of that size are ordinary at the start."""
+"""Initial value of the sink, the usual size of keys at initialisation."""
 
 
 class Context(NamedTuple):
-    """Keys and values as linear attention keeps them: sums over the keys, per feature of the key.
+    """Keys and values summarised for linear attention: sums over the keys, per feature of the key.
 
-    The softmax over the keys is kept apart into its numerator and denominator, both divided by
-    exp(peak), so that two sets of keys can be joined.
+    The numerator and the denominator of the softmax over the keys are separate, both divided by
+    exp(peak), so that the contexts of two sets of keys can be merged.
     """
 
     peak: Float[Tensor, "*batch H E"]
@@ -40,8 +42,8 @@ class Context(NamedTuple):
         weights = (keys - peak[..., None, :]).exp()
         return cls(peak, weights.sum(dim=-2), weights.mT @ values)
 
-    def join(self, other: "Context") -> "Context":
-        """The context of both sets of keys."""
+    def merge(self, other: "Context") -> "Context":
+        """The context of the union of two sets of keys."""
         peak = torch.maximum(self.peak, other.peak)
         scales = [(part.peak - peak).exp() for part in (self, other)]
         return Context(
@@ -51,20 +53,20 @@ class Context(NamedTuple):
         )
 
     def with_sink(self, sink: Float[Tensor, "H E"]) -> "Context":
-        """With one more key, `sink`, whose value is zero."""
+        """The context with an additional key `sink` whose value is zero."""
         total, weighted = torch.ones_like(self.total), torch.zeros_like(self.weighted)
-        return self.join(Context(sink.to(total.dtype).expand_as(total), total, weighted))
+        return self.merge(Context(sink.to(total.dtype).expand_as(total), total, weighted))
 
     def attend(self, queries: Float[Tensor, "*batch H L E"]) -> Float[Tensor, "*batch H L V"]:
         """softmax(Q) (softmax(K)^T V) (Shen et al. 2018, arXiv 1812.01243, eq. 4).
 
-        The softmax of the queries runs over features, that of the keys over the keys.
+        The softmax of the queries runs over features, the softmax of the keys over keys.
         """
         return queries.softmax(dim=-1) @ (self.weighted / self.total[..., None])
 
 
 def retention_biases(num_slots: int, *, max_half_life: float) -> Float[Tensor, " L"]:
-    """Gate biases whose half-lives, in updates, spread from 1 to `max_half_life` by equal ratios.
+    """Gate biases with half-lives of 1 to `max_half_life` updates, spaced geometrically.
 
     A cell keeps sigmoid(bias) per update; a half-life of n updates is sigmoid(bias) = 2^(-1/n).
     """
@@ -75,31 +77,26 @@ def retention_biases(num_slots: int, *, max_half_life: float) -> Float[Tensor, "
 class SlotMemory(nn.Module):
     """L slots, updated once per segment (the Memory Transformer-XL of 2020).
 
-    Queries come from the slots, keys and values from the segment's hidden states of one or more
-    layers and from the slots themselves; what linear attention finds moves each slot through a
-    gated cell, `write_iterations` times. Which slot a slot is, and which layer a hidden state comes
-    from, is told by learned vectors that join queries and keys alone: nothing but the cell ever
-    changes what is carried, so a closed gate carries it for good. Cells and zero starts keep every
-    feature within -1 .. 1.
+    Queries come from the slots; keys and values come from the segment's layer inputs and from the
+    slots themselves. The readout of linear attention updates each slot through a gated cell,
+    `write_iterations` times. Shared slots are written from the inputs of all their layers: the
+    segments that they encode are those of the layers, one after another.
+
+    Learned vectors identify the slot in queries and the layer in keys. Only the cell changes the
+    carried state, so a closed gate preserves it. Cells and zero starts keep every feature within
+    -1 .. 1.
     """
 
-    def __init__(
-        self,
-        width: int,
-        *,
-        num_slots: int,
-        num_sources: int,
-        num_heads: int,
-        cell: str,
-        write_iterations: int,
-        max_half_life: float,
-        detach_inputs: bool,
-    ) -> None:
+    writes_whole_segments = True
+
+    def __init__(self, config: TorsoConfig) -> None:
         super().__init__()
+        width, num_heads, num_slots = config.width, config.num_heads, config.slots.num_slots
+        num_sources = len(config.layers_with_memory) if config.is_shared else 1
         self.memory_shape: tuple[int, ...] = (num_slots, width)
         self.num_heads = num_heads
-        self.write_iterations = write_iterations
-        self.detach_inputs = detach_inputs
+        self.write_iterations = config.slots.write_iterations
+        self.detach_inputs = config.slots.detach_inputs
         self.identity = nn.Parameter(torch.randn(num_slots, width))
         self.depth = nn.Parameter(torch.randn(num_sources, width) * 0.1)
         self.query = nn.Linear(width, width, bias=False)
@@ -109,20 +106,24 @@ class SlotMemory(nn.Module):
         with torch.no_grad():
             self.query.weight *= QUERY_GAIN
             self.key_value.weight[:width] *= KEY_GAIN
-        # The half-life is counted in writes, the cell's bias acts once per iteration.
-        bias = retention_biases(num_slots, max_half_life=write_iterations * max_half_life)
-        self.cell = build_cell(cell, width, bias=bias[:, None].expand(num_slots, width))
+        # The half-life counts writes, while the cell's bias acts once per iteration.
+        max_half_life = self.write_iterations * config.slots.max_half_life
+        bias = retention_biases(num_slots, max_half_life=max_half_life)
+        self.cell = build_cell(
+            config.slots.cell, width, bias=bias[:, None].expand(num_slots, width)
+        )
 
-    def slots(self, memory: Float[Tensor, "*batch L D"]) -> Float[Tensor, "*batch L D"]:
-        """The memory itself, in the type of the weights."""
-        return memory.to(self.identity.dtype)
-
-    def encode(self, *sources: Float[Tensor, "B J S D"]) -> tuple[Tensor, ...]:
+    def encode(
+        self,
+        segments: Float[Tensor, "B J S D"],
+        valid: Bool[Tensor, "B J S"] | None = None,
+    ) -> Context:
         """The segments' context."""
+        assert valid is None, "slots are written from whole segments"
         if self.detach_inputs:
-            sources = tuple(source.detach() for source in sources)
-        hidden = [source + depth for source, depth in zip(sources, self.depth, strict=True)]
-        return self._context(torch.cat(hidden, dim=2))
+            segments = segments.detach()
+        by_layer = segments.unflatten(2, (len(self.depth), -1)) + self.depth[:, None]
+        return self._context(by_layer.flatten(2, 3))
 
     def write(
         self, memory: Float[Tensor, "B L D"], encoded: tuple[Tensor, ...]
@@ -132,14 +133,35 @@ class SlotMemory(nn.Module):
             memory = self.cell(memory, self._update(memory, Context(*encoded)))
         return memory
 
-    def describe(self, versions: Float[Tensor, "B V L D"], encoded: tuple[Tensor, ...]) -> Record:
-        """How far each write moved each slot and what its first iteration kept, [B, J, L]."""
+    def write_step(self, memory: Tensor, step: Tensor) -> None:
+        """Nothing: slots are written from whole segments."""
+
+    def read(
+        self,
+        steps: Tensor,  # noqa: ARG002
+        versions: Float[Tensor, "B V L D"],
+        reads: Bool[Tensor, "B J C two"] | None,
+    ) -> Slots:
+        """The slots, whose vectors are the memory itself."""
+        vectors = self._vectors(versions)
+        return read_slots(vectors, torch.zeros_like(vectors[:, :1]), reads)
+
+    def diagnostics(
+        self,
+        steps: Tensor,  # noqa: ARG002
+        versions: Float[Tensor, "B V L D"],
+        encoded: tuple[Tensor, ...],
+    ) -> Diagnostics:
+        """How far each write moved each slot, and how much its first iteration kept, [B, J, L]."""
         before, after = versions[:, :-1], versions[:, 1:]
         update = self._update(before, Context(*encoded))
         return {
             "memory/moved": (after - before).norm(dim=-1),
             "memory/retention": self.cell.retention(before, update).mean(-1),
         }
+
+    def _vectors(self, memory: Float[Tensor, "*batch L D"]) -> Float[Tensor, "*batch L D"]:
+        return memory.to(self.identity.dtype)
 
     def _context(self, steps: Float[Tensor, "*batch X D"]) -> Context:
         full = torch.promote_types(steps.dtype, torch.float32)
@@ -149,11 +171,12 @@ class SlotMemory(nn.Module):
             return Context.of(keys, values)
 
     def _update(self, memory: Tensor, context: Context) -> Tensor:
-        """What linear attention finds for each slot."""
-        slots = self.slots(memory)
+        """The readout of linear attention for each slot."""
+        slots = self._vectors(memory)
         queries = self.query(slots + self.identity).to(memory.dtype)
         queries = rearrange(queries, "... l (h e) -> ... h l e", h=self.num_heads)
         with torch.autocast(memory.device.type, enabled=False):
-            found = context.join(self._context(slots)).with_sink(self.sink).attend(queries)
-        found = rearrange(found, "... h l e -> ... l (h e)")
-        return self.output(found.to(self.identity.dtype))
+            merged = context.merge(self._context(slots)).with_sink(self.sink)
+            readout = merged.attend(queries)
+        readout = rearrange(readout, "... h l e -> ... l (h e)")
+        return self.output(readout.to(self.identity.dtype))

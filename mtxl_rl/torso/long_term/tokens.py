@@ -1,33 +1,36 @@
-"""Memory tokens in front of the segment, carried on (Burtsev and Sapunov 2020, arXiv 2006.11527).
+"""Recurrent memory tokens (Burtsev and Sapunov 2020, arXiv 2006.11527).
 
 In the paper L tokens stand in front of a sequence: at every layer they attend to themselves and to
-all of the sequence, and the sequence attends to them. A causal, recurrent agent cannot let a token
-see a segment before its end. So each layer carries its own tokens: the steps of a segment see them
-as they stood at its start, and at its end they are updated as tokens of the sequence, by one
-attention to themselves and the segment and one feed-forward. The kinds:
+the whole sequence, and the sequence attends to them. In a causal, recurrent agent no token may see
+a segment before its end. So each layer carries its own tokens: the steps of a segment see them as
+they stood at its start, and at its end they are updated like tokens of the sequence, by one
+attention to themselves and the segment and one feed-forward sub-layer. The kinds:
 
 - MemTransformer: the update uses the layer's own weights, as the paper's tokens do;
-- MemCtrl (`separate_control`): it has weights of its own;
+- MemCtrl (`separate_control`): the update has separate weights;
 - MemBottleneck (`bottleneck`, in the layer's attention): a step sees itself and the tokens but no
-  other step, so that what passes between steps passes through the tokens.
+  other step, so that all information between steps passes through the tokens.
 """
 
 from typing import NamedTuple
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from mtxl_rl.torso.attention import WindowAttention
-from mtxl_rl.torso.gates import Gate
-from mtxl_rl.torso.record import Record
+from mtxl_rl.torso.attention import WindowAttention, build_attention
+from mtxl_rl.torso.diagnostics import Diagnostics
+from mtxl_rl.torso.feedforward import FeedForward
+from mtxl_rl.torso.gates import Gate, sublayer_gate
+from mtxl_rl.torso.long_term.interface import Slots, read_slots
+from mtxl_rl.torso.torso_config import TorsoConfig
 
 # B rows, J segments, S steps of a segment, D width, H heads, E head width, L tokens.
 
 
 class Control(NamedTuple):
-    """The weights that update the tokens: a layer's sub-layers, or others like them."""
+    """The sub-layers that update the tokens."""
 
     norm: nn.LayerNorm
     attention: WindowAttention
@@ -36,28 +39,38 @@ class Control(NamedTuple):
 
 
 class TokenMemory(nn.Module):
-    """L learned tokens; the memory is how far they have moved from where they start.
+    """L learned tokens; the memory is their displacement from their learned start.
 
-    What is carried passes a layer norm, so it is bounded whatever the gates are.
+    The carried state passes a layer norm, which bounds it for every kind of gate. Without
+    `separate_control` the layer sets `control` to its own sub-layers.
     """
 
-    def __init__(self, width: int, *, num_tokens: int, control: Control, is_shared: bool) -> None:
+    writes_whole_segments = True
+
+    def __init__(self, config: TorsoConfig) -> None:
         super().__init__()
+        width, num_tokens = config.width, config.tokens.num_tokens
+        # A tuple is not registered, so that the layer's weights stay the layer's.
+        self.control: Control | None = None
+        if config.tokens.separate_control:
+            feedforward = None if config.all_attention else FeedForward(config)
+            self.control = Control(
+                nn.LayerNorm(width), build_attention(config), sublayer_gate(config), feedforward
+            )
         self.memory_shape: tuple[int, ...] = (num_tokens, width)
         self.start = nn.Parameter(torch.randn(num_tokens, width))
         self.norm = nn.LayerNorm(width)
-        # A tuple is not registered: weights that are the layer's stay the layer's.
-        self.control = control
-        parts = [part for part in control if isinstance(part, nn.Module)]
-        self.own_control: nn.ModuleList = nn.ModuleList([] if is_shared else parts)
+        separate = [part for part in self.control or () if isinstance(part, nn.Module)]
+        self.separate_control: nn.ModuleList = nn.ModuleList(separate)
 
-    def slots(self, memory: Float[Tensor, "*batch L D"]) -> Float[Tensor, "*batch L D"]:
-        """The tokens."""
-        return self.start + memory.to(self.start.dtype)
-
-    def encode(self, *sources: Float[Tensor, "B J S D"]) -> tuple[Tensor, ...]:
+    def encode(
+        self,
+        segments: Float[Tensor, "B J S D"],
+        valid: Bool[Tensor, "B J S"] | None = None,
+    ) -> tuple[Tensor, ...]:
         """The segments' keys and values, [B, J, H, S, E]."""
-        (segments,) = sources
+        assert valid is None, "tokens are written from whole segments"
+        assert self.control is not None
         pairs = self.control.attention.keys_values(segments.flatten(0, 1))
         keys, values = pairs.unflatten(1, segments.shape[:2])
         return keys, values
@@ -65,24 +78,45 @@ class TokenMemory(nn.Module):
     def write(
         self, memory: Float[Tensor, "B L D"], encoded: tuple[Tensor, ...]
     ) -> Float[Tensor, "B L D"]:
-        """The tokens' move after one segment."""
+        """The tokens' displacement after one segment."""
+        assert self.control is not None
         norm, attention, gate, feedforward = self.control
-        tokens = self.slots(memory)
+        tokens = self._vectors(memory)
         inputs = norm(tokens)
         query = rearrange(attention.query(inputs), "b l (h e) -> b h l e", h=attention.num_heads)
-        own = attention.keys_values(inputs)
+        of_tokens = attention.keys_values(inputs)
         keys, values = (
             torch.cat([first, second.to(first.dtype)], dim=2)
-            for first, second in zip(own, encoded, strict=True)
+            for first, second in zip(of_tokens, encoded, strict=True)
         )
         weights = (query @ keys.mT * attention.scale).softmax(dim=-1)
-        found = rearrange(weights.to(values.dtype) @ values, "b h l e -> b l (h e)")
-        tokens = gate(tokens, attention.output(found))
+        attended = rearrange(weights.to(values.dtype) @ values, "b h l e -> b l (h e)")
+        tokens = gate(tokens, attention.output(attended))
         if feedforward is not None:
             tokens = feedforward(tokens)
         return (self.norm(tokens) - self.start).to(memory.dtype)
 
-    def describe(self, versions: Float[Tensor, "B V L D"], encoded: tuple[Tensor, ...]) -> Record:
+    def write_step(self, memory: Tensor, step: Tensor) -> None:
+        """Nothing: tokens are written from whole segments."""
+
+    def read(
+        self,
+        steps: Tensor,  # noqa: ARG002
+        versions: Float[Tensor, "B V L D"],
+        reads: Bool[Tensor, "B J C two"] | None,
+    ) -> Slots:
+        """The tokens."""
+        empty = self._vectors(torch.zeros_like(versions[:, :1]))
+        return read_slots(self._vectors(versions), empty, reads)
+
+    def diagnostics(
+        self,
+        steps: Tensor,  # noqa: ARG002
+        versions: Float[Tensor, "B V L D"],
+        encoded: tuple[Tensor, ...],  # noqa: ARG002
+    ) -> Diagnostics:
         """How far each write moved each token, [B, J, L]."""
-        del encoded
         return {"memory/moved": (versions[:, 1:] - versions[:, :-1]).norm(dim=-1)}
+
+    def _vectors(self, memory: Float[Tensor, "*batch L D"]) -> Float[Tensor, "*batch L D"]:
+        return self.start + memory.to(self.start.dtype)

@@ -1,0 +1,155 @@
+"""What acting step by step keeps between two steps: a `MemoryState` that is updated in place."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from mtxl_rl.torso.state import MemoryState
+from mtxl_rl.torso.torso_config import TorsoConfig
+from mtxl_rl.torso.tracing import is_tracing_or_capturing
+
+# B rows, N layers, M window, L steps of the timeline, D width, H heads, E head width,
+# R = M + 1 slots of the ring, A long-term memories.
+
+
+@dataclass(kw_only=True)
+class Cache:
+    """The memory of B episodes while acting; `decode_step` updates it in place.
+
+    Made by a torso's `prefill`, and valid as long as the weights stay the same. This class serves
+    torsos without a window; `DecodeCache` adds the window.
+    """
+
+    config: TorsoConfig
+    """Of the torso that made it."""
+    timeline: Float[Tensor, "B N L D"]
+    """Layer inputs of the window and of the steps since; L is 0 in a torso without a window."""
+    long_term: Float[Tensor, "B A *memory"]
+    window_length: Int[Tensor, " B"]
+    segment_step: Int[Tensor, " B"]
+
+    @classmethod
+    def of(cls, state: MemoryState, config: TorsoConfig) -> "Cache":
+        """The cache of a torso without a window."""
+        return cls(
+            config=config,
+            timeline=state.window,
+            long_term=state.long_term.clone(),
+            window_length=state.window_length,
+            segment_step=state.segment_step,
+        )
+
+    def state(self) -> MemoryState:
+        """The state after the last step, as `forward` would return it."""
+        return MemoryState(
+            window=self._window(),
+            window_length=self.window_length.clone(),
+            long_term=self.long_term.clone(memory_format=torch.contiguous_format),
+            segment_step=self.segment_step.clone(),
+        )
+
+    def mutable_tensors(self) -> dict[str, Tensor]:
+        """The tensors that differ between two caches of one torso and timeline, by name."""
+        return {"long_term": self.long_term}
+
+    def _window(self) -> Float[Tensor, "B N M D"]:
+        return self.timeline
+
+
+@dataclass(kw_only=True)
+class DecodeCache(Cache):
+    """A cache with a window of keys and values, projected once per step.
+
+    Keys and values lie in rings of R = M + 1 slots. The timeline is a ring, too: after its last
+    step it continues at its start.
+    """
+
+    timeline_index: Int[Tensor, "1"]
+    """Where the next step goes on the timeline."""
+    keys: tuple[Float[Tensor, "B H R E"], ...]
+    """Per layer. Separate tensors: a compiled step would copy slices of a larger one."""
+    values: tuple[Float[Tensor, "B H R E"], ...]
+    ring_index: Int[Tensor, "1"]
+    """Where the next step goes in the rings of keys and values."""
+    position_embeddings: Tensor
+    """Per layer, by distance, [N, ...]; they depend on the weights alone."""
+    write_buffer: tuple[Tensor, ...]
+    """Per long-term memory: its value after the steps of the unfinished segment, which becomes
+    `long_term` at the segment's end; [B, 0] where memories are written segment by segment."""
+
+    def mutable_tensors(self) -> dict[str, Tensor]:
+        """All tensors except the timeline."""
+        several = {"keys": self.keys, "values": self.values, "write_buffer": self.write_buffer}
+        return {
+            "ring_index": self.ring_index,
+            "timeline_index": self.timeline_index,
+            "window_length": self.window_length,
+            "segment_step": self.segment_step,
+            "position_embeddings": self.position_embeddings,
+            "long_term": self.long_term,
+            **{
+                f"{name}_{n}": tensor
+                for name, tensors in several.items()
+                for n, tensor in enumerate(tensors)
+            },
+        }
+
+    def reset(self, is_first: Bool[Tensor, " B"]) -> None:
+        """Reset the rows whose episode starts.
+
+        The rings keep what they hold: the window's length masks it, and their values are finite.
+        """
+        if not any_may_be_set(is_first):
+            return
+        for tensor in (self.window_length, self.segment_step, self.long_term, *self.write_buffer):
+            tensor.masked_fill_(is_first.view(-1, *[1] * (tensor.ndim - 1)), 0)
+
+    def ring_positions(self, reach: int) -> tuple[Int[Tensor, " R"], Bool[Tensor, "B R"]]:
+        """Which position embedding belongs to each slot of the ring, and which slots are visible.
+
+        Slot j lies (ring_index - j) mod R steps back, and embeddings begin with the largest
+        distance. A row sees `reach` steps back at most.
+        """
+        window_length = self.config.window_length
+        slot = torch.arange(window_length + 1, device=self.ring_index.device)
+        order = (slot - self.ring_index - 1) % (window_length + 1)
+        return order, order >= window_length - self.window_length.clamp(max=reach)[:, None]
+
+    def append(self, layer_inputs: Float[Tensor, "B N D"]) -> Bool[Tensor, " B"]:
+        """Complete a step: store its layer inputs and advance; which rows' segments end with it."""
+        self.timeline.index_copy_(2, self.timeline_index, layer_inputs[:, :, None])
+        self.timeline_index.add_(1).remainder_(self.timeline.shape[2])
+        self.ring_index.add_(1).remainder_(self.config.window_length + 1)
+        self.window_length.add_(1).clamp_(max=self.config.window_length)
+        self.segment_step.add_(1)
+        ended = self.segment_step == self.config.segment_length
+        self.segment_step.remainder_(self.config.segment_length)
+        return ended
+
+    def last_steps(self, count: int) -> Float[Tensor, "B N count D"]:
+        """The layer inputs of the last steps, the newest last."""
+        step = torch.arange(-count, 0, device=self.timeline.device)
+        return self.timeline.index_select(2, (self.timeline_index + step) % self.timeline.shape[2])
+
+    def _window(self) -> Float[Tensor, "B N M D"]:
+        size = self.config.window_length
+        valid = window_mask(self.window_length, size)[:, None, :, None]
+        return zero_invalid(self.last_steps(size), valid)
+
+
+def any_may_be_set(rows: Bool[Tensor, " B"]) -> bool:
+    """Whether any row may be set. Always True on CUDA, to avoid a synchronisation."""
+    return rows.is_cuda or is_tracing_or_capturing() or bool(rows.any())
+
+
+def window_mask(window_length: Int[Tensor, " B"], size: int) -> Bool[Tensor, "B M"]:
+    """Which of a window's `size` entries, the newest last, are valid."""
+    distance = torch.arange(size, 0, -1, device=window_length.device)
+    return distance <= window_length[:, None]
+
+
+def zero_invalid(field: Tensor, valid: Bool[Tensor, "..."]) -> Tensor:
+    """The field with zeros where it is not valid; a product would keep a NaN."""
+    return field.masked_fill(~valid, 0)

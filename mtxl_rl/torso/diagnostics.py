@@ -1,0 +1,6 @@
+"""What `inspect` reports about each layer."""
+
+from torch import Tensor
+
+Diagnostics = dict[str, Tensor]
+"""Named tensors without gradients."""
