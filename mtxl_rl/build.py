@@ -1,14 +1,13 @@
-"""From a configuration to its parts: policy, sizes, bytes. Nothing here steps an environment."""
+"""Parts of a run from its configuration: policy, sizes, bytes. Nothing here steps environments."""
 
 from collections.abc import Mapping
 from typing import Any
 
-import gymnasium
 import torch
 
-from mtxl_rl.agents.collector import observation_shapes
 from mtxl_rl.agents.policy import Policy
 from mtxl_rl.agents.rollout import RolloutShape
+from mtxl_rl.agents.transition import Shapes, observation_shapes
 from mtxl_rl.config import TrainConfig
 from mtxl_rl.tracking.checkpoint import TrainingState
 
@@ -40,16 +39,16 @@ def load_weights(policy: Policy, state: TrainingState, *, where: str) -> None:
 
 
 def rollout_shape(
-    config: TrainConfig, observation_space: gymnasium.Space[Any], policy: Policy
+    config: TrainConfig, observation: Shapes, policy: Policy, *, num_envs: int
 ) -> RolloutShape:
-    """The sizes of the run's rollouts."""
+    """Sizes of the run's rollouts in a process of `num_envs` environments."""
     state = policy.torso.initial_state(1)
     head = policy.action_head
     return RolloutShape(
-        num_envs=config.num_envs,
+        num_envs=num_envs,
         num_steps=config.ppo.rollout_length,
         span_length=config.span_length,
-        observation=observation_shapes(observation_space, policy),
+        observation=observation,
         action=(head.action_shape, head.action_dtype),
         num_layers=state.window.shape[1],
         window_length=state.window.shape[2],
@@ -63,7 +62,10 @@ def predicted_bytes(config: TrainConfig, env: Any) -> dict[str, int]:  # noqa: A
     """Bytes of the buffer's parts, the weights, and the optimiser, before any is allocated."""
     with torch.device("meta"):
         policy = build_policy(config, env)
-        shape = rollout_shape(config, env.single_observation_space, policy)
+        observation = observation_shapes(
+            env.single_observation_space, episode_step=config.policy.episode_step
+        )
+        shape = rollout_shape(config, observation, policy, num_envs=config.num_envs)
     weights = sum(p.numel() * p.element_size() for p in policy.parameters())
     return {**shape.bytes_by_part(), "model": weights, "gradients + Adam": 3 * weights}
 

@@ -39,14 +39,13 @@ class TrainConfig:
     """Seeds weights, actions, minibatches and environments."""
     device: str = "auto"
     """cpu, cuda, cuda:N, or auto: cuda where there is one."""
+    num_processes: int = 0
+    """Processes that act and learn together, each with an equal share of num_envs; 0: as many as
+    are fastest on this machine. torchrun starts them on several machines."""
     num_threads: int = 1
-    """Threads on the CPU that learn side by side, each from its share of a minibatch's spans."""
+    """Threads of torch's operations on a CPU, in each process."""
     num_envs: int = 32
     """Environments, B."""
-    env_groups: int = 1
-    """Equal groups of environments; with 2, one steps in a thread while the policy acts in the
-    other. That pays where half the rows take about half the time to act and the environments leave
-    the policy's processor free, as beside a GPU; on two cores it was slower."""
     total_steps: int = 1_000_000
     """Environment steps of the run, over all environments; rounded up to whole iterations of
     num_envs x ppo.rollout_length."""
@@ -68,25 +67,16 @@ class TrainConfig:
     compile: bool = False
     """Compile acting and the torso's layers: it takes one or two minutes of a core, some seconds
     once they are in torch's cache and, on a CPU, a C++ compiler; for torso.kind=transformer."""
-    cuda_graph: bool = False
-    """On a GPU, launch each step of acting as one CUDA graph and each minibatch's loss and
-    gradients as another, compiled or not; for torso.kind=transformer."""
     profile: bool = False
-    """Print at the end where the time went and how near to the machine's peak it came; on a GPU it
-    waits for the device at every change of part, which slows the run."""
+    """Profile the third iteration, and print at the end where its time went."""
     dry_run: bool = False
     """Print the bytes of buffer, snapshots and model, and stop before allocating them."""
 
     def __post_init__(self) -> None:
         """Check ranges and sizes against each other."""
-        counts = ("num_envs", "env_groups", "total_steps", "keep_checkpoints", "num_threads")
+        counts = ("num_envs", "total_steps", "keep_checkpoints", "num_threads")
         check_at_least(self, 1, *counts)
-        if self.num_envs % self.env_groups:
-            raise ValueError(
-                f"env_groups={self.env_groups} must divide num_envs={self.num_envs}; try "
-                f"env_groups=2 num_envs={self.num_envs + self.num_envs % 2}"
-            )
-        check_at_least(self, 0, "seed", "checkpoint_seconds")
+        check_at_least(self, 0, "seed", "checkpoint_seconds", "num_processes")
         if self.stagger_steps < -1:
             raise ValueError(
                 f"stagger_steps={self.stagger_steps} must be -1 (the length that the task names, "
@@ -108,17 +98,41 @@ class TrainConfig:
                 f"{spans} spans of a rollout (num_envs={self.num_envs} x "
                 f"{self.ppo.rollout_length // span}); choose one of {legal}"
             )
+        self.check_processes(max(self.num_processes, 1))
         if self.torso.sublayers.has_dropout:
             raise ValueError(
                 "torso.sublayers has a dropout above 0, with which acting and learning cannot "
                 "agree; set it to 0 for an agent"
             )
-        for option in ("compile", "cuda_graph"):
-            if getattr(self, option) and self.torso.kind != "transformer":
-                raise ValueError(
-                    f"{option}=true has no effect with torso.kind={self.torso.kind}; leave it out, "
-                    "or set torso.kind=transformer"
-                )
+        if self.compile and self.torso.kind != "transformer":
+            raise ValueError(
+                f"compile=true has no effect with torso.kind={self.torso.kind}; leave it out, or "
+                "set torso.kind=transformer"
+            )
+
+    def legal_processes(self) -> list[int]:
+        """Numbers of processes among which environments and minibatches divide equally."""
+        spans = self.ppo.rollout_length // self.span_length
+        return [
+            size
+            for size in range(1, self.num_envs + 1)
+            if self.num_envs % size == 0
+            and self.num_envs // size * spans % self.ppo.num_minibatches == 0
+        ]
+
+    def check_processes(self, size: int) -> None:
+        """Check that environments and minibatches divide equally among `size` processes.
+
+        Raises:
+            ValueError: they do not.
+        """
+        legal = self.legal_processes()
+        if size not in legal:
+            raise ValueError(
+                f"num_processes={size} does not divide num_envs={self.num_envs} and its spans into "
+                f"equal shares of ppo.num_minibatches={self.ppo.num_minibatches}; choose one of "
+                f"{legal}, or another num_envs"
+            )
 
     @property
     def span_length(self) -> int:
@@ -142,25 +156,6 @@ class TrainConfig:
     def torch_device(self) -> torch.device:
         """The device that `device` names; see `find_device`."""
         return find_device(self.device)
-
-    def check_device(self) -> None:
-        """Refuse to train where `device` is not; who only reads the configuration need not have it.
-
-        Raises:
-            ValueError: `device` is unknown or not there, or `cuda_graph` or `num_threads` asks for
-                another.
-        """
-        is_cuda = self.torch_device().type == "cuda"
-        if is_cuda and self.num_threads > 1:
-            raise ValueError(
-                f"num_threads={self.num_threads} is for a CPU and this run has "
-                f"device={self.device}, a GPU; leave it out, or set device=cpu"
-            )
-        if self.cuda_graph and not is_cuda:
-            raise ValueError(
-                f"cuda_graph=true needs a CUDA device and this run has device={self.device}, the "
-                "CPU; leave it out, or set device=cuda"
-            )
 
 
 def find_device(name: str) -> torch.device:

@@ -3,16 +3,15 @@
 import json
 import math
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from rich.table import Table
 
-from mtxl_rl.agents.collector import Actor, observation_shapes
-from mtxl_rl.agents.policy import Policy
+from mtxl_rl.agents.collector import Actor, VectorEnv
 from mtxl_rl.build import build_policy, load_weights
 from mtxl_rl.config import TrainConfig, choices, from_options, load_config, run_folder
 from mtxl_rl.envs.registry import make_vector_env, stream_seed
@@ -20,13 +19,14 @@ from mtxl_rl.evaluation.intervals import mean_and_interval
 from mtxl_rl.evaluation.report import write_report
 from mtxl_rl.evaluation.suite import Suite, SuiteConfig, run_suite
 from mtxl_rl.evaluation.visualize import Film
+from mtxl_rl.runtime.compile import compile_acting
 from mtxl_rl.torso import Cache
 from mtxl_rl.torso.torso_config import check_at_least
 from mtxl_rl.tracking import checkpoint
 from mtxl_rl.tracking.cli import command_line, make_writable, say, show
 from mtxl_rl.tracking.files import atomic_write
 
-MEMORIES = ("on", "off", "noise")
+MEMORIES = ("on", "zero", "noise")
 # How the options of the run begin that change an evaluation: what else it was trained with has no
 # effect on weights that are there, or would not fit them.
 _CHANGEABLE = ("env.", "device", "num_threads", "compile", "policy.precision",
@@ -48,8 +48,8 @@ class EvaluateConfig:
     """Environments stepped together."""
     seed: int = 0
     """Seed of environments and actions; no training run draws the same environments."""
-    memory: str = "on,off,noise"
-    """Settings of the long-term memory to compare: on, off (emptied), noise (random contents)."""
+    memory: str = "on,zero,noise"
+    """Settings of the long-term memory to compare: on, zero (emptied), noise (random contents)."""
     greedy: bool = False
     """Take the most probable action instead of drawing one."""
     output: str = ""
@@ -92,49 +92,50 @@ class EvaluateConfig:
 
 
 def evaluate(
-    policy: Policy,
-    env: Any,  # noqa: ANN401
-    *,
-    episodes: int,
-    memory: str,
-    generator: torch.Generator | None,
+    actor: Actor, *, episodes: int, seed: int | None = None, memory: str = "on",
     film: Film | None = None,
-) -> list[dict[str, float]]:
-    """The episodes' return, length and, where the environment tells, success.
+) -> list[dict[str, float]]:  # fmt: skip
+    """Return, length and, where the environment reports it, success of new episodes.
 
-    Every environment plays the same number of episodes, so that long ones count as much as short.
+    Every environment plays its share of `episodes`, so that short ones are not over-represented.
+
+    Args:
+        actor: the policy in its environments.
+        episodes: number of episodes.
+        seed: seed of the environments; None keeps the one they have.
+        memory: setting of the long-term memory, see `ablate_memory`.
+        film: records the first environment.
     """
-    actor = Actor(env, policy, shapes=observation_shapes(env.single_observation_space, policy))
-    actor.reset(seed=None)
-    acting = policy.begin(policy.torso.initial_state(env.num_envs))
-    per_env = -(-episodes // env.num_envs)
-    ended = np.zeros(env.num_envs, dtype=np.int64)
+    actor.reset(seed=seed)
+    num_envs = actor.env.num_envs
+    cache = actor.prefill(actor.policy.torso.initial_state(num_envs))
+    remaining = np.full(num_envs, episodes // num_envs)
+    remaining[: episodes % num_envs] += 1
     counted: list[dict[str, float]] = []
-    while ended.min() < per_env:
-        inputs = actor.inputs()
+    while remaining.any():
         if film is not None:
-            film.add(inputs)
-        _tamper(acting, memory)
-        terminated, truncated = actor.step(policy.act(inputs, acting, generator).action)
-        for i, episode in zip(np.flatnonzero(terminated | truncated), actor.ended, strict=True):
-            if ended[i] < per_env:
-                counted.append(episode)
-            ended[i] += 1
-        actor.ended.clear()
+            film.add(actor.inputs())
+        ablate_memory(cache, memory)
+        _, ended = actor.step()
+        for episode in ended:
+            if remaining[episode.env]:
+                remaining[episode.env] -= 1
+                counted.append(episode.statistics())
     if film is not None:
-        film.add(actor.inputs())  # It has the last step's reward.
+        film.add(actor.inputs())  # These inputs hold the last step's reward.
     return counted
 
 
-def _tamper(acting: Cache, memory: str) -> None:
-    """Empty the long-term memory, or replace it by noise as large as what is in it."""
-    if memory == "on":
-        return
-    if memory == "off":
-        acting.long_term.zero_()
-        return
-    scale = acting.long_term.square().mean().sqrt()
-    acting.long_term.copy_(torch.randn_like(acting.long_term) * scale)
+def ablate_memory(cache: Cache, setting: str) -> None:
+    """Set the long-term memory: on keeps it, zero empties it, noise replaces it.
+
+    The noise is normal, with the root mean square of what it replaces.
+    """
+    if setting == "zero":
+        cache.long_term.zero_()
+    elif setting == "noise":
+        scale = cache.long_term.square().mean().sqrt()
+        cache.long_term.copy_(torch.randn_like(cache.long_term) * scale)
 
 
 def run(config: EvaluateConfig, overrides: Sequence[str]) -> dict[str, list[dict[str, float]]]:
@@ -148,25 +149,46 @@ def run(config: EvaluateConfig, overrides: Sequence[str]) -> dict[str, list[dict
     )
     state = checkpoint.load(path, which=config.which)
     names = _settings(config, train)
-    for given in (config.output, config.video, config.timeline):
-        if given:
-            make_writable(Path(given))
+    for output in (config.output, config.video, config.timeline):
+        if output:
+            make_writable(Path(output))
     results: dict[str, list[dict[str, float]]] = {}
     try:
-        for name in names:
-            results[name], film = _one(config, train, state, memory=name, film=name == "on")
-            if film is not None:
-                _draw(film, config)
-    finally:  # Whatever stops it, what is measured is shown and kept.
+        _evaluate_settings(config, train, state, names, results)
+    finally:  # An interrupted evaluation shows and keeps what was measured.
         if results:
             _print(results, train)
         if results and config.output:
-            output = Path(config.output)
-            if len(results) < len(names):  # Under another name: a whole one of before stays.
-                output = output.with_suffix(f".partial{output.suffix}")
-                say(f"{output}: what was measured until it was stopped")
-            _write(output, config, train, state["step"], overrides, results)
+            output_path = Path(config.output)
+            if len(results) < len(names):  # Under another name, to keep an earlier complete file.
+                output_path = output_path.with_suffix(f".partial{output_path.suffix}")
+                say(f"{output_path}: what was measured until it was stopped")
+            _write(output_path, config, train, state["step"], overrides, results)
     return results
+
+
+def _evaluate_settings(
+    config: EvaluateConfig,
+    train: TrainConfig,
+    state: checkpoint.TrainingState,
+    names: Sequence[str],
+    results: dict[str, list[dict[str, float]]],
+) -> None:
+    """Fill `results` with the episodes of each setting: the same environments and noise in each."""
+    seed = stream_seed(config.seed, _EVALUATION)
+    with closing(make_vector_env(train.env, num_envs=config.num_envs, seed=seed)) as env:
+        actor = _actor(config, train, state, env)
+        for name in names:
+            torch.manual_seed(config.seed)
+            if actor.generator is not None:
+                actor.generator.manual_seed(config.seed)
+            film = _film(config, actor) if name == "on" else None
+            with torch.no_grad(), actor.policy.autocast():
+                results[name] = evaluate(
+                    actor, episodes=config.episodes, seed=seed, memory=name, film=film
+                )
+            if film is not None:
+                _draw(film, config)
 
 
 def _draw(film: Film, config: EvaluateConfig) -> None:
@@ -182,12 +204,6 @@ def _settings(config: EvaluateConfig, train: TrainConfig) -> list[str]:
     if not train.torso.has_long_term and names != ["on"]:
         names = ["on"]
         say("this agent has no long-term memory: it is evaluated once, as it is")
-    rounded = -(-config.episodes // config.num_envs) * config.num_envs
-    if rounded != config.episodes:
-        say(
-            f"{rounded} episodes instead of {config.episodes}: as many in each of "
-            f"{config.num_envs} environments (num_envs=), so that long ones count as much as short"
-        )
     return names
 
 
@@ -228,43 +244,25 @@ def _write(
         temporary.write_text(json.dumps(document), encoding="utf-8")
 
 
-def _one(
-    config: EvaluateConfig,
-    train: TrainConfig,
-    state: checkpoint.TrainingState,
-    *,
-    memory: str,
-    film: bool,
-) -> tuple[list[dict[str, float]], Film | None]:
-    """The episodes, and the film of them if there is to be one."""
-    torch.manual_seed(config.seed)
-    if train.num_threads:
-        torch.set_num_threads(train.num_threads)
+def _actor(
+    config: EvaluateConfig, train: TrainConfig, state: checkpoint.TrainingState, env: VectorEnv
+) -> Actor:
+    """The trained policy in the environments."""
+    torch.set_num_threads(train.num_threads)
     device = train.torch_device()
-    seed = stream_seed(config.seed, _EVALUATION)
-    env = make_vector_env(train.env, num_envs=config.num_envs, seed=seed)
-    try:
-        policy = build_policy(train, env).to(device)
-        load_weights(policy, state, where=config.checkpoint)
-        if train.compile:
-            policy.compile_acting()
-        generator = None if config.greedy else torch.Generator(device).manual_seed(config.seed)
-        camera = None
-        if film and (config.video or config.timeline):
-            camera = Film(policy, env.single_observation_space, max_steps=config.film_steps)
-            camera.check(video=bool(config.video), timeline=bool(config.timeline))
-        with policy.autocast():
-            episodes = evaluate(
-                policy,
-                env,
-                episodes=config.episodes,
-                memory=memory,
-                generator=generator,
-                film=camera,
-            )
-        return episodes, camera
-    finally:
-        env.close()
+    policy = build_policy(train, env).to(device)
+    load_weights(policy, state, where=config.checkpoint)
+    if train.compile:
+        compile_acting(policy)
+    return Actor(env, policy, generator=None if config.greedy else torch.Generator(device))
+
+
+def _film(config: EvaluateConfig, actor: Actor) -> Film | None:
+    if not (config.video or config.timeline):
+        return None
+    film = Film(actor.policy, actor.env.single_observation_space, max_steps=config.film_steps)
+    film.check(video=bool(config.video), timeline=bool(config.timeline))
+    return film
 
 
 def _print(results: dict[str, list[dict[str, float]]], train: TrainConfig) -> None:

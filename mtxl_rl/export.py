@@ -22,11 +22,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from mtxl_rl.agents.collector import Actor, observation_shapes
-from mtxl_rl.agents.encoders import EPISODE_STEP
+from mtxl_rl.agents.collector import Actor
 from mtxl_rl.agents.heads import CategoricalHead
-from mtxl_rl.agents.policy import Policy, PolicyInputs
-from mtxl_rl.agents.rollout import Shapes
+from mtxl_rl.agents.policy import Policy
+from mtxl_rl.agents.transition import EPISODE_STEP, PolicyInputs, Shapes
 from mtxl_rl.build import build_policy, load_weights
 from mtxl_rl.config import from_options, load_config, run_folder
 from mtxl_rl.envs.registry import make_vector_env
@@ -97,8 +96,8 @@ class NarrowLinear(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch i"]) -> Float[Tensor, "*batch o"]:
         """W x + b."""
-        found = (x[..., None, :] * self.weight).sum(-1)
-        return found if self.bias is None else found + self.bias
+        product = (x[..., None, :] * self.weight).sum(-1)
+        return product if self.bias is None else product + self.bias
 
 
 def narrowed(policy: Policy) -> Policy:
@@ -111,47 +110,48 @@ def narrowed(policy: Policy) -> Policy:
     return policy
 
 
-def begin(policy: Policy, num_rows: int) -> Cache:
-    """An empty memory to act with; of one that is `narrowed`, the windows are kept in bfloat16."""
-    memory = policy.begin(policy.torso.initial_state(num_rows))
+def prefill(policy: Policy, num_rows: int) -> Cache:
+    """Cache of new episodes; with a `narrowed` torso, its window is kept in bfloat16."""
+    cache = policy.prefill(policy.torso.initial_state(num_rows))
     is_narrow = any(isinstance(part, NarrowLinear) for part in policy.torso.modules())
-    if not (is_narrow and isinstance(memory, DecodeCache)):
-        return memory
-    embeddings = memory.position_embeddings
+    if not (is_narrow and isinstance(cache, DecodeCache)):
+        return cache
+    position = cache.position_embeddings
     return replace(
-        memory,
-        keys=tuple(part.bfloat16() for part in memory.keys),
-        values=tuple(part.bfloat16() for part in memory.values),
-        # Places of rotary positions are integers.
-        position_embeddings=embeddings.bfloat16() if embeddings.is_floating_point() else embeddings,
+        cache,
+        keys=tuple(part.bfloat16() for part in cache.keys),
+        values=tuple(part.bfloat16() for part in cache.values),
+        # Rotary positions are integers.
+        position_embeddings=position.bfloat16() if position.is_floating_point() else position,
     )
 
 
-class ClockedStep(nn.Module):
-    """One step of a policy, with all that changes among its inputs, changed in place.
+class ExportedStep(nn.Module):
+    """One step of a policy whose memory is among its inputs, and changed in place.
 
-    Names stand here and tensors come in their order.
+    `state` names the tensors that change; they are passed in its order.
     """
 
     def __init__(self, policy: Policy, shapes: Shapes, num_rows: int) -> None:
         super().__init__()
         self.policy = policy
         self.leaves = [key for key in shapes if key != EPISODE_STEP]
-        head, memory = policy.action_head, begin(policy, num_rows)
-        if isinstance(memory, DecodeCache):
-            self.register_buffer("position_embeddings", memory.position_embeddings)
-            self.position_embeddings: Tensor
-        # Position embeddings are as constant as the weights, and a timeline of one step has one
-        # index.
-        constant = ("position_embeddings", "timeline_index")
-        memories = {n: part for n, part in memory.mutable_tensors().items() if n not in constant}
-        memories["previous_action"] = torch.zeros(
+        head = policy.action_head
+        self.cache = prefill(policy, num_rows)
+        state = self.cache.mutable_tensors()
+        state["previous_action"] = torch.zeros(
             num_rows, *head.action_shape, dtype=head.action_dtype
         )
         if EPISODE_STEP in shapes:
-            memories[EPISODE_STEP] = torch.zeros(num_rows, dtype=torch.long)
-        self.memories = {name: field for name, field in memories.items() if field.numel()}
-        """What changes, as it is when episodes start."""
+            state[EPISODE_STEP] = torch.zeros(num_rows, dtype=torch.long)
+        # Position embeddings depend on the weights alone, and the step keeps no timeline.
+        constant = ("position_embeddings", "timeline_index")
+        self.state = {
+            name: tensor
+            for name, tensor in state.items()
+            if tensor.numel() and name not in constant
+        }
+        """The tensors that change, as they are when episodes start."""
 
     def forward(
         self,
@@ -159,41 +159,32 @@ class ClockedStep(nn.Module):
         reward: Float[Tensor, " B"],
         is_first: Bool[Tensor, " B"],
         noise: Tensor | None,
-        memories: list[Tensor],
+        state: list[Tensor],
     ) -> tuple[Tensor, Tensor]:
-        """The action, as the environment takes it, and the value."""
-        memory = dict(zip(self.memories, memories, strict=True))
-        seen = dict(zip(self.leaves, observation, strict=True))
-        if EPISODE_STEP in memory:
-            memory[EPISODE_STEP] *= ~is_first
-            seen[EPISODE_STEP] = memory[EPISODE_STEP]
-        inputs = PolicyInputs(seen, memory["previous_action"], reward, is_first)
-        decision = self.policy.act_at_once(inputs, self._acting(memory, len(reward)), noise)
-        memory["previous_action"].copy_(decision.action)
-        if EPISODE_STEP in memory:
-            memory[EPISODE_STEP] += 1
+        """The action, in the environment's action space, and the value."""
+        tensors = dict(zip(self.state, state, strict=True))
+        leaves = dict(zip(self.leaves, observation, strict=True))
+        if EPISODE_STEP in tensors:
+            tensors[EPISODE_STEP] *= ~is_first
+            leaves[EPISODE_STEP] = tensors[EPISODE_STEP]
+        inputs = PolicyInputs(leaves, tensors["previous_action"], reward, is_first)
+        cache = self._without_timeline(self.cache.with_tensors(tensors))
+        decision = self.policy.decode_step(inputs, cache, noise)
+        tensors["previous_action"].copy_(decision.action)
+        if EPISODE_STEP in tensors:
+            tensors[EPISODE_STEP] += 1
         return self.policy.action_head.in_space(decision.action), decision.value
 
-    def _acting(self, memory: dict[str, Tensor], num_rows: int) -> Cache:
-        """The policy's memory on the tensors given; what is empty is not among them."""
-        torso = self.policy.torso
-        empty = torso.initial_state(num_rows)
-        long_term = memory.get("long_term", empty.long_term)
-        if not isinstance(torso, MemoryTransformer):
-            return replace(Cache.of(empty, torso.config), long_term=long_term)
-        layers, memories = range(torso.config.num_layers), enumerate(empty.long_term.unbind(1))
-        return DecodeCache(
-            config=torso.config,
-            timeline=empty.window[:, :, :1],
-            keys=tuple(memory[f"keys_{n}"] for n in layers),
-            values=tuple(memory[f"values_{n}"] for n in layers),
-            position_embeddings=self.position_embeddings,
-            ring_index=memory["ring_index"],
-            timeline_index=torch.zeros_like(memory["ring_index"]),
-            long_term=long_term,
-            write_buffer=tuple(memory.get(f"write_buffer_{a}", none) for a, none in memories),
-            window_length=memory["window_length"],
-            segment_step=memory["segment_step"],
+    @staticmethod
+    def _without_timeline(cache: Cache) -> Cache:
+        """Only the learner, and memories written from whole segments, read the timeline."""
+        if not isinstance(cache, DecodeCache):
+            return cache
+        batch, num_layers, _, width = cache.timeline.shape
+        return replace(
+            cache,
+            timeline=torch.zeros(batch, num_layers, 1, width),
+            timeline_index=torch.zeros(1, dtype=torch.long),
         )
 
 
@@ -214,25 +205,25 @@ def export_policy(
             no C++ compiler.
     """
     torso = policy.torso.config
-    if torso.reads_slots:
+    if isinstance(policy.torso, MemoryTransformer) and policy.torso.writes_whole_segments:
         raise ValueError(
             f"a torso with torso.long_term={torso.long_term} cannot be exported: its memory is "
             "written from a whole segment, which a step does not hold; delta, linear, agalite, "
             "none and the baselines can"
         )
-    require_compiler()
+    require_compiler(torch.device("cpu"))
     policy = deepcopy(policy).eval().requires_grad_(requires_grad=False)
     policy.config = replace(policy.config, precision="float32", reconstruction_coef=0.0)
     policy.decoder = None
-    step = ClockedStep(policy, shapes, num_rows)
+    step = ExportedStep(policy, shapes, num_rows)
     head, leaves = policy.action_head, [shapes[key] for key in step.leaves]
     observation = [torch.zeros(num_rows, *shape, dtype=dtype) for shape, dtype in leaves]
     is_first = torch.ones(num_rows, dtype=torch.bool)
     noise = None if greedy else head.noise(num_rows, torch.Generator())
-    memories = list(step.memories.values())
+    memories = list(step.state.values())
     given = (observation, torch.zeros(num_rows), is_first, noise, memories)
     names = [f"observation/{key}" for key in step.leaves] + ["reward", "is_first"]
-    names += ([] if greedy else ["noise"]) + [f"memory/{name}" for name in step.memories]
+    names += ([] if greedy else ["noise"]) + [f"memory/{name}" for name in step.state]
     tensors = [part for part in tree_leaves(given) if part is not None]
     about = {
         "inputs": [
@@ -261,11 +252,12 @@ def run(config: ExportConfig) -> None:
         RuntimeError: the file computes something else than the policy.
     """
     source, path = Path(config.checkpoint), Path(config.output)
-    here = ["device=cpu", "cuda_graph=false", "policy.precision=float32"]
+    here = ["device=cpu", "policy.precision=float32"]
     train = load_config(run_folder(source), here)
     state = checkpoint.load(source, which=config.which)
     make_writable(path)
     torch.set_num_threads(1)
+    generator = None if config.greedy else torch.Generator().manual_seed(0)
     with (
         closing(make_vector_env(train.env, num_envs=config.num_rows, seed=0)) as env,
         atomic_write(path) as unchecked,
@@ -274,15 +266,16 @@ def run(config: ExportConfig) -> None:
         load_weights(policy, state, where=config.checkpoint)
         if config.weights == "bfloat16":
             policy = narrowed(policy)
-        shapes = observation_shapes(env.single_observation_space, policy)
-        export_policy(policy, shapes, unchecked, num_rows=config.num_rows, greedy=config.greedy)
-        actor = Actor(env, policy, shapes=shapes)
-        compared = compare(policy, ExportedPolicy(unchecked), actor, config)
+        actor = Actor(env, policy, generator=generator)
+        export_policy(
+            policy, actor.shapes, unchecked, num_rows=config.num_rows, greedy=config.greedy
+        )
+        compared = compare(actor, ExportedPolicy(unchecked), num_steps=config.check_steps)
     say(f"{path}: {path.stat().st_size / 1e6:.1f} MB; {compared}")
 
 
-def compare(policy: Policy, exported: ExportedPolicy, actor: Actor, config: ExportConfig) -> str:
-    """Let both act side by side in the actor's environments; how they differ and what they take.
+def compare(actor: Actor, exported: ExportedPolicy, *, num_steps: int) -> str:
+    """Step the policy and the file in the same environments; how they differ and what they take.
 
     Both draw the same noise, from generators of the same seed.
 
@@ -290,41 +283,41 @@ def compare(policy: Policy, exported: ExportedPolicy, actor: Actor, config: Expo
         RuntimeError: their actions or values differ by more than rounding.
     """
     actor.reset(seed=None)
-    memory = begin(policy, config.num_rows)
-    generator = None if config.greedy else torch.Generator().manual_seed(0)
+    actor.cache = prefill(actor.policy, actor.env.num_envs)
     pairs, times = [], []
-    for _ in range(config.check_steps):
+    for _ in range(num_steps):
         inputs = actor.inputs()
-        begun = time.perf_counter()
-        decision = policy.act(inputs, memory, generator)
-        then = time.perf_counter()
+        begin = time.perf_counter()
         exported.reset(inputs.is_first.nonzero()[:, 0].tolist())
         action = exported.act(inputs.observation, reward=inputs.previous_reward)
-        times.append((then - begun, time.perf_counter() - then))
-        theirs = policy.action_head.to_env(decision.action)
-        pairs.append((exported.value.numpy(), decision.value.numpy(), action, theirs))
-        actor.step(decision.action)
+        middle = time.perf_counter()
+        actor.env_seconds = 0.0
+        transition, _ = actor.step()
+        times.append((time.perf_counter() - middle - actor.env_seconds, middle - begin))
+        decision = transition.decision
+        expected_action = actor.policy.action_head.to_env(decision.action)
+        pairs.append((exported.value.numpy(), decision.value.numpy(), action, expected_action))
     values, expected, actions, taken = (np.stack(column) for column in zip(*pairs, strict=True))
-    difference = _difference(values, expected)
-    if not max(difference, _difference(actions, taken)) <= MAX_DIFFERENCE:
+    difference, action_difference = _difference(values, expected), _difference(actions, taken)
+    if not max(difference, action_difference) <= MAX_DIFFERENCE:
         raise RuntimeError(
-            f"the file computes something else than the policy: in {config.check_steps} steps its "
+            f"the exported file does not compute what the policy does: in {num_steps} steps its "
             f"values differ by up to {difference:.1e} of the largest, its actions by "
-            f"{_difference(actions, taken):.1e}; torch {torch.__version__} compiles it wrongly, "
-            "try another torch"
+            f"{action_difference:.1e}; torch {torch.__version__} compiles it wrongly, use another "
+            "torch"
         )
     plain, file = (1000 * statistics.median(each) for each in zip(*times, strict=True))
+    rows = actor.env.num_envs
     return (
-        f"a step of {config.num_rows} row(s) takes {file:.2f} ms on one thread, and {plain:.2f} "
-        f"without it; in {config.check_steps} steps the values differ by at most "
-        f"{difference:.1e} of the largest"
+        f"a step of {rows} row(s) takes {file:.2f} ms on one thread, and {plain:.2f} ms without "
+        f"it; in {num_steps} steps the values differ by at most {difference:.1e} of the largest"
     )
 
 
-def _difference(found: NDArray[Any], expected: NDArray[Any]) -> float:
-    """The largest, as a part of the largest number expected."""
-    found, expected = found.astype(np.float64), expected.astype(np.float64)
-    return float(np.abs(found - expected).max() / (np.abs(expected).max() + 1e-6))
+def _difference(values: NDArray[Any], expected: NDArray[Any]) -> float:
+    """The largest difference, relative to the largest expected number."""
+    values, expected = values.astype(np.float64), expected.astype(np.float64)
+    return float(np.abs(values - expected).max() / (np.abs(expected).max() + 1e-6))
 
 
 def usage() -> str:

@@ -6,7 +6,8 @@
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import closing, nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from torch.profiler import record_function
 
-from mtxl_rl.agents.collector import Actor, Collector
+from mtxl_rl.agents.collector import Actor, Collector, Episode
 from mtxl_rl.agents.ppo import PPO, NonFiniteLossError
+from mtxl_rl.agents.world import World, concatenate_rows, select_rows
 from mtxl_rl.build import build_policy, bytes_table, predicted_bytes, rollout_shape
 from mtxl_rl.config import (
     GROUPS,
@@ -35,15 +38,20 @@ from mtxl_rl.config import (
     unread_options,
     values,
 )
-from mtxl_rl.envs.groups import EnvGroups
-from mtxl_rl.envs.registry import stream_seed
-from mtxl_rl.runtime.profiler import RunProfile
+from mtxl_rl.envs.registry import make_vector_env, stream_seed
+from mtxl_rl.envs.wrappers.episode_statistics import EpisodeStatistics
+from mtxl_rl.runtime.compile import check_gradients, compile_policy
+from mtxl_rl.runtime.distributed import joined_world, local_device
+from mtxl_rl.runtime.profiler import IterationProfiler
 from mtxl_rl.torso import save_torso
 from mtxl_rl.tracking import checkpoint
 from mtxl_rl.tracking.cli import console, one_sentence_errors, say, stop_requests
 from mtxl_rl.tracking.files import run_lock
-from mtxl_rl.tracking.metrics import METRICS_FILE, MetricsLogger
+from mtxl_rl.tracking.metrics import METRICS_FILE, EpisodeWindow, MetricsLogger
 from mtxl_rl.tracking.progress import Progress
+
+PROFILED_ITERATION = 3
+"""The iteration that profile=true profiles: the first ones compile and warm up."""
 
 _NAMED = (*(f"{group}=" for group in GROUPS), "env.name=")
 """How the options begin that choose a task or a torso."""
@@ -52,67 +60,110 @@ _NAMED = (*(f"{group}=" for group in GROUPS), "env.name=")
 class Run:
     """The parts of a training run, and how they are saved and restored."""
 
-    def __init__(self, config: TrainConfig, env: EnvGroups) -> None:
+    def __init__(
+        self, config: TrainConfig, env: EpisodeStatistics, *, world: World | None = None
+    ) -> None:
         torch.manual_seed(config.seed)
-        torch.set_num_threads(1)
-        # Convolutions of float32 are TF32 on a GPU otherwise, and acting differs from learning.
+        torch.set_num_threads(config.num_threads)
+        # Otherwise float32 convolutions are TF32 on a GPU, and acting differs from learning.
         torch.backends.cudnn.allow_tf32 = False
-        device = config.torch_device()
+        device = local_device(config.torch_device())
         self.config = config
         self.env = env
+        self.world = world or World()
         self.policy = build_policy(config, env).to(device)
         if config.compile:
-            self.policy.compile_acting()
-            self.policy.compile_learning()
-        if config.cuda_graph:
-            self.policy.replay_acting()
-        self.agent = PPO(self.policy, config.ppo, num_threads=config.num_threads)
-        if config.cuda_graph:
-            self.agent.replay_learning()
-        shape = rollout_shape(config, env.single_observation_space, self.policy)
-        generator = torch.Generator(device).manual_seed(config.seed)
-        actors = [Actor(group, self.policy, shapes=shape.observation) for group in env.groups]
-        self.collector = Collector(actors, shape=shape, generator=generator)
-        self.profile = RunProfile(self.collector, self.agent) if config.profile else None
-        held, predicted = self.collector.rollout.nbytes_by_part(), shape.bytes_by_part()
-        assert held == predicted, (held, predicted)
+            compile_policy(self.policy)
+        self.agent = PPO(self.policy, config.ppo, world=self.world)
+        self.generator = torch.Generator(device).manual_seed(config.seed)
+        self.actor = Actor(env, self.policy, generator=self.generator, world=self.world)
+        shape = rollout_shape(config, self.actor.shapes, self.policy, num_envs=env.num_envs)
+        self.collector = Collector(self.actor, shape=shape)
+        self.episodes = EpisodeWindow(size=100)
+        self.profiler = IterationProfiler(self.collector, self.agent)
+        stored, predicted = self.collector.rollout.nbytes_by_part(), shape.bytes_by_part()
+        assert stored == predicted, (stored, predicted)
         self.step = 0
+        self.num_iterations = 0
 
     def iterate(self) -> dict[str, float]:
         """One rollout and what is learned from it."""
-        begun = time.perf_counter()
-        rollout, times = self.collector.collect()
+        self.num_iterations += 1
+        if self.config.profile and self.num_iterations == PROFILED_ITERATION:
+            with self.profiler.profile(num_steps=self.config.steps_per_iteration):
+                return self._iterate()
+        return self._iterate()
+
+    def _iterate(self) -> dict[str, float]:
+        begin = time.perf_counter()
+        with record_function("acting"):
+            rollout, episodes = self.collector.collect()
         collected = time.perf_counter()
-        metrics = self.agent.update(rollout, progress=self.step / self.config.total_steps)
+        if self.config.compile and self.num_iterations == 1:
+            check_gradients(self.agent, rollout)
+        with record_function("learning"):
+            metrics = self.agent.update(rollout, progress=self.step / self.config.total_steps)
         self.step += self.config.steps_per_iteration
-        done = time.perf_counter()
-        steps, learning = self.config.steps_per_iteration, done - collected
-        samples = steps * metrics["ppo/epochs"]
-        if self.profile is not None:
-            self.profile.count(num_steps=steps, num_samples=samples)
+        self._count(episodes)
+        return self.episodes.means() | metrics | self._speed(begin, collected, metrics)
+
+    def _speed(
+        self, begin: float, collected: float, metrics: Mapping[str, float]
+    ) -> dict[str, float]:
+        """Seconds of each part of an iteration, and steps per second."""
+        now, steps = time.perf_counter(), self.config.steps_per_iteration
+        env_seconds, self.actor.env_seconds = self.actor.env_seconds, 0.0
+        act_seconds, learn_seconds = collected - begin - env_seconds, now - collected
         return {
-            **self.collector.episodes.means(),
-            **metrics,
-            **times,
-            "time/learn_seconds": learning,
-            "time/env_steps_per_second": steps / (done - begun),
-            "speed/env_steps_per_second": steps / times["time/env_seconds"],
-            "speed/act_steps_per_second": steps / times["time/act_seconds"],
-            "speed/learn_samples_per_second": samples / learning,
+            "time/env_seconds": env_seconds,
+            "time/act_seconds": act_seconds,
+            "time/learn_seconds": learn_seconds,
+            "time/env_steps_per_second": steps / (now - begin),
+            "speed/env_steps_per_second": steps / env_seconds,
+            "speed/act_steps_per_second": steps / act_seconds,
+            "speed/learn_samples_per_second": steps * metrics["ppo/epochs"] / learn_seconds,
         }
 
-    def save(self, run_dir: Path) -> Path:
-        """Write a checkpoint of everything that the next iteration depends on."""
-        # Of a few episodes a mean may be the best of all for ever.
-        episodes = self.collector.episodes
-        score = episodes.means().get("episode/return") if episodes.is_full else None
+    def _count(self, episodes: Sequence[Episode]) -> None:
+        """Count the episodes that ended in all processes, in the order of their environments."""
+        everywhere = [episode for part in self.world.gather(episodes) for episode in part]
+        for episode in sorted(everywhere, key=lambda episode: episode.env):
+            self.episodes.add(
+                episode_return=episode.episode_return,
+                episode_length=episode.length,
+                episode_success=episode.success,
+            )
+
+    def save(self, run_dir: Path) -> Path | None:
+        """Write a checkpoint of everything that the next iteration depends on, on rank 0.
+
+        Raises:
+            RuntimeError: the processes' weights differ.
+        """
+        weights = torch.cat([weight.detach().flatten() for weight in self.policy.parameters()])
+        self.world.check_equal(hash(weights.double().sum().item()), name="the weights' sum")
+        rows = {"collector": self.collector.state_dict(), "env": None}
+        if self.env.supports_state:
+            rows["env"] = _plain(self.env.get_state())
+        rows = concatenate_rows(self.world.gather(rows))
+        if self.world.rank > 0:
+            return None
+        # A mean over few episodes can be lucky, and would then never be beaten.
+        score = self.episodes.means().get("episode/return") if self.episodes.is_full else None
         state: checkpoint.TrainingState = {
             "step": self.step,
             "agent": self.agent.state_dict(),
-            "collector": self.collector.state_dict(),
-            "env": _plain(self.env.get_state()) if self.env.supports_state else None,
+            "generator": self.generator.get_state(),
+            "episodes": self.episodes.state_dict(),
+            "collector": rows["collector"],
+            "env": rows["env"],
         }
         return checkpoint.save(run_dir, state, score=score, keep_last=self.config.keep_checkpoints)
+
+    def agree(self, *flags: bool) -> list[bool]:
+        """Each flag as set in any process."""
+        marks = torch.tensor(flags, dtype=torch.float32, device=self.agent.device)
+        return [bool(mark) for mark in self.world.max(marks)]
 
     def start(self, *, seed: int | None) -> None:
         """Begin an episode in every environment; see `Actor.reset`."""
@@ -123,29 +174,32 @@ class Run:
                 "them over their episodes (stagger_steps=0: none)"
             )
         self.collector.reset(seed=seed, stagger_steps=steps)
-        if self.profile is not None:
-            self.profile.profile.resume()
 
     def restore(self, state: checkpoint.TrainingState) -> None:
-        """Go on from a checkpoint; environments that cannot be saved start new episodes."""
+        """Continue from a checkpoint; environments that cannot be saved start new episodes."""
         try:
             self.agent.load_state_dict(state["agent"])
             self.step = state["step"]
+            self.generator.set_state(state["generator"].cpu())
+            self.episodes.load_state_dict(state["episodes"])
             if state["env"] is None:
                 say(
-                    "These environments cannot be saved: they start new episodes, and the "
-                    "memories are emptied. Weights, optimiser and schedules go on."
+                    "These environments cannot be saved: they start new episodes, with empty "
+                    "memories. Weights, optimiser and schedules continue."
                 )
-                self.collector.generator.set_state(state["collector"]["generator"])
-                self.collector.episodes.load_state_dict(state["collector"]["episodes"])
             else:
-                self.collector.load_state_dict(state["collector"])
-                self.env.set_state(_arrays(state["env"]))
+                rows = self.world.rows(self.env.num_envs)
+                self.collector.load_state_dict(
+                    select_rows(state["collector"], rows, num_rows=self.config.num_envs)
+                )
+                env_state = select_rows(state["env"], rows, num_rows=self.config.num_envs)
+                self.env.reset()
+                self.env.set_state(_arrays(env_state))
         except (KeyError, RuntimeError) as error:
             raise ValueError(
                 f"the checkpoint does not fit this configuration ({_detail(error)}); resume with "
-                "the options it was trained with: num_envs, env.* and what policy.* adds weights "
-                "for cannot change in a run that goes on"
+                "the options it was trained with: num_envs, env.* and those of policy.* that add "
+                "weights cannot change when resuming"
             ) from error
         if state["env"] is None:
             self.start(seed=stream_seed(self.config.seed, self.step))
@@ -164,46 +218,60 @@ def run(config: TrainConfig) -> Path:
 
 def _run(config: TrainConfig) -> tuple[Path, bool]:
     """What `run` does; its folder, and whether it was asked to stop."""
-    config.check_device()
-    num_envs, num_groups = (1, 1) if config.dry_run else (config.num_envs, config.env_groups)
-    seed = stream_seed(config.seed, 0)
-    env = EnvGroups(config.env, num_envs=num_envs, num_groups=num_groups, seed=seed)
-    try:
-        if config.dry_run:
+    device = local_device(config.torch_device())
+    if config.dry_run:
+        with closing(make_vector_env(config.env, num_envs=1, seed=0)) as env:
             console.print(bytes_table(predicted_bytes(config, env)), highlight=False)
-            return Path(), False
-        run_dir = Path(config.run_dir or _new_run_dir(config))
-        with run_lock(run_dir):
-            this = _begin(config, env, run_dir)
-            was_stopped = _loop(this, run_dir)
-            if not (run_dir / "config.yaml").exists():  # Nothing was left, in another folder.
-                save_config(config, run_dir / "config.yaml")
-            save_torso(this.policy.torso, run_dir / "policy.safetensors", within=this.policy)
+        return Path(), False
+    with joined_world(device) as world:
+        console.quiet = world.rank > 0
+        config.check_processes(world.size)
+        num_envs, seed = config.num_envs // world.size, stream_seed(config.seed, 0)
+        first_env = world.rows(num_envs).start
+        with closing(
+            make_vector_env(config.env, num_envs=num_envs, seed=seed, first_env=first_env)
+        ) as env:
+            run_dir = _shared_run_dir(config, world)
+            with run_lock(run_dir) if world.rank == 0 else nullcontext():
+                run = _begin(config, env, run_dir, world)
+                was_stopped = _loop(run, run_dir)
+                if world.rank == 0:
+                    if not (run_dir / "config.yaml").exists():  # Resumed with no steps left.
+                        save_config(config, run_dir / "config.yaml")
+                    path = run_dir / "policy.safetensors"
+                    save_torso(run.policy.torso, path, within=run.policy)
         return run_dir, was_stopped
-    finally:
-        env.close()
 
 
-def _begin(config: TrainConfig, env: EnvGroups, run_dir: Path) -> Run:
-    """The parts of a run, new or as their checkpoint was; a new one leaves its config."""
-    state = _load(config, run_dir) if config.resume else None
-    if state is None and (run_dir / "config.yaml").exists():
-        go_on = f"go on with resume={run_dir}"
+def _shared_run_dir(config: TrainConfig, world: World) -> Path:
+    """The run's folder, which rank 0 chooses where the options do not."""
+    name = ""
+    if world.rank == 0:
+        name = config.run_dir or str(_new_run_dir(config))
+    return Path(world.gather(name)[0])
+
+
+def _begin(config: TrainConfig, env: EpisodeStatistics, run_dir: Path, world: World) -> Run:
+    """A new run, which leaves its config, or one restored from its checkpoint."""
+    state = _load(config, run_dir, world) if config.resume else None
+    if state is None and world.rank == 0 and (run_dir / "config.yaml").exists():
+        remedy = f"continue with resume={run_dir}"
         if checkpoint.latest(run_dir) is None:
-            go_on = "it was stopped before its first checkpoint: delete it"
+            remedy = "it was stopped before its first checkpoint: delete it"
         raise ValueError(
-            f"run_dir={run_dir} already holds a run; {go_on}, or choose another run_dir"
+            f"run_dir={run_dir} already holds a run; {remedy}, or choose another run_dir"
         )
-    this = Run(config, env)
+    run = Run(config, env, world=world)
     if state is not None:
-        this.restore(state)
+        run.restore(state)
     else:
-        this.start(seed=None)
-        save_config(config, run_dir / "config.yaml")
-    return this
+        run.start(seed=None)
+        if world.rank == 0:
+            save_config(config, run_dir / "config.yaml")
+    return run
 
 
-def _load(config: TrainConfig, run_dir: Path) -> checkpoint.TrainingState:
+def _load(config: TrainConfig, run_dir: Path, world: World) -> checkpoint.TrainingState:
     """The state to go on from; a run that goes on in another folder takes its metrics along."""
     source = Path(config.resume)
     state = checkpoint.load(source)
@@ -217,6 +285,8 @@ def _load(config: TrainConfig, run_dir: Path) -> checkpoint.TrainingState:
                 "give total_steps= above that"
             )
         say(f"{done}: nothing is left to train; total_steps= above that goes on")
+    if world.rank > 0:
+        return state
     if run_dir.resolve() != old.resolve():
         if (run_dir / "config.yaml").exists():
             raise ValueError(f"run_dir={run_dir} already holds a run; choose another run_dir")
@@ -238,49 +308,70 @@ def _changed(config: TrainConfig, saved: TrainConfig) -> list[str]:
     return [key for key in mine if key not in own and mine[key] != theirs.get(key)]
 
 
-def _loop(this: Run, run_dir: Path) -> bool:
-    """Iterations, metrics and checkpoints; whether it was asked to stop."""
-    config = this.config
-    saved = time.monotonic()
-    say(
-        f"{run_dir}: {config.torch_device()}, {config.num_envs} environments, "
-        f"{sum(p.numel() for p in this.policy.parameters()):,} weights"
-        + ("; compiling first, for a minute or two if it is new" if config.compile else "")
-    )
+def _loop(run: Run, run_dir: Path) -> bool:
+    """Iterations, metrics and checkpoints; whether the run was asked to stop."""
+    config, world = run.config, run.world
+    is_main = world.rank == 0
+    say(_description(run, run_dir))
     with (
-        MetricsLogger(run_dir) as logger,
+        MetricsLogger(run_dir) if is_main else nullcontext() as logger,
         stop_requests() as stop,
         Progress(
             config.total_steps,
             console=console,
-            initial_step=this.step,
-        ) as progress,
+            initial_step=run.step,
+        )
+        if is_main
+        else nullcontext() as progress,
     ):
-        logger.truncate_after(this.step)
-        is_config_due = bool(config.resume)
-        while this.step < config.total_steps and not stop:
-            try:
-                metrics = this.iterate()
-            except NonFiniteLossError as error:
-                kept = checkpoint.latest(run_dir)
-                where = f"the last checkpoint is {kept}" if kept else "there is no checkpoint yet"
-                raise NonFiniteLossError(f"at step {this.step}: {error}; {where}") from error
-            if is_config_due:  # Only now is it known that what the run was given fits it.
+        if logger is not None:
+            logger.truncate_after(run.step)
+        saved, is_config_due = time.monotonic(), bool(config.resume)
+        is_stopping = False
+        while run.step < config.total_steps and not is_stopping:
+            metrics = _iterate(run, run_dir)
+            if is_config_due and is_main:  # Only now is it certain that the options fit the run.
                 save_config(config, run_dir / "config.yaml")
                 is_config_due = False
-            logger.log(metrics, step=this.step)
-            progress.update(this.step, metrics)
-            if time.monotonic() - saved >= config.checkpoint_seconds:
-                this.save(run_dir)
+            if logger is not None and progress is not None:
+                logger.log(metrics, step=run.step)
+                progress.update(run.step, metrics)
+            is_due = time.monotonic() - saved >= config.checkpoint_seconds
+            # Every process takes the same decisions: rank 0's clock, and any process's signal.
+            is_due, is_stopping = run.agree(is_due and is_main, bool(stop))
+            if is_due:
+                run.save(run_dir)
                 saved = time.monotonic()
-        last = this.save(run_dir)
-    verb = "stopped at" if this.step < config.total_steps else "finished after"
-    say(f"{verb} {this.step:,} steps; saved {last}")
-    if this.profile is not None:
-        say(this.profile.report())
-    if this.step < config.total_steps:
-        say(f"go on with: python -m mtxl_rl.train resume={run_dir}")
-    return bool(stop)
+        last = run.save(run_dir)
+    verb = "stopped at" if run.step < config.total_steps else "finished after"
+    say(f"{verb} {run.step:,} steps; saved {last}")
+    if run.profiler.report:
+        say(run.profiler.report)
+    if run.step < config.total_steps:
+        say(f"continue with: python -m mtxl_rl.train resume={run_dir}")
+    return is_stopping
+
+
+def _iterate(run: Run, run_dir: Path) -> dict[str, float]:
+    """One iteration; a loss that is not finite names the last checkpoint."""
+    try:
+        return run.iterate()
+    except NonFiniteLossError as error:
+        newest = checkpoint.latest(run_dir)
+        where = f"the last checkpoint is {newest}" if newest else "there is no checkpoint yet"
+        raise NonFiniteLossError(f"at step {run.step}: {error}; {where}") from error
+
+
+def _description(run: Run, run_dir: Path) -> str:
+    config, world = run.config, run.world
+    processes = ""
+    if world.size > 1:
+        processes = f" in {world.size} processes of {run.env.num_envs}"
+    return (
+        f"{run_dir}: {config.torch_device()}, {config.num_envs} environments{processes}, "
+        f"{sum(p.numel() for p in run.policy.parameters()):,} parameters"
+        + ("; compiling first, for a minute or two if it is new" if config.compile else "")
+    )
 
 
 def _new_run_dir(config: TrainConfig) -> Path:

@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from mtxl_rl.agents.collector import Actor, observation_shapes
-from mtxl_rl.agents.encoders import EPISODE_STEP
-from mtxl_rl.agents.policy import Policy, PolicyConfig, PolicyInputs
+from mtxl_rl.agents.collector import Actor
+from mtxl_rl.agents.policy import Policy, PolicyConfig
+from mtxl_rl.agents.transition import EPISODE_STEP, PolicyInputs, observation_shapes
 from mtxl_rl.export import (
-    ClockedStep,
     ExportConfig,
+    ExportedStep,
     NarrowLinear,
-    begin,
     compare,
     export_policy,
     main,
     narrowed,
+    prefill,
 )
 from mtxl_rl.runtime.exported_policy import ExportedPolicy
 from mtxl_rl.torso import MemoryTransformer, TorsoConfig
@@ -35,7 +35,7 @@ TORSOS = {
     "gtrxl": {**SIZES, "long_term": "none"},
     "gru": {"kind": "gru", "width": 16},
     "lstm": {"kind": "lstm", "width": 16},
-    "none": {"kind": "none", "width": 16},
+    "mlp": {"kind": "mlp", "width": 16},
 }
 
 
@@ -51,36 +51,30 @@ def policy_of(torso: dict[str, object], **config: bool) -> Policy:
 
 @pytest.mark.parametrize("is_narrow", [False, True])
 @pytest.mark.parametrize("name", TORSOS)
-def test_a_step_with_its_clocks_inside_equals_acting(name: str, *, is_narrow: bool) -> None:
+def test_an_exported_step_equals_acting(name: str, *, is_narrow: bool) -> None:
     policy = policy_of(TORSOS[name], episode_step=name == "delta")
     if is_narrow:
         policy = narrowed(policy)
-    shapes = observation_shapes(SPACES[0], policy)
-    step = ClockedStep(policy, shapes, 3)
-    assert (EPISODE_STEP in step.memories) == (name == "delta")
-    memory = begin(policy, 3)
+    shapes = observation_shapes(SPACES[0], episode_step=name == "delta")
+    step = ExportedStep(policy, shapes, 3)
+    assert (EPISODE_STEP in step.state) == (name == "delta")
+    cache = prefill(policy, 3)
     action, number = torch.zeros(3, 2, dtype=torch.long), torch.zeros(3, dtype=torch.long)
-    windows = [
-        field for name, field in step.memories.items() if name.startswith(("keys", "values"))
-    ]
-    assert {field.dtype for field in windows} <= {torch.bfloat16 if is_narrow else torch.float32}
-    # Without a clone, what a file is given: the same tensors at each step, changed in place.
-    memories = list(step.memories.values())
+    rings = [field for name, field in step.state.items() if name.startswith(("keys", "values"))]
+    assert {ring.dtype for ring in rings} <= {torch.bfloat16 if is_narrow else torch.float32}
+    # Not cloned: a file gets the same tensors at each step, which it changes in place.
+    state = list(step.state.values())
     for t in range(40):  # Several windows and segments, and episodes that start inside them.
-        seen, reward = torch.randn(3, 3), torch.randn(3)
+        observation, reward = torch.randn(3, 3), torch.randn(3)
         is_first = torch.rand(3) < (0.1 if t else 1.0)
         noise = policy.action_head.noise(3, torch.Generator().manual_seed(t))
         number = torch.where(is_first, 0, number)
-        leaves = {"obs": seen} | ({EPISODE_STEP: number} if EPISODE_STEP in shapes else {})
-        decision = policy.act(
-            PolicyInputs(leaves, action, reward, is_first),
-            memory,
-            torch.Generator().manual_seed(t),
-        )
+        leaves = {"obs": observation} | ({EPISODE_STEP: number} if EPISODE_STEP in shapes else {})
+        decision = policy.act(PolicyInputs(leaves, action, reward, is_first), cache, noise)
         with torch.no_grad():
-            theirs, value = step([seen], reward, is_first, noise, memories)
+            env_action, value = step([observation], reward, is_first, noise, state)
         assert torch.equal(value, decision.value)
-        assert np.array_equal(theirs.numpy(), policy.action_head.to_env(decision.action))
+        assert np.array_equal(env_action.numpy(), policy.action_head.to_env(decision.action))
         action, number = decision.action, number + 1
 
 
@@ -103,12 +97,10 @@ def test_narrow_weights_are_rounded_and_nothing_else() -> None:
     torch.testing.assert_close(found, expected)
     assert not torch.equal(expected, policy.torso(x, policy.torso.initial_state(2), first)[0])
     # Stepping, its window is rounded, too: off by bfloat16's rounding of keys and values.
-    memory = begin(twin, 2)
-    with torch.no_grad():
-        steps = torch.stack(
-            [twin.torso.decode_step(x[:, t], memory, first[:, t]) for t in range(10)], 1
-        )
-    assert 1e-6 < (steps - found).abs().max() / found.abs().max() < 0.02
+    cache = prefill(twin, 2)
+    assert {ring.dtype for ring in (*cache.keys, *cache.values)} == {torch.bfloat16}
+    steps = [twin.torso.decode_step(x[:, t], cache, first[:, t]) for t in range(10)]
+    assert (torch.stack(steps, 1) - found).abs().max() / found.abs().max() < 0.02
 
 
 @pytest.mark.parametrize(
@@ -127,7 +119,7 @@ def test_wrong_options_are_told(given: dict[str, object], told: str) -> None:
 
 def test_a_memory_that_is_written_from_whole_segments_is_refused(tmp_path: Path) -> None:
     policy = policy_of({**SIZES, "long_term": "slots"})
-    shapes = observation_shapes(SPACES[0], policy)
+    shapes = observation_shapes(SPACES[0], episode_step=False)
     with pytest.raises(ValueError, match=r"long_term=slots cannot be exported.*delta, linear"):
         export_policy(policy, shapes, tmp_path / "policy.pt2")
 
@@ -138,7 +130,7 @@ def test_what_is_no_exported_file_is_told(
     with pytest.raises(FileNotFoundError, match="there is no file"):
         ExportedPolicy(tmp_path / "policy.pt2")
     (tmp_path / "policy.pt2").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match=r"is no file that mtxl_rl\.export wrote"):
+    with pytest.raises(ValueError, match=r"is not a file that mtxl_rl\.export wrote"):
         ExportedPolicy(tmp_path / "policy.pt2")
     with pytest.raises(SystemExit):
         main([f"checkpoint={tmp_path}"])
@@ -175,13 +167,13 @@ def test_a_file_that_takes_other_actions_is_refused(*, is_right: bool) -> None:
         torso=TorsoConfig(**SIZES),  # type: ignore[arg-type]
         policy=PolicyConfig(),
     ).eval()
-    actor = Actor(envs, policy, shapes=observation_shapes(envs.single_observation_space, policy))
+    actor = Actor(envs, policy, generator=torch.Generator().manual_seed(0))
 
     class File(ExportedPolicy):
         """Has the right values; and the right actions, or the others."""
 
         def __init__(self) -> None:  # without a file
-            self.memory = begin(policy, 1)
+            self.cache = prefill(policy, 1)
             self.generator = torch.Generator().manual_seed(0)
             self.action = torch.zeros(1, 1, dtype=torch.long)
             self.is_first = torch.ones(1, dtype=torch.bool)
@@ -189,20 +181,20 @@ def test_a_file_that_takes_other_actions_is_refused(*, is_right: bool) -> None:
         def reset(self, rows: list[int]) -> None:  # type: ignore[override]
             self.is_first[rows] = True
 
-        def act(self, seen: dict, *, reward: torch.Tensor) -> np.ndarray:  # type: ignore[override]
-            inputs = PolicyInputs(seen, self.action, reward, self.is_first.clone())
+        def act(self, leaves: dict, *, reward: torch.Tensor) -> np.ndarray:  # type: ignore[override]
+            inputs = PolicyInputs(leaves, self.action, reward, self.is_first.clone())
             self.is_first[:] = False
-            decision = policy.act(inputs, self.memory, self.generator)
+            noise = policy.action_head.noise(1, self.generator)
+            decision = policy.act(inputs, self.cache, noise)
             self.action, self.value = decision.action, decision.value
             action = decision.action[:, 0].numpy()
             return action if is_right else 1 - action
 
-    config = ExportConfig(checkpoint="x", check_steps=50)
     if is_right:
-        assert "differ by at most" in compare(policy, File(), actor, config)
+        assert "differ by at most" in compare(actor, File(), num_steps=50)
     else:
         with pytest.raises(RuntimeError, match="its actions by 1"):
-            compare(policy, File(), actor, config)
+            compare(actor, File(), num_steps=50)
 
 
 RUN = """
@@ -243,7 +235,7 @@ again.reset()
 assert step(agent) == step(again)
 for call, told in ((lambda: agent.act({"seen": observation}), "no 'obs'"),
                    (lambda: agent.act(observation[:, :1]), "num_rows="),
-                   (lambda: agent.reset(np.array([True, False])), "need a mark each"),
+                   (lambda: agent.reset(np.array([True, False])), "give a mask"),
                    (lambda: agent.reset([1]), "steps rows 0 .. 0")):
     try:
         call()
@@ -277,8 +269,8 @@ def test_a_run_is_exported_and_its_file_acts(tmp_path: Path, weights: str) -> No
                "torso.window_length=4", "torso.segment_length=4", "ppo.rollout_length=16",
                "ppo.bptt_segments=4", "policy.episode_step=true"]  # fmt: skip
     python("-m", "mtxl_rl.train", *options, f"run_dir={folder}")
-    said = python("-m", "mtxl_rl.export", f"checkpoint={folder}", f"output={path}",
+    message = python("-m", "mtxl_rl.export", f"checkpoint={folder}", f"output={path}",
                   f"weights={weights}", "check_steps=30")  # fmt: skip
-    assert "a step of 1 row(s) takes" in said
+    assert "a step of 1 row(s) takes" in message
     assert [file.name for file in Path(path).parent.iterdir()] == ["policy.pt2"]
     python("-c", RUN, folder, path)

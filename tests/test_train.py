@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mtxl_rl.agents.transition import observation_shapes
 from mtxl_rl.build import build_policy, rollout_shape
 from mtxl_rl.config import (
     choices,
@@ -20,7 +21,6 @@ from mtxl_rl.config import (
     load_config,
     save_config,
 )
-from mtxl_rl.envs.groups import EnvGroups
 from mtxl_rl.envs.registry import make_vector_env, stream_seed
 from mtxl_rl.tracking import checkpoint
 from mtxl_rl.tracking.files import run_lock
@@ -40,14 +40,14 @@ def command(*arguments: str, module: str = "train") -> list[str]:
     return [sys.executable, "-m", f"mtxl_rl.{module}", *arguments]
 
 
-@pytest.mark.parametrize("option", ["env_groups=1", "env_groups=2", "policy.episode_step=true"])
+@pytest.mark.parametrize("option", ["policy.episode_step=false", "policy.episode_step=true"])
 def test_stopping_and_resuming_equals_not_stopping_bit_for_bit(tmp_path: Path, option: str) -> None:
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     total = 8 * 4 * 32
     options = [*TINY, f"total_steps={total}", option]
     run(compose_config([*options, f"run_dir={whole}"]))
     config = compose_config([*options, f"run_dir={halves}"])
-    env = EnvGroups(config.env, num_envs=4, num_groups=config.env_groups, seed=stream_seed(0, 0))
+    env = make_vector_env(config.env, num_envs=4, seed=stream_seed(0, 0))
     first = Run(config, env)
     first.collector.reset(seed=None)
     for _ in range(4):
@@ -264,7 +264,7 @@ def test_a_run_dir_that_is_a_file_is_refused(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_harms_no_weight(tmp_path: Path) -> None:
     config = compose_config([*TINY, f"run_dir={tmp_path / 'run'}"])
-    env = EnvGroups(config.env, num_envs=4, num_groups=config.env_groups, seed=0)
+    env = make_vector_env(config.env, num_envs=4, seed=0)
     this = Run(config, env)
     this.collector.reset(seed=None)
     rollout, _ = this.collector.collect()
@@ -376,7 +376,9 @@ def test_buffer_and_snapshots_of_a_large_window_stay_under_a_third_of_a_gigabyte
     ])  # fmt: skip
     env = make_vector_env(config.env, num_envs=1, seed=0)
     with torch.device("meta"):
-        shape = rollout_shape(config, env.single_observation_space, build_policy(config, env))
+        observation = observation_shapes(env.single_observation_space, episode_step=False)
+        policy = build_policy(config, env)
+        shape = rollout_shape(config, observation, policy, num_envs=config.num_envs)
     env.close()
     assert (shape.width, shape.num_layers) == (256, 3)
     pictures = replace(shape, observation={"obs": ((64, 64, 3), torch.uint8)})
@@ -392,11 +394,10 @@ def test_buffer_and_snapshots_of_a_large_window_stay_under_a_third_of_a_gigabyte
     [
         ["env=TMaze"],
         ["env=TMaze", "compile=true"],
-        ["env=TMaze", "cuda_graph=true", "env_groups=2"],
-        ["env=TMaze", "cuda_graph=true", "torso=slots"],
-        ["env=TMaze", "cuda_graph=true", "compile=true", "profile=true"],
+        ["env=TMaze", "compile=true", "torso=slots"],
+        ["env=TMaze", "compile=true", "profile=true"],
         ["env=MemoryMaze", "num_envs=16"],
-        ["env=MemoryMaze", "num_envs=16", "cuda_graph=true", "compile=true"],
+        ["env=MemoryMaze", "num_envs=16", "compile=true"],
     ],
     ids=" ".join,
 )

@@ -15,8 +15,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 ACTION_MASK = "action_mask"
-EPISODE_STEP = "episode_step"
-"""The leaf that an actor adds to the observation for `policy.episode_step`."""
 IMAGE_ENCODERS = ("cnn", "resnet")
 
 # Any leading axes, D width, C channels.

@@ -1,4 +1,4 @@
-"""Actions: what the policy's features say about them, how to sample and to weigh them.
+"""Action distributions and the value head.
 
 Inside the library a discrete action is an integer tensor [..., components] (one component for
 Discrete), a continuous one a float tensor [..., dimensions] in units where the space is -1 .. 1.
@@ -31,7 +31,7 @@ class CategoricalHead(nn.Module):
         self.output = nn.Linear(width, self.encoded_width)
 
     def forward(self, features: Tensor, mask: Tensor | None) -> Float[Tensor, "*batch n"]:
-        """Log probabilities of every component's choices, side by side."""
+        """Log-probabilities of every component's choices, concatenated."""
         logits = self.output(features).float() if features.dtype != torch.float64 else (
             self.output(features))  # fmt: skip
         if mask is not None:
@@ -39,31 +39,31 @@ class CategoricalHead(nn.Module):
         return torch.cat([part.log_softmax(-1) for part in self._parts(logits)], dim=-1)
 
     def noise(self, num_rows: int, generator: torch.Generator) -> Float[Tensor, "B n"]:
-        """What `sample` makes random: uniform in 0 .. 1."""
+        """Noise for `sample`: uniform in 0 .. 1."""
         shape = (num_rows, self.encoded_width)
         return torch.rand(shape, generator=generator, device=generator.device)
 
     def sample(self, parameters: Tensor, noise: Tensor | None) -> Tensor:
-        """Gumbel-max: the argmax of log probabilities plus Gumbel noise; without it, the likeliest.
+        """Gumbel-max: the argmax of log-probabilities plus Gumbel noise; without noise, the argmax.
 
-        No question to the device, and nothing drawn inside, so that it compiles.
+        No host-device synchronisation and no random numbers inside, so that it compiles.
         """
         if noise is not None:
             parameters = parameters - (-noise.clamp(1e-20, 1 - 1e-7).log()).log()
         return torch.stack([part.argmax(-1) for part in self._parts(parameters)], dim=-1)
 
     def log_prob(self, parameters: Tensor, action: Tensor) -> Tensor:
-        """The sum over components."""
+        """Log-probability of the action: the sum over components."""
         parts = zip(self._parts(parameters), action.split(1, dim=-1), strict=True)
         return torch.cat([part.gather(-1, choice) for part, choice in parts], dim=-1).sum(-1)
 
     def entropy(self, parameters: Tensor) -> Tensor:
-        """The sum over components."""
+        """Entropy: the sum over components."""
         return -(parameters.exp() * parameters).sum(-1)
 
     def encode(self, action: Tensor) -> Tensor:
-        """One-hot, side by side."""
-        # Not torch's one_hot, which looks at the choices first.
+        """One-hot vectors of the components, concatenated."""
+        # torch's one_hot reads the choices first, which synchronises.
         hot = [
             choice == torch.arange(size, device=action.device)
             for choice, size in zip(action.split(1, dim=-1), self.num_choices, strict=True)
@@ -71,12 +71,12 @@ class CategoricalHead(nn.Module):
         return torch.cat(hot, dim=-1).long()
 
     def in_space(self, action: Tensor) -> Tensor:
-        """Integers from the space's start on."""
+        """The action in the environment's action space: integers counted from the space's start."""
         chosen = action + torch.as_tensor(self.start, device=action.device)
         return chosen[..., 0] if self.is_single else chosen
 
     def to_env(self, action: Tensor) -> NDArray[np.generic]:
-        """What the environment takes."""
+        """The action as the environment takes it."""
         array: NDArray[np.generic] = self.in_space(action.cpu()).numpy()
         return array
 
@@ -87,8 +87,8 @@ class CategoricalHead(nn.Module):
 class GaussianHead(nn.Module):
     """Box: a diagonal Gaussian with a learned, state-independent deviation.
 
-    It lives in units where a bounded dimension is -1 .. 1; the environment gets the action scaled
-    to its bounds and clipped to them, the log probability is of the unclipped one.
+    Its units are those in which a bounded dimension is -1 .. 1. The environment gets the action
+    scaled to its bounds and clipped to them; the log-probability is that of the unclipped action.
     """
 
     def __init__(self, space: spaces.Box, width: int) -> None:
@@ -101,65 +101,63 @@ class GaussianHead(nn.Module):
         self.log_std = nn.Parameter(torch.zeros(self.encoded_width))
 
     def forward(self, features: Tensor, mask: Tensor | None) -> Float[Tensor, "*batch n"]:
-        """Means, then log deviations."""
+        """Means and log standard deviations, concatenated."""
         assert mask is None, "a continuous action has no mask"
         mean = self.output(features)
         return torch.cat([mean, self.log_std.expand_as(mean)], dim=-1).to(self.log_std.dtype)
 
     def noise(self, num_rows: int, generator: torch.Generator) -> Float[Tensor, "B n"]:
-        """What `sample` makes random: normal."""
+        """Noise for `sample`: standard normal."""
         shape = (num_rows, self.encoded_width)
         return torch.randn(shape, generator=generator, device=generator.device)
 
     def sample(self, parameters: Tensor, noise: Tensor | None) -> Tensor:
-        """Mean plus deviation times noise; without it, the mean."""
+        """Mean plus standard deviation times noise; without noise, the mean."""
         mean, log_std = parameters.chunk(2, dim=-1)
         return mean if noise is None else mean + log_std.exp() * noise
 
     def log_prob(self, parameters: Tensor, action: Tensor) -> Tensor:
-        """The sum over dimensions."""
+        """Log-probability of the action: the sum over dimensions."""
         mean, log_std = parameters.chunk(2, dim=-1)
         normal = torch.distributions.Normal(mean, log_std.exp(), validate_args=False)
         return normal.log_prob(action).sum(-1)
 
     def entropy(self, parameters: Tensor) -> Tensor:
-        """The sum over dimensions."""
+        """Entropy: the sum over dimensions."""
         mean, log_std = parameters.chunk(2, dim=-1)
         normal = torch.distributions.Normal(mean, log_std.exp(), validate_args=False)
         return normal.entropy().sum(-1)
 
     def encode(self, action: Tensor) -> Tensor:
-        """Itself, clipped to the units' range."""
+        """The action clipped to -1 .. 1."""
         return action.clamp(-1, 1)
 
     def in_space(self, action: Tensor) -> Tensor:
-        """Scaled to the bounds where there are any, and never past them by rounding."""
+        """The action scaled to the space's bounds, if it has any; rounding never exceeds them."""
         low, high = (
             torch.as_tensor(x, device=action.device) for x in (self.space.low, self.space.high)
         )
-        given = action.view(-1, *self.space.shape)
-        span = high - low  # Of huge bounds infinite, too: there is nothing to scale by.
-        scaled = low + (given.clamp(-1, 1) + 1) / 2 * span
-        return torch.where(span.isfinite(), scaled, given).clamp(low, high)
+        shaped = action.view(-1, *self.space.shape)
+        span = high - low  # Infinite for huge bounds too; those are not scaled.
+        scaled = low + (shaped.clamp(-1, 1) + 1) / 2 * span
+        return torch.where(span.isfinite(), scaled, shaped).clamp(low, high)
 
     def to_env(self, action: Tensor) -> NDArray[np.generic]:
-        """What the environment takes."""
+        """The action as the environment takes it."""
         return self.in_space(action.cpu()).numpy().astype(self.space.dtype)
 
 
 class ValueHead(nn.Module):
-    """The value, predicted in units of the returns' own spread (PopArt).
+    """Value estimate in units of the returns' standard deviation (PopArt).
 
-    V = mean + deviation * output(features). `adapt` follows the mean and the deviation of the value
-    targets and rewrites the weights so that no prediction changes (van Hasselt et al. 2016, arXiv
-    1602.07714, eqs. 9 and 10). A loss divided by the deviation then weighs the same in every task,
-    whatever the size of its rewards, beside the policy's loss in a torso that both share. The first
-    targets only set the units: to keep what untrained weights predict would hand their noise, large
-    beside small rewards, to the advantages.
+    V = mean + deviation * output(features). `update_statistics` follows mean and deviation of the
+    value targets and rewrites the weights so that no prediction changes (van Hasselt et al. 2016,
+    arXiv 1602.07714, eqs. 9 and 10). A loss divided by the deviation then weighs the same relative
+    to the policy loss in every task, whatever the size of its rewards; both share the torso.
     """
 
     RATE = 0.1
-    """How far the statistics move to those of new targets: 0.1 per rollout forgets over ten."""
+    """Share of the new targets in the statistics, per rollout."""
     MIN_DEVIATION = 1e-3
 
     def __init__(self, width: int) -> None:
@@ -174,27 +172,30 @@ class ValueHead(nn.Module):
 
     @property
     def deviation(self) -> Float[Tensor, ""]:
-        """The targets' standard deviation; 1 before the first `adapt`."""
+        """Standard deviation of the targets; 1 before the first update."""
         return self.variance.sqrt().clamp(min=self.MIN_DEVIATION)
 
     def forward(self, features: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch"]:
-        """The values, in the rewards' units."""
+        """Value estimates, in the units of the rewards."""
         out = self.output(features)[..., 0]
         full = torch.promote_types(out.dtype, torch.float32)
         return self.mean.to(full) + self.deviation.to(full) * out.to(full)
 
     @torch.no_grad()
-    def adapt(self, targets: Float[Tensor, " n"]) -> None:
-        """Move the statistics towards those of new targets; predictions stay, but at first."""
+    def update_statistics(self, mean: Float[Tensor, ""], variance: Float[Tensor, ""]) -> None:
+        """Move the statistics towards those of new targets, and keep every prediction.
+
+        The first update does change predictions: keeping what untrained weights predict would pass
+        their noise, large relative to small rewards, to the advantages.
+        """
         old_mean, old_deviation = self.mean.clone(), self.deviation.clone()
-        mean, variance = targets.mean(), targets.var(correction=0)
-        # Targets that are not finite stop the run later; the statistics stay as they are.
+        # Targets that are not finite stop the run as a non-finite loss; keep the statistics.
         finite = mean.isfinite() & variance.isfinite()
         mean = torch.where(finite, mean, old_mean)
         variance = torch.where(finite, variance, self.variance)
         is_first = self.num_updates == 0
         rate = torch.where(is_first, 1.0, self.RATE)
-        # Of the mixture of old and new: both variances, and that between the two means.
+        # Variance of the mixture of old and new targets, which includes that between their means.
         between = rate * (1 - rate) * (mean - old_mean).square()
         self.variance.copy_((1 - rate) * self.variance + rate * variance + between)
         self.mean.lerp_(mean.to(self.mean.dtype), rate)
@@ -206,10 +207,10 @@ class ValueHead(nn.Module):
 
 
 def build_head(space: gymnasium.Space[Any], width: int) -> CategoricalHead | GaussianHead:
-    """The head that an action space calls for.
+    """The head of an action space.
 
     Raises:
-        ValueError: the space is none of Discrete, MultiDiscrete (one axis) and float Box.
+        ValueError: the space is not one of Discrete, MultiDiscrete (one axis) and float Box.
     """
     if isinstance(space, spaces.Discrete):
         return CategoricalHead(space, width)

@@ -1,32 +1,26 @@
 """The agent's network: encoder, torso, and the heads for action and value."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from copy import deepcopy
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import gymnasium
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from mtxl_rl.agents.decoders import ObservationDecoder
 from mtxl_rl.agents.encoders import (
     ACTION_MASK,
-    EPISODE_STEP,
     IMAGE_ENCODERS,
     ObservationEncoder,
     StepEncoder,
     observation_leaves,
 )
 from mtxl_rl.agents.heads import ValueHead, build_head
-from mtxl_rl.runtime.compile import compiled
-from mtxl_rl.runtime.cuda_graph import Capture, Replayed, capture
+from mtxl_rl.agents.transition import EPISODE_STEP, Decision, PolicyInputs
 from mtxl_rl.torso import (
     Cache,
-    DecodeCache,
     Diagnostics,
     MemoryState,
     MemoryTransformer,
@@ -35,32 +29,33 @@ from mtxl_rl.torso import (
     build_torso,
     match_parameters,
 )
-from mtxl_rl.torso.layer import Layer
+
+# B rows, T steps, D width.
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(kw_only=True, slots=True)
 class PolicyConfig:
-    """What stands around the torso."""
+    """The policy around the torso."""
 
     image_encoder: str = "cnn"
     """For image observations: cnn (three convolutions) or resnet (IMPALA's)."""
     previous_action: bool = True
-    """Whether the last action is an input; zero at an episode's first step."""
+    """Whether the previous action is an input; zero at an episode's first step."""
     previous_reward: bool = True
-    """Whether the last reward is an input; zero at an episode's first step."""
+    """Whether the previous reward is an input; zero at an episode's first step."""
     episode_step: bool = False
-    """Whether the step's number in its episode is an input: what was seen at a given time can then
-    be asked for by it. Not for tasks that ask for no time (EXPERIMENTS.md), nor for episodes longer
-    than in training, whose numbers are new."""
+    """Whether the step's number in its episode is an input, so that the memory can be queried by
+    time. Leave it off for tasks that do not ask for a time, and for episodes longer than in
+    training."""
     reconstruction_coef: float = 0.0
-    """Weight of the loss of predicting the observation back from the torso's output; 0: none."""
+    """Weight of the loss of reconstructing the observation from the torso's output; 0: none."""
     precision: str = "float32"
     """Arithmetic of the matrix products: float32, or bfloat16 (autocast)."""
 
     def __post_init__(self) -> None:
-        """Check the names."""
+        """Check names and ranges."""
         if self.image_encoder not in IMAGE_ENCODERS:
             raise ValueError(
                 f"policy.image_encoder={self.image_encoder} is unknown; choose one of "
@@ -77,35 +72,20 @@ class PolicyConfig:
             )
 
 
-class PolicyInputs(NamedTuple):
-    """What a policy sees; the leading axes are [B] when acting and [B, T] when learning."""
-
-    observation: Mapping[str, Tensor]
-    """Its leaves; of a policy with `episode_step` that number, too."""
-    previous_action: Tensor
-    previous_reward: Tensor
-    is_first: Bool[Tensor, "*batch"]
-
-
 class PolicyOutputs(NamedTuple):
-    """What a policy says."""
+    """Action-distribution parameters and value estimate."""
 
     action_parameters: Float[Tensor, "*batch n"]
     value: Float[Tensor, "*batch"]
     reconstruction_loss: Float[Tensor, "*batch"] | None = None
-    """Of each step, where gradients are wanted and `policy.reconstruction_coef` is above 0."""
-
-
-class Decision(NamedTuple):
-    """What a policy does at one step."""
-
-    action: Tensor
-    log_prob: Float[Tensor, " B"]
-    value: Float[Tensor, " B"]
+    """Per step; None without gradients or where `policy.reconstruction_coef` is 0."""
 
 
 class Policy(nn.Module):
-    """Encoder + torso + heads.
+    """Encoder, torso and heads.
+
+    `forward` computes T steps for learning, `act` one step for acting; both compute the same
+    function of an episode.
 
     Raises:
         ValueError: no encoder or head covers a space.
@@ -135,22 +115,20 @@ class Policy(nn.Module):
         if policy.episode_step and EPISODE_STEP in observation_leaves(observation_space):
             raise ValueError(
                 f"the observation has a key {EPISODE_STEP!r}, which policy.episode_step=true adds; "
-                "leave that out, or rename the key with a gymnasium.ObservationWrapper"
+                "set policy.episode_step=false, or rename the key with a "
+                "gymnasium.ObservationWrapper"
             )
         self.torso: Torso = build_torso(torso)
         self.value_head = ValueHead(width)
         self.decoder = (
             ObservationDecoder(observation_space, width) if policy.reconstruction_coef else None
         )
-        self._whole_step: _Step | None = None
-        """`_step` as one call: compiled, replayed, or both."""
-        self._replayed: _ReplayedStep | None = None
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Start values that are not torch's own; encoders have theirs, `encoders.init_weights`.
+        """Set the initial weights that differ from torch's; encoders set theirs.
 
-        | weight      | start                     | why                                      |
+        | weight      | initial value             | reason                                   |
         |-------------|---------------------------|------------------------------------------|
         | action head | orthogonal, gain 0.01     | a near-uniform first policy              |
         | value head  | orthogonal, gain 0.01     | values start at the mean return (PopArt) |
@@ -163,151 +141,71 @@ class Policy(nn.Module):
     def forward(
         self, inputs: PolicyInputs, state: MemoryState
     ) -> tuple[PolicyOutputs, MemoryState]:
-        """What the policy says at T steps, and the state after them; inputs are [B, T, ...]."""
+        """Outputs of T steps and the memory after them; the inputs are [B, T, ...]."""
         with self.autocast():
-            features, state = self.torso(self._encode(inputs), state, inputs.is_first)
-            outputs = self._say(features, inputs)
-            if self.decoder is not None and torch.is_grad_enabled():
-                loss = self.decoder.loss(features, inputs.observation)
-                outputs = outputs._replace(reconstruction_loss=loss)
+            with record_function("encoder"):
+                features = self._encode(inputs)
+            with record_function("torso"):
+                features, state = self.torso(features, state, inputs.is_first)
+            with record_function("heads"):
+                outputs = self._heads(features, inputs)
+                if self.decoder is not None and torch.is_grad_enabled():
+                    loss = self.decoder.loss(features, inputs.observation)
+                    outputs = outputs._replace(reconstruction_loss=loss)
             return outputs, state
 
+    @torch.no_grad()
     def inspect(self, inputs: PolicyInputs, state: MemoryState) -> list[Diagnostics]:
-        """What happens in each layer at T steps; see `MemoryTransformer.inspect`.
+        """Diagnostics of each layer at T steps; see `MemoryTransformer.inspect`.
 
         Raises:
-            ValueError: the torso is a baseline, which tells nothing.
+            ValueError: the torso is a baseline, which has no diagnostics.
         """
         if not isinstance(self.torso, MemoryTransformer):
             raise ValueError(
-                f"torso.kind={self.torso.config.kind} tells nothing of its memory; only "
+                f"torso.kind={self.torso.config.kind} has no memory diagnostics; only "
                 "torso.kind=transformer does"
             )
-        with torch.no_grad(), self.autocast():
-            found = self.torso.inspect(self._encode(inputs), state, inputs.is_first)
-        return found.diagnostics
-
-    def begin(self, state: MemoryState, *, timeline: Tensor | None = None) -> Cache:
-        """Prepare to act from `state`; see `MemoryTransformer.prefill`.
-
-        After `replay_acting`, a timeline that was given before gets the memory that it had then,
-        which goes on from `state`: its steps are recorded on the tensors that it holds.
-        """
         with self.autocast():
-            memory = self.torso.prefill(state, timeline=timeline)
-        if self._replayed is None or timeline is None:
-            return memory
-        assert isinstance(memory, DecodeCache), type(memory)  # replay_acting has seen to it
-        return self._replayed.keep(self, memory)
+            inspection = self.torso.inspect(self._encode(inputs), state, inputs.is_first)
+        return inspection.diagnostics
 
     @torch.no_grad()
-    def act(
-        self,
-        inputs: PolicyInputs,
-        memory: Cache,
-        generator: torch.Generator | None = None,
-    ) -> Decision:
-        """One step; inputs are [B, ...] and `memory` moves on in place.
+    def prefill(self, state: MemoryState, *, timeline: Tensor | None = None) -> Cache:
+        """Cache to act with from `state`; see `MemoryTransformer.prefill`."""
+        with self.autocast():
+            return self.torso.prefill(state, timeline=timeline)
+
+    @torch.no_grad()
+    def act(self, inputs: PolicyInputs, cache: Cache, noise: Tensor | None = None) -> Decision:
+        """Act for one step; inputs are [B, ...] and `cache` is updated in place.
 
         Args:
-            inputs: what is seen.
-            memory: what is remembered.
-            generator: draws the actions; None: each is the likeliest, or the mean.
+            inputs: observation, previous action and reward.
+            cache: from `prefill`.
+            noise: from `action_head.noise`; None takes the most probable action, or the mean.
         """
-        noise = None
-        if generator is not None:
-            noise = self.action_head.noise(len(inputs.is_first), generator)
         with self.autocast():
-            if self._whole_step is not None:
-                assert isinstance(memory, DecodeCache), type(memory)
-                return self._whole_step(self, inputs, memory, noise)
-            features = self.torso.decode_step(self._encode(inputs), memory, inputs.is_first)
-            return self._decide(features, inputs, noise)
+            return self.decode_step(inputs, cache, noise)
 
-    def act_at_once(self, inputs: PolicyInputs, memory: Cache, noise: Tensor | None) -> Decision:
-        """`act` as one graph that asks the host nothing; see `MemoryTransformer.decode_step`."""
-        features = self.torso.decode_step(self._encode(inputs), memory, inputs.is_first)
-        return self._decide(features, inputs, noise)
+    def decode_step(self, inputs: PolicyInputs, cache: Cache, noise: Tensor | None) -> Decision:
+        """`act` without its contexts: fixed shapes and no host-device synchronisation.
 
-    def twin(self, dtype: torch.dtype) -> "Policy":
-        """A copy with weights of `dtype`, neither compiled nor replayed; float64 is exact."""
-        step, replayed = self._whole_step, self._replayed
-        self._whole_step = self._replayed = None  # A graph is bound to its tensors.
-        try:
-            twin = deepcopy(self)
-        finally:
-            self._whole_step, self._replayed = step, replayed
-        for module in twin.modules():  # Methods that a profile has replaced call the original.
-            for name in [name for name in vars(module) if callable(getattr(type(module), name, 0))]:
-                delattr(module, name)
-        if dtype == torch.float64:
-            twin.config = replace(self.config, precision="float32")
-        return twin.to(dtype)
-
-    def compile_acting(self) -> None:
-        """Compile `act` from the observation to the action, at its first use.
-
-        Each number of rows and size of a rollout is compiled for itself.
+        The executor may replace it by a compiled function.
         """
-        assert isinstance(self.torso, MemoryTransformer), self.torso.config.kind
-        self._whole_step = compiled(Policy._step, self._device)  # Of the class: a copy runs itself.
+        features = self.torso.decode_step(self._encode(inputs), cache, inputs.is_first)
+        outputs = self._heads(features, inputs)
+        action = self.action_head.sample(outputs.action_parameters, noise)
+        log_prob = self.action_head.log_prob(outputs.action_parameters, action)
+        return Decision(action, log_prob, outputs.value)
 
-    def replay_acting(self, *, capture: Capture = capture) -> None:
-        """Make `act`, compiled or not, a CUDA graph for each timeline that `begin` is given.
-
-        From then on weights may change in place alone, as an optimiser and `load_state_dict` change
-        them: see `Replayed`.
-        """
-        assert isinstance(self.torso, MemoryTransformer), self.torso.config.kind
-        self._replayed = _ReplayedStep(self._whole_step or Policy._step, capture)
-        self._whole_step = self._replayed
-
-    def compile_learning(self) -> None:
-        """Compile the torso's layers, at the first use with gradients."""
-        run = compiled(Layer.forward, self._device, for_learning=True)
-        for layer in self._transformer.layers:
-            layer.forward = partial(_run_layer, run, layer)
-
-    @contextmanager
-    def uncompiled_learning(self) -> Iterator[bool]:
-        """Inside, the layers run without the compiler; yields whether they are compiled outside."""
-        kept = {layer: vars(layer).pop("forward") for layer in self._layers_compiled()}
-        try:
-            yield bool(kept)
-        finally:
-            for layer, forward in kept.items():
-                layer.forward = forward
-
-    def _layers_compiled(self) -> list[nn.Module]:
-        return [
-            module
-            for module in self.torso.modules()
-            if isinstance(module, Layer) and isinstance(vars(module).get("forward"), partial)
-        ]
-
-    @property
-    def acts_at_once(self) -> bool:
-        """Whether a step of `act` is one call, by `compile_acting` or `replay_acting`."""
-        return self._whole_step is not None
-
-    @property
-    def _device(self) -> torch.device:
-        return self.value_head.output.weight.device
-
-    def autocast(self, *, keeps_casts: bool = True) -> torch.autocast:
-        """The precision's context; around a whole rollout it casts weights once, not each step.
-
-        Without `keeps_casts` they are cast again wherever they are read.
-        """
+    def autocast(self) -> torch.autocast:
+        """Context of `policy.precision`; around a whole rollout it casts each weight once."""
         dtype = PRECISIONS[self.config.precision]
-        return torch.autocast(
-            self._device.type,
-            dtype=torch.bfloat16,
-            enabled=dtype == torch.bfloat16,
-            cache_enabled=keeps_casts,
-        )
+        device = self.value_head.output.weight.device
+        return torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
 
-    def _encode(self, inputs: PolicyInputs) -> Tensor:
+    def _encode(self, inputs: PolicyInputs) -> Float[Tensor, "*batch D"]:
         features: Tensor = self.encoder(inputs.observation)
         is_first = inputs.is_first[..., None]
         if self.previous_action is not None:
@@ -317,80 +215,15 @@ class Policy(nn.Module):
             reward = inputs.previous_reward[..., None].masked_fill(is_first, 0)
             features = features + self.previous_reward(reward.to(features.dtype))
         if self.episode_step is not None:
-            # In proportion to what is seen, whatever encoder that has: twice that was learned from
-            # sooner than once, in Autoencode (large embeddings) and in MortarMayhem (a vector).
+            # Scaled to the observation's features: with twice their size, Autoencode (large
+            # embeddings) and MortarMayhem (a vector) were learned sooner than with once.
             size = (features.square().mean(-1, keepdim=True) + 1e-6).sqrt()
             features = features + 2 * size * self.episode_step(inputs.observation[EPISODE_STEP])
         return features
 
-    @property
-    def _transformer(self) -> MemoryTransformer:
-        """The torso, of the kind whose steps have fixed shapes."""
-        assert isinstance(self.torso, MemoryTransformer), self.torso.config.kind
-        return self.torso
-
-    def _step(self, inputs: PolicyInputs, memory: DecodeCache, noise: Tensor | None) -> Decision:
-        """What is compiled and replayed: one graph that serves every step."""
-        return self._decide(
-            self._transformer.decode_step(self._encode(inputs), memory, inputs.is_first),
-            inputs,
-            noise,
-        )
-
-    def _decide(self, features: Tensor, inputs: PolicyInputs, noise: Tensor | None) -> Decision:
-        parameters, value, _ = self._say(features, inputs)
-        action = self.action_head.sample(parameters, noise)
-        return Decision(action, self.action_head.log_prob(parameters, action), value)
-
-    def _say(self, features: Tensor, inputs: PolicyInputs) -> PolicyOutputs:
+    def _heads(self, features: Float[Tensor, "*batch D"], inputs: PolicyInputs) -> PolicyOutputs:
+        """Outputs of the heads, in float32: the cost is negligible, bfloat16 logits inaccurate."""
         mask = inputs.observation.get(ACTION_MASK)
-        # They cost nothing, and large logits rounded to bfloat16 are off by percents.
         with torch.autocast(features.device.type, enabled=False):
             features = features.to(self.value_head.output.weight.dtype)
             return PolicyOutputs(self.action_head(features, mask), self.value_head(features))
-
-
-def _run_layer(run: Callable[..., Any], layer: Any, *inputs: Any) -> Any:  # noqa: ANN401
-    """`Layer.forward`, compiled where gradients are wanted."""
-    return (run if torch.is_grad_enabled() else Layer.forward)(layer, *inputs)
-
-
-_Step = Callable[[Policy, PolicyInputs, DecodeCache, Tensor | None], Decision]
-_Given = tuple[PolicyInputs, Tensor | None]
-
-
-class _ReplayedStep:
-    """A step that is replayed on the memories it keeps, one for each timeline.
-
-    A graph holds the addresses of the memory that it changes. So a rollout that begins on the
-    timeline of one before goes on in that one's memory.
-    """
-
-    def __init__(self, step: _Step, capture: Capture) -> None:
-        self._step, self._capture = step, capture
-        self._kept: list[tuple[DecodeCache, Replayed[_Given, Decision]]] = []
-
-    def keep(self, policy: Policy, memory: DecodeCache) -> DecodeCache:
-        """The memory to act with: what `memory` holds, on the tensors that the graph knows."""
-        for kept, _ in self._kept:
-            if kept.timeline.is_set_to(memory.timeline):
-                theirs = memory.mutable_tensors()
-                for name, tensor in kept.mutable_tensors().items():
-                    tensor.copy_(theirs[name])
-                return kept
-
-        def step(given: _Given) -> Decision:
-            with policy.autocast(keeps_casts=False):
-                return self._step(policy, given[0], memory, given[1])
-
-        self._kept.append((memory, Replayed(step, capture=self._capture)))
-        return memory
-
-    def __call__(
-        self, policy: Policy, inputs: PolicyInputs, memory: DecodeCache, noise: Tensor | None
-    ) -> Decision:
-        """`step`, replayed where the memory was kept."""
-        for kept, replayed in self._kept:
-            if kept is memory:
-                return replayed((inputs, noise))
-        return self._step(policy, inputs, memory, noise)

@@ -1,38 +1,41 @@
 """Proximal policy optimisation over spans of segments (Schulman et al. 2017, arXiv 1707.06347)."""
 
 import math
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.profiler import record_function
 
-from mtxl_rl.agents.policy import PRECISIONS, Policy, PolicyInputs
-from mtxl_rl.agents.returns import explained_variance, gae
-from mtxl_rl.agents.rollout import Rollout, Spans
-from mtxl_rl.runtime.compile import check_gradients
-from mtxl_rl.runtime.cuda_graph import Capture, Replayed, capture
-from mtxl_rl.torso import MemoryState, window_mask
+from mtxl_rl.agents.policy import Policy
+from mtxl_rl.agents.ratio_check import check_ratio
+from mtxl_rl.agents.returns import gae
+from mtxl_rl.agents.rollout import Rollout, Spans, random_minibatches
+from mtxl_rl.agents.world import World, masked_moments
+from mtxl_rl.torso import window_mask
 from mtxl_rl.torso.torso_config import check_at_least
+
+# B environments, T steps, I spans of a minibatch, L steps of a span.
 
 REFRESH = ("never", "epoch")
 
 
 @dataclass(kw_only=True, slots=True)
 class PPOConfig:
-    """PPO's settings."""
+    """Settings of PPO."""
 
     rollout_length: int = 128
     """Steps of each environment per iteration, T; a multiple of bptt_segments x segment_length."""
     bptt_segments: int = 4
-    """Segments of a span: gradients flow through the long-term memory over this many."""
+    """Segments per span: gradients flow through the long-term memory over this many."""
     num_epochs: int = 3
     """Passes over each rollout."""
     num_minibatches: int = 4
-    """Parts of each pass; must divide num_envs x spans per rollout."""
+    """Minibatches of each pass; must divide num_envs x spans per rollout."""
     learning_rate: float = 3e-4
     """Adam's step size at the start."""
     final_learning_rate: float = 0.0
@@ -50,16 +53,18 @@ class PPOConfig:
     value_coef: float = 0.1
     """Weight of the value loss."""
     popart: bool = True
-    """Scale values and their loss by the spread of the returns, which `ValueHead` follows."""
+    """Predict values, and weigh their loss, in units of the returns' deviation (PopArt)."""
     max_grad_norm: float = 0.5
     """Gradients are clipped to this norm."""
     target_kl: float = 0.02
-    """Leave a rollout once a minibatch's approx_kl exceeds 1.5 times this; 0: never."""
+    """Stop learning from a rollout when a minibatch's approx_kl exceeds 1.5 times this; 0: never.
+    Near a deterministic policy, clipping does not bound the KL; this does."""
     memory_refresh: str = "never"
-    """Recompute the stored memories with the new weights: never, or before every later epoch."""
+    """When to recompute the stored memories with the current weights: never, or before every epoch
+    but the first."""
     ratio_bound: float = 0.0
-    """Largest |ratio - 1| allowed before an iteration's first update, unless rounding explains more
-    in this very minibatch; 0: 1e-4, 0.25 in bfloat16."""
+    """Largest |ratio - 1| before an iteration's first update, unless rounding explains a larger one
+    in the same minibatch; 0: 1e-4, or 0.25 in bfloat16."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -84,7 +89,7 @@ class PPOConfig:
 
 
 class NonFiniteLossError(RuntimeError):
-    """A loss or gradient was NaN or infinite; the trainer adds where the last checkpoint is."""
+    """Raised when a loss or gradient is NaN or infinite; the trainer adds the last checkpoint."""
 
 
 def ppo_loss(
@@ -99,15 +104,15 @@ def ppo_loss(
     value_coef: float,
     entropy_coef: Tensor | float,
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    """The clipped surrogate, value and entropy terms, averaged over the valid steps.
+    """Clipped surrogate, value and entropy terms, averaged over the valid steps.
 
     L = -min(rho A, clip(rho, 1 - c, 1 + c) A) + value_coef (V - target)^2 / 2 - entropy_coef H,
     rho = exp(log_prob - stored log_prob); eqs. 7 and 9 of the paper. V and the target are measured
-    in units of `value_deviation`. Of a part of a minibatch, `num_valid` is the minibatch's count of
-    valid steps: then the parts' losses and means add up to the minibatch's.
+    in units of `value_deviation`. In a data-parallel run `num_valid` counts the valid steps of all
+    processes: then the processes' losses and metrics sum to those of the whole minibatch.
     """
     weight = spans.valid / (spans.valid.sum() if num_valid is None else num_valid).clamp(min=1)
-    # Not weighed by zero alone: a step that is not valid may overflow, and zero times inf is NaN.
+    # A weight of zero alone is not enough: an invalid step may overflow, and zero times inf is NaN.
     log_ratio = (log_prob - spans.log_prob).masked_fill(~spans.valid, 0)
     ratio = log_ratio.exp()
     clipped = ratio.clamp(1 - clip_coef, 1 + clip_coef)
@@ -130,125 +135,114 @@ def ppo_loss(
     return loss, {key: metric.detach() for key, metric in metrics.items()}
 
 
-class _Part(NamedTuple):
-    """What is learned at once: a minibatch, or a thread's part of one."""
-
-    spans: Spans
-    num_valid: Tensor
-    """Valid steps of the whole minibatch."""
-    entropy_coef: Tensor
-
-
-class _Learned(NamedTuple):
-    """What one part of a minibatch gives."""
-
-    loss: Tensor
-    metrics: dict[str, Tensor]
-    gradients: tuple[Tensor, ...]
-
-
-_Learn = Callable[[_Part], _Learned]
-
-
 class PPO:
     """The learner: a policy, its optimiser, and one `update` per rollout.
 
-    A minibatch is whole spans. From the memory stored at a span's start, its segments are re-run
-    with gradients flowing through the long-term memory writes; only that start is cut off.
-
-    On a CPU, `num_threads` threads take a part of each minibatch's spans each, every one with
-    torch's operations on one core: where cores are shared, threads inside an operation wait for
-    one another at its end, these only at the minibatch's. Gradients are added in the parts' order.
+    A minibatch consists of whole spans. From the memory stored at a span's start its segments are
+    computed again, with gradients flowing through the writes of the long-term memory; only the
+    memory at the span's start is detached.
     """
 
-    def __init__(self, policy: Policy, config: PPOConfig, *, num_threads: int = 1) -> None:
+    def __init__(self, policy: Policy, config: PPOConfig, *, world: World | None = None) -> None:
         self.policy = policy
         self.config = config
+        self.world = world or World()
         self.parameters = list(policy.parameters())
-        self.num_threads = num_threads
-        self._pool = ThreadPoolExecutor(num_threads - 1) if num_threads > 1 else None
-        self._has_learned = False
-        self._learn_part: _Learn = self._learn
-        # fused: one kernel for all parameters, on the CPU as on a GPU.
+        self.device = self.parameters[0].device
+        # fused: one kernel for all parameters, on a CPU as on a GPU.
         self.optimizer = torch.optim.Adam(
             self.parameters, lr=config.learning_rate, eps=1e-5, fused=True
         )
         self.generator = torch.Generator().manual_seed(torch.initial_seed())
-        bfloat16 = policy.config.precision == "bfloat16"
-        self.ratio_bound = config.ratio_bound or (0.25 if bfloat16 else 1e-4)
-        self.device = self.parameters[0].device
-
-    def replay_learning(self, *, capture: Capture = capture) -> None:
-        """Make a minibatch's loss and gradients a CUDA graph; see `Replayed`.
-
-        What asks the host stays beside it: whether the policy has moved too far, and the
-        optimiser's step.
-        """
-        assert self.num_threads == 1, self.num_threads
-        # Gradients and metrics are added to others' or to new ones before the next minibatch.
-        self._learn_part = Replayed(self._learn, capture=capture, lends=True)
-
-    @property
-    def learns_at_once(self) -> bool:
-        """Whether a minibatch's loss and gradients are one call, by `replay_learning`."""
-        return isinstance(self._learn_part, Replayed)
+        is_narrow = policy.config.precision == "bfloat16"
+        self.ratio_bound = config.ratio_bound or (0.25 if is_narrow else 1e-4)
 
     def update(self, rollout: Rollout, *, progress: float) -> dict[str, float]:
-        """Learn from one rollout; `progress` in 0 .. 1 moves the schedules.
+        """Learn from one rollout; `progress` in 0 .. 1 sets the schedules.
+
+        Returns:
+            Metrics: means over the minibatches.
 
         Raises:
             NonFiniteLossError: a loss or gradient was not finite.
-            RuntimeError: the learner's ratio at the start was out of its bound.
+            RuntimeError: acting and learning disagree; see `check_ratio`.
         """
         config = self.config
-        rate = _linear(config.learning_rate, config.final_learning_rate, progress)
+        learning_rate = _linear(config.learning_rate, config.final_learning_rate, progress)
         entropy_coef = _linear(config.entropy_coef, config.final_entropy_coef, progress)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        # As a tensor, which a graph reads anew.
-        entropy_weight = torch.tensor(entropy_coef, device=self.device)
-        advantage = self._advantage(rollout)
+        self.optimizer.param_groups[0]["lr"] = learning_rate
+        with record_function("advantages"):
+            advantage = self._advantage(rollout)
         if config.popart:
-            self.policy.value_head.adapt((rollout.value + advantage)[rollout.valid])
-        metrics: dict[str, list[Tensor]] = {}
+            self._update_value_statistics(rollout, advantage)
+        log: defaultdict[str, list[Tensor]] = defaultdict(list)
         num_updates = 0
-        for epoch in range(config.num_epochs):
-            if epoch > 0 and config.memory_refresh == "epoch":
-                metrics.setdefault("memory/drift", []).append(self.refresh(rollout))
-            made = self._epoch(rollout, advantage, entropy_weight, metrics)
-            num_updates += made
-            if made < config.num_minibatches:
+        for spans in self._minibatches(rollout, advantage, log):
+            self.optimizer.zero_grad()
+            loss, metrics = self.loss(spans, entropy_coef)
+            with record_function("backward"):
+                loss.backward()
+            metrics = self._sum_over_processes(metrics)
+            _append(log, metrics)
+            if num_updates == 0:
+                deviation = float(metrics["ppo/ratio_deviation"])
+                check_ratio(self.policy, spans, deviation, bound=self.ratio_bound)
+            elif self._exceeds_target_kl(metrics):
                 break
-        return self._report(metrics, rollout, advantage) | {
-            "ppo/learning_rate": rate,
+            with record_function("optimizer"):
+                _append(log, {"ppo/grad_norm": self._optimizer_step(metrics["loss/total"])})
+            num_updates += 1
+        return self._report(log, rollout, advantage) | {
+            "ppo/learning_rate": learning_rate,
             "ppo/entropy_coef": entropy_coef,
             "ppo/epochs": num_updates / config.num_minibatches,
         }
 
+    def loss(
+        self, spans: Spans, entropy_coef: float
+    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """Loss and metrics of a minibatch; over several processes, they sum to the minibatch's."""
+        policy, head = self.policy, self.policy.action_head
+        outputs, _ = policy(spans.inputs, spans.memory)
+        num_valid = self.world.sum(spans.valid.sum()).clamp(min=1)
+        loss, metrics = ppo_loss(
+            head.log_prob(outputs.action_parameters, spans.action),
+            head.entropy(outputs.action_parameters),
+            outputs.value,
+            spans,
+            num_valid=num_valid,
+            value_deviation=policy.value_head.deviation if self.config.popart else 1.0,
+            clip_coef=self.config.clip_coef,
+            value_coef=self.config.value_coef,
+            entropy_coef=entropy_coef,
+        )
+        if outputs.reconstruction_loss is not None:
+            reconstruction = (outputs.reconstruction_loss * spans.valid).sum() / num_valid
+            loss = loss + policy.config.reconstruction_coef * reconstruction
+            metrics["loss/reconstruction"] = reconstruction.detach()
+        return loss, metrics | {"loss/total": loss.detach()}
+
     @torch.no_grad()
     def refresh(self, rollout: Rollout) -> Float[Tensor, ""]:
-        """Recompute the memories at the spans' starts with the present weights.
+        """Recompute the memories at the spans' starts with the current weights.
 
-        The rollout's first ones stay: what led to them is no longer stored.
+        The memories at the rollout's start stay: the steps before it are no longer stored.
 
         Returns:
-            The drift: the norm of the change of the spans' start memories over their norm.
+            The drift: norm of the change of the spans' start memories over their norm.
         """
         shape = rollout.shape
-        everyone = torch.arange(shape.num_envs, device=self.device) * shape.num_spans
         stored, timeline = rollout.long_term.clone(), rollout.timeline.clone()
-        unused = torch.zeros_like(rollout.value)
-        state = _memory(rollout.spans(everyone, unused, unused))
+        state = rollout.span_of_every_env(0).memory
         for span in range(1, shape.num_spans):
-            before = rollout.spans(everyone + span - 1, unused, unused)
-            _, state = self.policy(_inputs(before), state)
+            _, state = self.policy(rollout.span_of_every_env(span - 1).inputs, state)
             valid = window_mask(state.window_length, shape.window_length)
             rollout.refresh(span, long_term=state.long_term, window=state.window, valid=valid)
         change = (rollout.long_term - stored).norm() + (rollout.timeline - timeline).norm()
         return change / (stored.norm() + timeline.norm() + 1e-8)
 
     def state_dict(self) -> dict[str, Any]:
-        """What an exact resume needs."""
+        """State that an exact resume needs."""
         return {
             "policy": self.policy.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -256,12 +250,12 @@ class PPO:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`."""
+        """Restore a state of `state_dict`."""
         self.policy.load_state_dict(state["policy"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"].cpu())
 
-    def _advantage(self, rollout: Rollout) -> Tensor:
+    def _advantage(self, rollout: Rollout) -> Float[Tensor, "B T"]:
         return gae(
             rollout.reward[:, 1:],
             rollout.terminated,
@@ -272,211 +266,80 @@ class PPO:
             gae_lambda=self.config.gae_lambda,
         )
 
-    def _epoch(
-        self,
-        rollout: Rollout,
-        advantage: Tensor,
-        entropy_coef: Tensor,
-        metrics: dict[str, list[Tensor]],
-    ) -> int:
-        """One pass over the rollout, up to where the policy has moved too far; updates made."""
-        batches = rollout.minibatches(
-            advantage, num_minibatches=self.config.num_minibatches, generator=self.generator
-        )
-        for num_updates, spans in enumerate(batches):
-            # The first minibatch always counts: it meets the weights that acted.
-            found, has_moved = self._step(spans, entropy_coef, is_first_update=not metrics)
-            for key, metric in found.items():
-                metrics.setdefault(key, []).append(metric)
-            if not has_moved:
-                return num_updates
-        return self.config.num_minibatches
+    def _update_value_statistics(self, rollout: Rollout, advantage: Float[Tensor, "B T"]) -> None:
+        targets = rollout.value + advantage
+        mean, variance = masked_moments(targets, rollout.valid, self.world)
+        self.policy.value_head.update_statistics(mean, variance)
 
-    def _step(
-        self, spans: Spans, entropy_coef: Tensor, *, is_first_update: bool
-    ) -> tuple[dict[str, Tensor], bool]:
-        """One minibatch, and whether it moved the weights; gradients that are not finite do not.
+    def _minibatches(
+        self, rollout: Rollout, advantage: Float[Tensor, "B T"], log: Mapping[str, list[Tensor]]
+    ) -> Iterator[Spans]:
+        """The minibatches of all epochs; advantages are normalised over the rollout's valid steps.
 
-        Near a deterministic policy a clipped ratio bounds nothing: every minibatch may push other
-        steps' ratios out. `target_kl` does bound it.
+        The value target of a step is its stored value plus its advantage before normalisation.
         """
-        num_valid = spans.valid.sum().clamp(min=1)
-        parts = [_Part(part, num_valid, entropy_coef) for part in spans.split(self.num_threads)]
-        # One after another at first: what is compiled at first use is compiled once.
-        side_by_side = self._pool.map if self._pool is not None and self._has_learned else map
-        others = side_by_side(self._learn_part, parts[1:])
-        learned = [self._learn_part(parts[0]), *others]
-        if not self._has_learned:
-            self._check_compiler(parts, learned)
-        self._has_learned = True
-        metrics = _combined([part.metrics for part in learned])
-        if is_first_update:
-            self._check_ratio(spans, float(metrics["ppo/ratio_deviation"]))
-        limit = 0.0 if is_first_update else 1.5 * self.config.target_kl
-        if limit and float(metrics["ppo/approx_kl"]) > limit:
-            return metrics, False
-        loss = torch.stack([part.loss for part in learned]).sum()
-        for parameter, gradient in zip(self.parameters, _summed(learned), strict=True):
-            parameter.grad = _laid_out_as(parameter, gradient)
+        config, world = self.config, self.world
+        mean, variance = masked_moments(advantage, rollout.valid, world)
+        normalised = (advantage - mean) / (variance.sqrt() + 1e-8)
+        num_items = rollout.shape.num_envs * rollout.shape.num_spans
+        first, stratum = world.rows(num_items).start, config.num_minibatches
+        for epoch in range(config.num_epochs):
+            if epoch > 0 and config.memory_refresh == "epoch":
+                log["memory/drift"].append(self.refresh(rollout))
+            every_item = random_minibatches(
+                num_items * world.size, config.num_minibatches, generator=self.generator
+            )
+            own = every_item[:, first // stratum : (first + num_items) // stratum] - first
+            for items in own.to(self.device):
+                yield rollout.spans(items, normalised, rollout.value + advantage)
+
+    def _sum_over_processes(self, metrics: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Sum gradients and metrics over the processes; `ratio_deviation` stays local."""
+        sums = self.world.sum_gradients(self.parameters, list(metrics.values()))
+        deviation = metrics["ppo/ratio_deviation"]
+        return dict(zip(metrics, sums, strict=True)) | {"ppo/ratio_deviation": deviation}
+
+    def _exceeds_target_kl(self, metrics: Mapping[str, Tensor]) -> bool:
+        target_kl = self.config.target_kl
+        return target_kl > 0 and float(metrics["ppo/approx_kl"]) > 1.5 * target_kl
+
+    def _optimizer_step(self, loss: Tensor) -> Tensor:
+        """Clip the gradients and update the weights, unless loss or gradients are not finite.
+
+        Returns:
+            The norm of the gradients before clipping.
+        """
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
         finite = torch.isfinite(norm) & torch.isfinite(loss)
-        # As torch.amp.GradScaler tells a fused optimiser to leave out a step, asking no question.
+        # torch.amp.GradScaler's way to make a fused optimiser skip a step without synchronisation.
         self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
         self.optimizer.step()
-        return metrics | {"loss/total": loss, "ppo/grad_norm": norm}, True
-
-    def _learn(self, part: _Part) -> _Learned:
-        """Loss, metrics and gradients of a part of a minibatch."""
-        spans, num_valid, entropy_coef = part
-        outputs, _ = self.policy(_inputs(spans), _memory(spans))
-        head = self.policy.action_head
-        loss, metrics = ppo_loss(
-            head.log_prob(outputs.action_parameters, spans.action),
-            head.entropy(outputs.action_parameters),
-            outputs.value,
-            spans,
-            num_valid=num_valid,
-            value_deviation=self.policy.value_head.deviation if self.config.popart else 1.0,
-            clip_coef=self.config.clip_coef,
-            value_coef=self.config.value_coef,
-            entropy_coef=entropy_coef,
-        )
-        if outputs.reconstruction_loss is not None:
-            reconstruction = (outputs.reconstruction_loss * spans.valid).sum() / num_valid
-            loss = loss + self.policy.config.reconstruction_coef * reconstruction
-            metrics["loss/reconstruction"] = reconstruction.detach()
-        return _Learned(loss.detach(), metrics, self._gradients(loss))
-
-    def _check_compiler(self, parts: list[_Part], learned: list[_Learned]) -> None:
-        """Learn a minibatch again by the plain layers; see `check_gradients`.
-
-        Raises:
-            RuntimeError: they differ by more than rounding.
-        """
-        torso = self.policy.torso
-        with self.policy.uncompiled_learning() as is_compiled:
-            if not is_compiled:
-                return
-            plain = [self._learn(part) for part in parts]
-        in_torso = set(torso.parameters())
-        check_gradients(
-            _summed(learned),
-            _summed(plain),
-            is_inside=[parameter in in_torso for parameter in self.parameters],
-            # Rounding is 2e-6, 1e-3 where it turns a ReLU, and 0.09 in bfloat16; who reads a wrong
-            # buffer is wrong by about 1.
-            bound=0.5 if self.policy.config.precision == "bfloat16" else 0.05,
-        )
-
-    def _check_ratio(self, spans: Spans, deviation: float) -> None:
-        """Refuse to learn where acting computed something else, up to rounding.
-
-        A step may be ill-conditioned, as where attention or a gate is about to turn: there float32
-        is off by 1e-4, now and then, of an agent whose median step is off by 1e-8.
-
-        Raises:
-            RuntimeError: `deviation`, the largest |ratio - 1| of weights that have not moved since
-                they acted, is above its bound and above what rounding makes of these spans.
-        """
-        if not deviation > self.ratio_bound:  # NaN stops the run elsewhere.
-            return
-        rounding = self._rounding(spans)
-        if deviation > 10 * rounding:
-            raise RuntimeError(
-                f"ppo/ratio_deviation={deviation:.2e} before the first update exceeds "
-                f"ppo.ratio_bound={self.ratio_bound:.0e}, and rounding explains {rounding:.0e} of "
-                "it: acting and learning disagree, which is a bug of the policy; please report it, "
-                "or raise ppo.ratio_bound to go on"
-            )
-
-    @torch.no_grad()
-    def _rounding(self, spans: Spans) -> float:
-        """The largest |ratio - 1| between float64 and this policy, its weights rounded otherwise.
-
-        One that rounds as it happens to may be near by chance; so it is the largest of several.
-        """
-
-        def log_prob(policy: Policy, state: MemoryState) -> Tensor:
-            outputs, _ = policy(_inputs(spans), state)
-            return policy.action_head.log_prob(outputs.action_parameters, spans.action)
-
-        state = _memory(spans)
-        wide = state.apply(lambda field: field.double() if field.is_floating_point() else field)
-        exact = log_prob(self.policy.twin(torch.float64), wide)
-        half = torch.finfo(PRECISIONS[self.policy.config.precision]).eps / 2
-        generator = torch.Generator(self.device).manual_seed(0)
-        found = []
-        for _ in range(3):
-            twin = self.policy.twin(torch.float32)
-            for weight in twin.parameters():
-                noise = torch.rand(weight.shape, generator=generator, device=self.device)
-                weight.mul_(1 + half * (2 * noise - 1))
-            ratio = (log_prob(twin, state) - exact).exp()
-            found.append(((ratio - 1).abs() * spans.valid).max())
-        return float(torch.stack(found).max())
-
-    def _gradients(self, loss: Tensor) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(loss, self.parameters, materialize_grads=True)
+        return norm
 
     def _report(
-        self, metrics: dict[str, list[Tensor]], rollout: Rollout, advantage: Tensor
+        self, log: Mapping[str, list[Tensor]], rollout: Rollout, advantage: Tensor
     ) -> dict[str, float]:
-        """The means over minibatches, fetched from the device at once."""
-        first_ratio = metrics.pop("ppo/ratio_deviation")[0]
-        valid = rollout.valid
-        report = {key: torch.stack(values).mean() for key, values in metrics.items()}
-        report["ppo/ratio_deviation"] = first_ratio
-        report["ppo/explained_variance"] = explained_variance(
-            rollout.value[valid], (rollout.value + advantage)[valid]
-        )
+        """Means over minibatches, fetched from the device together."""
+        report = {key: torch.stack(values).mean() for key, values in log.items()}
+        report["ppo/ratio_deviation"] = self.world.max(log["ppo/ratio_deviation"][0])
+        _, unexplained = masked_moments(advantage, rollout.valid, self.world)
+        _, variance = masked_moments(rollout.value + advantage, rollout.valid, self.world)
+        report["ppo/explained_variance"] = 1 - unexplained / variance
         values = torch.stack([value.float() for value in report.values()]).tolist()
         result = dict(zip(report, values, strict=True))
-        total, norm = (torch.tensor(result[key]) for key in ("loss/total", "ppo/grad_norm"))
-        if not (total.isfinite() and norm.isfinite()):
+        total, norm = result["loss/total"], result["ppo/grad_norm"]
+        if not (math.isfinite(total) and math.isfinite(norm)):
             raise NonFiniteLossError(
-                f"the loss became non-finite (loss/total={float(total)}, "
-                f"ppo/grad_norm={float(norm)}); lower ppo.learning_rate or ppo.max_grad_norm"
+                f"the loss became non-finite (loss/total={total}, ppo/grad_norm={norm}); lower "
+                "ppo.learning_rate or ppo.max_grad_norm"
             )
         return result
 
 
-def _combined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """A minibatch's metrics from its parts': sums of weighted means, and the largest deviation."""
-    stacked = {key: torch.stack([part[key] for part in parts]) for key in parts[0]}
-    return {
-        key: values.amax(0) if key == "ppo/ratio_deviation" else values.sum(0)
-        for key, values in stacked.items()
-    }
-
-
-def _laid_out_as(parameter: Tensor, gradient: Tensor) -> Tensor:
-    """The gradient with its numbers in the order of the weight's in storage.
-
-    `autograd.grad` leaves them in any order, as that of a convolution's channels, where `backward`
-    would not; and torch's fused Adam pairs both by their place in storage on a CPU.
-    """
-    if gradient.stride() == parameter.stride():
-        return gradient
-    return torch.empty_like(parameter).copy_(gradient)
-
-
-def _summed(parts: list[_Learned]) -> list[Tensor]:
-    """A minibatch's gradients: its parts', added in their order."""
-    total = list(parts[0].gradients)
-    for part in parts[1:]:
-        total = [one + other for one, other in zip(total, part.gradients, strict=True)]
-    return total
+def _append(log: Mapping[str, list[Tensor]], metrics: Mapping[str, Tensor]) -> None:
+    for key, metric in metrics.items():
+        log[key].append(metric)
 
 
 def _linear(start: float, end: float, progress: float) -> float:
     return start + (end - start) * min(max(progress, 0.0), 1.0)
-
-
-def _inputs(spans: Spans) -> PolicyInputs:
-    return PolicyInputs(
-        spans.observation, spans.previous_action, spans.previous_reward, spans.is_first
-    )
-
-
-def _memory(spans: Spans) -> MemoryState:
-    return MemoryState(spans.window, spans.window_length, spans.long_term, spans.segment_step)

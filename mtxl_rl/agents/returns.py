@@ -1,4 +1,4 @@
-"""Advantages and value targets: pure functions of rewards, ends and values."""
+"""Advantages: a pure function of rewards, episode ends and values."""
 
 import torch
 from jaxtyping import Bool, Float
@@ -36,10 +36,3 @@ def gae(
         following = valid[:, t] * (delta[:, t] + discount[:, t] * gae_lambda * following)
         advantage[:, t] = following
     return advantage
-
-
-def explained_variance(
-    prediction: Float[Tensor, " n"], target: Float[Tensor, " n"]
-) -> Float[Tensor, ""]:
-    """1 - Var(target - prediction) / Var(target): 1 is perfect, 0 a constant; NaN if undefined."""
-    return 1 - (target - prediction).var() / target.var()

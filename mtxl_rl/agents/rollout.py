@@ -1,11 +1,11 @@
 """The rollout buffer: T steps of B environments, the memory's timeline, and its snapshots.
 
-It knows no network. The window's layer inputs of a whole rollout are stored once, as a timeline
-[B, N, M + T, D]; the short-term memory at any step is a slice of it. Long-term memories are stored
-where a span can start. Memory therefore costs M + T, not T x M as with a window per step.
+It does not depend on the network. The layer inputs of a whole rollout are stored once, as a
+timeline [B, N, M + T, D]; the short-term memory at any step is a slice of it. Long-term memories
+are stored where a span can start. The buffer therefore holds M + T entries instead of the T x M
+entries of a window per step.
 """
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,16 +13,16 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mtxl_rl.agents.transition import PolicyInputs, Shapes, Transition
+from mtxl_rl.torso import MemoryState
+
 # B environments, T steps, N layers, M window, D width, L steps of a span, G = T / L spans,
 # I spans of a minibatch.
-
-Shapes = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
-"""Shape and type of each leaf of an observation."""
 
 
 @dataclass(kw_only=True, frozen=True)
 class RolloutShape:
-    """The sizes of a rollout; everything in bytes follows from them."""
+    """Sizes of a rollout; its size in bytes follows from them."""
 
     num_envs: int
     num_steps: int
@@ -31,14 +31,15 @@ class RolloutShape:
     action: tuple[tuple[int, ...], torch.dtype]
     num_layers: int
     window_length: int
-    """0 in a torso without a window, which then has no timeline either."""
+    """0 for a torso without a window; its timeline is empty."""
     width: int
     memory_shape: tuple[int, ...]
-    """Of one environment's long-term memories, [A, ...]."""
+    """Shape of one environment's long-term memories, [A, ...]."""
     memory_dtype: torch.dtype = torch.float32
+    """dtype of memories, rewards, values and log-probabilities."""
 
     def __post_init__(self) -> None:
-        """Check that spans fill the rollout."""
+        """Check that whole spans fill the rollout."""
         assert self.num_steps % self.span_length == 0, (self.num_steps, self.span_length)
 
     @property
@@ -48,14 +49,14 @@ class RolloutShape:
 
     @property
     def timeline_length(self) -> int:
-        """Steps of the timeline, M + T."""
+        """Entries of the timeline, M + T."""
         return self.window_length + self.num_steps if self.window_length else 0
 
     def bytes_by_part(self) -> dict[str, int]:
         """Bytes of the steps, the timeline (B N (M + T) D) and the snapshots."""
         batch, steps, item = self.num_envs, self.num_steps, self.memory_dtype.itemsize
-        per_step = sum(_bytes(*leaf) for leaf in self.observation.values()) + 4 + 4 + 3
-        steps_bytes = batch * (steps * per_step + (steps + 1) * (_bytes(*self.action) + 4))
+        per_step = sum(_bytes(*leaf) for leaf in self.observation.values()) + 2 * item + 3
+        steps_bytes = batch * (steps * per_step + (steps + 1) * (_bytes(*self.action) + item))
         timeline = self.num_layers * self.timeline_length * self.width * item
         memory = _size(self.memory_shape) * item
         return {
@@ -76,45 +77,30 @@ def _bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
 class Spans(NamedTuple):
     """A minibatch: I whole spans of L steps, each with the memory at its start."""
 
-    observation: dict[str, Tensor]
-    previous_action: Tensor
-    previous_reward: Float[Tensor, "I L"]
-    is_first: Bool[Tensor, "I L"]
+    inputs: PolicyInputs
+    memory: MemoryState
     action: Tensor
     log_prob: Float[Tensor, "I L"]
     value: Float[Tensor, "I L"]
     valid: Bool[Tensor, "I L"]
     advantage: Float[Tensor, "I L"]
     value_target: Float[Tensor, "I L"]
-    window: Float[Tensor, "I N M D"]
-    window_length: Int[Tensor, " I"]
-    long_term: Float[Tensor, "I A *memory"]
-    segment_step: Int[Tensor, " I"]
-
-    def split(self, num_parts: int) -> list["Spans"]:
-        """At most `num_parts` minibatches of whole spans, as equal as may be; views of this one."""
-        observation = {key: leaf.chunk(num_parts) for key, leaf in self.observation.items()}
-        fields = [field.chunk(num_parts) for field in self[1:]]
-        return [
-            Spans({key: leaf[i] for key, leaf in observation.items()}, *(f[i] for f in fields))
-            for i in range(len(fields[0]))
-        ]
 
 
 class Rollout:
-    """Preallocated tensors, written row by row and read span by span.
+    """Preallocated tensors, written step by step and read span by span.
 
-    Row t holds what the agent saw and did at step t. `action` and `reward` have one column more:
-    column 0 is the step before the rollout, so that [:, :-1] are the previous actions and rewards.
-    A row that is not `valid` follows an episode's end: it carries the final observation, its action
-    was ignored, and it counts in no loss.
+    Row t holds the inputs, the decision and the outcome of step t. `action` and `reward` have one
+    column more: column 0 is the step before the rollout, so that [:, :-1] are the previous actions
+    and rewards. A row that is not `valid` is a reset row: it carries an episode's final
+    observation, its action was ignored, and it counts in no loss.
     """
 
     def __init__(self, shape: RolloutShape, *, device: torch.device | str = "cpu") -> None:
         self.shape = shape
         batch, steps, spans = shape.num_envs, shape.num_steps, shape.num_spans
 
-        def zeros(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        def zeros(*size: int, dtype: torch.dtype = shape.memory_dtype) -> Tensor:
             return torch.zeros(size, dtype=dtype, device=device)
 
         self.observation = {
@@ -129,14 +115,13 @@ class Rollout:
         self.valid = zeros(batch, steps, dtype=torch.bool)
         self.is_first = zeros(batch, steps, dtype=torch.bool)
         self.bootstrap_value = zeros(batch)
-        layers, dtype = shape.num_layers, shape.memory_dtype
-        self.timeline = zeros(batch, layers, shape.timeline_length, shape.width, dtype=dtype)
-        self.long_term = zeros(spans, batch, *shape.memory_shape, dtype=dtype)
-        self.window_length = zeros(spans, batch, dtype=torch.long)
-        self.segment_step = zeros(spans, batch, dtype=torch.long)
+        self.timeline = zeros(batch, shape.num_layers, shape.timeline_length, shape.width)
+        self.long_term = zeros(batch, spans, *shape.memory_shape)
+        self.window_length = zeros(batch, spans, dtype=torch.long)
+        self.segment_step = zeros(batch, spans, dtype=torch.long)
 
     def nbytes_by_part(self) -> dict[str, int]:
-        """Bytes really held, by the parts of `RolloutShape.bytes_by_part`."""
+        """Bytes held, by the parts of `RolloutShape.bytes_by_part`."""
         steps = [*self.observation.values(), self.action, self.reward, self.log_prob, self.value]
         steps += [self.terminated, self.valid, self.is_first]
         snapshots = [self.long_term, self.window_length, self.segment_step]
@@ -146,82 +131,91 @@ class Rollout:
             "snapshots": sum(field.nbytes for field in snapshots),
         }
 
+    def record(self, t: int, transition: Transition) -> None:
+        """Store step t."""
+        inputs, decision, is_reset_row, reward, terminated = transition
+        for key, leaf in inputs.observation.items():
+            self.observation[key][:, t] = leaf
+        self.is_first[:, t] = inputs.is_first
+        self.valid[:, t] = ~is_reset_row
+        self.action[:, t], self.action[:, t + 1] = inputs.previous_action, decision.action
+        self.reward[:, t], self.reward[:, t + 1] = inputs.previous_reward, reward
+        self.log_prob[:, t], self.value[:, t] = decision.log_prob, decision.value
+        self.terminated[:, t] = terminated
+
+    def starts_span(self, t: int) -> bool:
+        """Whether a span starts at step t, so that `snapshot` is due before it."""
+        return t % self.shape.span_length == 0
+
     def snapshot(
-        self,
-        step: int,
-        rows: slice,
-        *,
-        long_term: Tensor,
-        window_length: Tensor,
-        segment_step: Tensor,
+        self, t: int, *, long_term: Tensor, window_length: Tensor, segment_step: Tensor
     ) -> None:
-        """Store the memory of some environments as it is before `step`, where a span starts."""
-        span, offset = divmod(step, self.shape.span_length)
-        assert offset == 0, (step, self.shape.span_length)
-        self.long_term[span, rows] = long_term
-        self.window_length[span, rows] = window_length
-        self.segment_step[span, rows] = segment_step
+        """Store the memory before step t, at which a span starts."""
+        span = t // self.shape.span_length
+        self.long_term[:, span] = long_term
+        self.window_length[:, span] = window_length
+        self.segment_step[:, span] = segment_step
 
     def refresh(self, span: int, *, long_term: Tensor, window: Tensor, valid: Tensor) -> None:
-        """Replace the memory before a span: the `valid` [B, M] entries of the window, and the rest.
+        """Replace the memory at a span's start: the `valid` [B, M] window entries and long_term.
 
-        Entries that are not valid there may be valid for an earlier span, so they stay.
+        Entries that are not valid there may be valid for an earlier span and are kept.
         """
         step = span * self.shape.span_length
-        held = self.timeline[:, :, step : step + self.shape.window_length]
-        torch.where(valid[:, None, :, None], window, held, out=held)
-        self.long_term[span] = long_term
+        stored = self.timeline[:, :, step : step + self.shape.window_length]
+        torch.where(valid[:, None, :, None], window, stored, out=stored)
+        self.long_term[:, span] = long_term
 
-    def minibatches(
-        self,
-        advantage: Float[Tensor, "B T"],
-        *,
-        num_minibatches: int,
-        generator: torch.Generator,
-    ) -> Iterator[Spans]:
-        """Every span of every environment once, in `num_minibatches` random, equal parts.
-
-        The value target of a step is its stored value plus `advantage`, before normalisation;
-        `advantage` is normalised over the valid steps of the rollout.
-        """
-        valid = self.valid
-        mean = (advantage * valid).sum() / valid.sum()
-        variance = ((advantage - mean).square() * valid).sum() / valid.sum()
-        normalised = (advantage - mean) / (variance.sqrt() + 1e-8)
-        count = self.shape.num_envs * self.shape.num_spans
-        order = torch.randperm(count, generator=generator).to(self.timeline.device)
-        for items in order.chunk(num_minibatches):
-            yield self.spans(items, normalised, self.value + advantage)
+    def span_of_every_env(self, span: int) -> Spans:
+        """Span `span` of every environment, without advantages and value targets."""
+        every_env = torch.arange(self.shape.num_envs, device=self.value.device)
+        unused = torch.zeros_like(self.value)
+        return self.spans(every_env * self.shape.num_spans + span, unused, unused)
 
     def spans(
         self,
         items: Int[Tensor, " I"],
         advantage: Float[Tensor, "B T"],
-        target: Float[Tensor, "B T"],
+        value_target: Float[Tensor, "B T"],
     ) -> Spans:
         """The chosen spans; span g of environment b is item b x G + g."""
-        spans, length, window = (
-            self.shape.num_spans,
-            self.shape.span_length,
-            self.shape.window_length,
-        )
-        env, span = items // spans, items % spans
-        step = span[:, None] * length + torch.arange(length, device=items.device)
-        at = (env[:, None], step)
-        window_step = span[:, None] * length + torch.arange(window, device=items.device)
+        num_spans, length = self.shape.num_spans, self.shape.span_length
+        env, span = items // num_spans, items % num_spans
+        start = span[:, None] * length
+        step = start + torch.arange(length, device=items.device)
+        window_step = start + torch.arange(self.shape.window_length, device=items.device)
+        row = env[:, None]
         return Spans(
-            observation={key: field[at] for key, field in self.observation.items()},
-            previous_action=self.action[at],
-            previous_reward=self.reward[at],
-            is_first=self.is_first[at],
-            action=self.action[env[:, None], step + 1],
-            log_prob=self.log_prob[at],
-            value=self.value[at],
-            valid=self.valid[at],
-            advantage=advantage[at],
-            value_target=target[at],
-            window=self.timeline[env[:, None], :, window_step].transpose(1, 2),
-            window_length=self.window_length[span, env],
-            long_term=self.long_term[span, env],
-            segment_step=self.segment_step[span, env],
+            inputs=PolicyInputs(
+                observation={key: leaf[row, step] for key, leaf in self.observation.items()},
+                previous_action=self.action[row, step],
+                previous_reward=self.reward[row, step],
+                is_first=self.is_first[row, step],
+            ),
+            memory=MemoryState(
+                window=self.timeline[row, :, window_step].transpose(1, 2),
+                window_length=self.window_length[env, span],
+                long_term=self.long_term[env, span],
+                segment_step=self.segment_step[env, span],
+            ),
+            action=self.action[row, step + 1],
+            log_prob=self.log_prob[row, step],
+            value=self.value[row, step],
+            valid=self.valid[row, step],
+            advantage=advantage[row, step],
+            value_target=value_target[row, step],
         )
+
+
+def random_minibatches(
+    num_items: int, num_minibatches: int, *, generator: torch.Generator
+) -> Int[Tensor, "K n"]:
+    """Every item once, in K equal random minibatches.
+
+    Of any K consecutive items, counted from a multiple of K, each minibatch gets exactly one. So
+    any process that holds a multiple of K consecutive items owns an equal share of every minibatch,
+    and the minibatches do not depend on the number of processes.
+    """
+    order = torch.rand(num_items // num_minibatches, num_minibatches, generator=generator)
+    first = torch.arange(0, num_items, num_minibatches)[:, None]
+    return (first + order.argsort(dim=1)).T

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from gymnasium.vector import VectorEnv
 
-from mtxl_rl.envs.backends.envpool_env import EnvPoolConfig, make_envpool
+from mtxl_rl.envs.backends.envpool_env import EnvPoolConfig, env_seeds, make_envpool
 from mtxl_rl.envs.backends.gymnasium_env import GymnasiumConfig, make_gymnasium
 from mtxl_rl.envs.memory_maze.spec import MemoryMazeConfig
 from mtxl_rl.envs.memory_maze_original import MemoryMazeOriginalConfig
@@ -14,6 +14,7 @@ from mtxl_rl.envs.names import nearest_names
 from mtxl_rl.envs.tasks.catalog import TASKS
 from mtxl_rl.envs.wrappers.checked import CheckedVectorEnv
 from mtxl_rl.envs.wrappers.chosen_actions import choose_actions
+from mtxl_rl.envs.wrappers.episode_statistics import EpisodeStatistics
 
 
 @runtime_checkable
@@ -95,13 +96,17 @@ def stream_seed(*key: int) -> int:
     return int(np.random.SeedSequence(key).generate_state(1)[0] >> 1)
 
 
-def make_vector_env(config: EnvConfig, *, num_envs: int, seed: int) -> CheckedVectorEnv:
-    """Create the vector environment of a config, wrapped in a `CheckedVectorEnv`.
+def make_vector_env(
+    config: EnvConfig, *, num_envs: int, seed: int, first_env: int = 0
+) -> EpisodeStatistics:
+    """The vector environment that a config describes, checked, with statistics of its episodes.
 
     Args:
         config: The config of the environment.
         num_envs: Number of environments, at least 1.
         seed: Seed of the first reset, at least 0; a later ``reset(seed=...)`` replaces it.
+        first_env: Index of the first of them among the environments of a run of several processes:
+            environment i gets the same seed in whichever process it is.
     """
     entry = env_entry(config.name)
     if not isinstance(config, entry.config_class):
@@ -114,9 +119,12 @@ def make_vector_env(config: EnvConfig, *, num_envs: int, seed: int) -> CheckedVe
             f"num_envs={num_envs} must be at least 1 and seed={seed} at least 0, e.g. num_envs=16 "
             "seed=0."
         )
-    env = entry.make(config, num_envs=num_envs, seed=seed)
+    env_seed: int | list[int] = seed + first_env
+    if first_env and isinstance(config, EnvPoolConfig):
+        env_seed = env_seeds(seed, num_envs=first_env + num_envs)[first_env:]
+    env = entry.make(config, num_envs=num_envs, seed=env_seed)
     try:
-        return CheckedVectorEnv(env)
+        return EpisodeStatistics(CheckedVectorEnv(env))
     except ValueError:
         env.close()
         raise

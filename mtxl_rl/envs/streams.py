@@ -25,16 +25,14 @@ class RandomStreams:
 
     Args:
         num_envs: Number of streams.
-        seed: An int for all, or one for each environment; each at least 0.
+        seed: One for each environment, or the first one's: environment i then has seed + i. Each is
+            at least 0.
     """
 
     def __init__(self, num_envs: int, *, seed: int | Sequence[int]) -> None:
-        if isinstance(seed, int | np.integer):
-            # A longer draw starts like a shorter one, so state i does not depend on num_envs.
-            self.state = np.random.SeedSequence(int(seed)).generate_state(num_envs, np.uint64)
-        else:
-            words = [np.random.SeedSequence(int(one)).generate_state(1, np.uint64) for one in seed]
-            self.state = np.concatenate(words)
+        seeds = [seed + i for i in range(num_envs)] if isinstance(seed, int | np.integer) else seed
+        words = [np.random.SeedSequence(int(one)).generate_state(1, np.uint64) for one in seeds]
+        self.state = np.concatenate(words)
         self._steps: dict[int, NDArray[np.uint64]] = {}
 
     def uniform(self, rows: Rows, count: int) -> NDArray[np.float64]:

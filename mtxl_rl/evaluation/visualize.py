@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mtxl_rl.agents.encoders import channels_last, is_image, observation_leaves
-from mtxl_rl.agents.policy import Policy, PolicyInputs
+from mtxl_rl.agents.policy import Policy
+from mtxl_rl.agents.transition import PolicyInputs
 from mtxl_rl.torso import MemoryTransformer
 from mtxl_rl.tracking.files import atomic_write
 

@@ -1,165 +1,262 @@
-"""How this library uses torch.compile, whole graphs of fixed shapes, and what it trusts in them."""
+"""torch.compile: which functions are compiled, with which options, and how they are checked.
+
+`compile_policy` is called once, by the command lines; policy, learner and torso know nothing of it.
+"""
 
 import logging
 import os
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Generic, ParamSpec, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import MethodType
+from typing import Any, Generic, ParamSpec, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from mtxl_rl.agents.policy import Policy
+from mtxl_rl.agents.ppo import PPO
+from mtxl_rl.agents.rollout import Rollout
+from mtxl_rl.torso import MemoryTransformer
+from mtxl_rl.torso.layer import Layer
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 MAX_GRAPHS = 64
-"""Of one function in a process: each set of shapes and each kind of torso is a graph of its own."""
+"""Graphs of one function in a process: each set of shapes and kind of torso has its own."""
 
 
-class Compiled(Generic[P, R]):
-    """`call` as one graph for each set of shapes; `for_learning`: and its backward pass.
+def compile_policy(policy: Policy) -> None:
+    """Compile a policy's step of acting, and its torso's layers for learning, at their first use.
 
-    Beyond `MAX_GRAPHS` it warns once; what is compiled goes on, other shapes run as `call` does.
+    On a GPU the step of acting runs as a CUDA graph. Torsos whose memory is written from whole
+    segments (slots, tokens) act uncompiled: whether a segment ends is a question to the host.
 
-    It pickles, as a torso that holds it does, by compiling again where it is loaded and called.
+    Raises:
+        ValueError: the torso is not a transformer, or there is no C++ compiler, which a CPU needs.
     """
-
-    def __init__(
-        self, call: Callable[P, R], device: torch.device, *, for_learning: bool = False
-    ) -> None:
-        # Here, for it takes most of a second, and who does not compile need not wait.
-        import torch._dynamo.config
-        import torch._dynamo.exc
-        import torch._functorch.config
-
-        self._call, self._device, self._for_learning = call, device, for_learning
-        options: dict[str, str | int | bool | Callable[..., object]] = {}
-        if device.type == "cpu":
-            # The code around the kernels in C++, too: without Python's lock, so that the learner's
-            # threads run side by side. It says of every operation that it looks up by name.
-            options["cpp_wrapper"] = True
-            logging.getLogger("torch._inductor.ir").addFilter(_is_news)
-        if for_learning:
-            # In place, torch 2.11 to 2.15 overwrite what the forward pass has kept for the backward
-            # one while a view of a part of it is to be read, and gradients are wrong. The attention
-            # avoids such views (`_softmax`); whatever else may come is safe so.
-            options["inplace_buffers"] = False
-        named = ("FailOnRecompileLimitHit", "FailOnCacheLimitHit")  # now, and in torch 2.6
-        self._limit_hit: tuple[type[Exception], ...] = tuple(
-            getattr(torch._dynamo.exc, name) for name in named if hasattr(torch._dynamo.exc, name)
-        )
-        self._run = torch.compile(call, fullgraph=True, dynamic=False, options=options)
-
-    def __call__(self, *given: P.args, **named: P.kwargs) -> R:
-        """What `call` gives."""
-        try:
-            return self._call_compiled(*given, **named)
-        except self._limit_hit:  # Before anything ran, so nothing is done twice.
-            warnings.warn(
-                f"{self._call.__qualname__} was called with more than {MAX_GRAPHS} sets of shapes "
-                "and kinds of torso; further ones run without the compiler, slower, with the same "
-                "results: call it with fewer different numbers of rows and steps",
-                stacklevel=2,
-            )
-        # From now on what is compiled is looked up and nothing is tried, for torch would log and
-        # explain every failure.
-        self._run = torch._dynamo.run(self._call)
-        return self._run(*given, **named)
-
-    def _call_compiled(self, *given: P.args, **named: P.kwargs) -> R:
-        # Around every call, for any may compile, and each thread has settings of its own.
-        with torch._dynamo.config.patch(cache_size_limit=MAX_GRAPHS):
-            if not self._for_learning or self._device.type != "cpu":
-                return self._run(*given, **named)
-            # What costs little is computed again in the backward pass. By default the compiler
-            # keeps the masks of ReLUs instead, which its code for a CPU writes and reads number by
-            # number: a fifth of a compiled layer's time.
-            with torch._functorch.config.patch(aggressive_recomputation=True):
-                return self._run(*given, **named)
-
-    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
-        """What made it, for pickle."""
-        made_of = partial(Compiled, for_learning=self._for_learning)
-        return made_of, (self._call, self._device)
-
-    def __deepcopy__(self, memo: object) -> "Compiled[P, R]":
-        """A copy of what holds it shares what is compiled, which holds no weights."""
-        return self
+    compile_acting(policy)
+    compile_layers(_transformer(policy))
 
 
-def compiled(
-    call: Callable[P, R], device: torch.device, *, for_learning: bool = False
-) -> Compiled[P, R]:
-    """`call`, to be compiled at its first use; see `Compiled`.
+def compile_acting(policy: Policy) -> None:
+    """The acting half of `compile_policy`."""
+    torso = _transformer(policy)
+    device = torso.norm.weight.device
+    require_compiler(device)
+    if not torso.writes_whole_segments:
+        step = _Compiled(Policy.decode_step, device, cuda_graph=device.type == "cuda")
+        _override(policy, "decode_step", step)
+
+
+def compile_layers(torso: MemoryTransformer) -> None:
+    """Compile what `torso(...)` computes in each layer where gradients are wanted.
+
+    Layers of one kind share the compiled code; each number of rows and steps has its own.
 
     Raises:
         ValueError: there is no C++ compiler, which a CPU needs.
     """
-    if device.type == "cpu":
-        require_compiler()
-    return Compiled(call, device, for_learning=for_learning)
+    device = torso.norm.weight.device
+    require_compiler(device)
+    forward = _Compiled(Layer.forward, device, gradients=True)
+    for layer in torso.layers:
+        _override(layer, "forward", forward)
 
 
-def becomes_a_graph() -> bool:
-    """Whether what runs now is compiled, or recorded as a CUDA graph: it may ask no device."""
-    if torch.compiler.is_compiling():
-        return True
-    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+def _transformer(policy: Policy) -> MemoryTransformer:
+    if isinstance(policy.torso, MemoryTransformer):
+        return policy.torso
+    raise ValueError(
+        f"compile=true has no effect with torso.kind={policy.torso.config.kind}; leave it out, or "
+        "set torso.kind=transformer"
+    )
 
 
-def check_gradients(
-    compiled: Sequence[Tensor],
-    plain: Sequence[Tensor],
-    *,
-    is_inside: Sequence[bool],
-    bound: float,
-) -> None:
-    """Refuse compiled layers whose gradients are not those of the plain ones.
+@contextmanager
+def eager(policy: Policy) -> Iterator[None]:
+    """Inside, the policy runs uncompiled."""
+    overrides = [
+        (module, name, vars(module).pop(name))
+        for module in policy.modules()
+        for name in ("decode_step", "forward")
+        if name in vars(module)
+    ]
+    try:
+        yield
+    finally:
+        for module, name, function in overrides:
+            setattr(module, name, function)
 
-    Compilers err; a wrong gradient would show in nothing but an agent that learns less.
 
-    Args:
-        compiled: gradients of a network's weights.
-        plain: those of the same weights, and of the same loss, without the compiler.
-        is_inside: which of the weights are the compiled layers'.
-        bound: the norm of a gradient's difference, relative to its own, that rounding may make.
+def check_gradients(agent: PPO, rollout: Rollout) -> None:
+    """Refuse compiled layers whose gradients differ from those of the eager layers.
+
+    Compilers have faults, and a wrong gradient would show in nothing but an agent that learns less.
+    Compares the gradients of one minibatch.
 
     Raises:
-        RuntimeError: they differ by more.
+        RuntimeError: they differ by more than rounding.
     """
-    inside = [one.norm() for one, is_so in zip(plain, is_inside, strict=True) if is_so]
-    # Each weight for itself, for the heads' gradients are large beside the others at first; but
-    # where there is nearly no gradient, rounding is all of it.
+    num_items = rollout.shape.num_envs * rollout.shape.num_spans // agent.config.num_minibatches
+    items = torch.arange(max(num_items, 1), device=rollout.value.device)
+    noise = torch.randn(rollout.value.shape, generator=torch.Generator().manual_seed(0))
+    spans = rollout.spans(items, noise.to(rollout.value), rollout.value + noise.to(rollout.value))
+
+    def gradients() -> tuple[Tensor, ...]:
+        loss, _ = agent.loss(spans, agent.config.entropy_coef)
+        return torch.autograd.grad(loss, agent.parameters, materialize_grads=True)
+
+    compiled = gradients()
+    with eager(agent.policy):
+        reference = gradients()
+    in_torso = set(agent.policy.torso.parameters())
+    compare_gradients(
+        compiled,
+        reference,
+        is_compiled=[parameter in in_torso for parameter in agent.parameters],
+        # Rounding is 2e-6, 1e-3 where it flips a ReLU, and 0.09 in bfloat16; reading a wrong
+        # buffer gives about 1.
+        bound=0.5 if agent.policy.config.precision == "bfloat16" else 0.05,
+    )
+
+
+def compare_gradients(
+    compiled: Sequence[Tensor],
+    reference: Sequence[Tensor],
+    *,
+    is_compiled: Sequence[bool],
+    bound: float,
+) -> None:
+    """Compare the gradients of each weight.
+
+    Args:
+        compiled: gradients with the compiled layers.
+        reference: gradients of the same weights and loss with the eager layers.
+        is_compiled: which of the weights belong to compiled layers.
+        bound: the largest norm of a difference, relative to the gradient's own.
+
+    Raises:
+        RuntimeError: a difference exceeds the bound.
+    """
+    inside = [
+        one.norm() for one, is_inside in zip(reference, is_compiled, strict=True) if is_inside
+    ]
+    # Per weight, because the heads' gradients are large at first; where the gradient is close to
+    # zero, all of it is rounding, hence the floor.
     floor = 1e-3 * torch.stack(inside).norm() + 1e-30
     relative = torch.stack([
         (one - other).norm() / (other.norm() + floor)
-        for one, other in zip(compiled, plain, strict=True)
+        for one, other in zip(compiled, reference, strict=True)
     ]).max()  # fmt: skip
-    if floor.isfinite() and not relative <= bound:  # NaN is not either.
+    if floor.isfinite() and not relative <= bound:
         raise RuntimeError(
-            "a gradient of the compiled layers differs from that of the plain ones by "
-            f"{float(relative):.1e} of its norm, and at most {bound} is rounding: torch "
-            f"{torch.__version__} compiles them wrongly; set compile=false, or another torch"
+            "a gradient of the compiled layers differs from that of the eager layers by "
+            f"{float(relative):.1e} of its norm, where rounding explains at most {bound}: torch "
+            f"{torch.__version__} compiles them wrongly; set compile=false, or use another torch"
         )
 
 
-def require_compiler() -> None:
-    """Refuse before the run what torch would only refuse inside of it.
+def require_compiler(device: torch.device) -> None:
+    """Check for the C++ compiler before the run, where torch would fail in the middle of it.
 
     Raises:
-        ValueError: there is no C++ compiler, which a CPU needs.
+        ValueError: there is no C++ compiler, and `device` is a CPU, which needs one.
     """
+    if device.type != "cpu":
+        return
     usual = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
     name = os.environ.get("CXX", usual)
     if shutil.which(name) is None:
         raise ValueError(
-            f"to compile for the CPU, torch needs the C++ compiler {name}, which is not there; "
-            "install it, name another one in the environment's CXX, or leave out compile=true"
+            f"to compile for the CPU, torch needs the C++ compiler {name}, which is not installed; "
+            "install it, name another one in the environment variable CXX, or set compile=false"
         )
 
 
-def _is_news(record: logging.LogRecord) -> bool:
+def _override(module: nn.Module, name: str, function: Callable[..., Any]) -> None:
+    """Replace a method of one module; deepcopy binds the copy's method to the copy."""
+    setattr(module, name, MethodType(function, module))
+
+
+class _Compiled(Generic[P, R]):
+    """A function as one graph for each set of shapes; with `gradients`, only where they are wanted.
+
+    Beyond `MAX_GRAPHS` it warns once; compiled shapes stay compiled, further ones run eagerly.
+    """
+
+    def __init__(
+        self,
+        function: Callable[P, R],
+        device: torch.device,
+        *,
+        gradients: bool = False,
+        cuda_graph: bool = False,
+    ) -> None:
+        # Imported here: it takes most of a second, which only those who compile should wait.
+        import torch._dynamo.config
+        import torch._dynamo.exc
+        import torch._functorch.config
+
+        self._function, self._device = function, device
+        self._gradients, self._cuda_graph = gradients, cuda_graph
+        options: dict[str, str | int | bool | Callable[..., object]] = {}
+        if device.type == "cpu":
+            # The code around the kernels is C++ too. Its warnings about operations that it looks
+            # up by name concern nobody here.
+            options["cpp_wrapper"] = True
+            logging.getLogger("torch._inductor.ir").addFilter(_is_relevant)
+        if gradients:
+            # With buffers reused in place, torch 2.11 to 2.15 overwrite what the forward pass keeps
+            # for the backward pass while a view of a part of it is still to be read. The attention
+            # avoids such views (`_softmax`); this covers all others.
+            options["inplace_buffers"] = False
+        if cuda_graph:
+            options["triton.cudagraphs"] = True
+        names = ("FailOnRecompileLimitHit", "FailOnCacheLimitHit")  # the latter in torch 2.6
+        self._limit_errors: tuple[type[Exception], ...] = tuple(
+            getattr(torch._dynamo.exc, name) for name in names if hasattr(torch._dynamo.exc, name)
+        )
+        self._run = torch.compile(function, fullgraph=True, dynamic=False, options=options)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call the compiled function."""
+        if self._gradients and not torch.is_grad_enabled():
+            # One more graph for the few calls without gradients would cost more than it saves.
+            return self._function(*args, **kwargs)
+        if torch.compiler.is_compiling():
+            return self._function(*args, **kwargs)
+        try:
+            return self._call_compiled(*args, **kwargs)
+        except self._limit_errors:  # Raised before anything ran, so nothing is done twice.
+            warnings.warn(
+                f"{self._function.__qualname__} was called with more than {MAX_GRAPHS} sets of "
+                "shapes and kinds of torso; further ones run without the compiler, slower, with "
+                "the same results: call it with fewer different numbers of rows and steps",
+                stacklevel=2,
+            )
+        # From now on compiled graphs are looked up and nothing new is compiled.
+        self._run = torch._dynamo.run(self._function)
+        return self._run(*args, **kwargs)
+
+    def _call_compiled(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        # Around every call: any call may compile, and each thread has its own settings.
+        with torch._dynamo.config.patch(cache_size_limit=MAX_GRAPHS):
+            if not self._gradients or self._device.type != "cpu":
+                return self._run(*args, **kwargs)
+            # Recompute cheap results in the backward pass. By default the compiler keeps the masks
+            # of ReLUs, which its CPU code writes and reads element by element: a fifth of a
+            # compiled layer's time.
+            with torch._functorch.config.patch(aggressive_recomputation=True):
+                return self._run(*args, **kwargs)
+
+    def __deepcopy__(self, memo: object) -> "_Compiled[P, R]":
+        """Copies share the graphs, which hold no weights."""
+        return self
+
+
+def _is_relevant(record: logging.LogRecord) -> bool:
     return "missing a c-shim implementation" not in record.getMessage()

@@ -1,8 +1,8 @@
-"""Runs an agent from a file that `mtxl_rl.export` wrote: no compiler, and no agent's classes.
+"""Run an agent from a file that `mtxl_rl.export` wrote, without a compiler and the agent's classes.
 
-C++ runs the same file by torch's AOTIModelPackageLoader: `ExportedPolicy.about` lists its inputs in
-their order, with shapes and types. Those named memory/... start as zeros and are changed in place,
-is_first marks the rows whose episode starts, and noise is drawn anew for each step.
+C++ runs the same file with torch's AOTIModelPackageLoader. `ExportedPolicy.about` lists its inputs
+in order, with shapes and dtypes. Those named memory/... start as zeros and are updated in place,
+is_first marks the rows whose episode starts, and noise is new for each step.
 """
 
 import json
@@ -21,11 +21,11 @@ from torch.backends import cpu
 # B rows: episodes that are stepped together.
 
 ABOUT = "mtxl_rl"
-"""Where in the file's metadata stands what `ExportedPolicy.about` tells."""
+"""Key of `ExportedPolicy.about` in the file's metadata."""
 
 
 def made_for() -> str:
-    """The torch and the processor that a file made here runs on."""
+    """Version of torch and kind of processor that a file made here runs on."""
     return f"torch {torch.__version__}, {platform.machine()}, {cpu.get_cpu_capability()}"
 
 
@@ -35,7 +35,7 @@ class ExportedPolicy:
     ```python
     agent = ExportedPolicy("policy.pt2")
     action = agent.act(observation)                  # an episode's first step
-    action = agent.act(observation, reward=reward)   # with what the last action brought
+    action = agent.act(observation, reward=reward)   # with the last action's reward
     agent.reset()                                    # the next step starts an episode
     ```
 
@@ -44,7 +44,7 @@ class ExportedPolicy:
         seed: of the actions that are drawn.
 
     Raises:
-        ValueError: the file is no such, or made for another machine or torch.
+        ValueError: the file is not an exported policy, or was made for another machine or torch.
         FileNotFoundError: there is no file.
     """
 
@@ -57,7 +57,7 @@ class ExportedPolicy:
             """The file's inputs and outputs."""
         except (RuntimeError, KeyError) as error:
             raise ValueError(
-                f"{path} is no file that mtxl_rl.export wrote: {str(error).splitlines()[0]}"
+                f"{path} is not a file that mtxl_rl.export wrote: {str(error).splitlines()[0]}"
             ) from error
         if self.about["made_for"] != made_for():
             raise ValueError(
@@ -71,11 +71,6 @@ class ExportedPolicy:
             for name, shape, dtype in self.about["inputs"]
         }
         self._given = list(self._inputs.values())
-        self._rings = [
-            tensor
-            for name, tensor in self._inputs.items()
-            if name.startswith(("memory/keys_", "memory/values_"))
-        ]
         self._leaves = [
             name.removeprefix("observation/")
             for name in self._inputs
@@ -83,7 +78,7 @@ class ExportedPolicy:
         ]
         self._generator = torch.Generator().manual_seed(seed)
         self.value: Float[Tensor, " B"] = torch.zeros(self.num_rows)
-        """What the last step said of the returns to come."""
+        """Value estimates of the last step."""
         self.reset()
 
     @property
@@ -92,34 +87,30 @@ class ExportedPolicy:
         return len(self._inputs["is_first"])
 
     def reset(self, rows: Iterable[int] | NDArray[Any] | Tensor | None = None) -> None:
-        """The next step starts an episode, in the rows given or in all.
+        """Start an episode with the next step, in `rows` or in all of them.
 
         Args:
-            rows: their numbers, or a mark for each row, as terminated | truncated is.
+            rows: indices, or a mask [B] such as terminated | truncated.
 
         Raises:
-            ValueError: there are not as many marks as rows, or no such row.
+            ValueError: the mask has another shape, or a row does not exist.
         """
         if rows is None:
             rows = range(self.num_rows)
-        given = np.asarray(rows if isinstance(rows, np.ndarray | Tensor) else list(rows))
-        if given.dtype == bool:
-            if given.shape != (self.num_rows,):
+        chosen = np.asarray(rows if isinstance(rows, np.ndarray | Tensor) else list(rows))
+        if chosen.dtype == bool:
+            if chosen.shape != (self.num_rows,):
                 raise ValueError(
-                    f"marks of shape {list(given.shape)} were given, but this file steps "
-                    f"{self.num_rows} row(s), which need a mark each, [{self.num_rows}]"
+                    f"rows is a mask of shape {list(chosen.shape)}, but this file steps "
+                    f"{self.num_rows} row(s); give a mask of shape [{self.num_rows}]"
                 )
-            given = given.nonzero()[0]
-        if not all(0 <= row < self.num_rows for row in given):
+            chosen = chosen.nonzero()[0]
+        if not all(0 <= row < self.num_rows for row in chosen):
             raise ValueError(
-                f"rows {given.tolist()} were given, but this file steps rows 0 .. "
+                f"rows={chosen.tolist()} are not all legal: this file steps rows 0 .. "
                 f"{self.num_rows - 1}"
             )
-        chosen = torch.as_tensor(given, dtype=torch.long)
-        self._inputs["is_first"][chosen] = True
-        # What the window's rings hold is masked, but a NaN of an observation would outlive that.
-        for ring in self._rings:
-            ring[chosen] = 0
+        self._inputs["is_first"][torch.as_tensor(chosen, dtype=torch.long)] = True
 
     def act(
         self, observation: object, *, reward: float | NDArray[Any] | Tensor = 0.0
@@ -129,10 +120,10 @@ class ExportedPolicy:
         Args:
             observation: an array, or for a dict space its leaves by name, [B, ...]; with one row
                 also without the first axis, and so is the action then.
-            reward: what the last action brought, [B] or one for all; 0 at an episode's first step.
+            reward: reward of the last action, [B] or one for all; ignored at a first step.
 
         Raises:
-            ValueError: a leaf is missing, or has another shape or a type that would be rounded.
+            ValueError: a leaf is missing, has another shape, or would be rounded.
         """
         is_single = self._show(observation)
         self._inputs["reward"].copy_(torch.as_tensor(reward))
@@ -156,20 +147,20 @@ class ExportedPolicy:
                 raise ValueError(
                     f"the observation has no {key!r}; it must have {', '.join(self._leaves)}"
                 )
-            leaf, place = leaves[key], self._inputs[f"observation/{key}"]
+            leaf, target = leaves[key], self._inputs[f"observation/{key}"]
             if not isinstance(leaf, Tensor):
                 leaf = torch.as_tensor(np.array(leaf))  # A copy: flipped pictures are no tensors.
-            singles.append(self.num_rows == 1 and leaf.shape == place.shape[1:])
-            if (leaf.shape != place.shape and not singles[-1]) or len(set(singles)) > 1:
+            singles.append(self.num_rows == 1 and leaf.shape == target.shape[1:])
+            if (leaf.shape != target.shape and not singles[-1]) or len(set(singles)) > 1:
                 raise ValueError(
                     f"{key} of shape {list(leaf.shape)} was given, but this file takes "
-                    f"{list(place.shape)}, or of one row all leaves without the first axis; export "
-                    "with num_rows= for another number of rows"
+                    f"{list(target.shape)}, or of one row all leaves without the first axis; "
+                    "export with num_rows= for another number of rows"
                 )
-            place.copy_(leaf)
-            if not place.is_floating_point() and not (place.to(leaf.dtype) == leaf).all():
+            target.copy_(leaf)
+            if not target.is_floating_point() and not (target.to(leaf.dtype) == leaf).all():
                 raise ValueError(
-                    f"{key} of {leaf.dtype} was given, whose numbers {place.dtype} cannot hold, "
+                    f"{key} of {leaf.dtype} was given, whose numbers {target.dtype} cannot hold, "
                     "which this file takes; give observations as the environment does (pictures "
                     "0 .. 255, not scaled)"
                 )

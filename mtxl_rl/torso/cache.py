@@ -1,6 +1,8 @@
 """What acting step by step keeps between two steps: a `MemoryState` that is updated in place."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -54,6 +56,16 @@ class Cache:
         """The tensors that differ between two caches of one torso and timeline, by name."""
         return {"long_term": self.long_term}
 
+    def copy_(self, other: "Cache") -> None:
+        """Copy `other`, a cache of the same torso and timeline, keeping the tensors' addresses."""
+        tensors = other.mutable_tensors()
+        for name, tensor in self.mutable_tensors().items():
+            tensor.copy_(tensors[name])
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> "Cache":
+        """A cache of these tensors, named as in `mutable_tensors`; missing ones are kept."""
+        return replace(self, long_term=tensors.get("long_term", self.long_term))
+
     def _window(self) -> Float[Tensor, "B N M D"]:
         return self.timeline
 
@@ -95,6 +107,16 @@ class DecodeCache(Cache):
                 for n, tensor in enumerate(tensors)
             },
         }
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> "DecodeCache":
+        """A cache of these tensors, named as in `mutable_tensors`; missing ones are kept."""
+        known = self.mutable_tensors() | dict(tensors)
+        fields: dict[str, Any] = {
+            name: known[name] for name in self.mutable_tensors() if hasattr(self, name)
+        }
+        for name in ("keys", "values", "write_buffer"):
+            fields[name] = tuple(known[f"{name}_{n}"] for n in range(len(getattr(self, name))))
+        return replace(self, **fields)
 
     def reset(self, is_first: Bool[Tensor, " B"]) -> None:
         """Reset the rows whose episode starts.

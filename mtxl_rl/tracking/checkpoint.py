@@ -38,10 +38,14 @@ class TrainingState(TypedDict):
     """Environment steps taken."""
     agent: dict[str, Any]
     """`PPO.state_dict()`: policy, optimizer, generator."""
+    generator: torch.Tensor
+    """State of the generator of action noise."""
+    episodes: dict[str, Any]
+    """`EpisodeWindow.state_dict()`."""
     collector: dict[str, Any]
-    """`Collector.state_dict()`."""
+    """`Collector.state_dict()`: tensors with a row for each environment of the run."""
     env: dict[str, Any] | None
-    """State of the environments; None if they cannot be saved."""
+    """State of the environments, with a row for each; None if they cannot be saved."""
 
 
 class Header(NamedTuple):

@@ -8,9 +8,8 @@ import torch
 from gymnasium import spaces
 
 from mtxl_rl.agents.decoders import ChoiceDecoder, ObservationDecoder
-from mtxl_rl.agents.ppo import _inputs, _memory
 from mtxl_rl.config import compose_config
-from mtxl_rl.envs.groups import EnvGroups
+from mtxl_rl.envs.registry import make_vector_env
 from mtxl_rl.train import Run
 
 SPACES = {
@@ -61,13 +60,13 @@ def test_it_trains_with_ppo_and_its_gradient_reaches_the_encoder_through_the_tor
         "torso.window_length=8", "torso.segment_length=8", "ppo.rollout_length=32",
         "ppo.bptt_segments=4", "total_steps=128",
     ])  # fmt: skip
-    env = EnvGroups(config.env, num_envs=4, num_groups=config.env_groups, seed=0)
+    env = make_vector_env(config.env, num_envs=4, seed=0)
     run = Run(config, env)
     run.collector.reset(seed=None)
     assert run.iterate()["loss/reconstruction"] > 0
     rollout = run.collector.rollout
     spans = rollout.spans(torch.arange(4), rollout.value, rollout.value)
-    outputs, _ = run.policy(_inputs(spans), _memory(spans))
+    outputs, _ = run.policy(spans.inputs, spans.memory)
     assert outputs.reconstruction_loss is not None
     run.policy.zero_grad()
     outputs.reconstruction_loss[:, -1].sum().backward()
@@ -75,7 +74,7 @@ def test_it_trains_with_ppo_and_its_gradient_reaches_the_encoder_through_the_tor
         p.grad is not None and p.grad.abs().sum() > 0 for p in run.policy.encoder.parameters()
     )
     with torch.no_grad():
-        assert run.policy(_inputs(spans), _memory(spans))[0].reconstruction_loss is None
+        assert run.policy(spans.inputs, spans.memory)[0].reconstruction_loss is None
     env.close()
 
 

@@ -5,9 +5,10 @@ from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtxl_rl.agents.encoders import EPISODE_STEP, ObservationEncoder, StepEncoder
+from mtxl_rl.agents.encoders import ObservationEncoder, StepEncoder
 from mtxl_rl.agents.heads import CategoricalHead, GaussianHead, ValueHead, build_head
-from mtxl_rl.agents.policy import Policy, PolicyConfig, PolicyInputs
+from mtxl_rl.agents.policy import Policy, PolicyConfig
+from mtxl_rl.agents.transition import EPISODE_STEP, PolicyInputs
 from mtxl_rl.envs.memory_maze.spec import MemoryMazeConfig
 from mtxl_rl.envs.memory_maze.vector import MemoryMazeVectorEnv
 from mtxl_rl.torso import TorsoConfig
@@ -133,6 +134,10 @@ def test_an_observation_that_has_a_steps_number_already_is_refused() -> None:
         )
 
 
+def update(head: ValueHead, targets: torch.Tensor) -> None:
+    head.update_statistics(targets.mean(), targets.var(correction=0))
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 10**6), st.floats(-1e3, 1e3), st.floats(1e-2, 1e3), st.integers(1, 5))
 def test_following_the_returns_changes_no_value(
@@ -141,10 +146,10 @@ def test_following_the_returns_changes_no_value(
     torch.manual_seed(seed)
     head = ValueHead(8).double()
     features = torch.randn(5, 8).double()
-    head.adapt(mean + deviation * torch.randn(1000).double())
+    update(head, mean + deviation * torch.randn(1000).double())
     before = head(features)
     for _ in range(updates):
-        head.adapt(mean + deviation * torch.randn(1000).double())
+        update(head, mean + deviation * torch.randn(1000).double())
     assert torch.allclose(head(features), before, rtol=1e-9, atol=1e-9)
     assert float(head.mean) == pytest.approx(mean, abs=0.2 * deviation)
     assert float(head.deviation) == pytest.approx(deviation, rel=0.2)
@@ -156,7 +161,7 @@ def test_the_first_returns_only_set_the_units() -> None:
     head, features = ValueHead(8), torch.randn(500, 8)
     untrained = head(features).detach()
     targets = 0.3 + 0.01 * torch.randn(1000)
-    head.adapt(targets)
+    update(head, targets)
     expected = targets.mean() + targets.std(correction=0) * untrained
     torch.testing.assert_close(head(features).detach(), expected)
 
@@ -164,6 +169,6 @@ def test_the_first_returns_only_set_the_units() -> None:
 def test_values_start_in_the_rewards_own_units_and_constant_returns_are_harmless() -> None:
     head = ValueHead(8)
     assert float(head.deviation) == 1.0
-    head.adapt(torch.zeros(100))
+    update(head, torch.zeros(100))
     assert float(head.deviation) == pytest.approx(ValueHead.MIN_DEVIATION)
     assert head(torch.randn(3, 8)).isfinite().all()

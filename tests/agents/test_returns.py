@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mtxl_rl.agents.returns import explained_variance, gae
+from mtxl_rl.agents.returns import gae
 
 
 def by_episode(reward: Tensor, kind: list[str], value: Tensor, gamma: float, lam: float) -> Tensor:
@@ -66,9 +66,3 @@ def test_lambda_zero_is_the_td_residual_and_one_the_return_minus_the_value() -> 
     assert residual.tolist() == [[1 + 0.125 - 0.5, 2 + 0.0625 - 0.25, 3 - 0.125]]
     returns = gae(reward, ends, valid, value, nowhere, gamma=0.5, gae_lambda=1.0)
     assert returns.tolist() == [[1 + 1 + 0.75 - 0.5, 2 + 1.5 - 0.25, 3 - 0.125]]
-
-
-def test_explained_variance_is_one_for_the_truth_and_zero_for_a_constant() -> None:
-    target = torch.randn(50).double()
-    assert float(explained_variance(target, target)) == 1.0
-    assert float(explained_variance(torch.zeros(50).double(), target)) == 0.0

@@ -1,6 +1,10 @@
+"""The rollout buffer: every step comes back with its own memory, in the bytes predicted."""
+
 import torch
 
-from mtxl_rl.agents.rollout import Rollout, RolloutShape
+from mtxl_rl.agents.rollout import Rollout, RolloutShape, random_minibatches
+from mtxl_rl.agents.transition import Decision, PolicyInputs, Transition
+from mtxl_rl.agents.world import World, masked_moments
 
 SHAPE = RolloutShape(
     num_envs=3,
@@ -16,43 +20,51 @@ SHAPE = RolloutShape(
 
 
 def numbered() -> Rollout:
-    """A rollout whose rows say where they are: 100 x environment + step."""
+    """A rollout whose entries say where they are: 100 x environment + step."""
     rollout = Rollout(SHAPE)
-    rows = 100 * torch.arange(3)[:, None] + torch.arange(8)
-    rollout.observation["obs"][:] = rows[..., None]
-    rollout.action[:, 1:, 0], rollout.reward[:, 1:] = rows, rows
-    rollout.value[:] = rows
-    rollout.valid[:] = True
-    rollout.timeline[:] = (100 * torch.arange(3)[:, None] + torch.arange(13))[:, None, :, None]
-    for span in range(2):
-        rollout.snapshot(
-            4 * span,
-            slice(0, 3),
-            long_term=(100 * torch.arange(3) + span).view(3, 1, 1, 1, 1).expand(3, 2, 2, 3, 3),
-            window_length=torch.arange(3) + 10 * span,
-            segment_step=torch.arange(3),
+    env = torch.arange(3)
+    for t in range(8):
+        number = 100 * env + t
+        inputs = PolicyInputs(
+            {
+                "obs": number[:, None].expand(3, 2).float(),
+                "pixels": torch.zeros(3, 4, 4, 3, dtype=torch.uint8),
+            },
+            previous_action=number[:, None] - 1,
+            previous_reward=number.float() - 1,
+            is_first=torch.zeros(3, dtype=torch.bool),
         )
+        if rollout.starts_span(t):
+            rollout.snapshot(
+                t,
+                long_term=(100 * env + t // 4).float().view(3, 1, 1, 1, 1).expand(3, 2, 2, 3, 3),
+                window_length=env + 10 * (t // 4),
+                segment_step=env,
+            )
+        none = torch.zeros(3, dtype=torch.bool)
+        decision = Decision(number[:, None], torch.zeros(3), number.float())
+        rollout.record(t, Transition(inputs, decision, none, number.float(), none))
+    rollout.timeline[:] = (100 * env[:, None] + torch.arange(13))[:, None, :, None]
     return rollout
 
 
-def test_every_row_comes_out_once_with_its_own_memory() -> None:
+def test_every_step_comes_back_once_with_its_own_memory() -> None:
     rollout = numbered()
-    generator = torch.Generator().manual_seed(0)
-    batches = list(rollout.minibatches(torch.randn(3, 8), num_minibatches=3, generator=generator))
-    assert sorted(torch.cat([b.value.flatten() for b in batches]).tolist()) == sorted(
-        rollout.value.flatten().tolist()
-    )
+    assert bool(rollout.valid.all())
+    unused = torch.zeros(3, 8)
+    minibatches = random_minibatches(6, 3, generator=torch.Generator().manual_seed(0))
+    batches = [rollout.spans(items, unused, unused) for items in minibatches]
+    values = torch.cat([spans.value.flatten() for spans in batches])
+    assert sorted(values.tolist()) == sorted(rollout.value.flatten().tolist())
     for spans in batches:
         env, step = spans.value[:, 0] // 100, spans.value[:, 0] % 100
-        assert torch.equal(spans.observation["obs"][..., 0], spans.value)
+        assert torch.equal(spans.inputs.observation["obs"][..., 0], spans.value)
         assert torch.equal(spans.action[..., 0].float(), spans.value)
-        later = step > 0
-        assert torch.equal(spans.previous_reward[later], spans.value[later] - 1)
-        assert torch.equal(
-            spans.window[:, 0, :, 0], 100 * env[:, None] + step[:, None] + torch.arange(5)
-        )
-        assert torch.equal(spans.long_term[:, 0, 0, 0, 0], 100 * env + step // 4)
-        assert torch.equal(spans.window_length.float(), env + 10 * (step // 4))
+        assert torch.equal(spans.inputs.previous_reward, spans.value - 1)
+        window = 100 * env[:, None] + step[:, None] + torch.arange(5)
+        assert torch.equal(spans.memory.window[:, 0, :, 0], window)
+        assert torch.equal(spans.memory.long_term[:, 0, 0, 0, 0], 100 * env + step // 4)
+        assert torch.equal(spans.memory.window_length.float(), env + 10 * (step // 4))
 
 
 def test_bytes_are_those_predicted_and_the_timeline_costs_m_plus_t() -> None:
@@ -61,13 +73,11 @@ def test_bytes_are_those_predicted_and_the_timeline_costs_m_plus_t() -> None:
     assert SHAPE.bytes_by_part()["timeline"] == 3 * 2 * (5 + 8) * 6 * 4
 
 
-def test_advantages_are_normalised_over_the_valid_rows_only() -> None:
-    rollout = numbered()
-    rollout.valid[0, :6] = False
-    advantage = torch.randn(3, 8)
-    advantage[0, :6] = 1e6
-    batches = rollout.minibatches(advantage, num_minibatches=1, generator=torch.Generator())
-    spans = next(iter(batches))
-    chosen = spans.advantage[spans.valid]
-    assert abs(float(chosen.mean())) < 1e-5
-    assert abs(float(chosen.std(correction=0)) - 1) < 1e-4
+def test_moments_are_those_of_the_marked_entries() -> None:
+    values, mask = torch.randn(3, 8), torch.ones(3, 8, dtype=torch.bool)
+    mask[0, :6] = False
+    mean, variance = masked_moments(values, mask, World())
+    torch.testing.assert_close(mean, values[mask].mean())
+    torch.testing.assert_close(variance, values[mask].var(correction=0))
+    values[~mask] = float("nan")
+    assert masked_moments(values, mask, World()) == (mean, variance)

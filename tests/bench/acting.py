@@ -1,4 +1,4 @@
-"""One row's step of a policy: as it is, compiled, and exported, in turns.
+"""One row's step of a policy: eager, compiled, and exported, in turns.
 
 python tests/bench/acting.py                    base model, windows of 64 and 1,024
 python tests/bench/acting.py --width 64 --layers 2 --windows 64
@@ -18,34 +18,34 @@ import gymnasium
 import numpy as np
 import torch
 
-from mtxl_rl.agents.collector import observation_shapes
-from mtxl_rl.agents.policy import Policy, PolicyConfig, PolicyInputs
+from mtxl_rl.agents.policy import Policy, PolicyConfig
+from mtxl_rl.agents.transition import PolicyInputs, observation_shapes
 from mtxl_rl.export import export_policy, narrowed
+from mtxl_rl.runtime.compile import compile_acting
 from mtxl_rl.runtime.exported_policy import ExportedPolicy
-from mtxl_rl.torso import DecodeCache, TorsoConfig
+from mtxl_rl.torso import TorsoConfig
 
 OBSERVATION = gymnasium.spaces.Box(-1, 1, (8,), np.float32)
 ACTION = gymnasium.spaces.Discrete(4)
 
 
-def plain(policy: Policy) -> Callable[[], object]:
+def step_of(policy: Policy) -> Callable[[], object]:
     """A step of the policy as a run takes it."""
     generator = torch.Generator().manual_seed(0)
-    memory = policy.begin(policy.torso.initial_state(1))
-    assert isinstance(memory, DecodeCache)
+    cache = policy.prefill(policy.torso.initial_state(1))
     inputs = PolicyInputs(
         {"obs": torch.randn(1, 8)},
         torch.zeros(1, 1, dtype=torch.long),
         torch.zeros(1),
         torch.zeros(1, dtype=torch.bool),
     )
-    return lambda: policy.act(inputs, memory, generator)
+    return lambda: policy.act(inputs, cache, policy.action_head.noise(1, generator))
 
 
 def exported(policy: Policy, folder: Path, name: str) -> Callable[[], object]:
     """A step of the policy's file."""
     path = folder / f"{name}.pt2"
-    export_policy(policy, observation_shapes(OBSERVATION, policy), path)
+    export_policy(policy, observation_shapes(OBSERVATION, episode_step=False), path)
     agent, observation = ExportedPolicy(path), np.ones(8, dtype=np.float32)
     return lambda: agent.act(observation)
 
@@ -53,15 +53,15 @@ def exported(policy: Policy, folder: Path, name: str) -> Callable[[], object]:
 def works_of(torso: TorsoConfig, folder: Path) -> dict[str, Callable[[], object]]:
     """A step by name."""
     torch.manual_seed(0)
-    as_it_is, compiled = (
+    eager, compiled = (
         Policy(OBSERVATION, ACTION, torso=torso, policy=PolicyConfig()).eval() for _ in range(2)
     )
-    compiled.compile_acting()
+    compile_acting(compiled)
     return {
-        "as it is": plain(as_it_is),
-        "compiled": plain(compiled),
-        "exported, float32": exported(as_it_is, folder, f"wide_{torso.window_length}"),
-        "exported, bfloat16": exported(narrowed(as_it_is), folder, f"narrow_{torso.window_length}"),
+        "eager": step_of(eager),
+        "compiled": step_of(compiled),
+        "exported, float32": exported(eager, folder, f"wide_{torso.window_length}"),
+        "exported, bfloat16": exported(narrowed(eager), folder, f"narrow_{torso.window_length}"),
     }
 
 
@@ -76,10 +76,10 @@ def time_in_turns(
             work()
     for _ in range(arguments.rounds):
         for key, work in works.items():
-            begun = clock()
+            begin = clock()
             for _ in range(arguments.steps):
                 work()
-            rounds[key].append(1000 * (clock() - begun) / arguments.steps)
+            rounds[key].append(1000 * (clock() - begin) / arguments.steps)
     return {key: statistics.median(times) for key, times in rounds.items()}
 
 
@@ -107,12 +107,12 @@ def main() -> None:
                 segment_length=arguments.segment,
             )
             works |= {(name, window): w for name, w in works_of(torso, Path(folder)).items()}
-        found = time_in_turns(works, arguments)
+        medians = time_in_turns(works, arguments)
     print(f"width {arguments.width}, {arguments.layers} layers, one row, one thread, ms a step")
     print(f"| step | {' | '.join(f'window {w:,}' for w in windows)} | last / first |")
     print("|---" * (len(windows) + 2) + "|")
-    for name in dict.fromkeys(name for name, _ in found):
-        times = [found[name, window] for window in windows]
+    for name in dict.fromkeys(name for name, _ in medians):
+        times = [medians[name, window] for window in windows]
         print(f"| {name} | {' | '.join(f'{each:.2f}' for each in times)} | "
               f"{times[-1] / times[0]:.2f} |", flush=True)  # fmt: skip
 

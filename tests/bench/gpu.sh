@@ -76,10 +76,9 @@ from mtxl_rl.runtime.profiler import measure_peak
 device = torch.device(sys.argv[1])
 name = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
 print(f"# {name}\n\nPython {platform.python_version()}, torch {torch.__version__}, "
-      f"{len(os.sched_getaffinity(0))} cores\n\n| | matrix product, TFLOP/s | copy, GB/s |\n|---|---|---|")
+      f"{len(os.sched_getaffinity(0))} cores\n\n| | matrix product, TFLOP/s |\n|---|---|")
 for dtype in (torch.float32, torch.bfloat16)[: 1 + (device.type == "cuda")]:
-    peak = measure_peak(device, dtype)
-    print(f"| {dtype} | {peak.flops / 1e12:.3g} | {peak.bytes / 1e9:,.0f} |")
+    print(f"| {dtype} | {measure_peak(device, dtype) / 1e12:.3g} |")
 END
 
 train=(tests/bench/train.py --device "$device" --profile)
@@ -92,10 +91,8 @@ elif [[ "$device" == cuda ]]; then
     base=(--width 256 --precision bfloat16 --iterations 3)
     maze=(--tasks MemoryMaze --systems mtxl "${base[@]}" --steps 256 --epochs 2 --minibatches 8)
     # Its environments start spread, with 1,000 random steps in each, before anything is timed.
-    # Not profiled, which waits for the device at every part: these are the end-to-end figures.
-    full=(tests/bench/train.py --device cuda "${maze[@]}" --envs 1024 --groups 2 --compile)
-    part 150 "Memory Maze, base model, compiled, as CUDA graphs" "${full[@]}" --cuda-graph
-    part 70 "Memory Maze, base model, compiled" "${full[@]}"
+    full=(tests/bench/train.py --device cuda "${maze[@]}" --envs 1024 --compile)
+    part 150 "Memory Maze, base model, compiled" "${full[@]}"
     part 60 "Memory Maze, base model, profiled" "${train[@]}" "${maze[@]}" --envs 512
     part 40 "T-maze, base model" "${train[@]}" --tasks TMaze --systems mtxl,gtrxl,gru "${base[@]}" \
         --envs 512

@@ -22,14 +22,12 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from types import MethodType
 
 import torch
 from torch import Tensor, nn
 
-from mtxl_rl.runtime.compile import compiled
+from mtxl_rl.runtime.compile import compile_layers
 from mtxl_rl.torso import MemoryTransformer, Torso, TorsoConfig, build_torso
-from mtxl_rl.torso.layer import Layer
 
 TABLES = ("sizes", "horizon", "latency", "share", "peers")
 Work = Callable[[], object]
@@ -104,24 +102,24 @@ class Bench:
 
     def acting(self, torso: Torso, batch: int, *, behind: int = 0) -> Work:
         """One step of acting of `batch` rows that have taken at least `behind` steps."""
-        config, memory = torso.config, torso.prefill(torso.initial_state(batch))
+        config, cache = torso.config, torso.prefill(torso.initial_state(batch))
         x = torch.randn(batch, config.width, device=self.device)
-        calm = torch.zeros(batch, dtype=torch.bool, device=self.device)
+        none_first = torch.zeros(batch, dtype=torch.bool, device=self.device)
         for _ in range(min(behind, 2 * config.window_length)):
-            torso.decode_step(x, memory, calm)
+            torso.decode_step(x, cache, none_first)
         if isinstance(torso, MemoryTransformer):
-            memory.segment_step.fill_(behind % config.segment_length)
-        return lambda: torso.decode_step(x, memory, calm)
+            cache.segment_step.fill_(behind % config.segment_length)
+        return lambda: torso.decode_step(x, cache, none_first)
 
     def learning(self, torso: Torso, batch: int, num_steps: int) -> Work:
         """Forward and backward of one span of `batch` rows."""
         x = torch.randn(batch, num_steps, torso.config.width, device=self.device)
-        calm = torch.zeros(batch, num_steps, dtype=torch.bool, device=self.device)
+        none_first = torch.zeros(batch, num_steps, dtype=torch.bool, device=self.device)
         state = torso.initial_state(batch)
         weights = list(torso.parameters())
 
         def work() -> None:
-            y, _ = torso(x, state, calm)
+            y, _ = torso(x, state, none_first)
             torch.autograd.grad(y.square().sum(), weights, allow_unused=True)
 
         return work
@@ -133,11 +131,8 @@ def build(bench: Bench, **sizes: int | str) -> Torso:
     given = {"num_layers": 3, "segment_length": 32, "num_heads": max(4, width // 32)} | sizes
     torso = build_torso(TorsoConfig(**given)).to(bench.device)  # type: ignore[arg-type]
     if bench.compiles and isinstance(torso, MemoryTransformer):
-        device = bench.device
-        learn = compiled(Layer.forward, device, for_learning=True)
-        for layer in torso.layers:
-            layer.forward = MethodType(learn, layer)
-        torso.decode_step = MethodType(compiled(MemoryTransformer.decode_step, device), torso)
+        compile_layers(torso)
+        torso.decode_step = torch.compile(torso.decode_step, fullgraph=True)
     return torso
 
 
@@ -192,7 +187,7 @@ def share(bench: Bench, *, quick: bool) -> None:
     kinds: dict[str, dict[str, str]] = {
         "none": {"long_term": "none"},
         "delta": {},
-        "delta, read apart": {"read": "sequential"},
+        "delta, read in parallel": {"read": "parallel"},
     }
     if not quick:
         kinds |= {

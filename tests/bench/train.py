@@ -14,8 +14,8 @@ The system `sb3-package`, for `--tasks MemoryMaze` alone, is what the peer's use
 around the package memory-maze itself, in Stable-Baselines3's SubprocVecEnv. That has a process for
 each environment, and each takes 1.2 GB: 32 of them ask for 39 GB. So `--processes` says how many
 there are, 8 by default, and its rollouts and minibatches are as much smaller as those are fewer;
-its episodes start together, and none ends while it is timed. `--compile`, `--precision` and
-`--groups` are of this library's systems alone.
+its episodes start together, and none ends while it is timed. `--compile` and `--precision`
+apply to this library's systems only.
 """
 
 import argparse
@@ -28,7 +28,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from mtxl_rl.config import TrainConfig, choices, compose_config
-from mtxl_rl.envs.groups import EnvGroups
 from mtxl_rl.envs.registry import make_vector_env, stream_seed
 from mtxl_rl.train import Run
 
@@ -80,13 +79,10 @@ def config_of(task: str, torso: str, arguments: argparse.Namespace) -> TrainConf
         f"torso.segment_length={arguments.segment}",
         f"torso.num_persistent={persistent}",
         f"num_envs={arguments.envs}",
-        f"env_groups={arguments.groups}",
         f"num_threads={arguments.threads}",
         f"device={arguments.device}",
         f"policy.precision={arguments.precision}",
-        f"profile={'true' if arguments.profile else 'false'}",
         f"compile={'true' if arguments.compile and torso in TRANSFORMERS else 'false'}",
-        f"cuda_graph={'true' if arguments.cuda_graph and torso in TRANSFORMERS else 'false'}",
         f"ppo.rollout_length={arguments.steps}",
         f"ppo.bptt_segments={arguments.steps // arguments.segment}",
         f"ppo.num_epochs={arguments.epochs}",
@@ -98,28 +94,24 @@ def config_of(task: str, torso: str, arguments: argparse.Namespace) -> TrainConf
 def ours(task: str, torso: str, arguments: argparse.Namespace) -> System:
     """A torso in this library's PPO."""
     config = config_of(task, torso, arguments)
-    env = EnvGroups(
-        config.env, num_envs=config.num_envs, num_groups=config.env_groups, seed=stream_seed(0, 0)
-    )
-    run = Run(config, env)
+    seed = stream_seed(0, 0)
+    run = Run(config, make_vector_env(config.env, num_envs=config.num_envs, seed=seed))
     run.start(seed=None)
 
     def iterate() -> Seconds:
-        if run.profile:
-            run.profile.profile.resume()
         metrics = run.iterate()
         total = config.steps_per_iteration / metrics["time/env_steps_per_second"]
         parts = (metrics[f"time/{part}_seconds"] for part in ("env", "act", "learn"))
         return Seconds(total, *parts)
 
+    def report() -> str:
+        """Where the time of one more iteration goes."""
+        with run.profiler.profile(num_steps=config.steps_per_iteration):
+            run.iterate()
+        return run.profiler.report
+
     weights = sum(parameter.numel() for parameter in run.policy.parameters())
-    return System(
-        torso,
-        weights,
-        config.steps_per_iteration,
-        iterate,
-        lambda: run.profile.report() if run.profile else "",
-    )
+    return System(torso, weights, config.steps_per_iteration, iterate, report)
 
 
 def peer(task: str, name: str, arguments: argparse.Namespace) -> System:
@@ -172,7 +164,7 @@ def measure(task: str, arguments: argparse.Namespace) -> None:
               f"{steps / env:,.0f} | {steps / act:,.0f} | "
               f"{steps * arguments.epochs / learn:,.0f} |", flush=True)  # fmt: skip
     for system in systems:
-        if report := system.report():
+        if arguments.profile and (report := system.report()):
             print(f"\n{task}, {system.name}:\n{report}")
 
 
@@ -188,7 +180,6 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=64)
     parser.add_argument("--segment", type=int, default=32)
     parser.add_argument("--envs", type=int, default=32)
-    parser.add_argument("--groups", type=int, default=1, help="of environments, of our systems")
     parser.add_argument("--processes", type=int, default=8, help="and environments, of sb3-package")
     parser.add_argument("--steps", type=int, default=128, help="of a rollout and of a span")
     parser.add_argument("--epochs", type=int, default=3)
@@ -198,18 +189,13 @@ def main() -> None:
     parser.add_argument("--precision", default="float32")
     parser.add_argument("--iterations", type=int, default=5)
     parser.add_argument("--compile", action="store_true", help="the transformers")
-    parser.add_argument("--cuda-graph", action="store_true", help="of the transformers")
     parser.add_argument("--profile", action="store_true", help="print where the time goes")
     arguments = parser.parse_args()
     if "sb3-package" in arguments.systems.split(",") and arguments.tasks != "MemoryMaze":
         parser.error("sb3-package is for --tasks MemoryMaze")
-    if arguments.cuda_graph and not arguments.device.startswith("cuda"):
-        parser.error(f"--cuda-graph needs --device cuda, and --device {arguments.device} was given")
     peers = [name for name in arguments.systems.split(",") if name in PEERS]
     if peers and not importlib.util.find_spec("sb3_contrib"):
         print(f"{', '.join(peers)} left out: sb3-contrib is not installed", file=sys.stderr)
-    # A GPU's learner has no threads to share a minibatch among.
-    arguments.threads = 1 if arguments.device.startswith("cuda") else arguments.threads
     warnings.filterwarnings("ignore", module="gym|stable_baselines3|sb3_contrib")
     assert set(TORSOS) <= set(choices("torso"))
     for task in arguments.tasks.split(","):

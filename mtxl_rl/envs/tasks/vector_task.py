@@ -193,6 +193,12 @@ class VectorTask(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]], abc.ABC):
                 f"the saved task has the settings {state['settings']} and this one has "
                 f"{self._settings()}; create this one with the saved settings to resume."
             )
+        num_rows = len(np.asarray(state["step_index"]))
+        if num_rows != self.num_envs:
+            raise ValueError(
+                f"the state is of {num_rows} environments and these are {self.num_envs}; create as "
+                "many, or select their rows."
+            )
         for name in self._all_state_names():
             current = getattr(self, name)
             setattr(self, name, np.array(state[name], dtype=current.dtype).reshape(current.shape))
@@ -207,7 +213,7 @@ class VectorTask(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]], abc.ABC):
         return (*self.state_names, "is_reset_row", "step_index")
 
     def _settings(self) -> str:
-        return json.dumps({**dataclasses.asdict(self.config), "num_envs": self.num_envs})
+        return json.dumps(dataclasses.asdict(self.config))
 
     def _streams(self, seed: int | Sequence[int]) -> RandomStreams:
         if not isinstance(seed, int | np.integer) and len(seed) != self.num_envs:

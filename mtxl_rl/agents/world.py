@@ -1,0 +1,123 @@
+"""The processes of a data-parallel run, seen from one of them.
+
+Every process holds `num_envs / size` consecutive environments and a replica of the policy. Sums
+over processes make losses, statistics and gradients those of all environments together.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class World:
+    """One process among `size`; every method is a no-op in a run of one process."""
+
+    rank: int = 0
+    size: int = 1
+
+    def rows(self, num_local: int) -> slice:
+        """Global indices of this process's rows, `num_local` of which each process holds."""
+        return slice(self.rank * num_local, (self.rank + 1) * num_local)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Sum of `tensor` over the processes."""
+        return self._reduce(tensor, dist.ReduceOp.SUM)
+
+    def max(self, tensor: Tensor) -> Tensor:
+        """Elementwise maximum of `tensor` over the processes."""
+        return self._reduce(tensor, dist.ReduceOp.MAX)
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter], extra: Sequence[Tensor]) -> Tensor:
+        """Sum the parameters' gradients over the processes, in place and as one flat tensor.
+
+        Args:
+            parameters: a parameter without a gradient gets one of zeros.
+            extra: scalars that are summed in the same operation.
+
+        Returns:
+            The sums of `extra`.
+        """
+        scalars = torch.stack([scalar.float() for scalar in extra])
+        if self.size == 1:
+            return scalars
+        gradients = []
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            gradients.append(parameter.grad)
+        flat = torch.cat([gradient.flatten() for gradient in gradients] + [scalars])
+        dist.all_reduce(flat)
+        parts = flat.split([*(gradient.numel() for gradient in gradients), len(scalars)])
+        for gradient, part in zip(gradients, parts[:-1], strict=True):
+            gradient.copy_(part.view_as(gradient))
+        return parts[-1]
+
+    def gather(self, item: Any) -> list[Any]:  # noqa: ANN401
+        """Every process's `item`, in the order of their ranks."""
+        if self.size == 1:
+            return [item]
+        items: list[Any] = [None] * self.size
+        dist.all_gather_object(items, item)
+        return items
+
+    def check_equal(self, item: object, *, name: str) -> None:
+        """Check that `item` is the same in all processes.
+
+        Raises:
+            RuntimeError: it is not.
+        """
+        items = self.gather(item)
+        if any(other != items[0] for other in items):
+            raise RuntimeError(f"{name} should be the same in all processes, but are {items}")
+
+    def _reduce(self, tensor: Tensor, operation: Any) -> Tensor:  # noqa: ANN401
+        if self.size == 1:
+            return tensor
+        reduced = tensor.clone()
+        dist.all_reduce(reduced, operation)
+        return reduced
+
+
+def masked_moments(values: Tensor, mask: Tensor, world: World) -> tuple[Tensor, Tensor]:
+    """Mean and (biased) variance of `values` where `mask` is set, over all processes.
+
+    In two passes, in float64: the sum of squares alone would cancel for a large mean.
+    """
+    wide = values.double().masked_fill(~mask, 0)
+    count, total = world.sum(torch.stack([mask.sum().double(), wide.sum()]))
+    mean = total / count
+    variance = world.sum((wide - mean).square().masked_fill(~mask, 0).sum()) / count
+    return mean.to(values.dtype), variance.to(values.dtype)
+
+
+def concatenate_rows(parts: Sequence[Any]) -> Any:  # noqa: ANN401
+    """Join trees of tensors [B, ...], one tree per process, along B; other leaves must be equal."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    if isinstance(first, Mapping):
+        return {key: concatenate_rows([part[key] for part in parts]) for key in first}
+    if isinstance(first, Tensor):
+        return torch.cat(list(parts))
+    assert all(part == first for part in parts), parts
+    return first
+
+
+def select_rows(tree: Any, rows: slice, *, num_rows: int) -> Any:  # noqa: ANN401
+    """The inverse of `concatenate_rows`: the rows of one process.
+
+    Raises:
+        RuntimeError: a tensor has another number of rows than `num_rows`.
+    """
+    if isinstance(tree, Mapping):
+        return {key: select_rows(part, rows, num_rows=num_rows) for key, part in tree.items()}
+    if not isinstance(tree, Tensor):
+        return tree
+    if len(tree) != num_rows:
+        raise RuntimeError(f"the checkpoint has {len(tree)} environments, not {num_rows}")
+    return tree[rows]

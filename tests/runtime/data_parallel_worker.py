@@ -1,0 +1,49 @@
+"""One process of a data-parallel run in float64: `data_parallel_worker.py FOLDER OPTION ...`.
+
+Trains two iterations and saves a checkpoint, weights and metrics, on rank 0. With `resume=FOLDER`
+it continues from that folder's checkpoint.
+"""
+
+import json
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import torch
+
+from mtxl_rl.config import compose_config
+from mtxl_rl.envs.registry import make_vector_env
+from mtxl_rl.runtime.distributed import joined_world
+from mtxl_rl.tracking import checkpoint
+from mtxl_rl.train import Run
+
+
+def main(folder: Path, resume: str, options: list[str]) -> None:
+    """Run the iterations."""
+    torch.set_default_dtype(torch.float64)
+    config = compose_config(options)
+    with joined_world(torch.device("cpu")) as world:
+        num_envs = config.num_envs // world.size
+        first_env = world.rows(num_envs).start
+        env = make_vector_env(config.env, num_envs=num_envs, seed=7, first_env=first_env)
+        with closing(env):
+            run = Run(config, env, world=world)
+            if resume:
+                run.restore(checkpoint.load(Path(resume)))
+            else:
+                run.start(seed=None)
+            metrics = [run.iterate() for _ in range(2)]
+            run.save(folder)
+            if world.rank == 0:
+                torch.save(run.policy.state_dict(), folder / "weights.pt")
+                (folder / "metrics.json").write_text(json.dumps(metrics))
+
+
+if __name__ == "__main__":
+    given = sys.argv[2:]
+    source = [part.removeprefix("resume=") for part in given if part.startswith("resume=")]
+    main(
+        Path(sys.argv[1]),
+        source[0] if source else "",
+        [part for part in given if not part.startswith("resume=")],
+    )
