@@ -4,12 +4,12 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.table import Table
 
 from mtxl_rl.config import load_config
-from mtxl_rl.evaluation.report import curve, draw_curves, save_figure
 from mtxl_rl.torso import TorsoConfig
 from mtxl_rl.tracking.cli import make_writable, one_sentence_errors, say, show
 from mtxl_rl.tracking.metrics import read_rows
@@ -27,41 +27,49 @@ def compare(runs: Sequence[Path], *, metric: str, output: Path) -> None:
     """Print the runs' last and highest values of `metric`, and draw their curves.
 
     Raises:
-        FileNotFoundError: a folder holds no run.
-        ValueError: no row of a run has the metric.
+        FileNotFoundError: A folder holds no run.
+        ImportError: pandas or matplotlib is not installed.
+        ValueError: No row of a run has the metric.
     """
+    try:
+        import pandas as pd
+
+        from mtxl_rl.evaluation.plots import draw_curves, read_curve, save_figure
+    except ImportError as error:
+        raise ImportError(f"compare needs {error.name}: pip install 'mtxl_rl[report]'") from error
+    names = _short_names(runs)
+    curves = {run: read_curve(run, metric).assign(task=metric, label=names[run]) for run in runs}
+    rows = [_summary(run, curve, metric) for run, curve in curves.items()]
     table = Table(title=metric, title_justify="left")
-    for column in (
-        "run",
-        "env",
-        "memory",
-        "seed",
-        "steps",
-        "last",
-        "highest",
-        "at step",
-        "steps/s",
-    ):
+    for column in rows[0]:
         table.add_column(column, justify="left" if column in ("run", "env", "memory") else "right")
-    names, lines = _short_names(runs), {}
-    for run in runs:
-        config, rows = load_config(run), read_rows(run)
-        line = curve(rows, metric)
-        if not line.size:
-            known = sorted({key for row in rows for key in row})
-            raise ValueError(f"{run} has no {metric}; its metrics are {', '.join(known)}")
-        highest = int(line[:, 1].argmax())
-        speed = float(np.median([row["time/env_steps_per_second"] or 0.0 for row in rows]))
-        table.add_row(
-            str(run), config.env.name, _kind(config.torso), str(config.seed),
-            f"{line[-1, 0]:,.0f}", f"{line[-1, 1]:.3f}", f"{line[highest, 1]:.3f}",
-            f"{line[highest, 0]:,.0f}", f"{speed:,.0f}",
-        )  # fmt: skip
-        lines[names[run]] = [line]
+    for row in rows:
+        table.add_row(*row.values())
     show(table)
-    figure = draw_curves({metric: lines}, labels={metric: metric})
+    figure = draw_curves(pd.concat(curves.values()), title="", ylabels={metric: metric})
     save_figure(figure, output)
     say(f"curves: {output}.png, {output}.svg")
+
+
+def _summary(run: Path, curve: Any, metric: str) -> dict[str, str]:  # noqa: ANN401
+    """A run's row of the table, from its `read_curve`."""
+    config, rows = load_config(run), read_rows(run)
+    if curve.empty:
+        known = sorted({key for row in rows for key in row})
+        raise ValueError(f"{run} has no {metric}; its metrics are {', '.join(known)}")
+    highest = curve.loc[curve["value"].idxmax()]
+    speed = float(np.median([row["time/env_steps_per_second"] or 0.0 for row in rows]))
+    return {
+        "run": str(run),
+        "env": config.env.name,
+        "memory": _kind(config.torso),
+        "seed": str(config.seed),
+        "steps": f"{curve['step'].iloc[-1]:,.0f}",
+        "last": f"{curve['value'].iloc[-1]:.3f}",
+        "highest": f"{highest['value']:.3f}",
+        "at step": f"{highest['step']:,.0f}",
+        "steps/s": f"{speed:,.0f}",
+    }
 
 
 def _kind(torso: TorsoConfig) -> str:

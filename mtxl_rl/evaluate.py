@@ -16,7 +16,6 @@ from mtxl_rl.build import build_policy, load_weights
 from mtxl_rl.config import TrainConfig, choices, from_options, load_config, run_folder
 from mtxl_rl.envs.registry import make_vector_env, stream_seed
 from mtxl_rl.evaluation.intervals import mean_and_interval
-from mtxl_rl.evaluation.report import write_report
 from mtxl_rl.evaluation.suite import Suite, SuiteConfig, run_suite
 from mtxl_rl.evaluation.visualize import Film
 from mtxl_rl.runtime.compile import compile_acting
@@ -304,6 +303,10 @@ python -m mtxl_rl.evaluate suite=NAME [torsos=[mtxl,gtrxl]] [seeds=5] [episodes=
 
 def _suite(given: Sequence[str]) -> None:
     """Train what is missing of a suite, evaluate it, and report."""
+    try:
+        from mtxl_rl.evaluation.report import write_report
+    except ImportError as error:
+        raise ImportError(f"suite= needs {error.name}: pip install 'mtxl_rl[report]'") from error
     config = from_options(SuiteConfig, given)
     suite = Suite.load(config)
     command = ["python", "-m", "mtxl_rl.evaluate", *given]

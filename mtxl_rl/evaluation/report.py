@@ -1,10 +1,9 @@
-"""A suite's results: one table as CSV and Markdown, aggregates, and figures.
+"""The report of a suite: tables as Markdown and CSV, figures, and provenance.
 
 FOLDER/report.md  scores.csv  provenance.json
 FOLDER/learning_curves.png .svg   scores.png .svg   profiles.png .svg
 """
 
-import csv
 import importlib.metadata
 import json
 import os
@@ -12,72 +11,79 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
-from numpy.typing import NDArray
 
+from mtxl_rl.evaluation import plots
 from mtxl_rl.evaluation.intervals import (
     Interval,
     Scores,
     interquartile_mean,
-    performance_profiles,
     probability_of_improvement,
 )
-from mtxl_rl.evaluation.suite import Suite, SuiteRun
-from mtxl_rl.tracking.metrics import Row, read_rows
+from mtxl_rl.evaluation.suite import Suite
+from mtxl_rl.tracking.files import atomic_write
+from mtxl_rl.tracking.metrics import METRICS_FILE
 
-
-@dataclass(slots=True)
-class Finding:
-    """The score of one run under one setting."""
-
-    run: SuiteRun
-    setting: str
-    """on, off or noise, or a transfer setting's options."""
-    score: float
-    episodes: int
-    evidence: str
+_CSV_COLUMNS = ["task", "torso", "seed", "setting", "measure", "score", "normalised", "episodes"]
+_COLUMNS = [*_CSV_COLUMNS, "is_transfer", "evidence"]
 
 
 def write_report(suite: Suite, *, command: Sequence[str]) -> Path:
-    """Write what is known so far of a suite; runs that are missing are said to be.
+    """Write the report of a suite's finished runs; the page lists the missing ones.
 
     Returns:
         The path of the Markdown page.
 
     Raises:
-        ImportError: rliable or matplotlib is not installed.
+        OSError: The folder cannot be written.
     """
-    try:
-        import matplotlib as mpl
-        import rliable  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            f"a suite's report needs {error.name}: pip install 'mtxl_rl[report]'"
-        ) from error
-    mpl.use("Agg")
-    findings = list(_findings(suite))
-    suite.folder.mkdir(parents=True, exist_ok=True)
-    _write_scores(suite.folder / "scores.csv", findings)
-    (suite.folder / "provenance.json").write_text(
-        json.dumps(provenance(suite, command), indent=2) + "\n", encoding="utf-8"
-    )
-    matrices = _matrices(suite, findings)
+    scores = read_scores(suite)
+    matrices = _matrices(suite, scores)
+    csv = scores.to_csv(index=False, columns=_CSV_COLUMNS, float_format="%.4f")
+    _write(suite.folder / "scores.csv", csv)
+    _write(suite.folder / "provenance.json", json.dumps(provenance(suite, command), indent=2))
+    _draw(suite, scores, matrices)
     page = suite.folder / "report.md"
-    text = "\n".join(_page(suite, findings, matrices, command)) + "\n"
-    page.write_text(text, encoding="utf-8")
-    _draw(suite, findings, matrices)
+    _write(page, "\n\n".join(_page(suite, scores, matrices, command)) + "\n")
     return page
 
 
+def read_scores(suite: Suite) -> pd.DataFrame:
+    """Return one row per finished evaluation: its mean score, raw and normalised."""
+    rows = []
+    for run in suite.runs():
+        task = suite.tasks[run.task]
+        paths = {"": run.evaluation}
+        paths |= {options: run.transfer(i) for i, options in enumerate(task.transfer)}
+        for options, path in paths.items():
+            document = (
+                json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"episodes": {}}
+            )
+            for memory, episodes in document["episodes"].items():
+                score = float(np.mean([episode[task.score] for episode in episodes]))
+                rows.append(
+                    (run.task, run.torso, run.seed, options or memory, task.score, score,
+                     task.normalised(score), len(episodes), bool(options), document["evidence"])
+                )  # fmt: skip
+    scores = pd.DataFrame(rows, columns=_COLUMNS).astype({"is_transfer": bool})
+    for name, order in (
+        ("task", list(suite.tasks)),
+        ("torso", suite.torsos),
+        ("setting", scores["setting"].unique()),
+    ):
+        scores[name] = pd.Categorical(scores[name], categories=order)
+    return scores
+
+
 def provenance(suite: Suite, command: Sequence[str]) -> dict[str, Any]:
-    """Everything that is needed to do it again."""
+    """Return what is needed to repeat the suite: command, versions, settings, hardware."""
     packages = ("mtxl_rl", "torch", "numpy", "gymnasium", "envpool")
     return {
         "date": datetime.now().isoformat(timespec="seconds"),
@@ -105,11 +111,11 @@ def _version(package: str) -> str | None:
 
 def _commit() -> str | None:
     """The commit of the source tree that runs; None where it is not a git checkout."""
-    done = subprocess.run(
+    process = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=12"],
         cwd=Path(__file__).parent, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    return done.stdout.strip() or None
+    return process.stdout.strip() or None
 
 
 def _processor() -> str:
@@ -119,266 +125,117 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or sys.platform
 
 
-def _findings(suite: Suite) -> Iterator[Finding]:
-    for one in suite.runs():
-        task = suite.tasks[one.task]
-        paths = {"": one.evaluation}
-        paths |= {option: one.transfer(i) for i, option in enumerate(task.transfer)}
-        for option, path in paths.items():
-            if not path.exists():
-                continue
-            document = json.loads(path.read_text(encoding="utf-8"))
-            for memory, episodes in document["episodes"].items():
-                score = float(np.mean([episode[task.score] for episode in episodes]))
-                yield Finding(one, option or memory, score, len(episodes), document["evidence"])
+def _write(path: Path, text: str) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
-def _write_scores(path: Path, findings: Sequence[Finding]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(
-            ["task", "torso", "seed", "setting", "measure", "score", "normalised", "episodes"]
-        )
-        for found in findings:
-            one = found.run
-            task = one.suite.tasks[one.task]
-            normalised = f"{task.normalised(found.score):.4f}"
-            writer.writerow([one.task, one.torso, one.seed, found.setting, task.score,
-                             f"{found.score:.4f}", normalised, found.episodes])  # fmt: skip
-
-
-def _scores(
-    findings: Sequence[Finding], *, task: str, torso: str, setting: str
-) -> dict[int, float]:
-    """The score by seed, of every run with such a finding."""
-    return {
-        found.run.seed: found.score
-        for found in findings
-        if (found.run.task, found.run.torso, found.setting) == (task, torso, setting)
-    }
-
-
-def _matrices(suite: Suite, findings: Sequence[Finding]) -> dict[str, Scores]:
+def _matrices(suite: Suite, scores: pd.DataFrame) -> dict[str, Scores]:
     """Normalised scores [runs, tasks] of each torso, over the seeds that finished every task."""
     matrices = {}
-    for torso in suite.torsos:
-        columns = {
-            name: _scores(findings, task=name, torso=torso, setting="on") for name in suite.tasks
-        }
-        seeds = [s for s in range(suite.seeds) if all(s in column for column in columns.values())]
-        if seeds:
-            rows = [
-                [suite.tasks[name].normalised(column[seed]) for name, column in columns.items()]
-                for seed in seeds
-            ]
-            matrices[torso] = np.array(rows, dtype=np.float64)
+    for torso, rows in _with_memory(scores).groupby("torso", observed=True):
+        table = rows.pivot(index="seed", columns="task", values="normalised")
+        table = table.reindex(columns=list(suite.tasks)).dropna()
+        if len(table):
+            matrices[str(torso)] = table.to_numpy(dtype=np.float64)
     return matrices
+
+
+def _with_memory(scores: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the task itself with the memory in use."""
+    return scores[scores["setting"] == "on"]
 
 
 @cache
 def _interval(scores: tuple[float, ...]) -> Interval:
-    """Of one task's runs; tables and bars ask for the same ones, and each is 2,000 resamples."""
+    """Interquartile mean of one task's runs; cached because it takes 2,000 resamples."""
     return interquartile_mean({"": np.array(scores, dtype=np.float64)[:, None]})[""]
 
 
 def _page(
-    suite: Suite,
-    findings: Sequence[Finding],
-    matrices: Mapping[str, Scores],
-    command: Sequence[str],
+    suite: Suite, scores: pd.DataFrame, matrices: Mapping[str, Scores], command: Sequence[str]
 ) -> Iterator[str]:
+    """The paragraphs of the Markdown page."""
     yield f"# Suite {suite.name}"
-    yield ""
-    yield f"`{' '.join(command)}`; see provenance.json for commit, versions and hardware."
-    yield "Interquartile means over seeds with 95 % stratified bootstrap intervals (rliable)."
-    yield ""
-    yield from _score_table(suite, findings)
-    yield ""
-    yield from _aggregates(suite, matrices)
-    yield ""
-    yield "## Controls: the long-term memory emptied, or replaced by noise, when evaluated"
-    yield ""
-    yield from _setting_table(
-        suite, findings, {name: ["on", "off", "noise"] for name in suite.tasks}
+    yield (
+        f"`{' '.join(command)}`; see provenance.json for commit, versions and hardware.\n"
+        "Interquartile means over n seeds with 95 % stratified bootstrap intervals (rliable)."
     )
-    transfer = {name: task.transfer for name, task in suite.tasks.items() if task.transfer}
-    if transfer:
-        yield ""
-        yield "## Transfer: the same agents, not trained further, in other environments"
-        yield ""
-        yield from _setting_table(suite, findings, transfer)
-    yield ""
-    yield "## Does a task need long-term memory here?"
-    yield ""
-    for name in suite.tasks:
-        said = {f.run.torso: f.evidence for f in findings
-                if f.run.task == name and f.setting == "on"}  # fmt: skip
-        for torso, evidence in said.items():
-            yield f"- {name}, {torso}: {evidence}"
-    missing = [one for one in suite.runs() if not one.evaluation.exists()]
-    if missing:
-        yield ""
-        names = ", ".join(f"{one.task}/{one.torso}/seed_{one.seed}" for one in missing)
-        yield f"**Missing: {names}.**"
-
-
-def _score_table(suite: Suite, findings: Sequence[Finding]) -> Iterator[str]:
-    yield f"| task (score) | {' | '.join(suite.torsos)} |"
-    yield f"|---|{'---|' * len(suite.torsos)}"
-    for name, task in suite.tasks.items():
-        cells = []
-        for torso in suite.torsos:
-            scores = _scores(findings, task=name, torso=torso, setting="on")
-            cells.append(f"{_interval(tuple(scores.values()))} n={len(scores)}" if scores else "-")
-        yield f"| {name} ({task.score}) | {' | '.join(cells)} |"
-
-
-def _aggregates(suite: Suite, matrices: Mapping[str, Scores]) -> Iterator[str]:
-    """Over all tasks, from normalised scores."""
-    if not matrices:
-        return
-    first = next(iter(matrices))
-    means = interquartile_mean(matrices)
-    better = probability_of_improvement(matrices, over=first)
-    yield f"| all {len(suite.tasks)} tasks, normalised | IQM | P(better than {first}) |"
-    yield "|---|---|---|"
-    for torso in matrices:
-        yield f"| {torso} | {means[torso]} | {better.get(torso, '-')} |"
-
-
-def _setting_table(
-    suite: Suite, findings: Sequence[Finding], settings: Mapping[str, Sequence[str]]
-) -> Iterator[str]:
-    yield f"| task | setting | {' | '.join(suite.torsos)} |"
-    yield f"|---|---|{'---|' * len(suite.torsos)}"
-    for name, options in settings.items():
-        for setting in options:
-            cells = []
-            for torso in suite.torsos:
-                scores = _scores(findings, task=name, torso=torso, setting=setting)
-                cells.append(str(_interval(tuple(scores.values()))) if scores else "-")
-            if set(cells) != {"-"}:
-                yield f"| {name} | {setting} | {' | '.join(cells)} |"
-
-
-def _draw(suite: Suite, findings: Sequence[Finding], matrices: Mapping[str, Scores]) -> None:
-    """The three figures, each as PNG and SVG."""
-    import matplotlib.pyplot as plt
-
-    curves = {
-        name: {torso: _curves(suite, name, torso) for torso in suite.torsos} for name in suite.tasks
-    }
-    labels = {name: task.score for name, task in suite.tasks.items()}
-    figure = draw_curves(curves, labels=labels)
-    save_figure(figure, suite.folder / "learning_curves")
-    save_figure(_draw_bars(suite, findings), suite.folder / "scores")
+    with_memory = _with_memory(scores)
+    yield to_markdown(_interval_table(suite, with_memory, rows=["task", "measure"]))
     if matrices:
-        save_figure(_draw_profiles(matrices), suite.folder / "profiles")
-    plt.close("all")
-
-
-def _curves(suite: Suite, task: str, torso: str) -> list[NDArray[np.float64]]:
-    metric = f"episode/{suite.tasks[task].score}"
-    found = [
-        curve(read_rows(one.folder), metric)
-        for one in suite.runs()
-        if (one.task, one.torso) == (task, torso) and (one.folder / "metrics.jsonl").exists()
+        yield to_markdown(_aggregates(matrices))
+    yield "![learning curves](learning_curves.png)\n![normalised scores](scores.png)"
+    yield "## Controls: the long-term memory ablated (zeroed), or replaced by noise"
+    controls = scores[~scores["is_transfer"]]
+    yield to_markdown(_interval_table(suite, controls, rows=["task", "setting"]))
+    transfer = scores[scores["is_transfer"]]
+    if len(transfer):
+        yield "## Transfer: the same agents in other environments, without further training"
+        yield to_markdown(_interval_table(suite, transfer, rows=["task", "setting"]))
+    yield "## Does a task need long-term memory?"
+    evidence = with_memory.groupby(["task", "torso"], observed=True)["evidence"].last()
+    yield "\n".join(f"- {task}, {torso}: {text}" for (task, torso), text in evidence.items())
+    missing = [
+        f"{run.task}/{run.torso}/seed_{run.seed}"
+        for run in suite.runs()
+        if not run.evaluation.exists()
     ]
-    return [line for line in found if line.size]
+    if missing:
+        yield f"**Missing: {', '.join(missing)}.**"
 
 
-def curve(rows: Sequence[Row], metric: str) -> NDArray[np.float64]:
-    """(step, metric) of every row of a run's metrics that has it, [rows, 2]."""
-    points = [(row["step"], row[metric]) for row in rows if row.get(metric) is not None]
-    return np.array(points, dtype=np.float64).reshape(-1, 2)
-
-
-def draw_curves(
-    curves: Mapping[str, Mapping[str, Sequence[NDArray[np.float64]]]], *, labels: Mapping[str, str]
-) -> Any:  # noqa: ANN401
-    """A panel per task: the mean over runs of each line, and the range from worst to best run."""
-    import matplotlib.pyplot as plt
-    from matplotlib.ticker import EngFormatter, MaxNLocator
-
-    num_columns = min(3, len(curves))
-    num_rows = -(-len(curves) // num_columns)
-    figure, axes = plt.subplots(
-        num_rows, num_columns, figsize=(4.2 * num_columns, 3.2 * num_rows), squeeze=False,
-        layout="constrained",
-    )  # fmt: skip
-    for axis in axes.flat[len(curves) :]:
-        axis.set_axis_off()
-    for axis, (name, lines) in zip(axes.flat, curves.items(), strict=False):
-        for index, (label, runs) in enumerate(lines.items()):
-            if not runs:
-                continue
-            steps = np.unique(np.concatenate([run[:, 0] for run in runs]))
-            steps = steps[steps <= min(run[-1, 0] for run in runs)]
-            table = np.stack([np.interp(steps, run[:, 0], run[:, 1]) for run in runs])
-            axis.plot(steps, table.mean(axis=0), label=label, color=f"C{index}")
-            axis.fill_between(
-                steps, table.min(axis=0), table.max(axis=0), alpha=0.2, color=f"C{index}"
-            )
-        axis.set_title(name)
-        axis.set_xlabel("environment steps")
-        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axis.xaxis.set_major_locator(MaxNLocator(5))
-        axis.set_ylabel(labels[name])
-        axis.grid(alpha=0.3)
-    _add_legend(figure, num_columns=1 if num_columns == 1 else 4)
-    return figure
-
-
-def _add_legend(figure: Any, *, num_columns: int) -> None:  # noqa: ANN401
-    """One legend below all panels, where it hides nothing."""
-    entries: dict[str, Any] = {}
-    for axis in figure.axes:
-        handles, names = axis.get_legend_handles_labels()
-        entries |= dict(zip(names, handles, strict=True))
-    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=num_columns)
-
-
-def _draw_bars(suite: Suite, findings: Sequence[Finding]) -> Any:  # noqa: ANN401
-    import matplotlib.pyplot as plt
-
-    figure, axis = plt.subplots(
-        figsize=(max(5.0, 1.6 * len(suite.tasks)), 3.6), layout="constrained"
+def _interval_table(suite: Suite, scores: pd.DataFrame, *, rows: list[str]) -> pd.DataFrame:
+    """Interquartile means as text; one column per torso."""
+    cells = scores.groupby([*rows, "torso"], observed=True)["score"].agg(
+        lambda column: f"{_interval(tuple(column))} n={len(column)}"
     )
-    width = 0.8 / len(suite.torsos)
-    for i, torso in enumerate(suite.torsos):
-        for k, (name, task) in enumerate(suite.tasks.items()):
-            scores = _scores(findings, task=name, torso=torso, setting="on")
-            if not scores:
-                continue
-            found = Interval(*map(task.normalised, _interval(tuple(scores.values()))))
-            place = k + (i - (len(suite.torsos) - 1) / 2) * width
-            error = [[found.estimate - found.low], [found.high - found.estimate]]
-            axis.bar(place, found.estimate, width, color=f"C{i}", yerr=error, capsize=2,
-                     label=torso if k == 0 else None)  # fmt: skip
-    axis.axhline(0, color="black", linewidth=0.8)
-    axis.set_xticks(range(len(suite.tasks)), list(suite.tasks), rotation=20, ha="right")
-    axis.set_ylabel("normalised score\n(0: no memory, 1: best)")
-    axis.grid(axis="y", alpha=0.3)
-    _add_legend(figure, num_columns=4)
-    return figure
+    return cells.unstack("torso").reindex(columns=suite.torsos).fillna("-")
 
 
-def _draw_profiles(matrices: Mapping[str, Scores]) -> Any:  # noqa: ANN401
-    import matplotlib.pyplot as plt
-
-    thresholds = np.linspace(0, 1, 51)
-    figure, axis = plt.subplots(figsize=(5, 3.6), layout="constrained")
-    for i, (name, (profile, ends)) in enumerate(performance_profiles(matrices, thresholds).items()):
-        axis.plot(thresholds, profile, color=f"C{i}", label=name)
-        axis.fill_between(thresholds, ends[0], ends[1], color=f"C{i}", alpha=0.2)
-    axis.set_xlabel("normalised score")
-    axis.set_ylabel("fraction of runs above")
-    axis.legend()
-    axis.grid(alpha=0.3)
-    return figure
+def _aggregates(matrices: Mapping[str, Scores]) -> pd.DataFrame:
+    """Scores over all tasks, from the normalised scores."""
+    first = next(iter(matrices))
+    table = {
+        "all tasks, normalised": interquartile_mean(matrices),
+        f"P(better than {first})": probability_of_improvement(matrices, over=first),
+    }
+    frame = pd.DataFrame({name: {k: str(v) for k, v in row.items()} for name, row in table.items()})
+    return frame.rename_axis("torso").reindex(list(matrices)).fillna("-")
 
 
-def save_figure(figure: Any, path: Path) -> None:  # noqa: ANN401
-    """Write a figure as PNG and as SVG."""
-    for suffix in (".png", ".svg"):
-        figure.savefig(path.with_suffix(suffix), dpi=120, bbox_inches="tight")
+def to_markdown(table: pd.DataFrame) -> str:
+    """Return a table, with its index, as Markdown."""
+    table = table.rename(columns=str).reset_index()
+    rows = [table.columns, ["---"] * table.shape[1], *table.to_numpy()]
+    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
+
+
+def _draw(suite: Suite, scores: pd.DataFrame, matrices: Mapping[str, Scores]) -> None:
+    """Write the three figures."""
+    measures = {name: task.score for name, task in suite.tasks.items()}
+    curves = [
+        plots.read_curve(run.folder, f"episode/{measures[run.task]}").assign(
+            task=run.task, label=run.torso
+        )
+        for run in suite.runs()
+        if (run.folder / METRICS_FILE).exists()
+    ]
+    if curves:
+        title = f"Suite {suite.name}: mean over seeds, and range from lowest to highest seed"
+        figure = plots.draw_curves(pd.concat(curves), title=title, ylabels=measures)
+        plots.save_figure(figure, suite.folder / "learning_curves")
+    rows = [
+        (task, torso, *_interval(tuple(column)))
+        for (task, torso), column in _with_memory(scores).groupby(
+            ["task", "torso"], observed=True, sort=True
+        )["normalised"]
+    ]
+    if rows:
+        intervals = pd.DataFrame(rows, columns=["task", "torso", *Interval._fields])
+        title = f"Suite {suite.name}: interquartile mean, 95 % interval"
+        plots.save_figure(plots.draw_scores(intervals, title=title), suite.folder / "scores")
+    if matrices:
+        title = f"Suite {suite.name}: performance profile over {len(suite.tasks)} tasks"
+        figure = plots.draw_profiles(matrices, title=title)
+        plots.save_figure(figure, suite.folder / "profiles")
