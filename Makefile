@@ -15,11 +15,12 @@ comma := ,
 DEFAULT_ENV := $(if $(filter env=% resume=%,$(ARGS)),,env=MemoryMaze)
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-slow test-gpu check clean FORCE
+.PHONY: help train test test-compile test-slow test-gpu check clean FORCE
 
 help:
 	@echo "make train      train an agent; ARGS='env=TMaze total_steps=100000' are its options"
 	@echo "make test       the fast tests"
+	@echo "make test-compile  the tests of torch.compile and torch.export, minutes"
 	@echo "make test-slow  the tests that train until something is learned, minutes each"
 	@echo "make test-gpu   the tests that need a CUDA device"
 	@echo "make check      lint, format, types and the layers of the package"
@@ -31,19 +32,17 @@ help:
 train: $(VENV)/.installed
 	$(BIN)/python -m mtxl_rl.train $(strip $(DEFAULT_ENV) $(ARGS))
 
-# The tests of torch.compile and torch.export, which do not take the shape checks of the other tests.
-# pytest exits with 5 where $(ARGS) selects none of them.
-WITHOUT_SHAPE_CHECKS = sh -c 'OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
-	-o addopts="--import-mode=importlib --strict-markers --strict-config" "$$@" || test $$? -eq 5' pytest
-
-# One thread for each of the processes: with more of them than cores, torch's threads wait for one another.
+# One thread per process: with more threads than cores, torch's threads wait for one another.
 test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow and not gpu and not compile" $(ARGS)
-	$(WITHOUT_SHAPE_CHECKS) -m "compile and not slow and not gpu" $(ARGS)
+
+# Without the shape checks of the other tests, which do not compile.
+test-compile: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m compile \
+		-o addopts="--import-mode=importlib --strict-markers --strict-config" $(ARGS)
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m "slow and not compile" $(ARGS)
-	$(WITHOUT_SHAPE_CHECKS) -m "slow and compile" $(ARGS)
 
 test-gpu: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m gpu $(ARGS)
