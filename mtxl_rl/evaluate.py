@@ -17,7 +17,7 @@ from mtxl_rl.config import TrainConfig, choices, from_options, load_config, run_
 from mtxl_rl.envs.registry import make_vector_env, stream_seed
 from mtxl_rl.evaluation.intervals import mean_and_interval
 from mtxl_rl.evaluation.suite import Suite, SuiteConfig, run_suite
-from mtxl_rl.evaluation.visualize import Film
+from mtxl_rl.evaluation.visualize import VideoRecorder
 from mtxl_rl.runtime.compile import compile_acting
 from mtxl_rl.torso import Cache
 from mtxl_rl.torso.torso_config import check_at_least
@@ -92,7 +92,7 @@ class EvaluateConfig:
 
 def evaluate(
     actor: Actor, *, episodes: int, seed: int | None = None, memory: str = "on",
-    film: Film | None = None,
+    recorder: VideoRecorder | None = None,
 ) -> list[dict[str, float]]:  # fmt: skip
     """Return, length and, where the environment reports it, success of new episodes.
 
@@ -103,7 +103,7 @@ def evaluate(
         episodes: number of episodes.
         seed: seed of the environments; None keeps the one they have.
         memory: setting of the long-term memory, see `ablate_memory`.
-        film: records the first environment.
+        recorder: records the first environment.
     """
     actor.reset(seed=seed)
     num_envs = actor.env.num_envs
@@ -112,16 +112,16 @@ def evaluate(
     remaining[: episodes % num_envs] += 1
     counted: list[dict[str, float]] = []
     while remaining.any():
-        if film is not None:
-            film.add(actor.inputs())
+        if recorder is not None:
+            recorder.add(actor.inputs())
         ablate_memory(cache, memory)
         _, ended = actor.step()
         for episode in ended:
             if remaining[episode.env]:
                 remaining[episode.env] -= 1
                 counted.append(episode.statistics())
-    if film is not None:
-        film.add(actor.inputs())  # These inputs hold the last step's reward.
+    if recorder is not None:
+        recorder.add(actor.inputs())  # These inputs hold the last step's reward.
     return counted
 
 
@@ -177,24 +177,25 @@ def _evaluate_settings(
     seed = stream_seed(config.seed, _EVALUATION)
     with closing(make_vector_env(train.env, num_envs=config.num_envs, seed=seed)) as env:
         actor = _actor(config, train, state, env)
+        recorder = _recorder(config, train, actor)
         for name in names:
             torch.manual_seed(config.seed)
             if actor.generator is not None:
                 actor.generator.manual_seed(config.seed)
-            film = _film(config, actor) if name == "on" else None
             with torch.no_grad(), actor.policy.autocast():
                 results[name] = evaluate(
-                    actor, episodes=config.episodes, seed=seed, memory=name, film=film
-                )
-            if film is not None:
-                _draw(film, config)
+                    actor, episodes=config.episodes, seed=seed, memory=name,
+                    recorder=recorder if name == "on" else None,
+                )  # fmt: skip
+        if recorder is not None:  # After all settings: a failure to draw loses no results.
+            _draw(recorder, config)
 
 
-def _draw(film: Film, config: EvaluateConfig) -> None:
+def _draw(recorder: VideoRecorder, config: EvaluateConfig) -> None:
     if config.video:
-        film.write_video(Path(config.video))
+        recorder.write_video(Path(config.video))
     if config.timeline:
-        film.write_timeline(Path(config.timeline))
+        recorder.write_timeline(Path(config.timeline))
 
 
 def _settings(config: EvaluateConfig, train: TrainConfig) -> list[str]:
@@ -256,12 +257,15 @@ def _actor(
     return Actor(env, policy, generator=None if config.greedy else torch.Generator(device))
 
 
-def _film(config: EvaluateConfig, actor: Actor) -> Film | None:
+def _recorder(config: EvaluateConfig, train: TrainConfig, actor: Actor) -> VideoRecorder | None:
+    """The recorder of the requested pictures, if any."""
     if not (config.video or config.timeline):
         return None
-    film = Film(actor.policy, actor.env.single_observation_space, max_steps=config.film_steps)
-    film.check(video=bool(config.video), timeline=bool(config.timeline))
-    return film
+    space = actor.env.single_observation_space
+    recorder = VideoRecorder(actor.policy, space, max_steps=config.film_steps, title=train.env.name)
+    if config.timeline:
+        recorder.check_timeline()
+    return recorder
 
 
 def _print(results: dict[str, list[dict[str, float]]], train: TrainConfig) -> None:

@@ -34,7 +34,7 @@ class _Panel(NamedTuple):
     layers: dict[int, Float[NDArray[Any], " T"]]
 
 
-class Film:
+class VideoRecorder:
     """Records the first environment of an evaluation, up to `max_steps` steps, and draws it.
 
     The memory's diagnostics are computed afterwards, by `Policy.inspect` over all recorded inputs:
@@ -61,16 +61,17 @@ class Film:
         self.title = ": ".join(part for part in (title, _agent_name(policy)) if part)
         self.inputs: list[PolicyInputs] = []
 
-    def check(self, *, video: bool, timeline: bool) -> None:  # noqa: ARG002
-        """Check that the requested pictures can be drawn; call it before the evaluation.
+    def check_timeline(self) -> None:
+        """Check, before an evaluation, that a memory timeline can be drawn.
 
         Raises:
-            ValueError: A memory timeline of a baseline is requested.
+            ValueError: The torso is a baseline.
         """
-        if timeline and not isinstance(self.policy.torso, MemoryTransformer):
+        kind = self.policy.torso.config.kind
+        if not isinstance(self.policy.torso, MemoryTransformer):
             raise ValueError(
-                f"timeline= plots attention and long-term memory, which a torso of kind "
-                f"{self.policy.torso.config.kind} does not have; leave timeline= out"
+                f"timeline= plots attention and long-term memory, which a torso of kind {kind} "
+                "does not have; leave timeline= out"
             )
 
     def add(self, inputs: PolicyInputs) -> None:
@@ -94,7 +95,7 @@ class Film:
             OSError: The file cannot be written.
             ValueError: The torso is a baseline.
         """
-        self.check(video=False, timeline=True)
+        self.check_timeline()
         figure = self._draw_timeline()
         with atomic_write(
             path, advice="free space there, or choose another timeline="

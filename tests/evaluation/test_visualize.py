@@ -11,7 +11,7 @@ import torch
 from gymnasium import spaces
 
 from mtxl_rl.agents.policy import Policy, PolicyConfig, PolicyInputs
-from mtxl_rl.evaluation.visualize import Film
+from mtxl_rl.evaluation.visualize import VideoRecorder
 from mtxl_rl.torso import TorsoConfig
 
 pytest.importorskip("matplotlib")
@@ -22,15 +22,15 @@ VECTORS = spaces.Box(-1, 1, (3,), np.float32)
 
 def recorded(
     space: gymnasium.Space, *, steps: int = 12, max_steps: int = 10, **torso: object
-) -> Film:
+) -> VideoRecorder:
     """A recording of two environments, whose second episodes start at step 7."""
     torch.manual_seed(0)
     config = TorsoConfig(width=16, num_heads=2, window_length=4, segment_length=4, **torso)
     policy = Policy(space, spaces.Discrete(3), torso=config, policy=PolicyConfig())
-    film = Film(policy, space, max_steps=max_steps, title="TMaze")
+    recorder = VideoRecorder(policy, space, max_steps=max_steps, title="TMaze")
     space.seed(0)
     for t in range(steps):
-        film.add(
+        recorder.add(
             PolicyInputs(
                 {"obs": torch.as_tensor(np.stack([space.sample(), space.sample()]))},
                 torch.zeros(2, 1, dtype=torch.long),
@@ -38,7 +38,7 @@ def recorded(
                 torch.full((2,), t in (0, 7)),
             )
         )
-    return film
+    return recorder
 
 
 def titles(axes: Any) -> list[str]:  # noqa: ANN401
@@ -47,12 +47,12 @@ def titles(axes: Any) -> list[str]:  # noqa: ANN401
 
 def test_a_video_has_a_frame_per_step(tmp_path: Path) -> None:
     imageio = pytest.importorskip("imageio.v2")
-    film = recorded(IMAGES)
-    film.write_video(tmp_path / "new" / "agent.gif")
+    recorder = recorded(IMAGES)
+    recorder.write_video(tmp_path / "new" / "agent.gif")
     frames = imageio.mimread(tmp_path / "new" / "agent.gif")
     assert [frame.shape for frame in frames] == [(400, 800, 3)] * 10
     assert len({frame.tobytes() for frame in frames}) == 10
-    film.write_video(tmp_path / "agent.mp4")  # It counts its frames.
+    recorder.write_video(tmp_path / "agent.mp4")  # It counts its frames.
     assert (tmp_path / "agent.mp4").stat().st_size > 10_000
 
 
@@ -87,8 +87,8 @@ def test_a_timeline_is_drawn_for_every_memory(tmp_path: Path, long_term: str, na
 
 
 def test_a_timeline_names_the_task_the_layers_and_the_scales() -> None:
-    film = recorded(VECTORS, num_layers=3, memory_layers=[2, 3])
-    figure = film._draw_timeline()
+    recorder = recorded(VECTORS, num_layers=3, memory_layers=[2, 3])
+    figure = recorder._draw_timeline()
     assert figure.get_suptitle().startswith("TMaze: transformer with delta memory")
     assert titles(figure.axes) == [
         "Reward",
@@ -100,7 +100,7 @@ def test_a_timeline_names_the_task_the_layers_and_the_scales() -> None:
     for axis in (write, read):
         assert [label.get_text() for label in axis.get_yticklabels()] == ["layer 2", "layer 3"]
     assert write.images[0].get_clim() == (0, 1)
-    for axis, record in zip(attention, film.records, strict=True):
+    for axis, record in zip(attention, recorder.records, strict=True):
         weights = record["attention/window"][0].mean(dim=1).T.numpy()
         assert axis.images[0].get_clim() == (1e-3, 1)
         assert np.allclose(axis.images[0].get_array().filled(0), weights)
@@ -132,10 +132,10 @@ def test_a_full_disk_is_one_sentence_and_keeps_the_old_file(
     def fail(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    film, path = recorded(IMAGES, steps=2), tmp_path / name
+    recorder, path = recorded(IMAGES, steps=2), tmp_path / name
     path.write_text("old")
     monkeypatch.setattr("os.fsync", fail)
-    write = film.write_timeline if name == "memory.png" else film.write_video
+    write = recorder.write_timeline if name == "memory.png" else recorder.write_video
     with pytest.raises(OSError, match=f"cannot write {path}: No space.*; free space") as caught:
         write(path)
     assert "\n" not in str(caught.value)
@@ -167,8 +167,8 @@ def test_an_encoder_that_fails_leaves_no_torn_video(
 
 
 def test_a_timeline_of_a_baseline_is_refused(tmp_path: Path) -> None:
-    film = recorded(VECTORS, kind="gru")
+    recorder = recorded(VECTORS, kind="gru")
     with pytest.raises(ValueError, match="a torso of kind gru does not have"):
-        film.check(video=False, timeline=True)
+        recorder.check_timeline()
     with pytest.raises(ValueError, match="leave timeline= out"):
-        film.write_timeline(tmp_path / "timeline.png")
+        recorder.write_timeline(tmp_path / "timeline.png")
