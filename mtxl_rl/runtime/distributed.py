@@ -81,6 +81,7 @@ def launch(arguments: Sequence[str], *, num_processes: int) -> int:
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=num_processes,
+        run_id=f"mtxl_rl_{os.getpid()}",
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=0,

@@ -1,0 +1,83 @@
+"""Training on one process and on several: end-to-end steps/s, strong and weak scaling.
+
+python tests/bench/scale.py --tasks TMaze,MemoryMaze --processes 1,2 --compile
+
+Strong scaling keeps num_envs, weak scaling keeps num_envs per process. Every case trains
+`--iterations` iterations, the cases in turns, `--rounds` times; the table shows medians over
+iterations (without the first two) of the medians over rounds. Efficiency is the speed over N times
+the speed of one process.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+from mtxl_rl.config import compose_config
+from mtxl_rl.tracking.metrics import read_rows
+
+WARM_UP = 2
+"""Iterations that are not counted: they compile and allocate."""
+
+
+class Case(NamedTuple):
+    """One way to train a task."""
+
+    task: str
+    num_processes: int
+    is_weak: bool
+
+    def options(self, arguments: argparse.Namespace) -> list[str]:
+        """The run's options."""
+        base = [f"env={self.task}", "device=cpu", f"compile={str(arguments.compile).lower()}"]
+        config = compose_config(base)
+        num_envs = config.num_envs * (self.num_processes if self.is_weak else 1)
+        minibatches = config.ppo.num_minibatches
+        steps = num_envs * config.ppo.rollout_length * arguments.iterations
+        return [
+            *base, f"num_envs={num_envs}", f"ppo.num_minibatches={minibatches}",
+            f"num_processes={self.num_processes}", f"total_steps={steps}", "stagger_steps=0",
+        ]  # fmt: skip
+
+
+def steps_per_second(case: Case, arguments: argparse.Namespace) -> float:
+    """The median over a run's iterations."""
+    with tempfile.TemporaryDirectory() as folder:
+        run_dir = Path(folder) / "run"
+        command = [sys.executable, "-m", "mtxl_rl.train", *case.options(arguments)]
+        subprocess.run([*command, f"run_dir={run_dir}"], check=True, capture_output=True)
+        rows = read_rows(run_dir)[WARM_UP:]
+    return statistics.median(float(row["time/env_steps_per_second"] or 0) for row in rows)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tasks", default="TMaze,MemoryMaze")
+    parser.add_argument("--processes", default="1,2")
+    parser.add_argument("--iterations", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--compile", action="store_true")
+    arguments = parser.parse_args()
+    sizes = [int(size) for size in arguments.processes.split(",")]
+    print("| task | scaling | processes | steps/s | efficiency |\n|---|---|---|---|---|")
+    for task in arguments.tasks.split(","):
+        cases = [Case(task, size, is_weak) for is_weak in (False, True) for size in sizes]
+        cases = [case for case in cases if not (case.is_weak and case.num_processes == sizes[0])]
+        rounds: dict[Case, list[float]] = {case: [] for case in cases}
+        for _ in range(arguments.rounds):
+            for case in cases:
+                rounds[case].append(steps_per_second(case, arguments))
+        speeds = {case: statistics.median(values) for case, values in rounds.items()}
+        alone = speeds[cases[0]]
+        for case, speed in speeds.items():
+            name = "weak" if case.is_weak else "strong"
+            efficiency = speed / alone / (case.num_processes / sizes[0])
+            print(f"| {task} | {name} | {case.num_processes} | {speed:,.0f} | {efficiency:.0%} |")
+
+
+if __name__ == "__main__":
+    main()
