@@ -1,8 +1,8 @@
-"""What the policy sees, predicted back from the torso's output: an auxiliary loss.
+"""Decoders: reconstruct the observation from the torso's output, as an auxiliary loss.
 
-A reward that is rare says little about what to remember; the observation is there at every step.
-Memory Gym's Transformer-XL learned its tasks with this loss and not without (Pleines et al. 2025,
-JMLR 26, section 5).
+Rare rewards carry little information about what to remember; the observation is there at every
+step. Memory Gym's Transformer-XL learned its tasks with this loss and not without it (Pleines et
+al. 2025, JMLR 26, section 5).
 """
 
 import math
@@ -21,11 +21,11 @@ from mtxl_rl.agents.encoders import channels_last, is_image, observation_leaves
 # Any leading axes, D width.
 
 _BLOCK = 8
-"""Three transposed convolutions double the side each."""
+"""Growth of an image's side: three transposed convolutions double it."""
 
 
 class ImageDecoder(nn.Module):
-    """Pixels in 0 .. 1 by the cross-entropy, as of so many coins."""
+    """Pixels in 0 .. 1, with the binary cross-entropy."""
 
     def __init__(self, shape: tuple[int, ...], width: int) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class ImageDecoder(nn.Module):
         )
 
     def forward(self, features: Float[Tensor, "n D"], pixels: Tensor) -> Float[Tensor, " n"]:
-        """The mean loss of each step's pixels."""
+        """Mean loss over each step's pixels."""
         images = pixels.movedim(-1, -3) if self.channels_last else pixels
         logits = self.convolutions(self.input(features).unflatten(1, self.start))
         height, breadth = self.size
@@ -56,7 +56,7 @@ class ImageDecoder(nn.Module):
 
 
 class VectorDecoder(nn.Module):
-    """Numbers by the squared error."""
+    """Numbers, with the squared error."""
 
     def __init__(self, shape: tuple[int, ...], width: int) -> None:
         super().__init__()
@@ -65,13 +65,13 @@ class VectorDecoder(nn.Module):
         )
 
     def forward(self, features: Float[Tensor, "n D"], numbers: Tensor) -> Float[Tensor, " n"]:
-        """The mean loss of each step's numbers."""
+        """Mean loss over each step's numbers."""
         error = self.layers(features).float() - numbers.flatten(1).float()
         return error.square().mean(1)
 
 
 class ChoiceDecoder(nn.Module):
-    """Choices by the cross-entropy of each component."""
+    """Choices, with the cross-entropy of each component."""
 
     def __init__(self, num_choices: list[int], width: int, *, start: list[int]) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class ChoiceDecoder(nn.Module):
         most = max(num_choices)
         sizes, steps = torch.tensor(num_choices)[:, None], torch.arange(most)
         first = sizes.cumsum(0) - sizes
-        # Every component's logits as a row of equal length: where each lies, and what is padding.
+        # Gathers the components' logits as rows of equal length; `padding` marks the unused ones.
         self.register_buffer("index", first + torch.minimum(steps, sizes - 1), persistent=False)
         self.register_buffer("padding", steps >= sizes, persistent=False)
         self.register_buffer("start", torch.tensor(start), persistent=False)
@@ -88,7 +88,7 @@ class ChoiceDecoder(nn.Module):
         self.start: Tensor
 
     def forward(self, features: Float[Tensor, "n D"], choices: Tensor) -> Float[Tensor, " n"]:
-        """The mean loss of each step's components."""
+        """Mean loss over each step's components."""
         choices = (choices.reshape(len(features), -1) - self.start).long()
         logits = self.output(features).float()[:, self.index].masked_fill(self.padding, -torch.inf)
         chosen = logits.log_softmax(-1).gather(-1, choices[..., None])
@@ -106,7 +106,7 @@ class ObservationDecoder(nn.Module):
     def loss(
         self, features: Float[Tensor, "*batch D"], observation: Mapping[str, Tensor]
     ) -> Float[Tensor, "*batch"]:
-        """The loss of each step; the leading axes of both are the same."""
+        """Loss per step; the leading axes of both arguments are the same."""
         batch = features.shape[:-1]
         flat = features.flatten(0, -2)
         losses = [
@@ -117,7 +117,7 @@ class ObservationDecoder(nn.Module):
 
 
 def _decoder(space: gymnasium.Space[Any], width: int) -> nn.Module:
-    """The decoder of a space that an encoder covers."""
+    """The decoder of a space that `LeafEncoder` covers."""
     if isinstance(space, spaces.Discrete):
         return ChoiceDecoder([int(space.n)], width, start=[int(space.start)])
     if isinstance(space, spaces.MultiDiscrete):

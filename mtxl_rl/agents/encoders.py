@@ -1,6 +1,6 @@
-"""Observations in, features out: one encoder per leaf of the observation space, summed.
+"""Encoders: one per leaf of the observation space, whose features are summed.
 
-An observation is a dict of tensors everywhere: a Dict space's own keys, or the one key "obs".
+An observation is always a dict of tensors: the keys of a Dict space, or the one key "obs".
 """
 
 import math
@@ -21,7 +21,7 @@ IMAGE_ENCODERS = ("cnn", "resnet")
 
 
 def observation_leaves(space: gymnasium.Space[Any]) -> dict[str, gymnasium.Space[Any]]:
-    """The leaves of an observation space, without the action mask."""
+    """Leaves of an observation space, without the action mask."""
     if not isinstance(space, spaces.Dict):
         return {"obs": space}
     leaves = {key: leaf for key, leaf in space.spaces.items() if key != ACTION_MASK}
@@ -35,20 +35,20 @@ def observation_leaves(space: gymnasium.Space[Any]) -> dict[str, gymnasium.Space
 
 
 def is_image(space: gymnasium.Space[Any]) -> bool:
-    """True for uint8 boxes of three axes."""
+    """Whether the space holds images: uint8 boxes of three axes."""
     return isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3
 
 
 def channels_last(shape: tuple[int, ...]) -> bool:
-    """Whether an image shape is HWC: the channel axis is the shorter of the first and the last."""
+    """Whether an image shape is HWC: the channels are the shorter of the first and the last axis."""
     return shape[-1] <= shape[0]
 
 
 def init_weights(encoder: nn.Module) -> None:
-    """Orthogonal with gain sqrt(2), zero biases: features that vary about as the observation does.
+    """Initialise orthogonally with gain sqrt(2) and zero biases, which keeps the variance.
 
-    torch's own start shrinks what varies by about 0.4 a layer: of Memory Maze's pictures 0.005 was
-    left beside 0.2 of the previous action, which drowned them.
+    torch's default shrinks it by about 0.4 per layer: features of Memory Maze's pictures had a
+    standard deviation of 0.005, next to 0.2 of the previous action's.
     """
     for layer in encoder.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
@@ -56,12 +56,12 @@ def init_weights(encoder: nn.Module) -> None:
             assert layer.bias is not None
             nn.init.zeros_(layer.bias)
     for block in encoder.modules():
-        if isinstance(block, _Residual):  # starts as the identity, or six of them would grow
+        if isinstance(block, _Residual):  # Start as the identity: six of them would add up.
             nn.init.zeros_(block.second.weight)
 
 
 class ImageEncoder(nn.Module):
-    """uint8 pixels, HWC or CHW, to D features; scaled to -1 .. 1 here and nowhere else."""
+    """uint8 pixels, HWC or CHW, to D features; the one place that scales them to -1 .. 1."""
 
     def __init__(self, shape: tuple[int, ...], width: int, *, kind: str) -> None:
         super().__init__()
@@ -145,13 +145,12 @@ class VectorEncoder(nn.Module):
 
 
 class DiscreteEncoder(nn.Module):
-    """Choices, one embedding table per component, summed; several pass through one more layer.
+    """Sum of one embedding per component; with several components, followed by one more layer.
 
-    Of many components one alone may matter, as the kind of object in one cell of a grid. So the
-    tables of several start at size 3: beside Adam's steps they hardly move, and what they feed
-    learns fast. A policy taught MiniGrid-Memory's turns, which ask whether an object seen before is
-    the same as one of two seen now, learns them in 100 to 160 updates; at size 1 in 270 or not in
-    300, and where the sum has size 1 not in 300.
+    Several embeddings start with a standard deviation of 3, because one component among many may
+    decide, such as the object in one cell of a grid. Relative to Adam's steps such tables change
+    little, and the layer after them learns fast: a policy that imitates MiniGrid-Memory's turns
+    learns them in 100 to 160 updates, and with a deviation of 1 in 270 or more than 300.
     """
 
     def __init__(self, num_choices: list[int], width: int, *, start: list[int]) -> None:
@@ -176,10 +175,9 @@ class DiscreteEncoder(nn.Module):
 
 
 class StepEncoder(nn.Module):
-    """A step's number in its episode, through sines and cosines of it (Vaswani et al. 2017).
+    """A step's number in its episode, as sines and cosines (Vaswani et al. 2017).
 
-    Their periods are powers of two, from 4 to 131,072 steps, so that angles are exact however many
-    steps there were.
+    The periods are powers of two, from 4 to 131,072 steps, so that angles are exact at any step.
     """
 
     NUM_PERIODS = 16
@@ -199,7 +197,7 @@ class StepEncoder(nn.Module):
 
 
 class LeafEncoder(nn.Module):
-    """The encoder that one space calls for."""
+    """The encoder of one space."""
 
     def __init__(self, space: gymnasium.Space[Any], width: int, *, image: str, key: str) -> None:
         super().__init__()
@@ -216,8 +214,8 @@ class LeafEncoder(nn.Module):
             self.encoder = VectorEncoder(space.shape, width)
         else:
             raise ValueError(
-                f"no encoder covers the observation {key!r} of space {space}; covered are Box, "
-                "Discrete, MultiDiscrete, MultiBinary and Dict of them: convert it with a "
+                f"no encoder covers the observation {key!r} of space {space}; Box, Discrete, "
+                "MultiDiscrete, MultiBinary and a Dict of them are covered: convert it with a "
                 "gymnasium.ObservationWrapper"
             )
 
