@@ -1,4 +1,4 @@
-"""Aggregates over runs and tasks with their uncertainty, as Agarwal et al. 2021 (2108.13264) ask.
+"""Aggregate scores over runs and tasks with intervals, as in Agarwal et al. 2021 (2108.13264).
 
 Scores are normalised: 0 is what an agent without memory can reach, 1 is the best possible. A score
 matrix is [runs, tasks]. The estimates are rliable's; its random draws are seeded here.
@@ -18,7 +18,7 @@ NUM_RESAMPLES = 2_000
 class Interval(NamedTuple):
     """An estimate and the ends of its 95 % stratified bootstrap confidence interval.
 
-    The ends are NaN where a single run says nothing of how runs differ.
+    The ends are NaN for a single run, which has no variation between runs.
     """
 
     estimate: float
@@ -32,9 +32,9 @@ class Interval(NamedTuple):
 
 
 def mean_and_interval(numbers: Sequence[float]) -> tuple[float, float]:
-    """The mean and the half-width of its 95 % confidence interval (normal approximation).
+    """Return the mean and the half-width of its 95 % confidence interval (normal approximation).
 
-    The half-width is NaN of a single number.
+    The half-width of a single number is NaN.
     """
     array = np.asarray(numbers, dtype=np.float64)
     half = 1.96 * array.std(ddof=1) / math.sqrt(len(array)) if len(array) > 1 else math.nan
@@ -42,14 +42,14 @@ def mean_and_interval(numbers: Sequence[float]) -> tuple[float, float]:
 
 
 def interquartile_mean(scores: Mapping[str, Scores]) -> dict[str, Interval]:
-    """The mean of the middle half of all runs' scores, for each algorithm."""
+    """Return the mean of the middle half of all runs' scores, for each algorithm."""
     from rliable.metrics import aggregate_iqm
 
     return _estimate(scores, lambda matrix: np.array([aggregate_iqm(matrix)]))
 
 
 def probability_of_improvement(scores: Mapping[str, Scores], *, over: str) -> dict[str, Interval]:
-    """How probable it is that a run of an algorithm beats one of `over` on a task (ties: half)."""
+    """Return the probability that a run beats one of `over` on a task; a tie counts half."""
     from rliable.metrics import probability_of_improvement as probability
 
     pairs = {name: (matrix, scores[over]) for name, matrix in scores.items() if name != over}
@@ -59,7 +59,7 @@ def probability_of_improvement(scores: Mapping[str, Scores], *, over: str) -> di
 def performance_profiles(
     scores: Mapping[str, Scores], thresholds: NDArray[np.float64]
 ) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """The fraction of runs above each threshold, and its interval [2, thresholds]."""
+    """Return the fraction of runs above each threshold, and its interval [2, thresholds]."""
     from rliable.library import create_performance_profile
 
     np.random.seed(0)  # noqa: NPY002 - rliable draws from NumPy's global generator
@@ -76,8 +76,8 @@ def _estimate(
         return {}
     np.random.seed(0)  # noqa: NPY002 - rliable draws from NumPy's global generator
     points, intervals = get_interval_estimates(dict(scores), function, reps=NUM_RESAMPLES)
-    # Resamples of a single run are all alike: an interval of no width would be a claim.
-    alone = {name for name, given in scores.items() if min(map(len, _matrices(given))) == 1}
+    # Resamples of a single run are equal; an interval of width 0 would be misleading.
+    alone = {name for name, matrices in scores.items() if min(map(len, _as_tuple(matrices))) == 1}
     return {
         name: Interval(
             float(points[name][0]),
@@ -87,5 +87,5 @@ def _estimate(
     }
 
 
-def _matrices(given: Scores | tuple[Scores, ...]) -> tuple[Scores, ...]:
-    return given if isinstance(given, tuple) else (given,)
+def _as_tuple(matrices: Scores | tuple[Scores, ...]) -> tuple[Scores, ...]:
+    return matrices if isinstance(matrices, tuple) else (matrices,)

@@ -20,7 +20,14 @@ WEIGHT = torch.arange(1000.0)
 
 
 def state(step: int = 1, **agent: Any) -> TrainingState:  # noqa: ANN401
-    return {"step": step, "agent": {"weight": WEIGHT} | agent, "collector": {}, "env": None}
+    return {
+        "step": step,
+        "agent": {"weight": WEIGHT} | agent,
+        "generator": torch.zeros(1),
+        "episodes": {},
+        "collector": {},
+        "env": None,
+    }
 
 
 def save(run_dir: Path, *, step: int = 1, score: float | None = None, keep_last: int = 3) -> Path:
@@ -233,7 +240,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         "weights.pt": "was written by torch.save but is not a checkpoint of mtxl_rl; give a",
         "list.pt": "was written by torch.save but is not a checkpoint of mtxl_rl; give a",
         "part.pt": "lacks state; give a checkpoint",
-        "incomplete.pt": "lacks collector, env; give a checkpoint",
+        "incomplete.pt": "lacks collector, env, episodes, generator; give a checkpoint",
         "newer.pt": "has version 2 of the checkpoint format, .*reads version 1; install",
         "arrays.npz": "was not written by torch.save; give a checkpoint",
     }.items():
