@@ -1,4 +1,4 @@
-"""The table of all tasks: `python -m mtxl_rl.envs`."""
+"""Print the table of all tasks: `python -m mtxl_rl.envs`."""
 
 import sys
 
@@ -7,7 +7,7 @@ from mtxl_rl.envs.tasks.catalog import TASKS
 
 
 def table() -> str:
-    """A line for each built-in task's variant in Markdown, and the names of all other entries."""
+    """Return a Markdown table of the tasks' variants, then the other environments' names."""
     lines = [
         "| task | horizon | return | must be remembered | memory needed if the window is under |",
         "|---|---|---|---|---|",
@@ -26,5 +26,8 @@ def table() -> str:
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        sys.exit("python -m mtxl_rl.envs takes no options: it prints the table of all tasks")
+        sys.exit(
+            f"python -m mtxl_rl.envs takes no options and got {' '.join(sys.argv[1:])}: remove "
+            "them to print the table of all tasks"
+        )
     sys.stdout.write(table() + "\n")

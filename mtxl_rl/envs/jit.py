@@ -1,4 +1,4 @@
-"""Compile loops that NumPy cannot vectorise, with numba where it is installed."""
+"""Compile loops that NumPy cannot vectorise, with numba."""
 
 import functools
 import importlib
@@ -9,15 +9,11 @@ from typing import Any
 
 @functools.cache
 def jit(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the function compiled by numba, or the function itself where numba is missing.
+    """Return the function compiled by numba, which is imported at the first call.
 
-    Both return the same results; the uncompiled function takes about fifty times longer. Numba
-    compiles at the first call and caches the machine code on disk.
+    Numba compiles when the function is first called, and caches the machine code on disk.
     """
-    try:
-        numba = importlib.import_module("numba")
-    except ImportError:
-        return function
+    numba = importlib.import_module("numba")
     # Tests wrap every function in a type checker; numba needs the function inside.
     compiled: Callable[..., Any] = numba.njit(inspect.unwrap(function), cache=True)
     return compiled

@@ -1,8 +1,8 @@
-"""One stream of random numbers for each environment of a batch, drawn for many at once.
+"""One random stream for each environment of a batch, drawn for many environments in one call.
 
-Environment i's numbers depend on the seed, on i and on how many it has drawn: not on how many
-environments stand beside it, nor on when they start. NumPy's generators could do that only one
-environment at a time.
+Environment i's numbers depend only on the seed, on i and on how many it has drawn. They do not
+depend on the size of the batch or on other environments' resets. NumPy's generators would need one
+call per environment for that.
 """
 
 from collections.abc import Sequence
@@ -18,10 +18,10 @@ _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 
 
 class RandomStreams:
-    """SplitMix64, one generator for each row: add gamma to the state, then mix its bits.
+    """SplitMix64 generators, one for each row: add gamma to the state, then mix its bits.
 
     Steele, Lea and Flood (2014), "Fast splittable pseudorandom number generators", figure 16. The
-    first states come from `numpy.random.SeedSequence`, so near seeds give unrelated streams.
+    initial states come from `numpy.random.SeedSequence`, so close seeds give unrelated streams.
 
     Args:
         num_envs: Number of streams.
@@ -31,40 +31,40 @@ class RandomStreams:
 
     def __init__(self, num_envs: int, *, seed: int | Sequence[int]) -> None:
         seeds = [seed + i for i in range(num_envs)] if isinstance(seed, int | np.integer) else seed
-        words = [np.random.SeedSequence(int(one)).generate_state(1, np.uint64) for one in seeds]
+        words = [np.random.SeedSequence(int(s)).generate_state(1, np.uint64) for s in seeds]
         self.state = np.concatenate(words)
         self._steps: dict[int, NDArray[np.uint64]] = {}
 
     def uniform(self, rows: Rows, count: int) -> NDArray[np.float64]:
-        """Numbers in [0, 1) with 53 random bits, [len(rows), count]; `rows` holds each row once."""
+        """Return numbers in [0, 1) with 53 random bits, [len(rows), count]; rows are distinct."""
         steps = self._steps_of(count)
         states = self.state[rows, None] + steps
         self.state[rows] = states[:, -1]
         return (_mix(states) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
     def integers(self, rows: Rows, high: int, count: int) -> NDArray[np.int64]:
-        """Whole numbers from 0 to high - 1, [len(rows), count]; the bias is under high / 2^53."""
+        """Return integers in 0 .. high - 1, [len(rows), count]; their bias is under high / 2^53."""
         return (self.uniform(rows, count) * high).astype(np.int64)
 
     def permutations(self, rows: Rows, length: int) -> NDArray[np.int64]:
-        """A random order of 0 .. length - 1 for each row, [len(rows), length]."""
+        """Return a random permutation of 0 .. length - 1 for each row, [len(rows), length]."""
         return np.argsort(self.uniform(rows, length), axis=1)
 
     def _steps_of(self, count: int) -> NDArray[np.uint64]:
-        """The first multiples of gamma, kept because tasks draw the same few counts."""
+        """Return the first `count` multiples of gamma, cached by count."""
         if count not in self._steps:
             self._steps[count] = np.arange(1, count + 1, dtype=np.uint64) * _GAMMA
         return self._steps[count]
 
 
 def distinct(draws: NDArray[np.float64], *, high: int) -> NDArray[np.int64]:
-    """Whole numbers from 0 to high - 1, no two in a row alike, from numbers in [0, 1), [n, count].
+    """Return distinct integers in 0 .. high - 1 for each row of numbers in [0, 1), [n, count].
 
-    Every ordered choice is as likely as another.
+    Every ordered choice has the same probability.
     """
     count = draws.shape[1]
     chosen = (draws * (high - np.arange(count))).astype(np.int64)
-    for index in range(1, count):  # from the n-th of what is left to the number itself
+    for index in range(1, count):  # from a rank among the remaining integers to the integer
         for earlier in np.sort(chosen[:, :index], axis=1).T:
             chosen[:, index] += chosen[:, index] >= earlier
     return chosen

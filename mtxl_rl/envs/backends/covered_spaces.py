@@ -1,7 +1,7 @@
-"""Observations that packages give and no encoder reads well, turned into ones that are covered.
+"""Convert observations that no encoder supports into observations that are supported.
 
-Tuples become Dicts with the keys "0", "1", ...; texts become numbers of words; MiniGrid's "images",
-which hold kinds, colours and states of cells, become choices among those.
+Tuples become Dicts with the keys "0", "1", ...; texts become word numbers; MiniGrid's "images",
+which hold kinds, colours and states of cells, become MultiDiscrete.
 """
 
 import re
@@ -14,19 +14,19 @@ from gymnasium import Space, spaces
 from numpy.typing import NDArray
 
 MAX_WORDS = 40
-"""Words of a text that are kept; BabyAI's longest mission has 37."""
+"""Words of a text that are kept; the longest mission of BabyAI has 37."""
 NUM_WORDS = 255
-"""Numbers that words may get, from 1; 0 stands where there is no word."""
+"""Words are numbered 1 .. NUM_WORDS; 0 stands for no word."""
 CELL_CHOICES = (11, 6, 3)
-"""Kinds of objects, colours and states that a cell of MiniGrid's view has."""
+"""Numbers of kinds, colours and states of a cell in MiniGrid's view."""
 MISSION_SPACE = spaces.MultiDiscrete([NUM_WORDS + 1] * MAX_WORDS)
-"""What a text becomes, MiniGrid's missions among them."""
+"""The space of texts such as MiniGrid's missions."""
 # With this salt the 53 words of MiniGrid's and BabyAI's missions get 53 different numbers.
 _SALT = 296
 
 
 class CoveredObservation(gymnasium.ObservationWrapper[Any, Any, Any]):
-    """An environment whose observation is turned into a covered one, one level deep."""
+    """Wrapper that converts observations into supported ones."""
 
     def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
         super().__init__(env)
@@ -34,12 +34,12 @@ class CoveredObservation(gymnasium.ObservationWrapper[Any, Any, Any]):
         self.observation_space = covered_space(env.observation_space, cells=self.cells)
 
     def observation(self, observation: Any) -> Any:  # noqa: ANN401
-        """The observation in the new space."""
+        """Return the observation in the new space."""
         return _convert(observation, self.env.observation_space, cells=self.cells)
 
 
 def cover(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
-    """The environment itself, or in a `CoveredObservation` where that changes its space."""
+    """Return the environment, wrapped in `CoveredObservation` where that changes its space."""
     space = env.observation_space
     return (
         env if covered_space(space, cells=_cells_shape(env)) is space else CoveredObservation(env)
@@ -47,9 +47,9 @@ def cover(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
 
 
 def covered_space(space: Space[Any], *, cells: tuple[int, ...] | None = None) -> Space[Any]:
-    """The space that takes another's place; the same object if nothing has to change.
+    """Return the supported space for a space; the same object if it needs no change.
 
-    `cells` is the shape of those boxes that are cells of MiniGrid, if any are.
+    `cells` is the shape of boxes that hold MiniGrid's cells, or None.
     """
     if _is_text(space):
         return MISSION_SPACE
@@ -66,9 +66,9 @@ def covered_space(space: Space[Any], *, cells: tuple[int, ...] | None = None) ->
 
 
 def word_numbers(text: str) -> NDArray[np.int64]:
-    """A number from 1 to `NUM_WORDS` for each of the first `MAX_WORDS` words, then zeros.
+    """Return a number in 1 .. NUM_WORDS for each of the first `MAX_WORDS` words, then zeros.
 
-    The number depends on the word alone; two words share one with a probability of 1 in 255.
+    A word's number is a hash of it; two words share one with a probability of 1 in 255.
     """
     words = re.findall(r"[a-z0-9]+", text.lower())[:MAX_WORDS]
     numbers = np.zeros(MAX_WORDS, dtype=np.int64)
@@ -78,13 +78,13 @@ def word_numbers(text: str) -> NDArray[np.int64]:
 
 
 def cells_space(shape: tuple[int, ...]) -> spaces.MultiDiscrete:
-    """The space of a MiniGrid view [V, V, 3], flattened: `CELL_CHOICES` cell by cell."""
+    """Return the space of a flattened MiniGrid view [V, V, 3]: `CELL_CHOICES` for each cell."""
     choices = list(CELL_CHOICES) * (shape[0] * shape[1])
     return spaces.MultiDiscrete(choices, dtype=np.uint8)  # type: ignore[arg-type]
 
 
 def _cells_shape(env: gymnasium.Env[Any, Any]) -> tuple[int, ...] | None:
-    """The shape of a MiniGrid environment's cells; None for others, and where pixels are shown."""
+    """Return the shape of a MiniGrid environment's cells; None for other environments."""
     base = env.unwrapped
     if not type(base).__module__.startswith("minigrid."):
         return None

@@ -1,9 +1,9 @@
-"""Any environment of EnvPool, made to behave like Gymnasium's own vector environments.
+"""EnvPool's environments, with the behaviour of Gymnasium's vector environments.
 
 EnvPool runs its environments in C++ threads: its MiniGrid-Memory steps 20 to 40 times faster than
-the Python one. What is put right here: seeds that overlap, ``reset(seed=...)`` without effect,
-partial resets that return fewer rows, spaces of one environment where those of the batch belong,
-dtypes that differ from the spaces, infos without masks, and MiniGrid's cells and missions as bytes.
+the Python one. This module corrects overlapping seeds, ``reset(seed=...)`` without effect, partial
+resets that return fewer rows, single spaces in place of batched ones, dtypes that differ from the
+spaces, infos without masks, and MiniGrid's cells and missions as bytes.
 """
 
 import functools
@@ -25,25 +25,25 @@ from mtxl_rl.envs.names import nearest_names
 from mtxl_rl.envs.wrappers.checked import Observations, reset_mask
 from mtxl_rl.envs.wrappers.chosen_actions import choose_actions
 
-# What this module sets itself, or what would break the order of the rows.
+# Arguments that this module sets, or that would change the order of the rows.
 _RESERVED = {"num_envs", "batch_size", "seed", "env_seed", "num_threads", "env_type"}
 _MAX_SEED = 2**31 - 1
 
 
 @dataclass(kw_only=True, slots=True)
 class EnvPoolConfig:
-    """What ``env=EnvPool`` takes."""
+    """Options of ``env=EnvPool``."""
 
     name: str = "EnvPool"
     """The environment's name in the registry."""
     id: str = ""
     """EnvPool's id, e.g. MiniGrid-MemoryS13-v0."""
     kwargs: dict[str, Any] = field(default_factory=dict)
-    """Arguments for `envpool.make`, e.g. stack_num of an Atari game."""
+    """Arguments of `envpool.make`, e.g. stack_num of an Atari game."""
     num_threads: int = 0
-    """Threads that step the environments, at least 0; 0 lets EnvPool take one for each core."""
+    """Threads that step the environments, at least 0; 0: one for each core."""
     actions: list[int] = field(default_factory=list)
-    """Which of the environment's discrete actions the agent may take; empty: all."""
+    """The discrete actions that the agent may take; empty: all."""
 
     def __post_init__(self) -> None:
         if self.num_threads < 0:
@@ -55,19 +55,19 @@ class EnvPoolConfig:
         if reserved:
             raise ValueError(
                 f"env.kwargs has {sorted(reserved)}, which env.num_threads, num_envs and seed "
-                "decide; leave them out of env.kwargs."
+                "set; remove them from env.kwargs."
             )
 
 
 def env_seeds(seed: int, *, num_envs: int) -> list[int]:
-    """A seed for each environment, the same for environment i whatever `num_envs` is.
+    """Return a seed for each environment; environment i's does not depend on `num_envs`.
 
-    EnvPool itself gives environment i the seed ``seed + i``, so that with 64 environments the runs
-    of seeds 0 and 1 share 63 of them. These are drawn from ``SeedSequence([seed])`` instead:
-    distinct within a batch, and two runs of n environments share one with a probability of about
-    n^2 / 2^31 (2e-6 for 64), EnvPool's seeds having 31 bits.
+    EnvPool gives environment i the seed ``seed + i``, so that the runs of seeds 0 and 1 with 64
+    environments share 63 of them. These seeds are drawn from ``SeedSequence([seed])`` instead. They
+    are distinct within a batch; EnvPool's seeds have 31 bits, so two runs of n environments share
+    one with a probability of about n^2 / 2^31 (2e-6 for 64).
     """
-    # Twice as many as needed, so that dropping a repeated one leaves enough.
+    # Draw twice as many as needed, so that enough remain after repeated ones are dropped.
     words = np.random.SeedSequence([seed]).generate_state(2 * num_envs) >> 1
     return list(dict.fromkeys(words.tolist()))[:num_envs]
 
@@ -75,16 +75,15 @@ def env_seeds(seed: int, *, num_envs: int) -> list[int]:
 class EnvPoolVectorEnv(VectorEnv[Any, NDArray[Any], NDArray[Any]]):
     """A pool of environments of one EnvPool id.
 
-    EnvPool can be seeded only when it is made, so ``reset(seed=...)`` makes a new pool, which costs
-    what making it cost. EnvPool counts an episode that ends by itself in its very last allowed step
-    as truncated.
+    EnvPool takes seeds only at construction, so ``reset(seed=...)`` creates a new pool. EnvPool
+    reports an episode that terminates in its last allowed step as truncated.
 
     Args:
         env_id: EnvPool's id.
         num_envs: Number of environments.
-        seed: An int, from which `env_seeds` draws, or EnvPool's seed for each environment.
-        num_threads: Threads that step the environments; 0 is one for each core.
-        kwargs: Arguments for `envpool.make`.
+        seed: One int for `env_seeds`, or EnvPool's seed for each environment.
+        num_threads: Threads that step the environments; 0: one for each core.
+        kwargs: Arguments of `envpool.make`.
     """
 
     def __init__(
@@ -116,7 +115,7 @@ class EnvPoolVectorEnv(VectorEnv[Any, NDArray[Any], NDArray[Any]]):
     def reset(
         self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Reset all, or the environments of ``options["reset_mask"]``; a seed makes a new pool."""
+        """Reset all or ``options["reset_mask"]``; a seed creates a new pool."""
         mask = reset_mask(options, num_envs=self.num_envs)
         if mask is not None and (seed is not None or self._observations is None):
             raise ValueError(
@@ -136,7 +135,7 @@ class EnvPoolVectorEnv(VectorEnv[Any, NDArray[Any], NDArray[Any]]):
     def step(
         self, actions: NDArray[Any]
     ) -> tuple[Any, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
-        """One step of every environment; a row that ended in the step before is reset instead."""
+        """Step every environment; a row whose episode ended in the last step is reset instead."""
         values, rewards, terminated, truncated, infos = self._pool.step(np.asarray(actions))
         self._observations = self._covered(values)
         rewards = np.asarray(rewards, dtype=np.float32)
@@ -144,11 +143,11 @@ class EnvPoolVectorEnv(VectorEnv[Any, NDArray[Any], NDArray[Any]]):
         return self._observations, rewards, terminated, truncated, infos
 
     def close_extras(self, **kwargs: Any) -> None:  # noqa: ANN401, ARG002
-        """Let go of the pool, whose threads end with it."""
+        """Delete the pool, which ends its threads."""
         self._pool = None
 
     def _covered(self, values: Any) -> Any:  # noqa: ANN401
-        """EnvPool's observations as elements of the observation space."""
+        """Convert EnvPool's observations to elements of the observation space."""
         if self._is_minigrid:
             values = {
                 **values,
@@ -158,7 +157,7 @@ class EnvPoolVectorEnv(VectorEnv[Any, NDArray[Any], NDArray[Any]]):
         return _as_space(values, self.observation_space)
 
     def _reseed(self, seeds: list[int]) -> None:
-        # A pool that nobody has used yet and that has these seeds is as good as a new one.
+        # An unused pool with these seeds equals a new one.
         if seeds == self._seeds and self._observations is None:
             return
         self._pool = None
@@ -168,18 +167,18 @@ class EnvPoolVectorEnv(VectorEnv[Any, NDArray[Any], NDArray[Any]]):
     def _seed_list(self, seed: int | Sequence[int]) -> list[int]:
         if isinstance(seed, int | np.integer):
             return env_seeds(int(seed), num_envs=self.num_envs)
-        if len(seed) != self.num_envs or not all(0 <= one <= _MAX_SEED for one in seed):
+        if len(seed) != self.num_envs or not all(0 <= number <= _MAX_SEED for number in seed):
             raise ValueError(
-                f"seeds {list(seed)} do not fit {self.num_envs} environments; give one int for "
+                f"seeds {list(seed)} do not fit {self.num_envs} environments; pass one int for "
                 f"all, or one from 0 to {_MAX_SEED} for each."
             )
-        return [int(one) for one in seed]
+        return [int(number) for number in seed]
 
 
 def make_envpool(
     config: EnvPoolConfig, *, num_envs: int, seed: int
 ) -> VectorEnv[Any, NDArray[Any], NDArray[Any]]:
-    """The pool that a config describes."""
+    """Create the pool of a config."""
     env = EnvPoolVectorEnv(
         config.id,
         num_envs=num_envs,
@@ -207,23 +206,23 @@ def _make_pool(env_id: str, *, seeds: list[int], kwargs: dict[str, Any]) -> Any:
         raise ValueError("env=EnvPool needs env.id=..., e.g. env.id=MiniGrid-MemoryS13-v0.")
     envpool = _import_envpool()
     with warnings.catch_warnings():
-        # EnvPool hands float64 bounds to float32 spaces; they are right to within float32.
+        # EnvPool passes float64 bounds to float32 spaces.
         warnings.filterwarnings("ignore", message=".*precision lowered by casting")
-        # Before the pool, which may open windows or files.
+        # Check first, because a pool may open windows or files.
         _check_spec(_make_spec(envpool, env_id, kwargs=kwargs), env_id=env_id)
         pool = envpool.make(env_id, env_type="gymnasium", seed=seeds, **kwargs)
-        # A pool makes its spaces at their first use, so use them while the warning is off.
+        # A pool creates its spaces at their first use: do that while the warning is off.
         _ = pool.observation_space, pool.action_space
     return pool
 
 
 def _make_spec(envpool: ModuleType, env_id: str, *, kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
-    """What EnvPool says of an environment before making it."""
+    """Return EnvPool's specification of an environment, or raise with the legal ids or kwargs."""
     known = envpool.list_all_envs()
     if env_id not in known:
         nearest = ", ".join(nearest_names(env_id, known, count=5))
         raise ValueError(
-            f"env.id={env_id} is not one of EnvPool's {len(known)} ids; the nearest are {nearest}."
+            f"env.id={env_id} is not one of EnvPool's {len(known)} ids; similar ids are {nearest}."
         )
     try:
         return envpool.make_spec(env_id, **kwargs)
@@ -240,21 +239,21 @@ def _check_spec(spec: Any, *, env_id: str) -> None:  # noqa: ANN401
     num_players = spec.config.max_num_players
     if num_players > 1:
         raise ValueError(
-            f"env.id={env_id} is a game of {num_players} players; only environments of one agent "
-            "are covered: choose another env.id."
+            f"env.id={env_id} is a game of {num_players} players; only environments with one "
+            "agent are supported: choose another env.id."
         )
     action = spec.gymnasium_action_space
-    # EnvPool writes C++'s smallest positive and largest double where the author gave no bounds.
+    # EnvPool has C++'s smallest positive and largest double where the author set no bounds.
     if isinstance(action, spaces.Box) and bool((action.low == np.finfo(np.float64).tiny).any()):
         raise ValueError(
             f"env.id={env_id} declares actions from {action.low.min()} to {action.high.max()}, "
-            "which nothing can learn; ViZDoom's have discrete actions with "
+            "which no agent can learn; ViZDoom has discrete actions with "
             "env.kwargs.use_combined_action=true."
         )
 
 
 def _minigrid_space(space: spaces.Dict) -> spaces.Dict:
-    """MiniGrid's observation as `covered_spaces` has it for the Python package."""
+    """Return MiniGrid's space as `covered_spaces` converts it for the Python package."""
     cells = cells_space(space["image"].shape or ())
     return spaces.Dict({**space.spaces, "image": cells, "mission": MISSION_SPACE})
 
@@ -265,14 +264,14 @@ def _mission_words(mission: bytes) -> NDArray[np.int64]:
 
 
 def _as_space(value: Any, space: Space[Any]) -> Any:  # noqa: ANN401
-    """The observation in its space's dtypes; EnvPool has int32 for Discrete, for example."""
+    """Cast the observation to its space's dtypes; EnvPool has int32 for Discrete, for example."""
     if isinstance(space, spaces.Dict):
         return {key: _as_space(value[key], leaf) for key, leaf in space.spaces.items()}
     return np.asarray(value, dtype=space.dtype)
 
 
 def _with_rows(old: Any, rows: Any, mask: NDArray[np.bool_]) -> Any:  # noqa: ANN401
-    """A copy of `old` whose rows under the mask are `rows`."""
+    """Return a copy of `old` in which the masked rows are `rows`."""
     if isinstance(old, dict):
         return {key: _with_rows(old[key], rows[key], mask) for key in old}
     new = old.copy()
@@ -283,9 +282,9 @@ def _with_rows(old: Any, rows: Any, mask: NDArray[np.bool_]) -> Any:  # noqa: AN
 def _clean_infos(
     infos: Mapping[str, Any], mask: NDArray[np.bool_] | None, *, num_envs: int
 ) -> dict[str, Any]:
-    """Gymnasium's infos: an array for each key, and under _key which environments gave it.
+    """Return Gymnasium's infos: an array for each key, and under ``_key`` which rows have it.
 
-    EnvPool's numbering of environments and players is left out.
+    EnvPool's numbering of environments and players is dropped.
     """
     present = np.ones(num_envs, dtype=np.bool_) if mask is None else mask
     clean: dict[str, Any] = {}

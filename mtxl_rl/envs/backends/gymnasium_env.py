@@ -1,4 +1,4 @@
-"""Any environment registered with Gymnasium, as a vector environment."""
+"""Environments registered with Gymnasium, as vector environments."""
 
 import contextlib
 import importlib
@@ -17,13 +17,13 @@ from mtxl_rl.envs.names import nearest_names
 
 
 class Package(NamedTuple):
-    """A package whose environments are known by how their ids begin."""
+    """A package that registers the ids that begin with `prefix`."""
 
     prefix: str
     module: str
-    """What registers them when it is imported."""
+    """The module that registers them when it is imported."""
     extra: str
-    """Ours that installs it."""
+    """The extra of mtxl_rl that installs it."""
 
 
 PACKAGES = (
@@ -40,50 +40,53 @@ PACKAGES = (
 
 @dataclass(kw_only=True, slots=True)
 class GymnasiumConfig:
-    """What ``env=Gymnasium`` takes."""
+    """Options of ``env=Gymnasium``."""
 
     name: str = "Gymnasium"
     """The environment's name in the registry."""
     id: str = ""
     """Gymnasium's id with its version, e.g. CartPole-v1; module:id imports that module first.
 
-    The modules of popgym, minigrid, miniworld, vizdoom, ale_py and shimmy need not be named."""
+    The modules of popgym, minigrid, miniworld, vizdoom, ale_py and shimmy are found by the id."""
     kwargs: dict[str, Any] = field(default_factory=dict)
-    """Arguments for `gymnasium.make_vec`, which hands all but its own to the environment."""
+    """Arguments of `gymnasium.make_vec`, which passes the environment's own on to it."""
     actions: list[int] = field(default_factory=list)
-    """Which of the environment's discrete actions the agent may take; empty: all."""
+    """The discrete actions that the agent may take; empty: all."""
 
     def __post_init__(self) -> None:
         reserved = {"num_envs", "id"} & set(self.kwargs)
         if reserved:
             raise ValueError(
-                f"env.kwargs has {sorted(reserved)}, which have a setting of their own; leave them "
-                "out of env.kwargs."
+                f"env.kwargs has {sorted(reserved)}, which have options of their own; remove them "
+                "from env.kwargs and set num_envs= or env.id= instead."
             )
 
 
 def make_gymnasium(
     env_id: str, *, num_envs: int, seed: int, kwargs: dict[str, Any] | None = None
 ) -> VectorEnv[Any, Any, Any]:
-    """A vector environment of one Gymnasium id, in ``NEXT_STEP`` autoreset mode.
+    """Create a vector environment of one Gymnasium id, with ``NEXT_STEP`` autoreset.
 
-    It runs in this process, one environment after the other, unless `kwargs` has a
-    `vectorization_mode`; where an id has only an entry point for vectors, that one is used.
+    The environments run one after another in this process unless `kwargs` has a
+    `vectorization_mode`. An id that has only a vector entry point is created with that.
 
     Args:
         env_id: Gymnasium's id.
         num_envs: Number of environments.
-        seed: Environment i is seeded with seed + i at the first reset, which is Gymnasium's own
-            rule: seeds closer than `num_envs` share environments.
-        kwargs: Arguments for `gymnasium.make_vec`.
+        seed: Environment i is seeded with seed + i at the first reset, as Gymnasium does; seeds
+            closer than `num_envs` share environments.
+        kwargs: Arguments of `gymnasium.make_vec`.
     """
     spec = _spec(env_id)
     make_kwargs = dict(kwargs or {})
     default_mode = "vector_entry_point" if spec.entry_point is None else "sync"
     make_kwargs.setdefault("vectorization_mode", default_mode)
     if make_kwargs["vectorization_mode"] != "vector_entry_point":
-        given = make_kwargs.get("vector_kwargs", {})
-        make_kwargs["vector_kwargs"] = {"autoreset_mode": AutoresetMode.NEXT_STEP, **given}
+        vector_kwargs = make_kwargs.get("vector_kwargs", {})
+        make_kwargs["vector_kwargs"] = {
+            "autoreset_mode": AutoresetMode.NEXT_STEP,
+            **vector_kwargs,
+        }
         make_kwargs["wrappers"] = [*make_kwargs.get("wrappers", []), cover]
     try:
         env = gymnasium.make_vec(spec.id, num_envs=num_envs, **make_kwargs)
@@ -104,7 +107,7 @@ def _spec(env_id: str) -> gymnasium.envs.registration.EnvSpec:
     if not env_id:
         raise ValueError("env=Gymnasium needs env.id=..., e.g. env.id=CartPole-v1.")
     module, _, name = env_id.rpartition(":")
-    package = next((one for one in PACKAGES if name.startswith(one.prefix)), None)
+    package = next((entry for entry in PACKAGES if name.startswith(entry.prefix)), None)
     if package is not None and name not in gymnasium.registry:
         _import_registering(module or package.module, env_id=env_id, extra=package.extra)
     elif module:
@@ -113,8 +116,8 @@ def _spec(env_id: str) -> gymnasium.envs.registration.EnvSpec:
     if spec is None:
         nearest = ", ".join(nearest_names(name, gymnasium.registry, count=5))
         raise ValueError(
-            f"env.id={env_id} is not registered with Gymnasium; the nearest ids are {nearest}, and "
-            "env.id=module:id imports the module that registers an id."
+            f"env.id={env_id} is not registered with Gymnasium; similar ids are {nearest}. If a "
+            "module registers it, name that module: env.id=module:id."
         )
     return spec
 
@@ -131,7 +134,7 @@ def _legal_kwargs(spec: gymnasium.envs.registration.EnvSpec) -> str:
 
 
 def _import_registering(module: str, *, env_id: str, extra: str | None) -> None:
-    """Import what registers ids, without the notices that some packages print."""
+    """Import a module that registers ids, and suppress what it prints."""
     try:
         if module == "miniworld" and not os.environ.get("DISPLAY"):
             importlib.import_module("pyglet").options["headless"] = True
@@ -146,7 +149,7 @@ def _import_registering(module: str, *, env_id: str, extra: str | None) -> None:
 
 
 class _SeededFirstReset(VectorWrapper[Any, Any, Any, Any, Any]):
-    """Seeds the first reset, since Gymnasium's environments take no seed when they are made."""
+    """Seeds the first reset, because Gymnasium's environments take no seed at construction."""
 
     def __init__(self, env: VectorEnv[Any, Any, Any], *, seed: int) -> None:
         super().__init__(env)
@@ -155,7 +158,7 @@ class _SeededFirstReset(VectorWrapper[Any, Any, Any, Any, Any]):
     def reset(
         self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Reset; without a seed of its own the first call takes the one from construction."""
+        """Reset; a first call without a seed uses the seed from construction."""
         first_seed, self._seed = self._seed, None
         return self.env.reset(
             seed=first_seed if seed is None else seed,  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The original Memory Maze (the package memory-maze), same behaviour and several times faster."""
+"""The original Memory Maze (the package memory-maze), with equal episodes but faster."""
 
 from mtxl_rl.envs.memory_maze_original.environment import (
     MemoryMazeOriginal,

@@ -1,7 +1,6 @@
-"""Imports memory-maze and its kin quietly, and opens an OpenGL context without a display.
+"""Import memory-maze and its dependencies without their notices; open OpenGL without a display.
 
-The packages are optional, heavy and noisy: this module says in one sentence what is missing, and
-keeps their notices off the terminal. It knows nothing of the environment.
+The packages are optional. Each missing one is reported in one sentence with its pip command.
 """
 
 import contextlib
@@ -25,14 +24,14 @@ _GL_BACKENDS = ("egl", "osmesa", "glfw")
 
 
 def check_packages() -> None:
-    """Raises ImportError if a package is missing; imports none of them."""
+    """Raise ImportError if a package is missing; imports none of them."""
     missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise ImportError(missing_package_message(missing[0], python=sys.version_info[:2]))
 
 
 def missing_package_message(package: str, *, python: tuple[int, int]) -> str:
-    """The sentence for a missing package on the Python version `python`."""
+    """Return the message for a missing package on the Python version `python`."""
     needs = f"the original Memory Maze needs the package {package!r}"
     if python >= (3, 13):
         return (
@@ -43,7 +42,7 @@ def missing_package_message(package: str, *, python: tuple[int, int]) -> str:
 
 
 def import_packages() -> None:
-    """Imports the packages without their notices; the OpenGL backend is chosen first.
+    """Import the packages without their notices, after choosing the OpenGL backend.
 
     dm_control reads MUJOCO_GL once, at import, and memory_maze sets it to `egl` where it is unset.
     """
@@ -51,11 +50,11 @@ def import_packages() -> None:
     if "memory_maze" in sys.modules:
         return
     choose_gl_backend()
-    # gym prints four lines about its own end on stderr, and some imports warn of deprecations.
+    # gym prints a deprecation notice on stderr, and some imports raise deprecation warnings.
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         importlib.import_module("memory_maze")
-    # dm_control says this once a reset of any walker that has no free joint, which is this walker.
+    # dm_control logs this at every reset of a walker without a free joint, as this one is.
     logging.getLogger("absl").addFilter(_is_worth_showing)
 
 
@@ -64,15 +63,15 @@ def _is_worth_showing(record: logging.LogRecord) -> bool:
 
 
 def choose_gl_backend() -> str:
-    """The backend that MUJOCO_GL names; where it names none, EGL, or else OSMesa.
+    """Return MUJOCO_GL's backend; if it is not set, EGL where it opens, else OSMesa.
 
-    The choice is written to MUJOCO_GL, from which dm_control and mujoco take it. EGL on a CPU and
-    OSMesa draw the same frames, bit for bit.
+    The choice is written to MUJOCO_GL for dm_control and mujoco. EGL on a CPU and OSMesa draw equal
+    frames.
     """
-    asked = os.environ.get("MUJOCO_GL", "").strip().lower()
-    if asked:
-        _check_asked_backend(asked)
-        return asked
+    backend = os.environ.get("MUJOCO_GL", "").strip().lower()
+    if backend:
+        _check_backend(backend)
+        return backend
     if platform.system() != "Linux":
         return "glfw"
     for backend in ("egl", "osmesa"):
@@ -86,17 +85,17 @@ def choose_gl_backend() -> str:
     )
 
 
-def _check_asked_backend(asked: str) -> None:
-    if asked not in _GL_BACKENDS:
+def _check_backend(backend: str) -> None:
+    if backend not in _GL_BACKENDS:
         raise RuntimeError(
-            f"MUJOCO_GL={asked} gives the original Memory Maze nothing to draw with; "
+            f"MUJOCO_GL={backend} is not an OpenGL backend for the original Memory Maze; "
             f"set it to one of {', '.join(_GL_BACKENDS)}, or unset it"
         )
-    if asked == "egl" and not _opens("egl"):
+    if backend == "egl" and not _opens("egl"):
         raise RuntimeError(
             f"MUJOCO_GL=egl, but EGL cannot be opened here: {_APT_EGL}, or {_APT_OSMESA}"
         )
-    if asked == "osmesa" and not _opens("osmesa"):
+    if backend == "osmesa" and not _opens("osmesa"):
         raise RuntimeError(
             "MUJOCO_GL=osmesa, but the library OSMesa is not installed: "
             f"apt-get install libosmesa6, or unset MUJOCO_GL and {_APT_EGL}"
@@ -104,10 +103,9 @@ def _check_asked_backend(asked: str) -> None:
 
 
 def _opens(backend: str) -> bool:
-    """Whether the backend's library is here and works; loads no Python binding of OpenGL.
+    """Return whether the backend's library is installed and works, without importing PyOpenGL.
 
-    PyOpenGL fixes its platform at its first import, so trying a backend by importing it leaves no
-    way back.
+    PyOpenGL fixes its platform at its first import, so a backend cannot be tried by importing it.
     """
     if backend == "osmesa":
         return ctypes.util.find_library("OSMesa") is not None
@@ -119,7 +117,7 @@ def _opens(backend: str) -> bool:
 
 
 def _any_egl_device_opens(egl: ctypes.CDLL) -> bool:
-    """Asks for a display on every EGL device, as mujoco does; without a driver there is none."""
+    """Return whether a display opens on any EGL device, which mujoco requires."""
     pointer, number = ctypes.c_void_p, ctypes.c_int
     find = egl.eglGetProcAddress
     find.restype, find.argtypes = pointer, [ctypes.c_char_p]
@@ -139,10 +137,10 @@ def _any_egl_device_opens(egl: ctypes.CDLL) -> bool:
 
 
 def open_gl_context(side: int) -> Any:  # noqa: ANN401 - mujoco's context classes share no type
-    """A context with a buffer of `side` x `side` pixels: mujoco's own class for the chosen backend.
+    """Return mujoco's OpenGL context of the chosen backend, with `side` x `side` pixels.
 
-    dm_control's classes open the same context, but run OSMesa on a thread of its own, which
-    complains at exit.
+    dm_control's classes open the same context, but run OSMesa in its own thread, which prints
+    errors at exit.
     """
     backend = choose_gl_backend()
     try:

@@ -1,6 +1,6 @@
-"""Draws the walker's view of a MuJoCo model into a small off-screen buffer.
+"""Draw the walker's view of a MuJoCo model into a small off-screen buffer.
 
-dm_control draws the same picture, but makes a new scene and camera for every frame.
+dm_control draws the same picture, but creates a new scene and camera for every frame.
 """
 
 import atexit
@@ -14,9 +14,9 @@ from mtxl_rl.envs.memory_maze_original.original_packages import open_gl_context
 
 
 class Renderer:
-    """One OpenGL context, and in it the graphics of the model that was loaded last.
+    """One OpenGL context with the graphics of the model that was loaded last.
 
-    Every use makes the context current first: several renderers may take turns in one process.
+    Every method makes the context current first, so that one process can use several renderers.
     """
 
     def __init__(self, *, side: int) -> None:
@@ -27,10 +27,10 @@ class Renderer:
         _close_at_exit(self)
 
     def load(self, model: Any, *, camera: int) -> None:  # noqa: ANN401 - mujoco has no types
-        """Uploads the model's textures and planes.
+        """Upload the model's textures and planes.
 
-        They are made anew for every model: an MjrContext keeps display lists of the planes of the
-        model that it was made for, and draws those whatever model it is given.
+        Every model needs a new MjrContext, because the context always draws the planes of the model
+        that it was created for.
         """
         import mujoco
 
@@ -38,8 +38,8 @@ class Renderer:
         self._free_graphics()
         self._graphics = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._graphics)
-        # The scene, its options and the camera are those that dm_control's Camera makes for each
-        # frame; updating the scene overwrites all that a frame leaves in it.
+        # The scene, its options and the camera equal those that dm_control's Camera creates for
+        # each frame; updating the scene overwrites everything that a frame changed.
         self._scene = mujoco.MjvScene(model, maxgeom=1000 + model.ngeom)
         self._option = mujoco.MjvOption()
         self._option.flags[mujoco.mjtVisFlag.mjVIS_RANGEFINDER] = False
@@ -50,7 +50,7 @@ class Renderer:
         self._viewport = mujoco.MjrRect(0, 0, self._pixels.shape[1], self._pixels.shape[0])
 
     def draw(self, model: Any, data: Any) -> NDArray[np.uint8]:  # noqa: ANN401
-        """The camera's view [height, width, 3], a fresh array."""
+        """Return the camera's view [height, width, 3] in a new array."""
         import mujoco
 
         mujoco.mjv_updateScene(
@@ -69,7 +69,7 @@ class Renderer:
         return self._pixels[::-1].copy()
 
     def close(self) -> None:
-        """Frees the graphics and the context; a second call does nothing."""
+        """Free the graphics and the context; a second call does nothing."""
         gl, self._gl = getattr(self, "_gl", None), None
         if gl is None:
             return
@@ -83,8 +83,7 @@ class Renderer:
             self._graphics = None
 
     def __del__(self) -> None:
-        # Left to itself mujoco would free the graphics in whatever context is current, maybe
-        # another's.
+        # mujoco would free the graphics in the current context, which may be another renderer's.
         self.close()
 
 
@@ -92,8 +91,7 @@ _open: weakref.WeakSet[Renderer] = weakref.WeakSet()
 
 
 def _close_at_exit(renderer: Renderer) -> None:
-    # Registered after the first context was opened, hence run before EGL's own exit handler ends
-    # it.
+    # Registered after the first context opened, so that it runs before EGL's exit handler.
     if not _open:
         atexit.unregister(_close_all)
         atexit.register(_close_all)

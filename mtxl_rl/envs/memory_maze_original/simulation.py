@@ -1,10 +1,9 @@
-"""The original Memory Maze's episodes, stepped and drawn by MuJoCo itself.
+"""The original Memory Maze's episodes, stepped and drawn by MuJoCo.
 
-What decides an episode is still the original's own code: the package memory-maze draws every random
-number, lays out the maze, places walker and targets, and says what is rewarded. Replaced is the
-machinery around it, dm_control's per-substep and per-frame Python. Each shortcut says why it
-changes nothing, and tests/envs/memory_maze_original compares rewards and frames with the
-untouched package.
+The package memory-maze still draws every random number, generates the maze, places walker and
+targets and decides the rewards. This module replaces dm_control's Python code that runs in every
+substep and frame. A comment at each shortcut says why results stay equal, and
+tests/envs/memory_maze_original compares rewards and frames with the package.
 """
 
 from dataclasses import dataclass
@@ -24,17 +23,17 @@ ACTIONS = np.array(
     [[0.0, 0.0], [-1.0, 0.0], [0.0, -1.0], [0.0, 1.0], [-1.0, -1.0], [-1.0, 1.0]], np.float64
 )
 
-_BORDER = 2  # pixels of target colour around the frame
+_BORDER = 2  # pixels in the target's colour around the frame
 
-# A sphere is touched when its centre is within 0.8 m of the ball's, and nothing else of the walker
-# reaches further. The ball's top speed is 2 m/s, 0.5 m in a control step, so one that starts a step
-# 2 m away cannot touch: 1.2 m is more than twice the way it can go.
+# A sphere is touched when its centre is within 0.8 m of the ball's; no other part of the walker
+# reaches further. The ball's top speed is 2 m/s or 0.5 m in a control step, so a ball that starts a
+# step 2 m away cannot touch: 1.2 m is more than twice the distance it can move.
 _REACH = 0.8 + 1.2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MazeSize:
-    """What differs between the original's sizes (memory_maze.tasks)."""
+    """Settings of one of the original's sizes (memory_maze.tasks)."""
 
     cells: int
     num_targets: int
@@ -52,7 +51,7 @@ SIZES = {
 
 
 class Simulation:
-    """One endless stream of episodes, the one that the original makes of the same seed."""
+    """An endless stream of episodes, equal to the original's with the same seed."""
 
     def __init__(self, size: MazeSize, *, seed: int | None) -> None:
         import_packages()
@@ -64,10 +63,10 @@ class Simulation:
         self._physics: Any = None
 
     def reset(self) -> NDArray[np.uint8]:
-        """Starts the next episode and returns its first frame [64, 64, 3].
+        """Start the next episode and return its first frame [64, 64, 3].
 
-        The hooks run in the order of dm_control's composer.Environment. Its other hooks are empty
-        or only prepare observations that Memory Maze does not show.
+        Hooks run in the order of dm_control's composer.Environment. Its other hooks are empty or
+        prepare observations that Memory Maze does not have.
         """
         from dm_control import mjcf
 
@@ -86,7 +85,7 @@ class Simulation:
         return self._frame()
 
     def step(self, action: int) -> tuple[NDArray[np.uint8], float, bool]:
-        """One control step of 0.25 s: the frame, the reward, and whether the time is up."""
+        """Run a control step of 0.25 s; return the frame, the reward and whether the time is up."""
         self._data.ctrl[:] = ACTIONS[action]
         if self._a_target_is_within_reach():
             self._advance_and_watch_targets()
@@ -94,24 +93,24 @@ class Simulation:
             self._advance()
         if self._data.warning.number.sum() != self._num_warnings:
             raise RuntimeError(
-                "MuJoCo warns that the simulation became invalid; the original stops here too "
-                "(PhysicsError), reset the environment to go on"
+                "MuJoCo reports that the simulation became invalid, where the original raises "
+                "PhysicsError; call reset() to continue."
             )
         self._task.after_step(self._physics, self._random)
         reward = float(self._task.get_reward(self._physics))
         return self._frame(), reward, bool(self._data.time >= self.time_limit_seconds)
 
     def close(self) -> None:
-        """Frees the model and the graphics; a second call does nothing."""
+        """Free the model and the graphics; a second call does nothing."""
         self._renderer.close()
         if self._physics is not None:
             self._physics.free()
             self._physics = None
 
     def _bind_to_model(self) -> None:
-        """Looks up in the episode's compiled model what the steps use.
+        """Look up the parts of the episode's compiled model that the steps use.
 
-        The task's underscore names are memory-maze's own; the extra pins its version.
+        The task's private names belong to memory-maze, whose version the extra pins.
         """
         bind = self._physics.bind
         walker = self._task._walker
@@ -129,7 +128,7 @@ class Simulation:
         return bool((np.square(offsets).sum(axis=1) < _REACH**2).any())
 
     def _advance(self) -> None:
-        """All substeps in three calls: nobody looks in between.
+        """Run all substeps in three calls, because no hook needs the state between them.
 
         dm_control's substep is mj_step2 then mj_step1 (its "legacy" order, which leaves positions
         and velocities up to date), and mj_step is mj_step1 then mj_step2.
@@ -141,11 +140,10 @@ class Simulation:
         mujoco.mj_step1(self._model, self._data)
 
     def _advance_and_watch_targets(self) -> None:
-        """Substep by substep, since a target counts as touched if any substep sees a contact.
+        """Run the substeps one by one; a target counts as touched after contact in any substep.
 
-        The original looks through all contacts in Python for every target; here its own hook runs
-        only in a substep that has a contact with that target, the only case in which it does
-        anything.
+        The original checks all contacts in Python for every target. Here its hook runs only in
+        substeps with a contact of that target; in others it has no effect.
         """
         import mujoco
 
@@ -158,7 +156,7 @@ class Simulation:
                     target.after_substep(self._physics, self._random)
 
     def _frame(self) -> NDArray[np.uint8]:
-        """The walker's view with the border that memory_maze's TargetColorAsBorderWrapper draws."""
+        """Return the walker's view with the border of memory_maze's TargetColorAsBorderWrapper."""
         frame = self._renderer.draw(self._model, self._data)
         target_color = self._task._target_colors[self._task._current_target_ix]
         color = (target_color * 255 * 0.7).astype(np.uint8)
@@ -170,14 +168,14 @@ class Simulation:
 
 
 def _build_task(size: MazeSize, *, random: Any) -> Any:  # noqa: ANN401 - dm_control has no types
-    """The task as memory_maze.tasks._memory_maze builds it, apart from two economies.
+    """Build the task as memory_maze.tasks._memory_maze does, with two differences.
 
     - The ten wall variations share one set of textures; the original loads the same eight images
       ten times (88 textures, 600 MB). Each variation still chooses among eight, so the random draws
       are unchanged.
-    - MuJoCo's off-screen buffer is as large as the frame, not 640 x 480, of which a corner is used.
+    - MuJoCo's off-screen buffer has the frame's size instead of 640 x 480.
 
-    The one random draw, the layout generator's seed, is the first of the stream, as in the
+    The only random draw, the layout generator's seed, is the first of the stream, as in the
     original.
     """
     from dm_control.locomotion.arenas import labmaze_textures

@@ -1,4 +1,17 @@
-"""Memory Maze seen from above, cell by cell: the same mazes and the same errand, without 3D."""
+"""GridMemoryMaze: Memory Maze on a grid, with the same mazes and the same task, without 3D.
+
+Rules: each episode has a new maze with one object in each of `num_objects` rooms; the agent starts
+in any room. When it enters the cell of the prompted object, another object is prompted, each with
+equal probability. Other objects do nothing, and no object blocks the way.
+Source: Pasukonis et al. (2022), "Evaluating Long-Term Memory in 3D Mazes",
+https://arxiv.org/abs/2210.13383, whose settings the mazes have. The grid is ours.
+Observation: [for each of the 5 x 5 cells around the agent, row by row, turned so that ahead is up:
+wall, objects one-hot; prompted object one-hot]. Walls do not block the view.
+Action: 0 nothing, 1 turn left, 2 turn right, 3 forward.
+Reward: 1 for entering the prompted object's cell.
+Episode length: 1,000 to 4,000 steps by size; the end is a truncation. `success` is always 0: the
+return measures the agent. `ShortestPaths` is a perfect agent that knows the maze.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +35,7 @@ from mtxl_rl.envs.tasks.vector_task import Flags, Outcome, TaskDescription, Vect
 from mtxl_rl.envs.tasks.walker import FORWARD, LEFT, NUM_HEADINGS, RIGHT
 
 VIEW = 5
-"""Cells along a side of what the agent sees."""
+"""Cells on a side of the agent's view."""
 _REACH = VIEW // 2
 _FREE, _WALL, _FIRST_OBJECT = 0, 1, 2
 
@@ -31,7 +44,7 @@ class Size(NamedTuple):
     """A size of Memory Maze."""
 
     cells: int
-    """Cells along a side, outer walls not counted."""
+    """Cells on a side, without outer walls."""
     num_objects: int
     num_steps: int
     max_rooms: int
@@ -39,7 +52,7 @@ class Size(NamedTuple):
 
     @property
     def stride(self) -> int:
-        """Cells along a side of `world`: with outer walls and a rim as deep as the view."""
+        """Cells on a side of `world`, with outer walls and a rim as wide as the view reaches."""
         return self.cells + 2 + 2 * _REACH
 
 
@@ -53,7 +66,7 @@ SIZES = {
 
 @dataclass(kw_only=True, slots=True)
 class GridMemoryMazeConfig:
-    """What ``env=GridMemoryMaze`` takes."""
+    """Options of ``env=GridMemoryMaze``."""
 
     name: str = "GridMemoryMaze"
     """The environment's name in the registry."""
@@ -69,7 +82,7 @@ class GridMemoryMazeConfig:
         return SIZES[self.size].num_steps
 
     def describe(self) -> TaskDescription:
-        """What the task asks of an agent."""
+        """Return what the task demands of an agent."""
         size = SIZES[self.size]
         return TaskDescription(
             horizon=self.steps_per_episode,
@@ -81,20 +94,7 @@ class GridMemoryMazeConfig:
 
 
 class GridMemoryMaze(VectorTask):
-    """Walk to the object of the prompted colour; when it is touched, another colour is prompted.
-
-    Each episode has a new maze, made with the settings of Memory Maze (Pasukonis et al.
-    2022, https://arxiv.org/abs/2210.13383): one object in each of `num_objects` rooms, the agent in
-    any room. Entering the prompted object's cell gives 1, and one of the other objects, each as
-    likely, is prompted. Other objects do nothing, and none stands in the way. Nothing terminates;
-    the episode is truncated after 1,000 to 4,000 steps.
-
-    The agent turns on the spot or steps forward: 0 nothing, 1 left, 2 right, 3 forward. It sees
-    the 5 x 5 cells around it, turned so that ahead is up, walls or not between. The observation is
-    [for each of these cells, row by row: wall, objects one-hot; prompted object one-hot].
-
-    `ShortestPaths` is a perfect agent that knows the maze. `success` is 0: see the return.
-    """
+    """Memory Maze on a grid; see the module's docstring."""
 
     state_names = ("world", "objects", "cell", "heading", "prompt")
 
@@ -113,17 +113,17 @@ class GridMemoryMaze(VectorTask):
             num_actions=4,
         )
         self.world = np.full((num_envs, stride**2), _WALL, dtype=np.int8)
-        """What is in each cell (row * stride + column): 0 nothing, 1 wall, 2 .. an object."""
+        """Content of each cell (row * stride + column): 0 nothing, 1 wall, 2 .. an object."""
         self.objects = np.zeros((num_envs, num_objects), dtype=np.int64)
         """Each object's cell."""
         self.cell = np.full(num_envs, _REACH * stride + _REACH)
-        """The agent's."""
+        """The agent's cell."""
         self.heading = np.zeros(num_envs, dtype=np.int64)
-        """North, west, south, east."""
+        """The agent's heading: north, west, south, east."""
         self.prompt = np.zeros(num_envs, dtype=np.int64)
-        """The object asked for."""
+        """The prompted object."""
         self.ahead = np.array([-stride, -1, stride, 1])
-        """What a step forward adds to the cell, by heading."""
+        """Offset of the cell ahead, by heading."""
         self._first_cell = (self.all_rows * stride**2)[:, None]
         self._view = _view_offsets(stride)
         self._one_hot = np.eye(2 + num_objects, dtype=np.float32)[:, 1:]
@@ -142,7 +142,7 @@ class GridMemoryMaze(VectorTask):
             self.cell[row] = spawns[int(spawn * len(spawns))]
 
     def _lay_out(self, seed: int) -> tuple[NDArray[np.int8], NDArray[Any], NDArray[Any]]:
-        """Walls, one cell of each room for an object, and one for the agent."""
+        """Return the walls, one cell in each room for an object, and one in each for the agent."""
         # Imported here because numba takes a moment.
         from mtxl_rl.envs.memory_maze.text_maze import (
             OBJECT,
@@ -211,10 +211,10 @@ class GridMemoryMaze(VectorTask):
 
 
 class ShortestPaths:
-    """A perfect agent of `GridMemoryMaze` that knows mazes and objects: what can be reached.
+    """A perfect agent of `GridMemoryMaze` that knows the maze and its objects.
 
     It takes the fewest turns and steps to the prompted object. Its mean returns in 32 mazes of each
-    size are 93, 150, 199 and 235.
+    size are 93, 150, 199 and 235, an upper bound for agents.
     """
 
     def __init__(self, env: GridMemoryMaze) -> None:
@@ -224,7 +224,7 @@ class ShortestPaths:
         self._steps = np.zeros(shape, dtype=np.int32)
 
     def actions(self) -> NDArray[np.int64]:
-        """The next action of each environment, [B]."""
+        """Return the next action of each environment, [B]."""
         env = self.env
         changed = np.flatnonzero((self._world != env.world).any(axis=1))
         if changed.size:
@@ -233,7 +233,7 @@ class ShortestPaths:
         steps = self._steps[env.all_rows, env.prompt]
         ahead = env.cell + env.ahead[env.heading]
         left, right = (env.heading + 1) % NUM_HEADINGS, (env.heading - 1) % NUM_HEADINGS
-        # Behind a wall there are more steps than any way takes.
+        # Walls have a larger number of steps than any path.
         by_action = [
             steps[env.all_rows, left, env.cell],
             steps[env.all_rows, right, env.cell],
@@ -242,7 +242,7 @@ class ShortestPaths:
         return LEFT + np.argmin(by_action, axis=0)
 
     def _count_steps(self, rows: Rows) -> NDArray[np.int32]:
-        """Turns and steps to each object from each heading and cell, [rows, objects, 4, cells]."""
+        """Return turns and steps to each object by heading and cell, [rows, objects, 4, cells]."""
         env = self.env
         far = np.int32(4 * env.world.shape[1])
         steps = np.full((len(rows), *self._steps.shape[1:]), far)
@@ -262,8 +262,8 @@ class ShortestPaths:
 
 
 def _view_offsets(stride: int) -> NDArray[np.int64]:
-    """What leads from the agent's cell to each cell in view, [headings, 25]; ahead comes first."""
+    """Return the offset of each cell in view, [headings, 25]; cells ahead come first."""
     grid = np.arange(-_REACH, _REACH + 1)
     north = grid[:, None] * stride + grid
-    # Facing west, what is ahead (up) lies to the left: the view's rows are the world's columns.
+    # Facing west, the cells ahead are to the left: rows of the view are columns of the world.
     return np.stack([np.rot90(north, -turns).ravel() for turns in range(NUM_HEADINGS)])

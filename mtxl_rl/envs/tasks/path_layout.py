@@ -1,6 +1,6 @@
-"""How Memory Gym (1.0.2) lays a mystery path: a random search between random walls.
+"""Path generation of Memory Gym 1.0.2's MysteryPath: a random search between random walls.
 
-The search's loop is compiled where numba is installed; it follows the original draw by draw.
+With the same random numbers the search returns the original's path. Numba compiles its loop.
 """
 
 import numpy as np
@@ -11,14 +11,17 @@ from mtxl_rl.envs.jit import jit
 SIZE = 7
 NUM_CELLS = SIZE**2
 NUM_WALL_DRAWS = 2 * NUM_CELLS + 1
-"""Random numbers for one path's walls."""
+"""Random numbers that one grid's walls consume."""
 NUM_SEARCH_DRAWS = 4 * NUM_CELLS
-"""Random numbers for one search."""
+"""Random numbers that one search consumes at most."""
 _WALL_PROBABILITY = 0.33
 
 
 def _neighbours(*, diagonal: bool) -> NDArray[np.int64]:
-    """The cells beside each cell (column * 7 + row), right, left, down, up; none is cell 49."""
+    """Return the neighbours of each cell (column * 7 + row); 49 stands for none.
+
+    The order is right, left, down, up, then the diagonals.
+    """
     straight = [(1, 0), (-1, 0), (0, 1), (0, -1)]
     steps = np.array(straight + [(1, 1), (-1, -1), (1, -1), (-1, 1)] * diagonal)
     cells = np.stack(np.divmod(np.arange(NUM_CELLS), SIZE), axis=1)[:, None] + steps
@@ -29,7 +32,7 @@ def _neighbours(*, diagonal: bool) -> NDArray[np.int64]:
 STRAIGHT = _neighbours(diagonal=False)
 _AROUND = _neighbours(diagonal=True)
 _COLUMN, _ROW = np.divmod(np.arange(NUM_CELLS), SIZE)
-# As in the original, walls inside keep two cells away from the right and the lower edge.
+# As in the original, inner walls are at least two cells away from the right and lower edges.
 _INSIDE = (np.minimum(_COLUMN, _ROW) > 0) & (np.maximum(_COLUMN, _ROW) < SIZE - 2)
 _EDGE = (np.minimum(_COLUMN, _ROW) == 0) | (np.maximum(_COLUMN, _ROW) == SIZE - 1)
 
@@ -37,10 +40,10 @@ _EDGE = (np.minimum(_COLUMN, _ROW) == 0) | (np.maximum(_COLUMN, _ROW) == SIZE - 
 def draw_walls(
     draws: NDArray[np.float64], *, start: NDArray[np.int64], end: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
-    """Walls of many grids, [n, 50]; the last entry, no cell, is always true.
+    """Return the walls of many grids, [n, 50]; the last entry, which is no cell, is always true.
 
-    A third of the cells inside, then 4 or 8 cells of the edge that touch none of those, not even
-    by a corner, and are neither the start, the end nor beside one of them.
+    Walls are a third of the inner cells, then 4 or 8 cells of the edge that touch none of those,
+    not even at a corner, and are not the start, the end or a neighbour of one of them.
 
     Args:
         draws: Numbers in [0, 1), [n, NUM_WALL_DRAWS].
@@ -56,7 +59,7 @@ def draw_walls(
         is_kept_free[rows, cell[:, None]] = True
         is_kept_free[rows, STRAIGHT[cell]] = True
     may_be = _EDGE & ~is_kept_free[:, :NUM_CELLS] & ~is_wall[:, _AROUND].any(axis=2)
-    # The 4 or 8 candidates with the smallest random numbers.
+    # Take the 4 or 8 candidates with the smallest random numbers.
     numbers = np.where(may_be, draws[:, NUM_CELLS:-1], 2.0)
     rank = np.argsort(np.argsort(numbers, axis=1), axis=1)
     count = np.where(draws[:, -1] < 0.5, 4, 8)[:, None]
@@ -68,13 +71,13 @@ def draw_walls(
 def lay_path(
     draws: NDArray[np.float64], *, start: int, end: int, is_wall: NDArray[np.bool_]
 ) -> NDArray[np.bool_]:
-    """The cells of a path between the walls, [49]; none if there is no way.
+    """Return whether each cell is on the path, [49]; all False if the walls block every path.
 
     Args:
         draws: Numbers in [0, 1), [NUM_SEARCH_DRAWS].
         start: First cell.
         end: Last cell.
-        is_wall: One grid of `draw_walls`, [50].
+        is_wall: The walls of one grid from `draw_walls`, [50].
     """
     previous = np.full(NUM_CELLS + 1, -1)
     distance = np.hypot(_COLUMN - _COLUMN[end], _ROW - _ROW[end])
@@ -97,10 +100,10 @@ def _search(
     neighbours: NDArray[np.int64],
     previous: NDArray[np.int64],
 ) -> None:
-    """Write each cell's predecessor into `previous`; the end's is -1 if there is no way.
+    """Write each cell's predecessor into `previous`; the end's is -1 if there is no path.
 
-    A*, but for two oddities of the original: the next cell is the first that is better than the
-    list's head, and a cheaper way to a cell in the list changes its predecessor only.
+    This is A* with two deviations of the original: the next cell is the first one that is better
+    than the list's head, and a cheaper path to a listed cell changes only its predecessor.
     """
     cost, estimate = np.zeros(50), np.zeros(50)
     is_listed = np.zeros(50, dtype=np.bool_)

@@ -1,8 +1,8 @@
-"""Memory Gym's character: it turns and steps on a grid, and how it and its world look in 84 x 84.
+"""Memory Gym's agent on a grid: its turns and steps, and its pictures of 84 x 84 pixels.
 
-Pleines et al. (2023), "Memory Gym: Partially Observable Challenges to Memory-Based Agents",
-https://openreview.net/forum?id=jHc8dCx6DDr, and its grid controller (memory-gym 1.0.2). Pictures
-are drawn here in NumPy from the same shapes and colours; edges of discs and lines differ by pixels.
+Source: Pleines et al. (2023), "Memory Gym: Partially Observable Challenges to Memory-Based Agents",
+https://openreview.net/forum?id=jHc8dCx6DDr, and the grid controller of memory-gym 1.0.2. Pictures
+are drawn in NumPy with the same shapes and colours; edges of discs and lines differ by pixels.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from mtxl_rl.envs.streams import Rows
 VIEWS = ("symbolic", "image")
 """What agents can observe: a vector, or a picture."""
 SIDE = 84
-"""Pixels along a picture's side."""
+"""Pixels on a picture's side."""
 LEFT, RIGHT, FORWARD = 1, 2, 3
 """Actions; 0 does nothing."""
 NUM_HEADINGS = 4
@@ -26,9 +26,9 @@ _HEADING_STEPS = ((0, -1), (-1, 0), (0, 1), (1, 0))
 
 
 def step_table(steps: Sequence[tuple[int, int]], *, size: int) -> NDArray[np.int64]:
-    """The cell (column * size + row) after each step from each cell, [cells, steps].
+    """Return the cell (column * size + row) after each step from each cell, [cells, steps].
 
-    A step off the grid's edge goes along it, or nowhere.
+    Columns and rows are clipped to the grid.
     """
     cells = np.stack(np.divmod(np.arange(size**2), size), axis=1)
     moved = np.clip(cells[:, None] + np.array(steps), 0, size - 1)
@@ -37,10 +37,10 @@ def step_table(steps: Sequence[tuple[int, int]], *, size: int) -> NDArray[np.int
 
 
 class Floor:
-    """A grid of cells on which characters walk.
+    """A grid of cells on which agents walk.
 
     Args:
-        size: Cells along a side.
+        size: Cells on a side.
     """
 
     def __init__(self, size: int) -> None:
@@ -50,12 +50,12 @@ class Floor:
     def walk(
         self, cell: NDArray[np.int64], heading: NDArray[np.int64], actions: NDArray[Any]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Cells and headings, each [B], after the actions; the grid's edge stops."""
+        """Return cells and headings after the actions, each [B]; steps off the grid do nothing."""
         heading = (heading + (actions == LEFT) - (actions == RIGHT)) % NUM_HEADINGS
         return np.where(actions == FORWARD, self._ahead[cell, heading], cell), heading
 
     def centres(self, cell: NDArray[np.int64], *, pixels: int) -> NDArray[np.int64]:
-        """The cells' middles in a picture in which they are `pixels` wide, [B, 2], column first."""
+        """Return the centres of cells that are `pixels` wide in a picture, [B, 2], column first."""
         margin = (SIDE - self.size * pixels) // 2
         columns_and_rows = np.stack(np.divmod(cell, self.size), axis=1)
         centres: NDArray[np.int64] = margin + pixels // 2 + pixels * columns_and_rows
@@ -63,7 +63,7 @@ class Floor:
 
 
 class Sprite(NamedTuple):
-    """Pixels to paint, relative to a centre."""
+    """Pixels of a small picture, relative to its centre."""
 
     rows: NDArray[np.int64]
     columns: NDArray[np.int64]
@@ -73,9 +73,9 @@ class Sprite(NamedTuple):
 def stamp(
     images: NDArray[np.uint8], rows: Rows, *, centres: NDArray[np.int64], sprite: Sprite
 ) -> None:
-    """Paint a sprite into some images [B, H, W, 3]; `centres` [len(rows), 2] are column and row.
+    """Paint a sprite into the images [B, H, W, 3] of `rows`; pixels outside are cut off.
 
-    What hangs over the image's edge is cut off.
+    `centres` [len(rows), 2] holds column and row.
     """
     down = centres[:, 1, None] + sprite.rows
     across = centres[:, 0, None] + sprite.columns
@@ -87,14 +87,14 @@ def stamp(
 def stamp_agents(
     images: NDArray[np.uint8], *, centres: NDArray[np.int64], heading: NDArray[np.int64]
 ) -> None:
-    """Paint the character into every image."""
+    """Paint the agent into every image."""
     for which, sprite in enumerate(AGENTS):
         rows = np.flatnonzero(heading == which)
         stamp(images, rows, centres=centres[rows], sprite=sprite)
 
 
 def _sprite(mask: NDArray[np.bool_], colour: tuple[int, int, int]) -> Sprite:
-    """The true pixels of a square mask in one colour."""
+    """Return the true pixels of a square mask in one colour."""
     rows, columns = np.nonzero(mask)
     half = len(mask) // 2
     colours = np.tile(np.array(colour, dtype=np.uint8), (len(rows), 1))
@@ -102,7 +102,7 @@ def _sprite(mask: NDArray[np.bool_], colour: tuple[int, int, int]) -> Sprite:
 
 
 def _over(*sprites: Sprite) -> Sprite:
-    """Sprites on top of one another, the last uppermost."""
+    """Return sprites painted over each other, the last on top."""
     pixels = {
         (row, column): colour
         for sprite in sprites
@@ -119,7 +119,7 @@ def _disc(side: int, *, column: int, row: int, radius: int) -> NDArray[np.bool_]
 
 
 def _line(side: int, start: tuple[int, int], end: tuple[int, int], width: int) -> NDArray[np.bool_]:
-    """A mask of the pixels nearer than half the width to a line between (column, row) points."""
+    """Return a mask of the pixels within half the width of a line between (column, row) points."""
     down, across = np.mgrid[:side, :side]
     first, last = np.array(start), np.array(end)
     way = last - first
@@ -131,13 +131,13 @@ def _line(side: int, start: tuple[int, int], end: tuple[int, int], width: int) -
 
 
 def _arrow() -> NDArray[np.bool_]:
-    """An arrow to the right."""
+    """Return an arrow to the right."""
     lines = [((0, 10), (20, 10)), ((20, 10), (10, 0)), ((20, 10), (10, 20))]
     return np.any([_line(22, start, end, 2) for start, end in lines], axis=0)
 
 
 def _stop() -> NDArray[np.bool_]:
-    """A circle with a bar."""
+    """Return a circle with a bar."""
     ring = _disc(22, column=10, row=10, radius=10) & ~_disc(22, column=10, row=10, radius=8)
     return ring | _line(22, (0, 9), (19, 9), 2)
 
@@ -152,11 +152,11 @@ def _agent(heading: int) -> Sprite:
 
 
 AGENTS = tuple(_agent(heading) for heading in range(NUM_HEADINGS))
-"""The character by heading."""
+"""The agent's picture by heading."""
 COMMANDS = tuple(
     _sprite(mask, (255, 255, 255))
     for mask in (*(np.rot90(_arrow(), turns) for turns in (0, 3, 2, 1)), _stop())
 )
 """Signs of the commands right, down, left, up and stay."""
 CROSS = _sprite(_line(10, (0, 0), (9, 9), 3) | _line(10, (9, 0), (0, 9), 3), (255, 0, 0))
-"""The sign of a fall."""
+"""The sign shown where the agent fell."""

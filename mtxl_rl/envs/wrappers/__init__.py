@@ -1,1 +1,1 @@
-"""Wrappers that any environment can wear."""
+"""Wrappers for any environment."""

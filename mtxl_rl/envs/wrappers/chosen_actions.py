@@ -1,4 +1,4 @@
-"""Some of an environment's discrete actions, for agents that need no others."""
+"""Restrict an environment to some of its discrete actions."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,13 +11,12 @@ from numpy.typing import NDArray
 
 
 class ChosenActions(VectorWrapper[Any, Any, Any, Any, Any]):
-    """Offers the actions given, renumbered from 0.
+    """A vector environment with only the chosen actions, renumbered from 0.
 
-    Actions that do nothing are not free: an entropy bonus is earned by them as well as by those
-    that explore.
+    Useless actions cost exploration: an entropy bonus rewards them as much as useful ones.
 
     Raises:
-        ValueError: the actions are not the environment's, or are given twice.
+        ValueError: The environment does not have these actions, or one is repeated.
     """
 
     def __init__(self, env: VectorEnv[Any, Any, Any], actions: Sequence[int]) -> None:
@@ -26,13 +25,15 @@ class ChosenActions(VectorWrapper[Any, Any, Any, Any, Any]):
         if not isinstance(space, spaces.Discrete):
             raise ValueError(
                 f"env.actions={list(actions)} chooses among discrete actions, but this environment "
-                f"has {space}; leave env.actions out."
+                f"has {space}; remove env.actions."
             )
         first, last = int(space.start), int(space.start + space.n - 1)
-        if len(set(actions)) < len(actions) or not all(first <= one <= last for one in actions):
+        if len(set(actions)) < len(actions) or not all(
+            first <= action <= last for action in actions
+        ):
             raise ValueError(
                 f"env.actions={list(actions)} must be different numbers from {first} to {last}, "
-                f"e.g. env.actions=[{first},{last}]; leave it out for all of them."
+                f"e.g. env.actions=[{first},{last}]; remove it to allow all of them."
             )
         self.chosen = np.asarray(actions, dtype=space.dtype)
         self.single_action_space = spaces.Discrete(len(actions))
@@ -41,14 +42,14 @@ class ChosenActions(VectorWrapper[Any, Any, Any, Any, Any]):
     def step(
         self, actions: NDArray[Any]
     ) -> tuple[Any, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
-        """One step with the environment's own numbers."""
+        """Step with the environment's numbers of the chosen actions."""
         return self.env.step(self.chosen[np.asarray(actions)])
 
 
 def choose_actions(
     env: VectorEnv[Any, Any, Any], actions: Sequence[int]
 ) -> VectorEnv[Any, Any, Any]:
-    """`env` with these actions alone; with all of its own where none is named."""
+    """Return `env` restricted to these actions, or `env` itself if `actions` is empty."""
     if not actions:
         return env
     try:

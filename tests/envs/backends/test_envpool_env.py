@@ -138,7 +138,7 @@ def test_an_empty_id_is_refused() -> None:
 
 def test_an_unknown_id_names_the_nearest() -> None:
     with pytest.raises(
-        ValueError, match=r"is not one of EnvPool's .* nearest are MiniGrid-MemoryS"
+        ValueError, match=r"is not one of EnvPool's .* similar ids are MiniGrid-MemoryS"
     ):
         EnvPoolVectorEnv("MiniGrid-MemoryS15-v0", num_envs=2, seed=0)
 
@@ -167,7 +167,7 @@ def test_settings_that_are_not_kwargs_are_refused() -> None:
 
 @pytest.mark.parametrize("seeds", [[1, 2], [-1, 0, 1, 2], [0, 1, 2, 2**31]])
 def test_seeds_that_do_not_fit_are_refused(seeds: list[int]) -> None:
-    with pytest.raises(ValueError, match="do not fit 4 environments; give one int for all"):
+    with pytest.raises(ValueError, match="do not fit 4 environments; pass one int for all"):
         cartpole(seed=seeds)
 
 

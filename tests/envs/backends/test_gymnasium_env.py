@@ -71,7 +71,7 @@ def test_an_unknown_id_names_the_nearest(env_id: str) -> None:
 
 def test_an_id_that_gymnasium_dropped_names_its_successor() -> None:
     with pytest.raises(
-        ValueError, match="is not registered with Gymnasium; the nearest ids are Taxi-v4"
+        ValueError, match="is not registered with Gymnasium; similar ids are Taxi-v4"
     ):
         make_gymnasium("Taxi-v3", num_envs=2, seed=0)
 
@@ -109,5 +109,5 @@ def test_kwargs_that_the_environment_does_not_take_name_those_that_it_does(
 
 
 def test_kwargs_with_a_setting_of_their_own_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"env.kwargs has \['num_envs'\].*leave them out"):
+    with pytest.raises(ValueError, match=r"env.kwargs has \['num_envs'\].*remove them from"):
         GymnasiumConfig(id="CartPole-v1", kwargs={"num_envs": 3})

@@ -324,9 +324,11 @@ def test_without_egl_osmesa_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_settings_take_short_sizes_and_refuse_unknown_ones() -> None:
     assert MemoryMazeOriginalConfig(size="15").size == "15x15"
     assert MemoryMazeOriginalConfig(size="11x11").size == "11x11"
-    with pytest.raises(ValueError, match="size='10x10' must be one of 9x9, 11x11, 13x13, 15x15"):
+    with pytest.raises(
+        ValueError, match=r"env\.size=10x10 must be one of 9x9, 11x11, 13x13, 15x15"
+    ):
         MemoryMazeOriginalConfig(size="10")
-    with pytest.raises(ValueError, match="num_workers=-1"):
+    with pytest.raises(ValueError, match=r"env\.num_workers=-1"):
         MemoryMazeOriginalConfig(num_workers=-1)
-    with pytest.raises(ValueError, match="size='10x10' must be one of"):
+    with pytest.raises(ValueError, match=r"env\.size=10x10 must be one of"):
         make_memory_maze_original(size="10x10", num_envs=1, seed=0)
