@@ -99,14 +99,14 @@ def stream_seed(*key: int) -> int:
 def make_vector_env(
     config: EnvConfig, *, num_envs: int, seed: int, first_env: int = 0
 ) -> EpisodeStatistics:
-    """The vector environment that a config describes, checked, with statistics of its episodes.
+    """Create the vector environment of a config, with checks and episode statistics.
 
     Args:
         config: The config of the environment.
         num_envs: Number of environments, at least 1.
         seed: Seed of the first reset, at least 0; a later ``reset(seed=...)`` replaces it.
-        first_env: Index of the first of them among the environments of a run of several processes:
-            environment i gets the same seed in whichever process it is.
+        first_env: Index of the first environment in a run of several processes. An environment's
+            seed depends on its index in the run, not on its process.
     """
     entry = env_entry(config.name)
     if not isinstance(config, entry.config_class):

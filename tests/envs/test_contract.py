@@ -132,7 +132,8 @@ def test_what_is_returned_has_the_promised_shapes_and_dtypes(make: Make) -> None
         )
         assert rewards.shape == terminated.shape == truncated.shape == (NUM_ENVS,)
         for key, value in infos.items():
-            assert len(value) == NUM_ENVS, key
+            for array in value.values() if isinstance(value, dict) else [value]:
+                assert len(array) == NUM_ENVS, key
             assert key.startswith("_") or infos[f"_{key}"].dtype == np.bool_
 
 

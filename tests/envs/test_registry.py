@@ -12,6 +12,7 @@ from mtxl_rl.envs.registry import ENVS, env_entry, make_vector_env
 from mtxl_rl.envs.tasks.catalog import TASKS
 from mtxl_rl.envs.tasks.tmaze import TMazeConfig
 from mtxl_rl.envs.wrappers.checked import CheckedVectorEnv
+from mtxl_rl.envs.wrappers.episode_statistics import EpisodeStatistics
 
 
 def test_every_known_name_is_there() -> None:
@@ -29,7 +30,8 @@ def test_every_config_is_a_structured_config_that_holds_its_name(name: str) -> N
 
 def test_what_is_made_is_checked() -> None:
     env = make_vector_env(TMazeConfig(), num_envs=2, seed=0)
-    assert isinstance(env, CheckedVectorEnv)
+    assert isinstance(env, EpisodeStatistics)
+    assert isinstance(env.env, CheckedVectorEnv)
     assert env.num_envs == 2
 
 

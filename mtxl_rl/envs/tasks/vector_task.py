@@ -196,8 +196,8 @@ class VectorTask(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]], abc.ABC):
         num_rows = len(np.asarray(state["step_index"]))
         if num_rows != self.num_envs:
             raise ValueError(
-                f"the state is of {num_rows} environments and these are {self.num_envs}; create as "
-                "many, or select their rows."
+                f"the state holds {num_rows} environments and the vector has {self.num_envs}; "
+                f"create the vector with {num_rows}, or select rows of the state."
             )
         for name in self._all_state_names():
             current = getattr(self, name)

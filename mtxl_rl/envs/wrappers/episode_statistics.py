@@ -1,5 +1,6 @@
 """Returns and lengths of episodes, reported in Gymnasium's format and kept across a resume."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -29,8 +30,18 @@ class EpisodeStatistics(RecordEpisodeStatistics):
         """Whether `get_state` and `set_state` work, for an exact resume."""
         return self.checked.supports_state
 
+    def reset(
+        self, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Reset all environments, or those of ``options["reset_mask"]``; the rest continue."""
+        # Gymnasium removes reset_mask from the caller's options, hence the copy.
+        return super().reset(
+            seed=seed,  # type: ignore[arg-type]
+            options=None if options is None else dict(options),
+        )
+
     def get_state(self) -> EnvState:
-        """Copy of the state, for `set_state`."""
+        """Return copies of the state, for `set_state`."""
         sums = {f"statistics/{key}": np.copy(getattr(self, key)) for key in _STATE_KEYS}
         return self.checked.get_state() | sums
 
