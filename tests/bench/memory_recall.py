@@ -34,7 +34,7 @@ TEST_BATCHES = 4
 
 SLOTS, TOKENS = {"long_term": "slots"}, {"long_term": "tokens"}
 SYSTEMS: dict[str, dict] = {
-    "none": {"kind": "mlp"},
+    "mlp": {"kind": "mlp"},
     "gru": {"kind": "gru"},
     "lstm": {"kind": "lstm"},
     "gtrxl": {"long_term": "none"},
