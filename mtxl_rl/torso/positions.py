@@ -71,7 +71,7 @@ def _window_sinusoids(window_length: int, width: int) -> Float[Tensor, "M1 D"]:
 
 
 def skew(scores: Float[Tensor, "*batch C M1"], *, fill: float = 0.0) -> Float[Tensor, "*batch C K"]:
-    """Move row i of `scores` i places to the right: out[i, i + m] = scores[i, m], `fill` elsewhere.
+    """Shift row i of `scores` right by i: out[i, i + m] = scores[i, m], `fill` elsewhere.
 
     Turns scores per distance into scores per key of a block (Transformer-XL's "relative shift").
     """

@@ -8,7 +8,7 @@ KINDS = ("transformer", "gru", "lstm", "mlp")
 POSITIONS = ("sinusoidal", "learned", "rotary", "none")
 CELLS = ("gru", "brc", "nbrc")
 GATES = ("residual", "input", "output", "highway", "sigtanh", *CELLS)
-# The long-term memories and the decays that each can have.
+# The legal decays of each long-term memory.
 DECAYS = {
     "delta": ("none", "coupled", "free"),
     "linear": ("fixed", "free"),
@@ -17,18 +17,16 @@ DECAYS = {
     "tokens": ("none",),
     "none": ("none",),
 }
-
 READS = ("parallel", "sequential")
 MAX_HALF_LIFE = 1_000_000
-"""Writes; a gate that keeps more than float32 tells from 1 would never let go."""
-MATRICES = ("delta", "linear", "agalite")
+"""In writes; in float32 a gate with a longer half-life would round to 1 and never forget."""
 
 _POSITIVE = (
     "width", "num_layers", "num_heads", "feedforward_multiple", "window_length", "segment_length"
 )  # fmt: skip
 _COUNTS = ("num_persistent", "num_parameters", "mogrifier_rounds")
-# What only the transformer reads. What presets, suites and benches set for every torso alike is not
-# here: sizes, `_UNREAD_SIZES`, and `read`. Who does not read it must take it, too.
+# Fields that only the transformer reads. Baselines accept sizes (`_UNREAD_SIZES`) and `read`, which
+# presets and suites set for every torso, and refuse these.
 _TRANSFORMER_CHOICES = (
     "gate",
     "mogrifier_rounds",
@@ -57,15 +55,15 @@ class SlotsConfig:
     num_slots: int = 16
     """Slots, L."""
     cell: str = "nbrc"
-    """The gated cell that moves a slot: nbrc, brc or gru."""
+    """The gated cell that updates a slot: nbrc, brc or gru."""
     write_iterations: int = 1
     """Rounds of attention and cell per write."""
     max_half_life: float = 32.0
-    """At the start, slots lose half of what they hold in 1 .. this many writes."""
+    """At initialisation the slots' half-lives are 1 .. this many writes."""
     is_shared: bool = False
-    """One memory for all layers that have one, written from all their inputs; or one per layer."""
+    """Share one memory, written from the inputs of all its layers, instead of one per layer."""
     detach_inputs: bool = False
-    """Cut the gradient from a write to the layer inputs it is made of (the rule of 2020)."""
+    """Stop gradients from a write to the layer inputs that it reads (the rule of 2020)."""
 
     def __post_init__(self) -> None:
         """Check names and ranges."""
@@ -85,7 +83,7 @@ class TokensConfig:
     num_tokens: int = 8
     """Memory tokens in front of each segment, L."""
     separate_control: bool = False
-    """Update the tokens with weights of their own (MemCtrl) instead of the layer's."""
+    """Update the tokens with separate weights (MemCtrl) instead of the layer's."""
     bottleneck: bool = False
     """Steps see no other step, only the tokens (MemBottleneck)."""
 
@@ -96,22 +94,22 @@ class TokensConfig:
 
 @dataclass(kw_only=True, slots=True)
 class SublayersConfig:
-    """What attention and feed-forward are made of; the defaults are GTrXL's."""
+    """Options of the attention and feed-forward sub-layers; the defaults are GTrXL's."""
 
     activation: str = "relu"
-    """Of the feed-forward's hidden units: relu or gelu."""
+    """Activation of the feed-forward's hidden units: relu or gelu."""
     glu: bool = False
-    """Hidden units that are products of an activated and a plain map (gated linear units)."""
+    """Gated linear units: hidden units are products of an activated and a linear map."""
     output_relu: bool = True
     """A ReLU on every sub-layer's output before its gate."""
     one_kv_head: bool = False
     """One head of keys and values for all heads of queries (multi-query attention)."""
     attention_dropout: float = 0.0
-    """Of the attention's weights, while training. Not for agents: acting must equal learning."""
+    """Dropout of the attention's weights in training; agents need 0: acting must equal learning."""
     output_dropout: float = 0.0
-    """Of the attention's output, likewise."""
+    """Dropout of the attention's output, likewise."""
     feedforward_dropout: float = 0.0
-    """Of the feed-forward's hidden units, likewise."""
+    """Dropout of the feed-forward's hidden units, likewise."""
 
     def __post_init__(self) -> None:
         """Check names and ranges."""
@@ -124,20 +122,19 @@ class SublayersConfig:
 
     @property
     def has_dropout(self) -> bool:
-        """Whether anything is dropped while training."""
+        """Whether any dropout is active in training."""
         return max(self.attention_dropout, self.output_dropout, self.feedforward_dropout) > 0
 
 
 PARTS = {"sublayers": SublayersConfig, "slots": SlotsConfig, "tokens": TokensConfig}
-"""The fields of `TorsoConfig` that are configurations themselves."""
+"""The fields of `TorsoConfig` that are nested configurations."""
 
 
 @dataclass(kw_only=True, slots=True)
 class TorsoConfig:
     """A gated Memory Transformer-XL, or one of its baselines.
 
-    The baselines read fewer fields; other sizes and `read` have no effect there, and other choices
-    are refused:
+    The baselines read fewer fields. They ignore other sizes and `read`, and refuse other choices:
 
     | kind | reads |
     |---|---|
@@ -145,12 +142,12 @@ class TorsoConfig:
     | gru, lstm | width, num_layers, num_parameters |
     | mlp | these, feedforward_multiple, gate and gate_bias |
 
-    Training reads `segment_length` with every kind: ppo.bptt_segments counts in it.
+    Training reads `segment_length` with every kind: it is the unit of ppo.bptt_segments.
 
     Raises:
-        ValueError: a size is no integer or not positive, `num_heads` does not divide `width`,
-            `segment_length` exceeds `window_length`, a name is unknown, or a choice has no effect
-            beside another.
+        ValueError: a size is not a positive integer, `num_heads` does not divide `width`,
+            `segment_length` exceeds `window_length`, a name is unknown, or an option has no effect
+            in combination with another.
     """
 
     kind: str = "transformer"
@@ -159,7 +156,7 @@ class TorsoConfig:
     width: int = 128
     """Features per step, D; a multiple of num_heads."""
     num_parameters: int = 0
-    """Parameters of the torso: the width is chosen to come nearest; 0: as width says."""
+    """Choose the width that comes closest to this number of parameters; 0: use `width`."""
     num_layers: int = 2
     """Layers, N."""
     num_heads: int = 4
@@ -173,16 +170,17 @@ class TorsoConfig:
     num_persistent: int = 8
     """Learned key/value pairs per head that every step attends to, P; 0 or more."""
     position: str = "sinusoidal"
-    """How the attention sees distance: sinusoidal (Transformer-XL, with its u and v), learned (a
-    table), rotary or none."""
+    """Position embeddings of the attention: sinusoidal (Transformer-XL, with its u and v), learned
+    (a table), rotary or none."""
     all_attention: bool = False
-    """No feed-forward sub-layer: the persistent pairs take its place (All-attention)."""
+    """Replace the feed-forward sub-layer by the persistent pairs (All-attention)."""
     gate: str = "gru"
-    """How sub-layers join the stream: gru, residual, input, output, highway, sigtanh, brc, nbrc."""
+    """Gate of the sub-layers: gru, residual, input, output, highway, sigtanh, brc, nbrc."""
     gate_bias: float = 2.0
-    """Bias of the gates: 2 starts every sub-layer near the identity (GTrXL, section 3.2)."""
+    """Initial bias of the gates: with 2, every sub-layer is close to the identity at first (GTrXL,
+    section 3.2)."""
     mogrifier_rounds: int = 0
-    """Rounds in which a gate's inputs modulate each other before it (the mogrifier); 0: none."""
+    """Mogrifier rounds, in which a gate's inputs modulate each other first; 0: none."""
     long_term: str = "delta"
     """Long-term memory: delta (the delta rule), linear (linear attention with decay), agalite,
     slots (the Memory Transformer-XL of 2020), tokens (the Memory Transformer) or none."""
@@ -191,15 +189,15 @@ class TorsoConfig:
     the attention) or parallel (by heads next to the attention's, behind one output map and
     gate)."""
     decay: str = "none"
-    """Decay of the delta memory: none, coupled (only while it writes) or free; of the linear one:
-    fixed (RetNet) or free (gated linear attention)."""
+    """Decay of the delta memory: none, coupled (only while it writes) or free; of the linear
+    memory: fixed (RetNet) or free (gated linear attention)."""
     memory_layers: list[int] = field(default_factory=list)
     """Layers that have a long-term memory, counted from 1; empty: all."""
     gradient_checkpointing: bool = False
-    """Keep only each layer's inputs for the backward pass, which runs the layer again: less memory
-    for one more forward pass (Chen et al. 2016, arXiv 1604.06174)."""
+    """Keep only each layer's inputs for the backward pass, which runs the layer again: less memory,
+    one more forward pass (Chen et al. 2016, arXiv 1604.06174)."""
     sublayers: SublayersConfig = field(default_factory=SublayersConfig)
-    """What the sub-layers are made of."""
+    """Options of the sub-layers."""
     slots: SlotsConfig = field(default_factory=SlotsConfig)
     """Settings of long_term=slots."""
     tokens: TokensConfig = field(default_factory=TokensConfig)
@@ -222,9 +220,9 @@ class TorsoConfig:
 
     @property
     def unread(self) -> tuple[str, ...]:
-        """What this torso does not read, though it takes it."""
+        """The fields that this torso accepts and ignores."""
         sizes = _UNREAD_SIZES[self.kind]
-        has_matrix = self.kind == "transformer" and self.long_term in MATRICES
+        has_matrix = bool(self.layers_with_memory) and not self.reads_slots
         return sizes if has_matrix else (*sizes, "read")
 
     @property
@@ -234,36 +232,36 @@ class TorsoConfig:
 
     @property
     def width_multiple(self) -> int:
-        """What `width` must be a multiple of: rotary positions turn pairs of a head's features."""
+        """The number that divides `width`; rotary positions rotate pairs of a head's features."""
         if self.kind != "transformer":
             return 1
         return self.num_heads * (2 if self.position == "rotary" else 1)
 
     @property
     def receptive_field(self) -> int:
-        """How many steps back the stack reaches without long-term memory: N x M."""
+        """How many steps back the stack sees without long-term memory: N x M."""
         return self.num_layers * self.window_length if self.kind == "transformer" else 0
 
     @property
     def has_long_term(self) -> bool:
-        """Whether anything is remembered past the window, a recurrent state included."""
+        """Whether it has a memory beyond the window, which includes a recurrent state."""
         return self.long_term != "none" if self.kind == "transformer" else self.kind != "mlp"
 
     @property
     def layers_with_memory(self) -> tuple[int, ...]:
-        """The layers that have a long-term memory, counted from 0."""
+        """The indices of the layers that have a long-term memory."""
         if self.kind != "transformer" or self.long_term == "none":
             return ()
         return tuple(n - 1 for n in self.memory_layers) or tuple(range(self.num_layers))
 
     @property
     def is_shared(self) -> bool:
-        """Whether one long-term memory serves all its layers."""
+        """Whether layers share one long-term memory."""
         return self.long_term == "slots" and self.slots.is_shared
 
     @property
     def reads_slots(self) -> bool:
-        """Whether the attention reads the long-term memory, as keys without positions."""
+        """Whether the attention reads the long-term memory as keys without positions."""
         return self.long_term in ("slots", "tokens")
 
     @property
@@ -273,7 +271,7 @@ class TorsoConfig:
         return 0 if is_bottleneck else self.window_length
 
     def _check_types(self) -> None:
-        """Integers become Python's own, those of NumPy included: a file of the torso holds them."""
+        """Check types; convert integers, as of NumPy, to int, which a torso's file can store."""
         for name in (*_POSITIVE, *_COUNTS):
             setattr(self, name, _integer(name, getattr(self, name)))
         if not isinstance(self.memory_layers, list | tuple):
@@ -294,7 +292,7 @@ class TorsoConfig:
         if self.width % self.width_multiple:
             per_head = 2 if self.position == "rotary" else 1
             divisors = [h for h in range(1, 65) if self.width % (h * per_head) == 0]
-            what = "" if per_head == 1 else ", and what is left be even for torso.position=rotary"
+            what = "" if per_head == 1 else " into even parts for torso.position=rotary"
             raise ValueError(
                 f"torso.num_heads={self.num_heads} must divide torso.width={self.width}{what}; "
                 f"try one of {divisors}"
@@ -303,12 +301,12 @@ class TorsoConfig:
             raise ValueError(
                 f"torso.segment_length={self.segment_length} must be at most "
                 f"torso.window_length={self.window_length}: the long-term memory is written from "
-                "the steps in the window; lower the one or raise the other"
+                "the steps in the window; lower segment_length or raise window_length"
             )
         if self.all_attention and not self.num_persistent:
             raise ValueError(
-                "torso.all_attention=true needs torso.num_persistent of 1 or more: the pairs take "
-                "the feed-forward sub-layer's place"
+                "torso.all_attention=true needs torso.num_persistent of 1 or more: the pairs "
+                "replace the feed-forward sub-layer"
             )
         self._check_long_term()
 
@@ -316,7 +314,7 @@ class TorsoConfig:
         legal = DECAYS[self.long_term]
         if self.decay not in legal:
             raise ValueError(
-                f"torso.decay={self.decay} does not go with torso.long_term={self.long_term}; "
+                f"torso.decay={self.decay} is not a decay of torso.long_term={self.long_term}; "
                 f"choose torso.decay={' or '.join(legal)}"
             )
         for kind, default in (("slots", SlotsConfig()), ("tokens", TokensConfig())):

@@ -1,4 +1,4 @@
-"""A torso in a safetensors file: its weights, and the configuration that builds it."""
+"""Saves and loads a torso, its weights and its configuration, as a safetensors file."""
 
 import json
 from dataclasses import asdict
@@ -15,34 +15,34 @@ from mtxl_rl.torso.torso_config import PARTS, TorsoConfig
 
 _METADATA = "mtxl_rl.torso"
 _INSIDE = "torso."
-"""How the torso's weights begin in the file of something that holds a torso."""
+"""Prefix of the torso's weights in the file of a module that contains it."""
 _COMPILED = "_orig_mod."
-"""What torch.compile puts before the names of a module's weights."""
+"""Prefix that torch.compile adds to the names of a module's weights."""
 
 
 def save_torso(torso: nn.Module, path: Path | str, *, within: nn.Module | None = None) -> None:
-    """Write a torso, or all of a module that holds it under the name `torso`, as safetensors.
+    """Write a torso, or a whole module with the attribute `torso`, as safetensors.
 
-    Either may be compiled (torch.compile); tied weights are written once for each name.
+    Both may be compiled (torch.compile). Tied weights are written once per name.
 
     Raises:
-        ValueError: it is no torso, or `within` does not hold it.
+        ValueError: it is not a torso, or not the attribute `torso` of `within`.
         OSError: the file cannot be written.
     """
     torso = _uncompiled(torso)
     if not isinstance(torso, Torso):
-        raise ValueError(f"{type(torso).__name__} is no torso; save what build_torso returned")
+        raise ValueError(f"{type(torso).__name__} is not a torso; save what build_torso returned")
     if within is not None and _uncompiled(getattr(within, "torso", None)) is not torso:
         raise ValueError(
-            f"{type(within).__name__} was given to save within, but its attribute `torso` is not "
-            "this torso, so the file could not be loaded; name it so, or leave `within` out"
+            f"{type(within).__name__}.torso is not this torso, so the file could not be loaded; "
+            "name the attribute `torso`, or leave out `within`"
         )
     holder = torso if within is None else within
     weights = {
         name.replace(_COMPILED, ""): weight.clone(memory_format=torch.contiguous_format)
         for name, weight in holder.state_dict().items()
     }
-    # NumPy's numbers, as a sweep's options may be, are not JSON's.
+    # A sweep's options can be NumPy numbers, which json does not serialise.
     config = json.dumps(asdict(torso.config), default=lambda number: number.item())
     try:
         save_file(weights, path, metadata={_METADATA: config})
@@ -51,12 +51,12 @@ def save_torso(torso: nn.Module, path: Path | str, *, within: nn.Module | None =
 
 
 def load_torso(path: Path | str, *, device: torch.device | str = "cpu") -> Torso:
-    """The torso of a file that `save_torso` wrote; a run's policy.safetensors is one.
+    """The torso in a file of `save_torso`, such as a run's policy.safetensors.
 
-    Its weights have the type that they were saved in.
+    Its weights have the saved dtype.
 
     Raises:
-        ValueError: the file holds no torso, or one of another version.
+        ValueError: the file contains no torso, or one of another version.
         OSError: the file cannot be read.
     """
     try:
@@ -64,9 +64,9 @@ def load_torso(path: Path | str, *, device: torch.device | str = "cpu") -> Torso
             metadata = (file.metadata() or {}).get(_METADATA)
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(f"{path} is no safetensors file: {error}") from error
+        raise ValueError(f"{path} is not a safetensors file: {error}") from error
     if metadata is None:
-        raise ValueError(f"{path} says of no torso; write it with mtxl_rl.save_torso")
+        raise ValueError(f"{path} contains no torso; write it with mtxl_rl.save_torso")
     inside = {
         name.removeprefix(_INSIDE): weight
         for name, weight in weights.items()
@@ -79,7 +79,7 @@ def load_torso(path: Path | str, *, device: torch.device | str = "cpu") -> Torso
         torso.to(device=device, dtype=dtype).load_state_dict(weights)
     except (TypeError, RuntimeError) as error:
         raise ValueError(
-            f"{path} holds a torso that this version of mtxl_rl cannot build: "
+            f"{path} contains a torso that this version of mtxl_rl cannot build: "
             f"{' '.join(str(error).split())}"
         ) from error
     return torso
@@ -91,5 +91,5 @@ def _config_of(fields: dict[str, Any]) -> TorsoConfig:
 
 
 def _uncompiled(module: Any) -> Any:  # noqa: ANN401
-    """What torch.compile wrapped, or `module` itself."""
+    """The module that torch.compile wrapped, or `module` itself."""
     return getattr(module, "_orig_mod", module)
