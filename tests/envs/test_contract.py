@@ -19,12 +19,12 @@ from mtxl_rl.envs.tasks.tmaze import TMazeConfig
 from mtxl_rl.envs.wrappers.checked import CheckedVectorEnv
 
 NUM_ENVS = 5
-# Difficulties and sizes differ in numbers only: the first stands for all.
+# Difficulties and sizes differ in numbers only, views in pictures: the first stands for all.
 BUILT_IN: dict[str, EnvConfig] = {
     f"{name} {settings}": config
     for name, task in TASKS.items()
     for settings, config in zip(task.variants, task.configs(), strict=True)
-    if settings == task.variants[0] or not {"difficulty", "size", "level"} & set(settings)
+    if settings == task.variants[0] or not {"difficulty", "size", "level", "view"} & set(settings)
 }
 CONFIGS: dict[str, EnvConfig] = {
     **BUILT_IN,

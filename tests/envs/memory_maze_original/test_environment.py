@@ -210,6 +210,7 @@ def test_gymnasiums_checker_passes() -> None:
 
 
 @needs_packages
+@pytest.mark.slow
 def test_a_seed_starts_the_same_stream_anew_and_no_seed_goes_on() -> None:
     env = MemoryMazeOriginal(seed=2)
     first, second = env.reset()[0], env.reset()[0]
