@@ -40,7 +40,7 @@ def is_image(space: gymnasium.Space[Any]) -> bool:
 
 
 def channels_last(shape: tuple[int, ...]) -> bool:
-    """Whether an image shape is HWC: the channels are the shorter of the first and the last axis."""
+    """Whether an image shape is HWC: the channel axis is the shorter of first and last."""
     return shape[-1] <= shape[0]
 
 

@@ -20,6 +20,8 @@ from mtxl_rl.agents.world import World
 
 TIMEOUT = timedelta(minutes=10)
 """How long a process waits for the others before it ends with an error."""
+MIN_ENVS_PER_PROCESS = 16
+"""With fewer rows the matrix products of a process are slow."""
 SHUTDOWN_SECONDS = 600
 """How long the processes have to save after the launcher was asked to stop."""
 
@@ -27,6 +29,34 @@ SHUTDOWN_SECONDS = 600
 def world_size() -> int:
     """Processes of the run that this process belongs to; 1 outside of torchrun and `launch`."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def choose_num_processes(
+    legal: Sequence[int], *, num_envs: int, device: torch.device
+) -> tuple[int, str]:
+    """The number of processes for `num_processes=0`, and the reason.
+
+    One for each GPU, or one for each CPU core as long as each has `MIN_ENVS_PER_PROCESS`.
+
+    Args:
+        legal: numbers among which the run's environments and minibatches divide equally.
+        num_envs: environments of the run.
+        device: where the run computes.
+    """
+    if device.type == "cuda":
+        limit = torch.cuda.device_count()
+        reason = f"{limit} GPUs"
+    else:
+        limit = max(1, min(num_cores(), num_envs // MIN_ENVS_PER_PROCESS))
+        reason = f"{num_cores()} CPU cores, {num_envs} environments"
+    return max(size for size in legal if size <= limit), reason
+
+
+def num_cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def local_device(device: torch.device) -> torch.device:
