@@ -11,14 +11,15 @@ from mtxl_rl.torso import TorsoConfig, build_torso
 from mtxl_rl.torso.long_term import LONG_TERM
 from mtxl_rl.torso.torso_config import DECAYS
 
-TEXT = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
+TEXT = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("read", ["parallel", "sequential"])
 def test_the_memory_of_contributing_acts_as_it_learns(
     read: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
+    section = TEXT.split("## Adding a long-term memory")[1]
+    (code,) = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
     assert len(code.splitlines()) < 60
     names: dict[str, Any] = {}
     exec(code, names)
