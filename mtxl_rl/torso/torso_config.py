@@ -184,7 +184,7 @@ class TorsoConfig:
     long_term: str = "delta"
     """Long-term memory: delta (the delta rule), linear (linear attention with decay), agalite,
     slots (the Memory Transformer-XL of 2020), tokens (the Memory Transformer) or none."""
-    read: str = "parallel"
+    read: str = "sequential"
     """How a matrix memory (delta, linear, agalite) is read: sequential (by a gated sub-layer after
     the attention) or parallel (by heads next to the attention's, behind one output map and
     gate)."""

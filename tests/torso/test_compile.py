@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.compile, pytest.mark.filterwarnings("ignore::Deprecati
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "delta": {},
-    "delta, sequential": {"read": "sequential"},
+    "delta, parallel": {"read": "parallel"},
     "agalite": {"long_term": "agalite"},
     "slots": {"long_term": "slots"},
     "shared": {"long_term": "slots", "slots": SlotsConfig(is_shared=True)},

@@ -22,13 +22,13 @@ SYSTEMS: dict[str, dict] = {
     "delta": {},
     "delta, coupled decay": {"decay": "coupled"},
     "delta, free decay": {"decay": "free"},
-    "delta, sequential": {"read": "sequential"},
+    "delta, parallel": {"read": "parallel"},
     "delta in some layers": {"num_layers": 3, "memory_layers": [1, 3]},
     "delta, gradient checkpointing": {"gradient_checkpointing": True},
     "linear, fixed decay": {"long_term": "linear", "decay": "fixed"},
     "linear, free decay": {"long_term": "linear", "decay": "free"},
     "agalite": {"long_term": "agalite"},
-    "agalite, sequential": {"long_term": "agalite", "read": "sequential"},
+    "agalite, parallel": {"long_term": "agalite", "read": "parallel"},
     "slots": SLOTS | {"slots": SlotsConfig(num_slots=3)},
     "slots, BRC": SLOTS | {"slots": SlotsConfig(num_slots=2, cell="brc")},
     "slots, GRU, two iterations": SLOTS
@@ -300,11 +300,11 @@ def test_memories_stay_bounded_over_a_million_steps(name: str) -> None:
     sizes = {"width": 8, "num_layers": 1, "num_heads": 1, "window_length": 256,
              "segment_length": 256}  # fmt: skip
     torso = build_torso(TorsoConfig(**(sizes | SYSTEMS[name])))
-    state, calm = torso.initial_state(1), torch.zeros(1, 16384, dtype=torch.bool)
+    state, is_first = torso.initial_state(1), torch.zeros(1, 16384, dtype=torch.bool)
     early = 0.0
     with torch.no_grad():
         for call in range(62):  # 62 x 16,384 > 1e6
-            y, state = torso(torch.randn(1, 16384, 8), state, calm)
+            y, state = torso(torch.randn(1, 16384, 8), state, is_first)
             early = early or float(state.long_term.norm())
             assert y.isfinite().all()
             assert state.long_term.norm() < 3 * early + 10, call

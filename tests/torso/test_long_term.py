@@ -237,10 +237,10 @@ def test_in_a_bottleneck_a_step_sees_no_other_step_of_its_segment() -> None:
     config = TorsoConfig(width=8, num_heads=2, window_length=4, segment_length=4,
                          long_term="tokens", tokens=tokens)  # fmt: skip
     torso = build_torso(config).double()
-    x, calm = torch.randn(1, 8, 8).double(), torch.zeros(1, 8, dtype=torch.bool)
-    y, _ = torso(x, torso.initial_state(1), calm)
+    x, is_first = torch.randn(1, 8, 8).double(), torch.zeros(1, 8, dtype=torch.bool)
+    y, _ = torso(x, torso.initial_state(1), is_first)
     other = x.clone()
     other[:, 0] = torch.randn(8).double()
-    z, _ = torso(other, torso.initial_state(1), calm)
+    z, _ = torso(other, torso.initial_state(1), is_first)
     torch.testing.assert_close(y[:, 1:4], z[:, 1:4])
     assert (y[:, 4:] - z[:, 4:]).abs().amax(-1).min() > 1e-9

@@ -57,7 +57,7 @@ def test_a_torso_is_the_same_whatever_it_takes_and_does_not_read(given: dict[str
     assert ("read" in config.unread) == (given != {"kind": "transformer"})
     weights = {name: weight.shape for name, weight in build_torso(config).state_dict().items()}
     for name in config.unread:
-        changed = "sequential" if name == "read" else 2 * getattr(config, name)
+        changed = "parallel" if name == "read" else 2 * getattr(config, name)
         other = build_torso(replace(config, **{name: changed}))
         assert {key: weight.shape for key, weight in other.state_dict().items()} == weights
 
