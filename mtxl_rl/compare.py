@@ -1,26 +1,40 @@
 """Compare runs: `python -m mtxl_rl.compare RUN RUN ...`, a table and the learning curves."""
 
 import os
-import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.table import Table
 
+from mtxl_rl.command import Command, options_of, run_command
 from mtxl_rl.config import load_config
 from mtxl_rl.torso import TorsoConfig
-from mtxl_rl.tracking.cli import make_writable, one_sentence_errors, say, show
+from mtxl_rl.tracking.cli import make_writable, say, show
 from mtxl_rl.tracking.metrics import read_rows
 
 USAGE = """\
-python -m mtxl_rl.compare RUN RUN ... [metric=episode/return] [output=compare]
-
-  RUN      folder of a run
-  metric   which column of metrics.jsonl to compare
-  output   the curves are written to OUTPUT.png and OUTPUT.svg
+python -m mtxl_rl.compare RUN_DIR RUN_DIR ... [option=value ...]     compare runs
 """
+
+
+@dataclass(kw_only=True, slots=True)
+class CompareConfig:
+    """The options of `mtxl_rl.compare`."""
+
+    runs: list[str] = field(default_factory=list)
+    """Folders of runs; `runs=` can be left out."""
+    metric: str = "episode/return"
+    """Column of metrics.jsonl to compare."""
+    output: str = "compare"
+    """The curves are written to OUTPUT.png and OUTPUT.svg."""
+
+    def __post_init__(self) -> None:
+        """Check that there are runs."""
+        if not self.runs:
+            raise ValueError("runs are missing; give the folders of the runs to compare")
 
 
 def compare(runs: Sequence[Path], *, metric: str, output: Path) -> None:
@@ -82,27 +96,18 @@ def _short_names(runs: Sequence[Path]) -> dict[Path, str]:
     return {run: str(run.resolve().relative_to(shared)) for run in runs}
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def run(config: CompareConfig) -> None:
+    """Compare the runs, and check first that the curves can be written."""
+    output = Path(config.output)
+    make_writable(output.with_suffix(".png"))
+    compare([Path(run) for run in config.runs], metric=config.metric, output=output)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if not given or {"-h", "--help"} & set(given):
-        sys.stdout.write(USAGE)
-        return
-    with one_sentence_errors():
-        options = dict(part.split("=", 1) for part in given if "=" in part)
-        flags = [part for part in given if part.startswith("-")]
-        if flags:
-            raise ValueError(f"{flags[0]!r} is no option; choose metric= or output=")
-        runs = [Path(part) for part in given if "=" not in part]
-        unknown = options.keys() - {"metric", "output"}
-        if unknown:
-            raise ValueError(f"option {min(unknown)!r} is unknown; choose metric= or output=")
-        if not runs:
-            raise ValueError("no run was given; name the folders of the runs to compare")
-        metric = options.get("metric", "episode/return")
-        output = Path(options.get("output", "compare"))
-        make_writable(output.with_suffix(".png"))
-        compare(runs, metric=metric, output=output)
+    options = options_of(CompareConfig)
+    command = Command(usage=USAGE, options=options, base=CompareConfig, positional="runs")
+    run_command(argv, describe=lambda _: command, run=run)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,31 @@
-"""The training run's configuration: composed by Hydra at the edge, a dataclass everywhere else."""
+"""A training run's configuration, and how it is composed, saved and loaded."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
 from importlib import resources
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, TypeVar, get_origin
+from typing import Any, TypeVar
 
 import torch
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from mtxl_rl.agents.policy import PolicyConfig
 from mtxl_rl.agents.ppo import PPOConfig
-from mtxl_rl.envs.names import nearest_names
-from mtxl_rl.envs.registry import ENVS
+from mtxl_rl.command import (
+    Command,
+    check_choice,
+    check_overrides,
+    choices,
+    fresh_hydra,
+    options_of,
+    readable_errors,
+    value_of,
+)
+from mtxl_rl.envs.registry import ENVS, env_entry
 from mtxl_rl.torso import TorsoConfig
 from mtxl_rl.torso.torso_config import check_at_least
 
@@ -34,43 +43,42 @@ class TrainConfig:
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
     model: str = "small"
-    """Name of the size preset in use: tiny, small, base or large."""
+    """Size preset: tiny, small, base or large."""
     seed: int = 0
-    """Seeds weights, actions, minibatches and environments."""
+    """Seed of weights, actions, minibatches and environments."""
     device: str = "auto"
-    """cpu, cuda, cuda:N, or auto: cuda where there is one."""
+    """cpu, cuda, cuda:N, or auto: cuda if there is a GPU, else cpu."""
     num_processes: int = 0
     """Processes that act and learn together, each with an equal share of num_envs; 0: as many as
     are fastest on this machine. torchrun starts them on several machines."""
     num_threads: int = 1
-    """Threads of torch's operations on a CPU, in each process."""
+    """CPU threads of torch's operations, in each process."""
     num_envs: int = 32
-    """Environments, B."""
+    """Number of environments, B."""
     total_steps: int = 1_000_000
-    """Environment steps of the run, over all environments; rounded up to whole iterations of
+    """Environment steps of the run, summed over all environments. Rounded up to whole iterations of
     num_envs x ppo.rollout_length."""
     stagger_steps: int = -1
-    """Random steps before the first rollout that spread the environments over as many steps of
-    their episodes; they count in no total. Episodes that all last equally long stay in step
-    otherwise, and where they are longer than a rollout each rollout shows one part of them. -1: the
-    length that the task names for all of its episodes, as Memory Maze does; 0 where it names none,
-    or one that a rollout holds."""
+    """Random steps before the first rollout, which spread the environments over this many steps of
+    their episodes. Without them, episodes of equal length stay in phase, and a rollout shorter than
+    an episode shows one part of it. The steps do not count in total_steps. -1: the task's own
+    episode length if it is fixed and longer than a rollout (Memory Maze), else 0."""
     run_dir: str = ""
-    """Folder of the run's files; empty: runs/<env>/<date_time>, or with resume the same folder."""
+    """Folder for the run's files. Empty: runs/<env>/<date_time>, or the resumed run's folder."""
     resume: str = ""
-    """A run's folder, or a checkpoint in it, to go on from. Other options change its config, but
-    for the task, torso.*, seed, and what the checkpoint's weights and environments do not fit."""
+    """Folder of a run, or a checkpoint in it, to continue. You can change any option except the
+    task, torso.* and seed, if the weights and environments still fit."""
     checkpoint_seconds: float = 60.0
-    """Save at the end of an iteration when this long has passed since the last save; 0: always."""
+    """Seconds between checkpoints, which are saved at an iteration's end; 0: every iteration."""
     keep_checkpoints: int = 3
-    """How many of the newest checkpoints are kept, beside the best."""
+    """Number of latest checkpoints to keep, in addition to the best one."""
     compile: bool = False
-    """Compile acting and the torso's layers: it takes one or two minutes of a core, some seconds
-    once they are in torch's cache and, on a CPU, a C++ compiler; for torso.kind=transformer."""
+    """Compile acting and the torso's layers, for torso.kind=transformer. It takes one or two
+    minutes the first time, some seconds from torch's cache, and needs a C++ compiler on a CPU."""
     profile: bool = False
     """Profile the third iteration, and print at the end where its time went."""
     dry_run: bool = False
-    """Print the bytes of buffer, snapshots and model, and stop before allocating them."""
+    """Print the bytes of buffer, snapshots and model, then stop before allocating them."""
 
     def __post_init__(self) -> None:
         """Check ranges and sizes against each other."""
@@ -79,8 +87,8 @@ class TrainConfig:
         check_at_least(self, 0, "seed", "checkpoint_seconds", "num_processes")
         if self.stagger_steps < -1:
             raise ValueError(
-                f"stagger_steps={self.stagger_steps} must be -1 (the length that the task names, "
-                "if it is longer than a rollout), 0 (none) or a number of steps"
+                f"stagger_steps={self.stagger_steps} must be -1 (the task's episode length, if it "
+                "is longer than a rollout), 0 (none) or a number of steps"
             )
         span = self.ppo.bptt_segments * self.torso.segment_length
         if self.ppo.rollout_length % span:
@@ -101,12 +109,12 @@ class TrainConfig:
         self.check_processes(max(self.num_processes, 1))
         if self.torso.sublayers.has_dropout:
             raise ValueError(
-                "torso.sublayers has a dropout above 0, with which acting and learning cannot "
-                "agree; set it to 0 for an agent"
+                "torso.sublayers has a dropout above 0, with which acting and learning compute "
+                "different outputs; set it to 0 for an agent"
             )
         if self.compile and self.torso.kind != "transformer":
             raise ValueError(
-                f"compile=true has no effect with torso.kind={self.torso.kind}; leave it out, or "
+                f"compile=true has no effect with torso.kind={self.torso.kind}; remove it, or "
                 "set torso.kind=transformer"
             )
 
@@ -146,23 +154,23 @@ class TrainConfig:
 
     @property
     def steps_to_stagger(self) -> int:
-        """`stagger_steps`; for -1 the task's own `steps_per_episode`, if a rollout is shorter."""
+        """`stagger_steps`; for -1 the task's `steps_per_episode` if above a rollout's, else 0."""
         if self.stagger_steps >= 0:
             return self.stagger_steps
-        named: int = getattr(self.env, "steps_per_episode", 0)
-        # A rollout as long as an episode shows all of it, in step or not.
-        return named if named > self.ppo.rollout_length else 0
+        steps_per_episode: int = getattr(self.env, "steps_per_episode", 0)
+        # A rollout as long as an episode shows all of it, in phase or not.
+        return steps_per_episode if steps_per_episode > self.ppo.rollout_length else 0
 
     def torch_device(self) -> torch.device:
-        """The device that `device` names; see `find_device`."""
+        """The torch device; see `find_device`."""
         return find_device(self.device)
 
 
 def find_device(name: str) -> torch.device:
-    """The device of a name: auto, cpu, cuda or cuda:N.
+    """The torch device of a name: auto, cpu, cuda or cuda:N.
 
     Raises:
-        ValueError: it is unknown or not there.
+        ValueError: the name is unknown, or there is no such device.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -171,170 +179,93 @@ def find_device(name: str) -> torch.device:
         raise ValueError(f"device={name} is unknown; choose auto, cpu, cuda or cuda:N")
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
         raise ValueError(
-            f"device={name} was asked for, but torch {torch.__version__} sees "
+            f"device={name} does not exist: torch {torch.__version__} sees "
             f"{torch.cuda.device_count()} CUDA devices; use device=cpu, or install a CUDA build"
         )
     return torch.device(name)
 
 
+@cache
 def register_schemas() -> None:
-    """Tell Hydra the dataclasses behind the YAML files."""
+    """Store the dataclasses behind the YAML files in Hydra's ConfigStore."""
     store = ConfigStore.instance()
     store.store(name="train_schema", node=TrainConfig)
     for name, (config, _) in ENVS.items():
         store.store(group="env/schema", name=name, node=config)
 
 
+def env_class(preset: str) -> type:
+    """The dataclass of the environment that configs/env/<preset>.yaml names in its defaults."""
+    document = OmegaConf.load(str(resources.files("mtxl_rl.configs") / "env" / f"{preset}.yaml"))
+    schema = next(str(entry) for entry in document.defaults if "schema/" in str(entry))
+    return ENVS[schema.removeprefix("schema/").removesuffix("@env")].config_class
+
+
+def train_command(overrides: Sequence[str], *, usage: str = "") -> Command:
+    """The command line of a new run, with the options of the environment that it chooses."""
+    register_schemas()
+    env = value_of(overrides, "env")
+    presets = env.split(",") if env else []
+    for preset in presets:
+        check_choice("env", preset, choices("env"))
+    options = options_of(TrainConfig, env=[env_class(preset) for preset in presets])
+    return Command(usage=usage, options=options, base="train", groups=GROUPS, required=["env"])
+
+
 def compose_config(overrides: Sequence[str]) -> TrainConfig:
     """The configuration that command-line overrides (`name=value`) describe.
 
     Raises:
-        ValueError: a name or a value is not legal; one sentence says which are.
+        ValueError: a name or a value is not legal. The message lists the legal ones.
     """
-    check_overrides(overrides)
-    try:
-        return to_config(_composed(overrides))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ValueError(_one_sentence(error)) from error
-
-
-def _composed(overrides: Sequence[str]) -> DictConfig:
-    """What Hydra makes of the files and the overrides."""
-    register_schemas()
-    with initialize_config_module("mtxl_rl.configs", version_base="1.3"):
-        return compose("train", overrides=list(overrides))
-
-
-def to_config(composed: DictConfig) -> TrainConfig:
-    """The dataclass behind a composed configuration."""
-    config = OmegaConf.to_object(composed)
+    overrides = check_overrides(overrides, train_command(overrides))
+    with (
+        fresh_hydra(),
+        readable_errors(),
+        initialize_config_module("mtxl_rl.configs", version_base="1.3"),
+    ):
+        config = OmegaConf.to_object(compose("train", overrides=overrides))
     assert isinstance(config, TrainConfig), type(config)
     return config
 
 
 def device_overrides(overrides: Sequence[str]) -> list[str]:
-    """What a big GPU's defaults add to the command line, where it does not say otherwise."""
-    given = dict(part.split("=", 1) for part in overrides if "=" in part)
-    device = given.get("device", "auto")
+    """Defaults for a GPU, without the options that the command line sets."""
+    device = value_of(overrides, "device") or "auto"
     on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
-    if not on_gpu:
-        return []
     gpu = {"model": "base", "num_envs": "512", "policy.precision": "bfloat16"}
-    return [f"{key}={value}" for key, value in gpu.items() if key not in given]
+    unset = {key: value for key, value in gpu.items() if value_of(overrides, key) is None}
+    return [f"{key}={value}" for key, value in unset.items()] if on_gpu else []
 
 
-def choices(group: str) -> list[str]:
-    """The names that a config group offers."""
-    folder = resources.files("mtxl_rl.configs") / group
-    return sorted(
-        path.name.removesuffix(".yaml") for path in folder.iterdir() if path.name.endswith(".yaml")
-    )
+def options_without_effect(config: TrainConfig, overrides: Sequence[str]) -> list[tuple[str, str]]:
+    """Overrides that the torso accepts but does not read, each with the option that causes it.
 
-
-def check_overrides(overrides: Sequence[str]) -> None:
-    """Refuse names that do not exist, with the nearest that do."""
-    given = [part.lstrip("+~").split("=", 1) for part in overrides]
-    groups = {key: value for key, value, *_ in ([*part, ""] for part in given) if key in GROUPS}
-    for group, value in groups.items():
-        legal = choices(group)
-        if value not in legal and "," not in value:
-            raise ValueError(f"{group}={value} is unknown{_nearest(value, legal)}")
-    if "env" not in groups:
-        raise ValueError(f"env= is missing; choose one of {', '.join(choices('env'))}")
-    chosen = [f"{key}={value}" for key, value in groups.items() if "," not in value]
-    names = _names(_composed(chosen or ["env=TMaze"]))
-    for key, *_ in given:
-        if key in GROUPS or key.startswith("hydra") or key in names:
-            continue
-        if any(key.startswith(name + ".") for name in names if name.endswith("kwargs")):
-            continue
-        raise ValueError(f"option {key!r} is unknown{_nearest(key, names)}")
-
-
-def unread_options(config: TrainConfig, overrides: Sequence[str]) -> list[tuple[str, str]]:
-    """Those among the overrides that the torso takes, but does not read; and beside which option.
-
-    They are told, not refused: suites and comparisons give every torso the same options.
+    They are reported, not refused: suites and comparisons give every torso the same options.
     """
     torso = config.torso
     kind = f"kind={torso.kind}" if torso.kind != "transformer" else f"long_term={torso.long_term}"
-    unread = {f"torso.{name}": f"torso.{kind}" for name in torso.unread}
+    causes = {f"torso.{name}": f"torso.{kind}" for name in torso.unread}
     if torso.num_parameters:
-        unread["torso.width"] = f"torso.num_parameters={torso.num_parameters}"
-    named = ((part, unread.get(part.split("=", 1)[0])) for part in overrides)
-    return [(part, beside) for part, beside in named if beside is not None]
+        causes["torso.width"] = f"torso.num_parameters={torso.num_parameters}"
+    pairs = [(part, causes.get(part.partition("=")[0])) for part in overrides]
+    return [(part, cause) for part, cause in pairs if cause is not None]
 
 
-def _names(config: DictConfig, prefix: str = "") -> list[str]:
-    names: list[str] = []
-    for key in config:
-        node = config._get_node(key)
-        names.append(prefix + str(key))
-        if isinstance(node, DictConfig) and not node._is_none():
-            names += _names(node, f"{names[-1]}.")
-    return names
-
-
-def values(config: DictConfig) -> dict[str, Any]:
+def values(config: TrainConfig) -> Mapping[str, Any]:
     """Every option's value by its dotted name, as in ppo.gamma."""
-    every = {name: OmegaConf.select(config, name) for name in _names(config)}
-    return {name: value for name, value in every.items() if not isinstance(value, DictConfig)}
-
-
-def _nearest(name: str, legal: Sequence[str]) -> str:
-    if len(legal) > 40:
-        return f"; did you mean {' or '.join(nearest_names(name, legal, count=3))}?"
-    return f"; choose one of {', '.join(nearest_names(name, legal))}"
-
-
-def _one_sentence(error: Exception) -> str:
-    """Hydra's and OmegaConf's multi-line messages, as one line with the option's name."""
-    cause: BaseException = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
-    if isinstance(cause, ValueError) and not isinstance(cause, OmegaConfBaseException):
-        return str(cause)
-    first = str(cause).splitlines()[0]
-    key = getattr(cause, "full_key", None)
-    if "is not a ListConfig" in first:
-        value = getattr(cause, "value", None)
-        return f"{key}={value} is no list; write {key}=[{value}]"
-    return f"option {key}: {first}" if key else first
-
-
-def from_options(config_class: type[Config], given: Sequence[str]) -> Config:
-    """A dataclass from options `name=value`; one value will do for a list of one.
-
-    Raises:
-        ValueError: a name or a value is not legal.
-    """
-    names = [field.name for field in fields(config_class)]  # type: ignore[arg-type]
-    for part in given:
-        name, has_value, _ = part.partition("=")
-        if name not in names or not has_value:
-            raise ValueError(f"{part!r} is no option; choose from {', '.join(names)}, as in name=1")
-    options = OmegaConf.from_dotlist(list(given))
-    for one in fields(config_class):  # type: ignore[arg-type]
-        value = options.get(one.name)
-        if get_origin(one.type) is list and isinstance(value, str):
-            options[one.name] = [value]
-        if one.type is str and isinstance(value, ListConfig):
-            options[one.name] = ",".join(str(each) for each in value)  # [a,b] is a,b.
-        if one.type is str and one.name in options and value is None:
-            options[one.name] = ""  # name= is an empty text, as it is for Hydra.
-    return from_document(config_class, options)
+    options = options_of(TrainConfig, env=[type(config.env)])
+    return {option.name: attrgetter(option.name)(config) for option in options}
 
 
 def from_document(config_class: type[Config], document: DictConfig | ListConfig) -> Config:
-    """A dataclass from what a YAML file or a command line says.
+    """A dataclass from the content of a YAML file.
 
     Raises:
         ValueError: a name or a value is not legal, or one is missing.
     """
-    try:
+    with readable_errors():
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(config_class), document))
-    except OmegaConfBaseException as error:
-        raise ValueError(_one_sentence(error)) from error
     assert isinstance(config, config_class), type(config)
     return config
 
@@ -349,52 +280,24 @@ def run_folder(path: Path) -> Path:
     return path.parent.parent if path.is_file() else path
 
 
-def load_config(
-    run_dir: Path,
-    overrides: Sequence[str] = (),
-    *,
-    only: tuple[str, ...] = ("",),
-    beside: Sequence[str] = (),
-) -> TrainConfig:
-    """The configuration that a run was saved with, changed by dotted overrides.
-
-    Args:
-        run_dir: Folder of the run.
-        overrides: `name=value`, as in env.corridor_length=9.
-        only: How the names begin that may change.
-        beside: Names that the caller takes itself, for the message.
+def load_config(run_dir: Path) -> TrainConfig:
+    """The configuration that a run was saved with.
 
     Raises:
-        ValueError: there is no such run, or an override is not legal.
+        ValueError: there is no such run, or its config.yaml is damaged.
     """
     path = run_dir / "config.yaml"
     if not path.is_file():
-        raise ValueError(f"{run_dir} is no run: it has no config.yaml; give the folder of a run")
-    try:
-        saved = OmegaConf.load(path)
-        if not isinstance(saved, DictConfig) or not {"env", "torso", "ppo"} <= saved.keys():
-            raise ValueError(
-                f"{path} is no agent's configuration: it is cut off, or a language model's "
-                "(mtxl_rl.train_lm); give the folder of a run of mtxl_rl.train"
-            )
-        # A memory that the run lacks says nothing, and its defaults may have changed since.
-        for kind in ("slots", "tokens"):
-            if saved.torso.long_term != kind:
-                saved.torso.pop(kind, None)
-        name = saved.env.name
+        raise ValueError(f"{run_dir} is not a run: it has no config.yaml; give the folder of a run")
+    saved = OmegaConf.load(path)
+    if not isinstance(saved, DictConfig) or not {"env", "torso", "ppo"} <= saved.keys():
+        raise ValueError(
+            f"{path} is not an agent's configuration: it is cut off, or a language model's "
+            "(mtxl_rl.train_lm); give the folder of a run of mtxl_rl.train"
+        )
+    with readable_errors():
         schema = OmegaConf.structured(TrainConfig)
-        schema.env = OmegaConf.structured(ENVS[name][0])
-        base = OmegaConf.merge(schema, saved)
-        assert isinstance(base, DictConfig)
-        fixed = (*GROUPS, "env.name")
-        legal = [name for name in _names(base) if name not in fixed and name.startswith(only)]
-        for override in overrides:
-            key = override.split("=", 1)[0]
-            if key not in legal:
-                near = _nearest(key, list(dict.fromkeys([*legal, *beside])))
-                raise ValueError(f"option {key!r} is unknown or cannot change here{near}")
-        merged = OmegaConf.merge(base, OmegaConf.from_dotlist(list(overrides)))
-        assert isinstance(merged, DictConfig)
-        return to_config(merged)
-    except OmegaConfBaseException as error:
-        raise ValueError(_one_sentence(error)) from error
+        schema.env = OmegaConf.structured(env_entry(saved.env.name).config_class)
+        config = OmegaConf.to_object(OmegaConf.merge(schema, saved))
+    assert isinstance(config, TrainConfig), type(config)
+    return config

@@ -4,63 +4,88 @@ import json
 import math
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from omegaconf import OmegaConf
 from rich.table import Table
 
 from mtxl_rl.agents.collector import Actor, VectorEnv
 from mtxl_rl.build import build_policy, load_weights
-from mtxl_rl.config import TrainConfig, choices, from_options, load_config, run_folder
+from mtxl_rl.command import Command, options_of, run_command, value_of
+from mtxl_rl.config import TrainConfig, load_config, run_folder
 from mtxl_rl.envs.registry import make_vector_env, stream_seed
 from mtxl_rl.evaluation.intervals import mean_and_interval
-from mtxl_rl.evaluation.suite import Suite, SuiteConfig, run_suite
 from mtxl_rl.evaluation.visualize import VideoRecorder
 from mtxl_rl.runtime.compile import compile_acting
 from mtxl_rl.torso import Cache
 from mtxl_rl.torso.torso_config import check_at_least
 from mtxl_rl.tracking import checkpoint
-from mtxl_rl.tracking.cli import command_line, make_writable, say, show
+from mtxl_rl.tracking.cli import make_writable, say, show
 from mtxl_rl.tracking.files import atomic_write
 
 MEMORIES = ("on", "zero", "noise")
-# How the options of the run begin that change an evaluation: what else it was trained with has no
-# effect on weights that are there, or would not fit them.
-_CHANGEABLE = ("env.", "device", "num_threads", "compile", "policy.precision",
-               "torso.window_length", "torso.segment_length")  # fmt: skip
 _EVALUATION = 2**31  # The second word of the key to its seeds; training has its step there.
 
 
 @dataclass(kw_only=True, slots=True)
+class PolicyOverrides:
+    """What an evaluation can change of the run's policy."""
+
+    precision: str = ""
+    """float32 or bfloat16; empty: the run's."""
+
+
+@dataclass(kw_only=True, slots=True)
+class TorsoOverrides:
+    """What an evaluation can change of the run's torso: all sizes of which no weight depends."""
+
+    window_length: int = 0
+    """Short-term memory in steps, M; 0: the run's."""
+    segment_length: int = 0
+    """Steps between two writes of the long-term memory, S; 0: the run's."""
+
+
+@dataclass(kw_only=True, slots=True)
 class EvaluateConfig:
-    """What `evaluate` takes, beside the run's options that change an evaluation."""
+    """The options of `mtxl_rl.evaluate`."""
 
     checkpoint: str = ""
     """Folder of a run, or a checkpoint file in it."""
     which: str = "latest"
-    """In a run's folder: latest or best."""
+    """Which checkpoint of a run's folder: latest or best."""
     episodes: int = 100
     """Episodes for each setting of the long-term memory."""
     num_envs: int = 16
-    """Environments stepped together."""
+    """Number of environments."""
     seed: int = 0
-    """Seed of environments and actions; no training run draws the same environments."""
-    memory: str = "on,zero,noise"
-    """Settings of the long-term memory to compare: on, zero (emptied), noise (random contents)."""
+    """Seed of environments and actions. No training run uses the same environment seeds."""
+    memory: list[str] = field(default_factory=lambda: list(MEMORIES))
+    """Settings of the long-term memory to compare: on, zero (ablated: zeroed before every step),
+    noise (replaced by noise of the same scale before every step)."""
     greedy: bool = False
-    """Take the most probable action instead of drawing one."""
+    """Take the most probable action instead of sampling one."""
     output: str = ""
-    """Write every episode to this JSON file too."""
+    """JSON file for the episodes' returns, lengths and successes."""
     video: str = ""
-    """Write what the first environment's agent sees, and its memory does, to this .mp4 or .gif."""
+    """Video of the first environment and the agent's memory: .mp4 or .gif."""
     timeline: str = ""
-    """Draw what its memory does over time to this .png or .svg file."""
-    film_steps: int = 500
-    """Most steps of the video and of the timeline."""
+    """Plot of the agent's memory over time: .png or .svg."""
+    video_steps: int = 500
+    """Maximum number of steps in the video and in the timeline."""
     compile: bool = False
-    """Compile acting, as in training; for long episodes."""
+    """Compile acting, as in training. It pays for long episodes."""
+    device: str = ""
+    """cpu, cuda, cuda:N or auto; empty: the run's."""
+    num_threads: int = 0
+    """CPU threads of torch; 0: the run's."""
+    env: Any = None
+    """The environment; None: the run's."""
+    policy: PolicyOverrides = field(default_factory=PolicyOverrides)
+    torso: TorsoOverrides = field(default_factory=TorsoOverrides)
 
     def __post_init__(self) -> None:
         """Check names and ranges."""
@@ -69,25 +94,41 @@ class EvaluateConfig:
         if self.which != "latest" and Path(self.checkpoint).is_file():
             raise ValueError(
                 f"which={self.which} chooses in a run's folder, and {self.checkpoint} is one "
-                "checkpoint; give the one or the other"
+                "checkpoint; give one or the other"
             )
-        check_at_least(self, 1, "episodes", "num_envs", "film_steps")
-        check_at_least(self, 0, "seed")
-        # YAML reads a bare on or off as a truth value.
-        names = {"True": "on", "False": "off"}
-        self.memory = ",".join(names.get(name, name) for name in str(self.memory).split(","))
-        for name in self.memory.split(","):
-            if name not in MEMORIES:
-                raise ValueError(f"memory={name} is unknown; choose from {', '.join(MEMORIES)}")
-        if (self.video or self.timeline) and "on" not in self.memory.split(","):
+        check_at_least(self, 1, "episodes", "num_envs", "video_steps")
+        check_at_least(self, 0, "seed", "num_threads")
+        check_at_least(self.torso, 0, "window_length", "segment_length", prefix="torso.")
+        settings = ",".join(self.memory)
+        if not self.memory or set(self.memory) - set(MEMORIES):
+            raise ValueError(f"memory={settings} is unknown; choose from {', '.join(MEMORIES)}")
+        if (self.video or self.timeline) and "on" not in self.memory:
             raise ValueError(
-                f"memory={self.memory} leaves out on, and video= and timeline= show an agent whose "
-                "memory works; add it, as in memory=on,off"
+                f"memory={settings} does not contain on, and video= and timeline= show an agent "
+                f"with its memory; type memory=on,{settings}"
             )
         for name, suffixes in (("video", (".mp4", ".gif")), ("timeline", (".png", ".svg"))):
-            given = getattr(self, name)
-            if given and Path(given).suffix not in suffixes:
-                raise ValueError(f"{name}={given} must end in {' or '.join(suffixes)}")
+            path = getattr(self, name)
+            if path and Path(path).suffix not in suffixes:
+                raise ValueError(f"{name}={path} must end in {' or '.join(suffixes)}")
+
+    def train_config(self) -> TrainConfig:
+        """The run's configuration, with what this evaluation changes."""
+        saved = load_config(run_folder(Path(self.checkpoint)))
+        torso, policy = self.torso, self.policy
+        return replace(
+            saved,
+            env=saved.env if self.env is None else self.env,
+            device=self.device or saved.device,
+            num_threads=self.num_threads or saved.num_threads,
+            compile=self.compile,
+            policy=replace(saved.policy, precision=policy.precision or saved.policy.precision),
+            torso=replace(
+                saved.torso,
+                window_length=torso.window_length or saved.torso.window_length,
+                segment_length=torso.segment_length or saved.torso.segment_length,
+            ),
+        )
 
 
 def evaluate(
@@ -137,16 +178,10 @@ def ablate_memory(cache: Cache, setting: str) -> None:
         cache.long_term.copy_(torch.randn_like(cache.long_term) * scale)
 
 
-def run(config: EvaluateConfig, overrides: Sequence[str]) -> dict[str, list[dict[str, float]]]:
+def run(config: EvaluateConfig) -> dict[str, list[dict[str, float]]]:
     """Evaluate under every setting of the memory, print a table, and return the episodes."""
-    path = Path(config.checkpoint)
-    train = load_config(
-        run_folder(path),
-        [*overrides, f"compile={config.compile}"],
-        only=_CHANGEABLE,
-        beside=[field.name for field in fields(EvaluateConfig)],
-    )
-    state = checkpoint.load(path, which=config.which)
+    train = config.train_config()
+    state = checkpoint.load(Path(config.checkpoint), which=config.which)
     names = _settings(config, train)
     for output in (config.output, config.video, config.timeline):
         if output:
@@ -161,8 +196,8 @@ def run(config: EvaluateConfig, overrides: Sequence[str]) -> dict[str, list[dict
             output_path = Path(config.output)
             if len(results) < len(names):  # Under another name, to keep an earlier complete file.
                 output_path = output_path.with_suffix(f".partial{output_path.suffix}")
-                say(f"{output_path}: what was measured until it was stopped")
-            _write(output_path, config, train, state["step"], overrides, results)
+                say(f"{output_path}: the settings that were finished before the evaluation stopped")
+            _write(output_path, config, train, state["step"], results)
     return results
 
 
@@ -199,16 +234,16 @@ def _draw(recorder: VideoRecorder, config: EvaluateConfig) -> None:
 
 
 def _settings(config: EvaluateConfig, train: TrainConfig) -> list[str]:
-    """The settings of the memory that are evaluated; what is done otherwise than asked is told."""
-    names = config.memory.split(",")
+    """The settings of the memory to evaluate: only on for an agent without long-term memory."""
+    names = config.memory
     if not train.torso.has_long_term and names != ["on"]:
         names = ["on"]
-        say("this agent has no long-term memory: it is evaluated once, as it is")
+        say("This agent has no long-term memory: evaluating memory=on only.")
     return names
 
 
 def evidence(train: TrainConfig, episodes: Sequence[dict[str, float]]) -> str:
-    """What these episodes can say of long-term memory: nothing if the windows reach so far."""
+    """Whether these episodes are evidence of long-term memory: not if the windows reach as far."""
     reach, longest = train.torso.receptive_field, int(max(e["length"] for e in episodes))
     if not train.torso.has_long_term:
         return f"no long-term memory: each layer's window together reaches {reach} steps back"
@@ -225,18 +260,13 @@ def _write(
     config: EvaluateConfig,
     train: TrainConfig,
     step: int,
-    overrides: Sequence[str],
     results: dict[str, list[dict[str, float]]],
 ) -> None:
     document = {
-        "checkpoint": config.checkpoint,
         "step": step,
-        "which": config.which,
-        "seed": config.seed,
-        "greedy": config.greedy,
-        "num_envs": config.num_envs,
+        "config": OmegaConf.to_container(OmegaConf.structured(config)),
+        "env": OmegaConf.to_container(OmegaConf.structured(train.env)),
         "precision": train.policy.precision,
-        "overrides": list(overrides),
         "evidence": evidence(train, next(iter(results.values()))),
         "episodes": results,
     }
@@ -262,7 +292,9 @@ def _recorder(config: EvaluateConfig, train: TrainConfig, actor: Actor) -> Video
     if not (config.video or config.timeline):
         return None
     space = actor.env.single_observation_space
-    recorder = VideoRecorder(actor.policy, space, max_steps=config.film_steps, title=train.env.name)
+    recorder = VideoRecorder(
+        actor.policy, space, max_steps=config.video_steps, title=train.env.name
+    )
     if config.timeline:
         recorder.check_timeline()
     return recorder
@@ -287,60 +319,34 @@ def _mean(numbers: Sequence[float]) -> str:
     return f"{mean:.3f} " + ("(no interval)" if math.isnan(half) else f"+- {half:.3f}")
 
 
-def usage() -> str:
-    """What `--help` prints."""
-    defaults = "\n".join(f"  {field.name}={field.default}" for field in fields(EvaluateConfig))
-    return f"""\
+USAGE = """\
 python -m mtxl_rl.evaluate checkpoint=RUN_DIR [option=value ...]     evaluate a run
+python -m mtxl_rl.evaluate checkpoint=RUN_DIR --help                 list its env.* options too
 
-{defaults}
-
-env.* options change the run's environment, as in env.corridor_length=1000; device=, num_threads=,
-policy.precision=, torso.window_length= and torso.segment_length= take the place of the run's own.
-
-python -m mtxl_rl.evaluate suite=NAME [torsos=[mtxl,gtrxl]] [seeds=5] [episodes=100]
-    [jobs=2] [folder=results/NAME]     train what is missing, evaluate all, write a report
-
-  suites: {", ".join(choices("suite"))}, or a YAML file like them
+To train and evaluate the runs of a suite: python -m mtxl_rl.suite suite=NAME
 """
 
 
-def _suite(given: Sequence[str]) -> None:
-    """Train what is missing of a suite, evaluate it, and report."""
-    try:
-        from mtxl_rl.evaluation.report import write_report
-    except ImportError as error:
-        raise ImportError(f"suite= needs {error.name}: pip install 'mtxl_rl[report]'") from error
-    config = from_options(SuiteConfig, given)
-    suite = Suite.load(config)
-    command = ["python", "-m", "mtxl_rl.evaluate", *given]
-    try:
-        failed = run_suite(suite)
-    except KeyboardInterrupt:
-        say(f"stopped; go on with: {' '.join(command)}")
-        return
-    say(f"report: {write_report(suite, command=command)}")
-    if failed:
-        raise RuntimeError("; ".join(failed))
+def _describe(overrides: list[str]) -> Command:
+    """The command whose env.* options are those of the run's environment."""
+    if value_of(overrides, "suite") is not None:
+        raise ValueError(
+            "option 'suite' is unknown; a suite trains agents before it evaluates them, with "
+            f"python -m mtxl_rl.suite {' '.join(overrides)}"
+        )
+    source = value_of(overrides, "checkpoint")
+    base = OmegaConf.structured(EvaluateConfig)
+    if not source:
+        return Command(usage=USAGE, options=options_of(EvaluateConfig), base=base)
+    env = load_config(run_folder(Path(source))).env
+    base.env = env
+    options = options_of(EvaluateConfig, env=[type(env)])
+    return Command(usage=USAGE, options=options, base=base)
 
 
-def _run_or_suite(given: list[str]) -> None:
-    if any(part.startswith("suite=") for part in given):
-        _suite(given)
-        return
-    bad = [part for part in given if "=" not in part]
-    if bad:
-        names = ", ".join(field.name for field in fields(EvaluateConfig))
-        raise ValueError(f"{bad[0]!r} is no option; options are name=value: {names}, env.*")
-    own = {field.name for field in fields(EvaluateConfig)}
-    mine = [part for part in given if part.split("=", 1)[0] in own]
-    theirs = [part for part in given if part not in mine]
-    run(from_options(EvaluateConfig, mine), theirs)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
-    command_line(arguments, usage=usage, run=_run_or_suite)
+    run_command(argv, describe=_describe, run=run)
 
 
 if __name__ == "__main__":

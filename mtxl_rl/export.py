@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import closing
 from copy import deepcopy
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,15 @@ from mtxl_rl.agents.heads import CategoricalHead
 from mtxl_rl.agents.policy import Policy
 from mtxl_rl.agents.transition import EPISODE_STEP, PolicyInputs, Shapes
 from mtxl_rl.build import build_policy, load_weights
-from mtxl_rl.config import from_options, load_config, run_folder
+from mtxl_rl.command import Command, options_of, run_command
+from mtxl_rl.config import load_config, run_folder
 from mtxl_rl.envs.registry import make_vector_env
 from mtxl_rl.runtime.compile import require_compiler
 from mtxl_rl.runtime.exported_policy import ABOUT, ExportedPolicy, made_for
 from mtxl_rl.torso import Cache, DecodeCache, MemoryTransformer
 from mtxl_rl.torso.torso_config import check_at_least
 from mtxl_rl.tracking import checkpoint
-from mtxl_rl.tracking.cli import command_line, make_writable, say
+from mtxl_rl.tracking.cli import make_writable, say
 from mtxl_rl.tracking.files import atomic_write
 
 # B rows: episodes that are stepped together.
@@ -46,23 +47,23 @@ MAX_DIFFERENCE = 1e-4
 
 @dataclass(kw_only=True, slots=True)
 class ExportConfig:
-    """What `export` takes."""
+    """The options of `mtxl_rl.export`."""
 
     checkpoint: str = ""
     """Folder of a run, or a checkpoint file in it."""
     which: str = "latest"
-    """In a run's folder: latest or best."""
+    """Which checkpoint of a run's folder: latest or best."""
     output: str = "policy.pt2"
     """The file to write."""
     num_rows: int = 1
-    """Episodes that one call steps, B."""
+    """Rows that one call steps, B: one episode each."""
     weights: str = "float32"
-    """How the torso's weights, and its windows' keys and values, are kept: float32, or bfloat16,
-    which halves what a step reads; all arithmetic is float32."""
+    """Storage of the torso's weights and of its windows' keys and values: float32, or bfloat16,
+    which halves the memory a step reads. All arithmetic is float32."""
     greedy: bool = False
-    """Take the most probable action instead of drawing one."""
+    """Take the most probable action instead of sampling one."""
     check_steps: int = 200
-    """Steps over which the file is held against the policy, and timed."""
+    """Steps in which the file is compared with the policy, and timed."""
 
     def __post_init__(self) -> None:
         """Check names and ranges."""
@@ -252,8 +253,9 @@ def run(config: ExportConfig) -> None:
         RuntimeError: the file computes something else than the policy.
     """
     source, path = Path(config.checkpoint), Path(config.output)
-    here = ["device=cpu", "policy.precision=float32"]
-    train = load_config(run_folder(source), here)
+    saved = load_config(run_folder(source))
+    precision = replace(saved.policy, precision="float32")
+    train = replace(saved, device="cpu", policy=precision)
     state = checkpoint.load(source, which=config.which)
     make_writable(path)
     torch.set_num_threads(1)
@@ -320,21 +322,15 @@ def _difference(values: NDArray[Any], expected: NDArray[Any]) -> float:
     return float(np.abs(values - expected).max() / (np.abs(expected).max() + 1e-6))
 
 
-def usage() -> str:
-    """What `--help` prints."""
-    defaults = "\n".join(f"  {field.name}={field.default}" for field in fields(ExportConfig))
-    return f"""\
-python -m mtxl_rl.export checkpoint=RUN_DIR [option=value ...]     a run's policy as one file
-
-{defaults}
-
-weights={" or ".join(WEIGHTS)}
+USAGE = """\
+python -m mtxl_rl.export checkpoint=RUN_DIR [option=value ...]     export a run's policy to a file
 """
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
-    command_line(arguments, usage=usage, run=lambda given: run(from_options(ExportConfig, given)))
+    command = Command(usage=USAGE, options=options_of(ExportConfig), base=ExportConfig)
+    run_command(argv, describe=lambda _: command, run=run)
 
 
 if __name__ == "__main__":

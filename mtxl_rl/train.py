@@ -4,38 +4,33 @@
 """
 
 import shutil
-import sys
+import signal
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing, nullcontext
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
 from torch.profiler import record_function
 
 from mtxl_rl.agents.collector import Actor, Collector, Episode
 from mtxl_rl.agents.ppo import PPO, NonFiniteLossError
 from mtxl_rl.agents.world import World, concatenate_rows, select_rows
 from mtxl_rl.build import build_policy, bytes_table, predicted_bytes, rollout_shape
+from mtxl_rl.command import Command, options_of, run_command, value_of
 from mtxl_rl.config import (
     GROUPS,
     TrainConfig,
-    check_overrides,
-    choices,
-    compose_config,
     device_overrides,
     load_config,
-    register_schemas,
+    options_without_effect,
     run_folder,
     save_config,
-    to_config,
-    unread_options,
+    train_command,
     values,
 )
 from mtxl_rl.envs.registry import make_vector_env, stream_seed
@@ -45,16 +40,13 @@ from mtxl_rl.runtime.distributed import joined_world, local_device
 from mtxl_rl.runtime.profiler import IterationProfiler
 from mtxl_rl.torso import save_torso
 from mtxl_rl.tracking import checkpoint
-from mtxl_rl.tracking.cli import console, one_sentence_errors, say, stop_requests
+from mtxl_rl.tracking.cli import console, say, stop_requests
 from mtxl_rl.tracking.files import run_lock
 from mtxl_rl.tracking.metrics import METRICS_FILE, EpisodeWindow, MetricsLogger
 from mtxl_rl.tracking.progress import Progress
 
 PROFILED_ITERATION = 3
 """The iteration that profile=true profiles: the first ones compile and warm up."""
-
-_NAMED = (*(f"{group}=" for group in GROUPS), "env.name=")
-"""How the options begin that choose a task or a torso."""
 
 
 class Run:
@@ -216,13 +208,13 @@ def run(config: TrainConfig) -> Path:
     return _run(config)[0]
 
 
-def _run(config: TrainConfig) -> tuple[Path, bool]:
-    """What `run` does; its folder, and whether it was asked to stop."""
+def _run(config: TrainConfig) -> tuple[Path, int]:
+    """What `run` does; its folder, and the number of the signal that stopped it, or 0."""
     device = local_device(config.torch_device())
     if config.dry_run:
         with closing(make_vector_env(config.env, num_envs=1, seed=0)) as env:
             console.print(bytes_table(predicted_bytes(config, env)), highlight=False)
-        return Path(), False
+        return Path(), 0
     with joined_world(device) as world:
         console.quiet = world.rank > 0
         config.check_processes(world.size)
@@ -234,13 +226,13 @@ def _run(config: TrainConfig) -> tuple[Path, bool]:
             run_dir = _shared_run_dir(config, world)
             with run_lock(run_dir) if world.rank == 0 else nullcontext():
                 run = _begin(config, env, run_dir, world)
-                was_stopped = _loop(run, run_dir)
+                signal_number = _loop(run, run_dir)
                 if world.rank == 0:
                     if not (run_dir / "config.yaml").exists():  # Resumed with no steps left.
                         save_config(config, run_dir / "config.yaml")
                     path = run_dir / "policy.safetensors"
                     save_torso(run.policy.torso, path, within=run.policy)
-        return run_dir, was_stopped
+        return run_dir, signal_number
 
 
 def _shared_run_dir(config: TrainConfig, world: World) -> Path:
@@ -304,12 +296,12 @@ def _load(config: TrainConfig, run_dir: Path, world: World) -> checkpoint.Traini
 def _changed(config: TrainConfig, saved: TrainConfig) -> list[str]:
     """The options by which a run that goes on is to differ from what it was."""
     own = ("resume", "run_dir", "total_steps")
-    theirs, mine = (values(OmegaConf.structured(each)) for each in (saved, config))
-    return [key for key in mine if key not in own and mine[key] != theirs.get(key)]
+    before, after = values(saved), values(config)
+    return [key for key in after if key not in own and after[key] != before.get(key)]
 
 
-def _loop(run: Run, run_dir: Path) -> bool:
-    """Iterations, metrics and checkpoints; whether the run was asked to stop."""
+def _loop(run: Run, run_dir: Path) -> int:
+    """Iterations, metrics and checkpoints; the number of the signal that stopped it, or 0."""
     config, world = run.config, run.world
     is_main = world.rank == 0
     say(_description(run, run_dir))
@@ -343,13 +335,18 @@ def _loop(run: Run, run_dir: Path) -> bool:
                 run.save(run_dir)
                 saved = time.monotonic()
         last = run.save(run_dir)
-    verb = "stopped at" if run.step < config.total_steps else "finished after"
-    say(f"{verb} {run.step:,} steps; saved {last}")
+    _report_end(run, run_dir, last)
+    # Without a signal of its own, this process stops because another one received a signal.
+    return (stop or [signal.SIGTERM])[0] if is_stopping else 0
+
+
+def _report_end(run: Run, run_dir: Path, last: Path | None) -> None:
+    is_finished = run.step >= run.config.total_steps
+    say(f"{'finished after' if is_finished else 'stopped at'} {run.step:,} steps; saved {last}")
     if run.profiler.report:
         say(run.profiler.report)
-    if run.step < config.total_steps:
+    if not is_finished:
         say(f"continue with: python -m mtxl_rl.train resume={run_dir}")
-    return is_stopping
 
 
 def _iterate(run: Run, run_dir: Path) -> dict[str, float]:
@@ -409,80 +406,50 @@ def _arrays(state: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def usage() -> str:
-    """What `--help` prints."""
-    groups = "\n".join(f"  {group + '=':<8}{', '.join(choices(group))}" for group in GROUPS)
-    return f"""\
-python -m mtxl_rl.train env=NAME [option=value ...]     train an agent
-python -m mtxl_rl.train resume=RUN_DIR [option=value ...]     go on with a run
-python -m mtxl_rl.train env=NAME --cfg job     show every option and its value
-python -m mtxl_rl.train env=NAME -m seed=0,1,2 'run_dir=runs/${{seed}}'     one run after another
+USAGE = """\
+python -m mtxl_rl.train env=NAME [option=value ...]           train an agent
+python -m mtxl_rl.train env=NAME --help                       list env.* options too
+python -m mtxl_rl.train env=NAME --cfg job                    show the values of a run
+python -m mtxl_rl.train env=NAME -m seed=0,1 'run_dir=runs/${seed}'     train several, one by one
+python -m mtxl_rl.train resume=RUN_DIR [option=value ...]     continue a run
 
-{groups}
-
-Any value that --cfg job shows can be given, as in num_envs=64 or torso.window_length=32.
+The defaults below are those of the library. env=, model= and torso= change some of them.
 """
 
 
-@hydra.main(version_base="1.3", config_path="pkg://mtxl_rl.configs", config_name="train")
-def _hydra_main(composed: DictConfig) -> None:
-    """For `--multirun`, `--cfg job`, `--help` and the rest of Hydra's flags."""
-    with one_sentence_errors():
-        _, was_stopped = _run(to_config(composed))
-    if was_stopped and HydraConfig.get().mode == RunMode.MULTIRUN:
-        say("the sweep ends here")
-        raise SystemExit  # With 0, as a run alone; Hydra would start the next one.
-
-
-def _resumed(source: str, changes: Sequence[str]) -> TrainConfig:
-    """The configuration of a run that goes on from `source`."""
+def _describe(overrides: list[str]) -> Command:
+    """The command of a new run; with resume=, one whose defaults are the saved run's values."""
+    source = value_of(overrides, "resume")
+    if source is None:
+        overrides[:0] = device_overrides(overrides)
+        return train_command(overrides, usage=USAGE)
     if not source:
         raise ValueError(
-            "resume= is empty; give the folder of a run, or a checkpoint in it, or leave it out to "
+            "resume= is empty; give the folder of a run or a checkpoint in it, or remove it to "
             "train a new run"
         )
-    fixed = [part for part in changes if part.startswith(("torso.", "seed=", *_NAMED))]
-    if fixed:
-        raise ValueError(
-            f"{fixed[0]} cannot change in a run that goes on, whose task, weights, memories and "
-            "random numbers are those of its start; leave it out, or train a new run"
-        )
-    folder = run_folder(Path(source))
-    config = load_config(folder, changes)
-    config.resume = source
-    if not any(part.startswith("run_dir=") for part in changes):
-        config.run_dir = str(folder)
-    return config
+    for part in overrides:
+        if part.startswith((*(f"{group}=" for group in GROUPS), "torso.", "env.name=", "seed=")):
+            raise ValueError(
+                f"Cannot change {part.partition('=')[0]} when resuming. Remove it, or start a new "
+                "run."
+            )
+    run_dir = run_folder(Path(source))
+    saved = replace(load_config(run_dir), run_dir=str(run_dir))
+    return Command(usage=USAGE, options=options_of(TrainConfig, env=[type(saved.env)]), base=saved)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line: `name=value` overrides, or Hydra's flags."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    with one_sentence_errors():
-        bad = [part for part in given if "=" not in part and not part.startswith(("-", "~"))]
-        flags = [part for part in given if part.startswith("-")]
-        if {"-h", "--help"} & set(flags):
-            sys.stdout.write(usage())
-            return
-        if bad and not flags:
-            raise ValueError(f"{bad[0]!r} is no option; options are name=value, as in env=TMaze")
-        resume = [part.split("=", 1)[1] for part in given if part.startswith("resume=")]
-        if resume:
-            run(_resumed(resume[-1], [part for part in given if not part.startswith("resume=")]))
-        elif flags:
-            register_schemas()
-            # argparse wants the overrides together.
-            overrides = [part for part in given if "=" in part and not part.startswith("-")]
-            if overrides:
-                check_overrides(overrides)
-            rest = [part for part in given if part not in overrides]
-            sys.argv = [sys.argv[0], *device_overrides(given), *overrides, *rest]
-            _hydra_main()
-        else:
-            config = compose_config([*device_overrides(given), *given])
-            for option, beside in unread_options(config, given):
-                say(f"{option} has no effect with {beside}")
-            run(config)
+def _run_command(config: TrainConfig) -> None:
+    for option, cause in options_without_effect(config, HydraConfig.get().overrides.task):
+        say(f"{option} has no effect with {cause}")
+    _, signal_number = _run(config)
+    if signal_number:  # `train && evaluate` stops here, and so does a sweep.
+        raise SystemExit(128 + signal_number)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line."""
+    run_command(argv, describe=_describe, run=_run_command)
 
 
 if __name__ == "__main__":

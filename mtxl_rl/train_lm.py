@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -13,12 +13,13 @@ from jaxtyping import Bool, Int
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from mtxl_rl.config import find_device, from_options
+from mtxl_rl.command import Command, options_of, run_command
+from mtxl_rl.config import find_device
 from mtxl_rl.language_model.generate import AutoregressiveWrapper
 from mtxl_rl.language_model.model import MemoryTransformerXL
 from mtxl_rl.torso import save_torso
 from mtxl_rl.torso.torso_config import DECAYS, check_at_least
-from mtxl_rl.tracking.cli import command_line, say, stop_requests
+from mtxl_rl.tracking.cli import say, stop_requests
 from mtxl_rl.tracking.files import run_lock
 from mtxl_rl.tracking.metrics import MetricsLogger
 
@@ -28,15 +29,15 @@ RECALL = "recall"
 
 
 @dataclass(kw_only=True, slots=True)
-class LMConfig:
-    """What `mtxl_rl.train_lm` takes."""
+class TrainLMConfig:
+    """The options of `mtxl_rl.train_lm`."""
 
     text: str = RECALL
-    """Path of a text file, read as bytes; or recall: facts that are asked for `gap` later."""
+    """Path of a text file, read as bytes; or recall: a generated text of facts and questions."""
     gap: int = 50
-    """text=recall: characters between the facts and their questions."""
+    """Characters between the facts and their questions, for text=recall."""
     num_characters: int = 1_000_000
-    """text=recall: length of the text."""
+    """Length of the text, for text=recall."""
     long_term: str = "delta"
     """Long-term memory: delta, slots, linear, agalite, tokens, or none (a Transformer-XL)."""
     dim: int = 64
@@ -48,28 +49,28 @@ class LMConfig:
     seq_len: int = 16
     """Characters between two writes of the long-term memory."""
     mem_len: int = 16
-    """Window."""
+    """Window: short-term memory in characters."""
     num_mem_kv: int = 4
     """Persistent key/value pairs."""
     batch_size: int = 32
-    """Rows, B: parts of the text that are read side by side."""
+    """Rows, B: parts of the text that are read in parallel."""
     segments: int = 16
     """Segments of seq_len that gradients flow through."""
     updates: int = 1000
-    """Steps of the optimiser."""
+    """Optimiser steps."""
     learning_rate: float = 3e-3
-    """Adam's, after a warm-up of 50 updates; falls to zero along a cosine."""
+    """Adam's step size after a warm-up of 50 updates; a cosine schedule decays it to zero."""
     evaluate_every: int = 50
-    """Updates between two evaluations on the last tenth of the text."""
+    """Updates between two evaluations, which use the last tenth of the text."""
     seed: int = 0
-    """Seeds weights and the recall text."""
+    """Seed of the weights and the recall text."""
     device: str = "auto"
-    """cpu, cuda, cuda:N, or auto: cuda where there is one."""
+    """cpu, cuda, cuda:N, or auto: cuda if there is a GPU, else cpu."""
     run_dir: str = ""
     """Folder for config, metrics and weights; empty: runs/lm/<date_time>."""
 
     def __post_init__(self) -> None:
-        """Check ranges and names, so that messages have the names that are given here."""
+        """Check ranges and names here, so that messages have this command's names."""
         check_at_least(
             self, 1, "gap", "num_characters", "dim", "depth", "heads", "seq_len", "batch_size",
             "segments", "updates", "evaluate_every",
@@ -77,11 +78,11 @@ class LMConfig:
         check_at_least(self, 0, "mem_len", "num_mem_kv", "seed")
         if self.text != RECALL:
             for name in ("gap", "num_characters"):
-                default = LMConfig.__dataclass_fields__[name].default
+                default = TrainLMConfig.__dataclass_fields__[name].default
                 if getattr(self, name) != default:
                     raise ValueError(
-                        f"{name}={getattr(self, name)} has no effect with text={self.text}; leave "
-                        f"it out, or set text={RECALL}"
+                        f"{name}={getattr(self, name)} has no effect with text={self.text}; remove "
+                        f"it, or set text={RECALL}"
                     )
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate={self.learning_rate} must be finite and above 0")
@@ -98,7 +99,7 @@ class LMConfig:
 
     @property
     def length(self) -> int:
-        """Characters of a row that an update reads."""
+        """Characters of each row per update."""
         return self.segments * self.seq_len
 
 
@@ -122,7 +123,7 @@ def recall_text(num_characters: int, *, gap: int, seed: int) -> bytes:
     return "".join(parts).encode()[:num_characters]
 
 
-def rows_of(text: bytes, config: LMConfig) -> tuple[Int[Tensor, "B T1"], Int[Tensor, "B T2"]]:
+def rows_of(text: bytes, config: TrainLMConfig) -> tuple[Int[Tensor, "B T1"], Int[Tensor, "B T2"]]:
     """The text as rows for training, and its last tenth as rows for evaluation.
 
     Raises:
@@ -170,13 +171,18 @@ def evaluate(
     return found | ({"lm/answer_accuracy": right / asked} if asked else {})
 
 
-def run(config: LMConfig) -> Path:
-    """Train, evaluate on the way, and save the weights, also when stopped early.
+def run(config: TrainLMConfig) -> Path:
+    """Train, evaluate regularly, and save the weights, also when interrupted; the run's folder.
 
     Raises:
         ValueError: the text is too short, or an option is not legal.
         OSError: the text cannot be read, or the folder cannot be written.
     """
+    return _run(config)[0]
+
+
+def _run(config: TrainLMConfig) -> tuple[Path, int]:
+    """What `run` does; its folder, and the number of the signal that stopped it, or 0."""
     torch.manual_seed(config.seed)
     device = find_device(config.device)
     if config.text == RECALL:
@@ -184,7 +190,7 @@ def run(config: LMConfig) -> Path:
     else:
         if not Path(config.text).exists() or Path(config.text).is_dir():
             raise FileNotFoundError(
-                f"text={config.text} is no file; give a text file, or text={RECALL}"
+                f"text={config.text} is not a file; give a text file, or text={RECALL}"
             )
         text = Path(config.text).read_bytes()
     train, held_out = (rows.to(device) for rows in rows_of(text, config))
@@ -200,15 +206,16 @@ def run(config: LMConfig) -> Path:
             raise ValueError(f"run_dir={run_dir} already holds a run; choose another run_dir")
         size = sum(parameter.numel() for parameter in model.parameters())
         say(f"{run_dir}: {device}, {len(text):,} bytes of text, {size:,} weights")
-        _train(model, train, held_out, config, run_dir)
+        signal_number = _train(model, train, held_out, config, run_dir)
         save_torso(model.torso, run_dir / "model.safetensors", within=model)
     say(f"saved {run_dir / 'model.safetensors'}")
-    return run_dir
+    return run_dir, signal_number
 
 
 def _train(
-    model: MemoryTransformerXL, rows: Tensor, held_out: Tensor, config: LMConfig, run_dir: Path
-) -> None:
+    model: MemoryTransformerXL, rows: Tensor, held_out: Tensor, config: TrainLMConfig, run_dir: Path
+) -> int:
+    """Train until `updates`; the number of the signal that stopped it earlier, or 0."""
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
@@ -238,17 +245,24 @@ def _train(
                 logger.log(found, step=update)
                 cells = " | ".join(f"{name} {value:.4g}" for name, value in found.items())
                 say(f"update {update}/{config.updates} | {cells}")
+    return stop[0] if stop else 0
 
 
-def usage() -> str:
-    """What `--help` prints."""
-    defaults = "\n".join(f"  {field.name}={field.default}" for field in fields(LMConfig))
-    return f"python -m mtxl_rl.train_lm [text=FILE] [option=value ...]\n\n{defaults}\n"
+USAGE = """\
+python -m mtxl_rl.train_lm [text=FILE] [option=value ...]     train a character model
+"""
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def _run_command(config: TrainLMConfig) -> None:
+    _, signal_number = _run(config)
+    if signal_number:
+        raise SystemExit(128 + signal_number)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
-    command_line(arguments, usage=usage, run=lambda given: run(from_options(LMConfig, given)))
+    command = Command(usage=USAGE, options=options_of(TrainLMConfig), base=TrainLMConfig)
+    run_command(argv, describe=lambda _: command, run=_run_command)
 
 
 if __name__ == "__main__":

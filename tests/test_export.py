@@ -134,7 +134,7 @@ def test_what_is_no_exported_file_is_told(
         ExportedPolicy(tmp_path / "policy.pt2")
     with pytest.raises(SystemExit):
         main([f"checkpoint={tmp_path}"])
-    assert "is no run" in capsys.readouterr().err
+    assert "is not a run" in capsys.readouterr().err
 
 
 def test_an_observation_is_taken_as_it_is_or_refused() -> None:

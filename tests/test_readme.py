@@ -1,12 +1,12 @@
 """What README and RESULTS say is so: its Python runs, its commands and options exist."""
 
 import re
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from mtxl_rl.config import GROUPS, choices, compose_config
+from mtxl_rl.command import choices, options_of
+from mtxl_rl.config import GROUPS, compose_config
 from mtxl_rl.evaluate import EvaluateConfig
 from mtxl_rl.evaluation.suite import SuiteConfig
 
@@ -39,13 +39,14 @@ def test_its_training_commands_are_legal() -> None:
             compose_config([part for part in arguments if "=" in part])
 
 
-def test_its_evaluation_options_exist() -> None:
-    assert commands("evaluate")
-    own = {field.name for field in fields(EvaluateConfig)}
-    suites = {field.name for field in fields(SuiteConfig)}
-    for arguments in commands("evaluate"):
+@pytest.mark.parametrize(
+    ("module", "schema"), [("evaluate", EvaluateConfig), ("suite", SuiteConfig)]
+)
+def test_its_other_commands_have_legal_options(module: str, schema: type) -> None:
+    legal = {option.name for option in options_of(schema)}
+    assert commands(module)
+    for arguments in commands(module):
         names = {part.split("=")[0] for part in arguments}
-        legal = suites if "suite" in names else own
         assert {name for name in names if not name.startswith("env.")} <= legal, arguments
 
 

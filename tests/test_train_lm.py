@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from mtxl_rl import MemoryTransformerXL
-from mtxl_rl.train_lm import LMConfig, is_answer, main, recall_text, rows_of
+from mtxl_rl.train_lm import TrainLMConfig, is_answer, main, recall_text, rows_of
 
 TINY = ["dim=16", "depth=1", "heads=2", "seq_len=8", "mem_len=8", "segments=2", "batch_size=4",
         "num_characters=4000", "gap=20", "device=cpu"]  # fmt: skip
@@ -31,7 +31,7 @@ def test_every_question_is_answered_by_its_fact_and_only_by_it() -> None:
 
 def test_rows_are_the_text_in_order_and_the_last_tenth_is_held_out() -> None:
     text = bytes(range(256)) * 10
-    train, held_out = rows_of(text, LMConfig(batch_size=2, segments=1, seq_len=8, mem_len=8))
+    train, held_out = rows_of(text, TrainLMConfig(batch_size=2, segments=1, seq_len=8, mem_len=8))
     joined = train.flatten().tolist() + held_out.flatten().tolist()
     assert bytes(joined) == text
     assert len(held_out.flatten()) == 256
@@ -86,10 +86,10 @@ def test_any_text_and_any_memory_will_do(tmp_path: Path, long_term: str) -> None
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        (["txt=a"], "is no option"),
+        (["txt=a"], "option 'txt' is unknown; did you mean text?"),
         (["updates=0"], "1 or more"),
         (["updates=many"], "updates"),
-        (["text=a.txt"], "error: gap=20 has no effect with text=a.txt; leave it out"),
+        (["text=a.txt"], "error: gap=20 has no effect with text=a.txt; remove it"),
         (["text=/nowhere.txt", "gap=50", "num_characters=1000000"], "nowhere.txt"),
         (["num_characters=500"], "lower one of the three"),
         (["heads=3"], "heads=3 must divide dim=16; choose heads from [1, 2, 4, 8, 16]"),

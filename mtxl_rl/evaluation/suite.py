@@ -11,19 +11,20 @@ same command again does what is left.
 import json
 import os
 import shutil
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
+from subprocess import DEVNULL, STDOUT, Popen
+from time import sleep
 
 from omegaconf import OmegaConf
 from rich.live import Live
 from rich.table import Table
 
-from mtxl_rl.config import choices, compose_config, from_document
+from mtxl_rl.command import choices
+from mtxl_rl.config import compose_config, from_document
 from mtxl_rl.torso import count_parameters
 from mtxl_rl.torso.torso_config import check_at_least
 from mtxl_rl.tracking import checkpoint
@@ -73,23 +74,28 @@ class SuiteFile:
 
 @dataclass(kw_only=True, slots=True)
 class SuiteConfig:
-    """What `mtxl_rl.evaluate suite=...` takes."""
+    """The options of `mtxl_rl.suite`."""
 
-    suite: str
-    """Name of a file in configs/suite, or path of a YAML file like them."""
+    suite: str = ""
+    """Name of a file in configs/suite, or path of a YAML file of the same form."""
     torsos: list[str] = field(default_factory=list)
-    """Torsos to compare; empty: the suite's own."""
+    """Torsos to compare, as in torsos=mtxl,gtrxl; empty: those of the suite."""
     seeds: int = 0
-    """Runs per task and torso, seeds 0 .. seeds - 1; 0: the suite's own number."""
+    """Runs per task and torso, with seeds 0 .. seeds - 1; 0: the suite's number."""
     episodes: int = 100
     """Episodes of each evaluation."""
     jobs: int = 0
-    """Processes at once; 0: one for each core."""
+    """Number of parallel processes; 0: one for each core."""
     folder: str = ""
-    """Where runs and report go; empty: results/<suite>."""
+    """Folder for the runs and the report; empty: results/<suite>."""
 
     def __post_init__(self) -> None:
         """Check ranges and names."""
+        if not self.suite:
+            raise ValueError(
+                f"suite= is missing; choose one of {', '.join(choices('suite'))}, or give a YAML "
+                "file"
+            )
         if min(self.seeds, self.jobs) < 0 or self.episodes < 1:
             raise ValueError(
                 f"seeds={self.seeds} and jobs={self.jobs} must be 0 or more, "
@@ -103,7 +109,7 @@ def _check_torsos(torsos: Sequence[str]) -> None:
         if torso not in choices("torso"):
             raise ValueError(
                 f"torsos has {torso!r}; choose from {', '.join(choices('torso'))}, "
-                "as in torsos=[mtxl,gtrxl]"
+                "as in torsos=mtxl,gtrxl"
             )
 
 
@@ -133,7 +139,7 @@ class Suite:
         path = _path_of(config.suite)
         file = _read(path)
         torsos, seeds = config.torsos or file.torsos, config.seeds or file.seeds
-        for name, value, example in (("torsos", torsos, "[mtxl,gtrxl]"), ("seeds", seeds, "3")):
+        for name, value, example in (("torsos", torsos, "mtxl,gtrxl"), ("seeds", seeds, "3")):
             if not value:
                 raise ValueError(f"{path} has no {name}; add them, or give {name}={example}")
         suite = cls(
@@ -263,7 +269,7 @@ class SuiteRun:
         ]
 
 
-Processes = dict[SuiteRun, "subprocess.Popen[bytes]"]
+Processes = dict[SuiteRun, "Popen[bytes]"]
 
 
 def run_suite(suite: Suite) -> list[str]:
@@ -273,7 +279,8 @@ def run_suite(suite: Suite) -> list[str]:
         One sentence for each run that failed.
 
     Raises:
-        KeyboardInterrupt: stopped by Ctrl-C or SIGTERM; the runs under way have saved themselves.
+        KeyboardInterrupt: a signal stopped it, after all active runs saved their state. The
+            argument is the signal's number.
     """
     waiting, active, failed = suite.runs(), Processes(), list[str]()
     total, told, seen = len(waiting), 0, 0
@@ -294,10 +301,10 @@ def run_suite(suite: Suite) -> list[str]:
             if seen < done < total and not console.is_terminal:  # There the table comes at the end.
                 say(f"{done} of {total} runs done")
             seen = done
-            time.sleep(0.5)
+            sleep(0.5)
     console.print()
     if stop:
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(stop[0])
     return failed
 
 
@@ -308,7 +315,7 @@ def _reap(active: Processes, failed: list[str], *, go_on: bool) -> None:
         if code is None:
             continue
         del active[one]
-        if code != 0:
+        if code != 0 and go_on:
             failed.append(f"{one.folder} failed with code {code}; see its log.txt")
         elif go_on:
             _start(one, active)
@@ -322,11 +329,11 @@ def _start(one: SuiteRun, active: Processes) -> None:
     # One thread each: several processes with two threads on two cores wait for one another.
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with (one.folder / "log.txt").open("ab") as log:
-        active[one] = subprocess.Popen(
+        active[one] = Popen(
             [sys.executable, "-m", *command],
             stdout=log,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
+            stderr=STDOUT,
+            stdin=DEVNULL,
             env=environment,
             start_new_session=True,  # Ctrl-C reaches this process alone, which then asks them.
         )

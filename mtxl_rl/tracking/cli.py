@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -48,24 +48,6 @@ def one_sentence_errors() -> Iterator[None]:
             said = f"no YAML: {' '.join(said.split())}"
         sys.stderr.write(f"error: {said}\n")
         raise SystemExit(1) from None
-
-
-def command_line(
-    arguments: Sequence[str] | None, *, usage: Callable[[], str], run: Callable[[list[str]], object]
-) -> None:
-    """A program's `main`: its usage where -h or --help is among the arguments, else `run` of them.
-
-    Args:
-        arguments: None: the process's own.
-        usage: what is printed.
-        run: the program; its mistakes become one sentence.
-    """
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if {"-h", "--help"} & set(given):
-        sys.stdout.write(usage())
-        return
-    with one_sentence_errors():
-        run(given)
 
 
 def make_writable(path: Path) -> None:

@@ -27,7 +27,8 @@ import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
-from mtxl_rl.config import TrainConfig, choices, compose_config
+from mtxl_rl.command import choices
+from mtxl_rl.config import TrainConfig, compose_config
 from mtxl_rl.envs.registry import make_vector_env, stream_seed
 from mtxl_rl.train import Run
 

@@ -2,18 +2,19 @@
 
 import csv
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
+from importlib import import_module
 from pathlib import Path
+from subprocess import Popen
 
 import numpy as np
 import pytest
 
-from mtxl_rl import compare, evaluate
-from mtxl_rl.config import choices, from_options
+from mtxl_rl import compare, evaluate, suite
+from mtxl_rl.command import choices
+from mtxl_rl.evaluation import intervals
+from mtxl_rl.evaluation import suite as suite_module
 from mtxl_rl.evaluation.intervals import (
     interquartile_mean,
     performance_profiles,
@@ -32,6 +33,8 @@ tasks:
       - env=TMaze
       - env.corridor_length=5
       - num_envs=4
+      - torso.width=16
+      - torso.num_heads=2
       - ppo.rollout_length=16
       - torso.window_length=4
       - torso.segment_length=4
@@ -50,12 +53,34 @@ def arguments(tmp_path: Path, *, total_steps: int) -> list[str]:
     return [f"suite={path}", f"folder={tmp_path / 'results'}", "episodes=8", "jobs=2"]
 
 
+class InProcess(Popen[bytes]):
+    """In place of subprocess.Popen: the command runs in this process, which imports torch once."""
+
+    def __init__(self, command: list[str], **_: object) -> None:
+        self.code = 0
+        try:
+            import_module(command[2]).main(command[3:])
+        except SystemExit as stop:
+            self.code = stop.code
+
+    def poll(self) -> int:  # noqa: D102
+        return self.code
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suite_module, "Popen", InProcess)
+    monkeypatch.setattr(suite_module, "sleep", lambda _: None)
+    monkeypatch.setattr(intervals, "NUM_RESAMPLES", 50)
+
+
+@pytest.mark.usefixtures("in_process")
 def test_a_suite_trains_evaluates_and_reports_and_does_nothing_twice(tmp_path: Path) -> None:
-    given = arguments(tmp_path, total_steps=128)
-    evaluate.main(given)
+    given = arguments(tmp_path, total_steps=64)
+    suite.main(given)
     folder = tmp_path / "results"
     rows = list(csv.DictReader((folder / "scores.csv").read_text().splitlines()))
-    # on, off and noise with a long-term memory, on without; and one transfer setting each.
+    # on, zero and noise with a long-term memory, on without; and one transfer setting each.
     assert len(rows) == 2 * (3 + 1) + 2 * (1 + 1)
     for row in rows:
         assert float(row["normalised"]) == pytest.approx(2 * float(row["score"]) - 1, abs=1e-3)
@@ -68,43 +93,49 @@ def test_a_suite_trains_evaluates_and_reports_and_does_nothing_twice(tmp_path: P
         assert (folder / f"{name}.svg").read_text().startswith("<?xml")
     runs = [path for path in folder.rglob("*") if path.is_file() and path.parent != folder]
     before = {path: path.stat().st_mtime_ns for path in runs}
-    evaluate.main(given)
+    suite.main(given)
     assert {path: path.stat().st_mtime_ns for path in runs} == before
 
 
-def test_a_stopped_suite_saves_its_runs_and_goes_on(tmp_path: Path) -> None:
-    given = [*arguments(tmp_path, total_steps=100_000), "seeds=1", "torsos=[mtxl]"]
-    command = [sys.executable, "-m", "mtxl_rl.evaluate", *given]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+def test_an_interrupted_suite_saves_its_runs_and_can_be_continued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    argv = [*arguments(tmp_path, total_steps=100_000), "seeds=1", "torsos=mtxl"]
     run_dir = tmp_path / "results" / "short" / "mtxl" / "seed_0"
-    deadline = time.monotonic() + 120
-    while not (run_dir / "metrics.jsonl").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    os.kill(process.pid, signal.SIGINT)
-    said, _ = process.communicate(timeout=120)
-    assert process.returncode == 0
-    assert "go on with" in said
+
+    def interrupt(_: float) -> None:
+        if (run_dir / "metrics.jsonl").exists() and not interrupts:
+            interrupts.append(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+        time.sleep(0.1)
+
+    interrupts: list[int] = []
+    monkeypatch.setattr(suite_module, "sleep", interrupt)
+    with pytest.raises(SystemExit) as stop:
+        suite.main(argv)
+    assert stop.value.code == 130
+    assert "continue with: python -m mtxl_rl.suite" in capsys.readouterr().out
     assert list((run_dir / "checkpoints").glob("step_*.pt"))
-    one = Suite.load(
-        SuiteConfig(suite=str(tmp_path / "tiny.yaml"), folder=str(tmp_path / "results"))
-    )
-    going_on = ["mtxl_rl.train", f"resume={run_dir}", "total_steps=100000"]
-    assert one.runs()[0].next_command() == going_on
+    path, folder = str(tmp_path / "tiny.yaml"), str(tmp_path / "results")
+    loaded = Suite.load(SuiteConfig(suite=path, folder=folder))
+    resuming = ["mtxl_rl.train", f"resume={run_dir}", "total_steps=100000"]
+    assert loaded.runs()[0].next_command() == resuming
 
 
+@pytest.mark.usefixtures("in_process")
 def test_more_steps_or_episodes_than_before_are_trained_and_evaluated(tmp_path: Path) -> None:
     given = [*arguments(tmp_path, total_steps=64), "seeds=1", "torsos=[gtrxl]"]
     run_dir = tmp_path / "results" / "short" / "gtrxl" / "seed_0"
-    for total_steps, episodes in ((64, 8), (128, 8), (128, 16)):
+    for total_steps, episodes in ((64, 8), (128, 16)):
         arguments(tmp_path, total_steps=total_steps)
-        evaluate.main([*given, f"episodes={episodes}"])
+        suite.main([*given, f"episodes={episodes}"])
     found = json.loads((run_dir / "evaluation.json").read_text())
     assert found["step"] == 128
     assert len(found["episodes"]["on"]) == 16
 
 
-def test_a_failing_run_is_told_and_the_others_go_on(
+@pytest.mark.usefixtures("in_process")
+def test_a_failing_run_is_reported_and_the_others_go_on(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     given = [*arguments(tmp_path, total_steps=64), "seeds=1"]
@@ -112,8 +143,8 @@ def test_a_failing_run_is_told_and_the_others_go_on(
     blocked.mkdir(parents=True)
     (blocked / "checkpoints").write_text("in the way")
     with pytest.raises(SystemExit):
-        evaluate.main(given)
-    assert f"{blocked} failed" in capsys.readouterr().err
+        suite.main(given)
+    assert f"{blocked} failed with code 1" in capsys.readouterr().err
     assert "**Missing: short/mtxl/seed_0.**" in (tmp_path / "results" / "report.md").read_text()
 
 
@@ -124,14 +155,15 @@ def test_a_failing_run_is_told_and_the_others_go_on(
         (["suite=smoke", "torsos=[transformer]"], "choose from"),
         (["suite=smoke", "torsos=transformer"], "choose from"),
         (["suite=smoke", "seeds=-1"], "0 or more"),
-        (["suite=smoke", "budget=3"], "is no option"),
+        (["suite=smoke", "budget=3"], "option 'budget' is unknown; choose one of suite, torsos"),
+        ([], "suite= is missing; choose one of"),
     ],
 )
 def test_mistakes_are_one_sentence(
     given: list[str], sentence: str, capsys: pytest.CaptureFixture
 ) -> None:
     with pytest.raises(SystemExit):
-        evaluate.main(given)
+        suite.main(given)
     said = capsys.readouterr().err
     assert sentence in said
     assert said.count("\n") == 1
@@ -156,16 +188,30 @@ def test_a_file_that_is_no_suite_is_one_sentence(
     path = tmp_path / "mine.yaml"
     path.write_text(yaml)
     with pytest.raises(SystemExit):
-        evaluate.main([f"suite={path}"])
+        suite.main([f"suite={path}"])
     said = capsys.readouterr().err
     assert sentence in said
     assert str(path) in said
     assert said.count("\n") == 1
 
 
-def test_one_torso_needs_no_brackets() -> None:
-    config = from_options(SuiteConfig, ["suite=smoke", "torsos=gru"])
-    assert Suite.load(config).torsos == ["gru"]
+def test_a_list_needs_no_brackets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    loaded = list[Suite]()
+    monkeypatch.setattr(suite, "run_suite", lambda one: loaded.append(one) or [])
+    monkeypatch.setattr(suite, "write_report", lambda *_, **__: "")
+    for torsos in ("gru", "gru,mtxl", "[gru,mtxl]"):
+        suite.main(["suite=smoke", f"torsos={torsos}", f"folder={tmp_path}", "seeds=2"])
+    assert [one.torsos for one in loaded] == [["gru"], ["gru", "mtxl"], ["gru", "mtxl"]]
+    text = capsys.readouterr().out
+    assert "1 tasks x 2 torsos x 2 seeds = 4 runs. Training 4 of them for 160,000 steps" in text
+
+
+def test_evaluating_a_suite_names_the_command_that_trains(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        evaluate.main(["suite=smoke", "seeds=2"])
+    assert "with python -m mtxl_rl.suite suite=smoke seeds=2" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", choices("suite"))
@@ -175,8 +221,9 @@ def test_every_suite_is_legal(name: str) -> None:
     assert all(task.best > task.worst for task in suite.tasks.values())
 
 
+@pytest.mark.usefixtures("in_process")
 def test_compare_prints_and_draws_any_runs(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    evaluate.main([*arguments(tmp_path, total_steps=128), "seeds=1"])
+    suite.main([*arguments(tmp_path, total_steps=64), "seeds=1"])
     runs = [str(tmp_path / "results" / "short" / torso / "seed_0") for torso in ("mtxl", "gtrxl")]
     capsys.readouterr()
     compare.main([*runs, "metric=ppo/entropy", f"output={tmp_path / 'both'}"])
@@ -189,7 +236,8 @@ def test_compare_prints_and_draws_any_runs(tmp_path: Path, capsys: pytest.Captur
     assert "its metrics are" in capsys.readouterr().err
 
 
-def test_aggregates_are_those_of_the_definitions() -> None:
+def test_aggregates_are_those_of_the_definitions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(intervals, "NUM_RESAMPLES", 200)
     rng = np.random.default_rng(0)
     better, worse = rng.normal(1.0, 0.1, (8, 3)), rng.normal(0.2, 0.1, (8, 3))
     scores = {"better": better, "worse": worse}
@@ -205,7 +253,8 @@ def test_aggregates_are_those_of_the_definitions() -> None:
     assert ends.shape == (2, 1)
 
 
-def test_a_single_run_has_no_interval() -> None:
+def test_a_single_run_has_no_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(intervals, "NUM_RESAMPLES", 200)
     scores = {"alone": np.array([[0.2, 0.4]]), "several": np.array([[0.2, 0.4], [0.6, 0.8]])}
     means = interquartile_mean(scores)
     assert str(means["alone"]) == "0.30 (no interval)"
