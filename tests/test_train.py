@@ -316,11 +316,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_harms_no_weight(tmp_path: P
 def test_a_profiled_run_ends_with_a_table_and_logs_each_parts_speed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(compose_config([*TINY, "total_steps=128", "profile=true", f"run_dir={tmp_path}"]))
+    run(compose_config([*TINY, "total_steps=192", "profile=true", f"run_dir={tmp_path}"]))
     shown = capsys.readouterr().out
-    for part in ("environment", "host-device copies", "acting: torso", "learner: GAE",
-                 "learner: encoder", "learner: torso", "learner: heads", "learner: backward",
-                 "learner: optimiser", "us/step", "of a matrix product's"):  # fmt: skip
+    for part in ("environment", "acting", "learning"):
         assert part in shown
     for part in ("env_steps", "act_steps", "learn_samples"):
         assert rows(tmp_path)[-1][f"speed/{part}_per_second"] > 0
