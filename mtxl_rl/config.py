@@ -60,9 +60,10 @@ class TrainConfig:
     num_envs x ppo.rollout_length."""
     stagger_steps: int = -1
     """Random steps before the first rollout, which spread the environments over this many steps of
-    their episodes. Without them, episodes of equal length stay in phase, and a rollout shorter than
-    an episode shows one part of it. The steps do not count in total_steps. -1: the task's own
-    episode length if it is fixed and longer than a rollout (Memory Maze), else 0."""
+    their episodes. Without them, episodes of equal length stay in phase: every rollout holds one
+    part of an episode, or one alignment of episodes with segments, and the policy unlearns the
+    others. The steps do not count in total_steps. -1: the task's own episode length if it is fixed
+    (Memory Maze, T-maze), else 0."""
     run_dir: str = ""
     """Folder for the run's files. Empty: runs/<env>/<date_time>, or the resumed run's folder."""
     resume: str = ""
@@ -87,8 +88,8 @@ class TrainConfig:
         check_at_least(self, 0, "seed", "checkpoint_seconds", "num_processes")
         if self.stagger_steps < -1:
             raise ValueError(
-                f"stagger_steps={self.stagger_steps} must be -1 (the task's episode length, if it "
-                "is longer than a rollout), 0 (none) or a number of steps"
+                f"stagger_steps={self.stagger_steps} must be -1 (the task's episode length), 0 (none) "
+                "or a number of steps"
             )
         span = self.ppo.bptt_segments * self.torso.segment_length
         if self.ppo.rollout_length % span:
@@ -154,12 +155,10 @@ class TrainConfig:
 
     @property
     def steps_to_stagger(self) -> int:
-        """`stagger_steps`; for -1 the task's `steps_per_episode` if above a rollout's, else 0."""
+        """`stagger_steps`; for -1 the task's own `steps_per_episode`, or 0."""
         if self.stagger_steps >= 0:
             return self.stagger_steps
-        steps_per_episode: int = getattr(self.env, "steps_per_episode", 0)
-        # A rollout as long as an episode shows all of it, in phase or not.
-        return steps_per_episode if steps_per_episode > self.ppo.rollout_length else 0
+        return getattr(self.env, "steps_per_episode", 0)
 
     def torch_device(self) -> torch.device:
         """The torch device; see `find_device`."""

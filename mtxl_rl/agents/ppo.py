@@ -50,6 +50,11 @@ class PPOConfig:
     """Lambda of the advantage estimates."""
     clip_coef: float = 0.2
     """The ratio is clipped to 1 +- this."""
+    kl_coef: float = 1.0
+    """Weight of the KL penalty KL(old || new), averaged over steps; 0: none. It pulls each step
+    back in proportion to its own change. Once a task is solved, normalised advantages are noise at
+    full strength; without the penalty the policy follows it, and the few steps that decide an
+    episode change far before the mean KL reaches `target_kl`."""
     value_coef: float = 0.1
     """Weight of the value loss."""
     popart: bool = True
@@ -70,9 +75,10 @@ class PPOConfig:
         """Check ranges."""
         counts = ("rollout_length", "bptt_segments", "num_epochs", "num_minibatches")
         check_at_least(self, 1, *counts, prefix="ppo.")
-        weights = ("final_learning_rate", "value_coef", "entropy_coef", "final_entropy_coef")
-        check_at_least(self, 0, *weights, "target_kl", "ratio_bound", prefix="ppo.")
-        for field in (*weights, "learning_rate"):
+        coefs = ("kl_coef", "value_coef", "entropy_coef", "final_entropy_coef")
+        bounds = ("final_learning_rate", "target_kl", "ratio_bound")
+        check_at_least(self, 0, *coefs, *bounds, prefix="ppo.")
+        for field in (*coefs, "learning_rate", "final_learning_rate"):
             if not math.isfinite(getattr(self, field)):
                 raise ValueError(f"ppo.{field}={getattr(self, field)} must be a finite number")
         for field in ("gamma", "gae_lambda"):
@@ -101,15 +107,19 @@ def ppo_loss(
     num_valid: Tensor | None = None,
     value_deviation: Tensor | float = 1.0,
     clip_coef: float,
+    kl_coef: float,
     value_coef: float,
     entropy_coef: Tensor | float,
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    """Clipped surrogate, value and entropy terms, averaged over the valid steps.
+    """Clipped surrogate, KL penalty, value and entropy terms, averaged over the valid steps.
 
-    L = -min(rho A, clip(rho, 1 - c, 1 + c) A) + value_coef (V - target)^2 / 2 - entropy_coef H,
-    rho = exp(log_prob - stored log_prob); eqs. 7 and 9 of the paper. V and the target are measured
-    in units of `value_deviation`. In a data-parallel run `num_valid` counts the valid steps of all
-    processes: then the processes' losses and metrics sum to those of the whole minibatch.
+    L = -min(rho A, clip(rho, 1 - c, 1 + c) A) + kl_coef (rho - 1 - log rho)
+        + value_coef (V - target)^2 / 2 - entropy_coef H,
+    rho = exp(log_prob - stored log_prob); eqs. 7 to 9 of the paper. rho - 1 - log rho estimates
+    KL(old || new) without bias and is never negative (Schulman 2020, "Approximating KL
+    divergence"). V and the target are measured in units of `value_deviation`. In a data-parallel
+    run `num_valid` counts the valid steps of all processes: then the processes' losses and metrics
+    sum to those of the whole minibatch.
     """
     weight = spans.valid / (spans.valid.sum() if num_valid is None else num_valid).clamp(min=1)
     # A weight of zero alone is not enough: an invalid step may overflow, and zero times inf is NaN.
@@ -121,14 +131,15 @@ def ppo_loss(
     value_error = (value - spans.value_target) / value_deviation
     value_loss = 0.5 * (weight * value_error.square()).sum()
     mean_entropy = (weight * entropy).sum()
-    loss = policy_loss + value_coef * value_loss - entropy_coef * mean_entropy
+    approx_kl = (weight * (ratio - 1 - log_ratio)).sum()
+    loss = policy_loss + kl_coef * approx_kl + value_coef * value_loss - entropy_coef * mean_entropy
     with torch.no_grad():
         outside = ((ratio - 1).abs() > clip_coef).to(weight.dtype)
         metrics = {
             "loss/policy": policy_loss,
             "loss/value": value_loss,
             "ppo/entropy": mean_entropy,
-            "ppo/approx_kl": (weight * (ratio - 1 - log_ratio)).sum(),
+            "ppo/approx_kl": approx_kl,
             "ppo/clip_fraction": (weight * outside).sum(),
             "ppo/ratio_deviation": (ratio - 1).abs().max(),
         }
@@ -213,6 +224,7 @@ class PPO:
             num_valid=num_valid,
             value_deviation=policy.value_head.deviation if self.config.popart else 1.0,
             clip_coef=self.config.clip_coef,
+            kl_coef=self.config.kl_coef,
             value_coef=self.config.value_coef,
             entropy_coef=entropy_coef,
         )

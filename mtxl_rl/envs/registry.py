@@ -22,8 +22,7 @@ class EnvConfig(Protocol):
     """The config of any environment: a dataclass whose `name` is a key of `ENVS`.
 
     Where all episodes have the same length, a property `steps_per_episode` may return it (0 where
-    they do not). A run whose rollouts are shorter then staggers its environments
-    (`stagger_steps`).
+    they do not). A run then staggers its environments over it (`stagger_steps`).
     """
 
     name: str

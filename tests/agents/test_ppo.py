@@ -1,6 +1,7 @@
 """The learner: its loss, its schedules, and the refresh of the memories that spans start from."""
 
 import copy
+import dataclasses
 from collections.abc import Iterator
 from contextlib import closing
 
@@ -102,7 +103,7 @@ def a_minibatch(*, items: int = 3, steps: int = 5) -> tuple[Spans, dict[str, Ten
     return spans, current
 
 
-COEFFICIENTS = {"clip_coef": 0.2, "value_coef": 0.5, "entropy_coef": 0.01}
+COEFFICIENTS = {"clip_coef": 0.2, "kl_coef": 3.0, "value_coef": 0.5, "entropy_coef": 0.01}
 
 
 def test_the_loss_is_the_papers_step_by_step() -> None:
@@ -117,7 +118,9 @@ def test_the_loss_is_the_papers_step_by_step() -> None:
             clipped = min(max(ratio, torch.tensor(0.8)), torch.tensor(1.2))
             surrogate = min(ratio * advantage, clipped * advantage)
             value_loss = 0.5 * (current["value"][i, t] - spans.value_target[i, t]) ** 2
-            terms.append(-surrogate + 0.5 * value_loss - 0.01 * current["entropy"][i, t])
+            kl = ratio - 1 - ratio.log()
+            entropy = current["entropy"][i, t]
+            terms.append(-surrogate + 3 * kl + 0.5 * value_loss - 0.01 * entropy)
     loss, _ = ppo_loss(**current, spans=spans, **COEFFICIENTS)
     assert torch.allclose(loss, torch.stack(terms).mean(), atol=1e-6)
 
@@ -136,6 +139,22 @@ def test_rows_that_are_not_valid_weigh_nothing() -> None:
     assert gradient.isfinite().all()
     assert not gradient[~spans.valid].any()
     assert all(metric.isfinite() for metric in metrics.values())
+
+
+@pytest.mark.parametrize("run", [["ppo.target_kl=0", "ppo.num_epochs=8"]], indirect=True)
+def test_the_kl_penalty_keeps_a_policy_that_learns_from_noise(run: Run) -> None:
+    rollout = run.collector.rollout
+    rollout.value.normal_(generator=torch.Generator().manual_seed(0))  # so are the advantages
+    unused = torch.zeros_like(rollout.value)
+    spans = rollout.spans(torch.arange(4 * rollout.shape.num_spans), unused, unused)
+    approx_kl = {}
+    for kl_coef in (0.0, 3.0):
+        config = dataclasses.replace(run.config.ppo, kl_coef=kl_coef)
+        agent = PPO(copy.deepcopy(run.policy), config)
+        agent.update(rollout, progress=0.0)
+        _, metrics = agent.loss(spans, 0.0)
+        approx_kl[kl_coef] = float(metrics["ppo/approx_kl"])
+    assert approx_kl[3.0] < approx_kl[0.0] / 3
 
 
 @pytest.mark.parametrize("run", [["ppo.target_kl=1e-12", "ppo.num_epochs=9"]], indirect=True)
