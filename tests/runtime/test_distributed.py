@@ -32,8 +32,9 @@ def assert_same(one: tuple[dict[str, Any], list[Any]], other: tuple[dict[str, An
     for name, weight in one[0].items():
         torch.testing.assert_close(other[0][name], weight, rtol=0, atol=1e-9, msg=name)
     for expected, metrics in zip(one[1], other[1], strict=True):
+        # Metrics are summed in float32; the policy loss is a small sum of terms of size 1.
         assert {key: metrics[key] for key in KEYS} == pytest.approx(
-            {key: expected[key] for key in KEYS}, rel=1e-6, abs=1e-9
+            {key: expected[key] for key in KEYS}, rel=1e-6, abs=1e-7
         )
         assert metrics.get("episode/return") == pytest.approx(expected.get("episode/return"))
 
