@@ -88,8 +88,8 @@ class TrainConfig:
         check_at_least(self, 0, "seed", "checkpoint_seconds", "num_processes")
         if self.stagger_steps < -1:
             raise ValueError(
-                f"stagger_steps={self.stagger_steps} must be -1 (the task's episode length), 0 (none) "
-                "or a number of steps"
+                f"stagger_steps={self.stagger_steps} must be -1 (the task's episode length), 0 "
+                "(none) or a number of steps"
             )
         span = self.ppo.bptt_segments * self.torso.segment_length
         if self.ppo.rollout_length % span:

@@ -36,7 +36,13 @@ from mtxl_rl.config import (
 from mtxl_rl.envs.registry import make_vector_env, stream_seed
 from mtxl_rl.envs.wrappers.episode_statistics import EpisodeStatistics
 from mtxl_rl.runtime.compile import check_gradients, compile_policy
-from mtxl_rl.runtime.distributed import joined_world, local_device
+from mtxl_rl.runtime.distributed import (
+    choose_num_processes,
+    joined_world,
+    launch,
+    local_device,
+    world_size,
+)
 from mtxl_rl.runtime.profiler import IterationProfiler
 from mtxl_rl.torso import save_torso
 from mtxl_rl.tracking import checkpoint
@@ -440,11 +446,31 @@ def _describe(overrides: list[str]) -> Command:
 
 
 def _run_command(config: TrainConfig) -> None:
-    for option, cause in options_without_effect(config, HydraConfig.get().overrides.task):
-        say(f"{option} has no effect with {cause}")
+    overrides = HydraConfig.get().overrides.task
+    if world_size() == 1:
+        for option, cause in options_without_effect(config, overrides):
+            say(f"{option} has no effect with {cause}")
+        num_processes = _num_processes(config)
+        if num_processes > 1:
+            argv = [*overrides, f"num_processes={num_processes}"]
+            exit_code = launch(["-m", "mtxl_rl.train", *argv], num_processes=num_processes)
+            if exit_code:
+                raise SystemExit(exit_code)
+            return
     _, signal_number = _run(config)
     if signal_number:  # `train && evaluate` stops here, and so does a sweep.
         raise SystemExit(128 + signal_number)
+
+
+def _num_processes(config: TrainConfig) -> int:
+    """`num_processes`; for 0, and a run that is not a dry run, what is fastest here."""
+    if config.num_processes or config.dry_run:
+        return 1 if config.dry_run else config.num_processes
+    size, reason = choose_num_processes(
+        config.legal_processes(), num_envs=config.num_envs, device=config.torch_device()
+    )
+    say(f"num_processes={size}: {reason}")
+    return size
 
 
 def main(argv: Sequence[str] | None = None) -> None:
