@@ -1,48 +1,119 @@
-"""What README and RESULTS say is so: its Python runs, its commands and options exist."""
+"""The documentation is correct: its Python runs; its links, names, commands and options exist."""
 
 import re
+import runpy
+from dataclasses import is_dataclass
 from pathlib import Path
 
 import pytest
 
+from mtxl_rl import compare, evaluate, export, suite, train_lm
 from mtxl_rl.command import choices, options_of
-from mtxl_rl.config import GROUPS, compose_config
+from mtxl_rl.config import GROUPS, TrainConfig, compose_config
+from mtxl_rl.envs.registry import ENVS
 from mtxl_rl.evaluate import EvaluateConfig
 from mtxl_rl.evaluation.suite import SuiteConfig
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
-TOLD = README + (ROOT / "RESULTS.md").read_text()
+HOW_TO = "CONTRIBUTING.md"
+"""Its examples name files that a reader adds; other tests build what it describes."""
+HISTORY = {"docs/experiments.md", "CHANGELOG.md"}
+"""They describe the past: only their links are checked."""
+ALL_PAGES = sorted(
+    str(path.relative_to(ROOT)) for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
+)
+PAGES = [page for page in ALL_PAGES if page not in HISTORY]
 
 
-def blocks(language: str) -> list[str]:
-    fences = re.findall(r"```(\w*)\n(.*?)```", README, flags=re.DOTALL)
-    return [body for name, body in fences if name == language]
+def text(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def python_blocks() -> list[tuple[str, str]]:
+    fence = re.compile(r"```python\n(.*?)```", flags=re.DOTALL)
+    pages = [page for page in PAGES if page != HOW_TO]
+    return [(page, block) for page in pages for block in fence.findall(text(page))]
 
 
 def commands(module: str) -> list[list[str]]:
     """The arguments of every `python -m mtxl_rl.<module>` in code blocks and in tables."""
-    found = re.findall(rf"python -m mtxl_rl\.{module} ([^`#\n]*)", TOLD)
-    return [command.split() for command in found]
+    pattern = re.compile(rf"-m mtxl_rl\.{module} ([^`#\n]*)")
+    return [match.split() for page in PAGES for match in pattern.findall(text(page))]
 
 
-def test_its_python_runs() -> None:
-    assert blocks("python")
-    for block in blocks("python"):
-        exec(compile(block, "README.md", "exec"), {})
+def slug(heading: str) -> str:
+    """The anchor of a heading on GitHub."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-")
 
 
-def test_its_training_commands_are_legal() -> None:
+def test_the_pages_have_python() -> None:
+    assert {page for page, _ in python_blocks()} >= {"README.md", "docs/torso.md"}
+
+
+@pytest.mark.parametrize(("page", "block"), python_blocks())
+def test_python_blocks_run(page: str, block: str) -> None:
+    exec(compile(block, page, "exec"), {})
+
+
+def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(ROOT / "examples/cleanrl_style.py"))["train"](num_iterations=2)
+    assert "iteration 2: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page", ALL_PAGES)
+def test_links_resolve(page: str) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```", "", text(page), flags=re.S)):
+        if "://" in link:
+            continue
+        path, _, anchor = link.partition("#")
+        target = ((ROOT / page).parent / path) if path else ROOT / page
+        assert target.exists(), link
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), flags=re.M)
+            assert anchor in map(slug, headings), link
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page != HOW_TO])
+def test_modules_and_files_exist(page: str) -> None:
+    for name in re.findall(r"\bmtxl_rl(?:\.\w+)+", text(page)):
+        parts = name.split(".")
+        path = ROOT / parts.pop(0)
+        while parts and ((path / parts[0]).is_dir() or (path / f"{parts[0]}.py").is_file()):
+            path /= parts.pop(0)
+        source = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        code = source.read_text(encoding="utf-8")
+        assert all(re.search(rf"\b{part}\b", code) for part in parts), name
+    for name in re.findall(r"`((?:mtxl_rl|tests|docs|examples)/[\w/.-]+)`", text(page)):
+        assert (ROOT / name).exists(), name
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_options_exist(page: str) -> None:
+    """Every code span that begins with `name=` names options of some command; True is Python's."""
+    modules = (compare, evaluate, export, suite, train_lm)
+    members = (member for module in modules for member in vars(module).items())
+    schemas = [value for name, value in members if name.endswith("Config") and is_dataclass(value)]
+    envs = [entry.config_class for entry in ENVS.values()]
+    legal = {option.name for schema in schemas for option in options_of(schema)} | set(GROUPS)
+    legal |= {option.name for option in options_of(TrainConfig, env=envs)}
+    for span in re.findall(r"`([a-z_+][\w.+]*=(?!True)[^`(]*)`", text(page)):
+        for part in span.split():
+            name, has_value, _ = part.lstrip("+").partition("=")
+            assert not has_value or name in legal or name.startswith("env.kwargs."), part
+
+
+def test_training_commands_are_legal() -> None:
     assert len(commands("train")) > 5
     for arguments in commands("train"):
-        if not any(part.startswith("resume=") for part in arguments):
-            compose_config([part for part in arguments if "=" in part])
+        new_run = [part for part in arguments if "=" in part]
+        if not any(part.startswith("resume=") for part in new_run):
+            compose_config(new_run)
 
 
 @pytest.mark.parametrize(
     ("module", "schema"), [("evaluate", EvaluateConfig), ("suite", SuiteConfig)]
 )
-def test_its_other_commands_have_legal_options(module: str, schema: type) -> None:
+def test_other_commands_have_legal_options(module: str, schema: type) -> None:
     legal = {option.name for option in options_of(schema)}
     assert commands(module)
     for arguments in commands(module):
@@ -51,18 +122,13 @@ def test_its_other_commands_have_legal_options(module: str, schema: type) -> Non
 
 
 @pytest.mark.parametrize("group", GROUPS)
-def test_its_table_of_options_lists_every_choice(group: str) -> None:
-    row = next(line for line in README.splitlines() if line.startswith(f"| `{group}="))
+def test_a_table_lists_every_preset(group: str) -> None:
+    rows = [line for page in PAGES for line in text(page).splitlines()]
+    row = next(line for line in rows if line.startswith(f"| `{group}=` |") and "," in line)
     for name in choices(group):
         assert name in row, name
 
 
-def test_its_tree_names_what_is_there_and_nothing_else() -> None:
-    tree = blocks("")[-1]
-    package = ROOT / "mtxl_rl"
-    there = {path.name for path in package.rglob("*.py")}
-    assert set(re.findall(r"\w+\.\w+", tree)) <= there
-    modules = {path.name for path in package.glob("[a-z]*.py")}
-    folders = {f"{path.name}/" for path in package.iterdir() if (path / "__init__.py").exists()}
-    for name in modules | folders:
-        assert name in tree, name
+def test_every_suite_is_described() -> None:
+    for name in choices("suite"):
+        assert f"| `{name}` |" in text("docs/training.md"), name
