@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -157,16 +158,23 @@ def test_a_loss_that_diverges_names_the_last_checkpoint(
     assert all(weight.isfinite().all() for weight in weights)
 
 
-def a_run(tmp_path: Path) -> Path:
-    folder = tmp_path / "run"
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished") / "run"
     train.main(["env=TMaze", *SIZES, "total_steps=64", f"run_dir={folder}"])
     return folder
 
 
+@pytest.fixture
+def a_run(finished: Path, tmp_path: Path) -> Path:
+    """A copy of a run of one iteration."""
+    return shutil.copytree(finished, tmp_path / "run")
+
+
 def test_damaged_and_foreign_checkpoints_are_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture
+    a_run: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    folder = a_run(tmp_path)
+    folder = a_run
     path = checkpoint.latest(folder)
     assert path is not None
     content = bytearray(path.read_bytes())
@@ -184,9 +192,9 @@ def test_damaged_and_foreign_checkpoints_are_refused(
 
 
 def test_what_can_be_given_instead_of_a_damaged_checkpoint_goes_on(
-    tmp_path: Path, capsys: pytest.CaptureFixture
+    a_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    folder = a_run(tmp_path)
+    folder = a_run
     whole = checkpoint.find(folder)
     train.main([f"resume={folder}", "total_steps=128"])
     damaged = checkpoint.find(folder)
@@ -200,8 +208,8 @@ def test_what_can_be_given_instead_of_a_damaged_checkpoint_goes_on(
     assert checkpoint.read_header(checkpoint.find(tmp_path / "new")).step == 192
 
 
-def test_what_is_no_agents_run_is_told(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    folder = a_run(tmp_path)
+def test_what_is_no_agents_run_is_told(a_run: Path, capsys: pytest.CaptureFixture) -> None:
+    folder = a_run
     path = folder / "config.yaml"
     whole = path.read_text()
     for content, told in (
@@ -216,9 +224,9 @@ def test_what_is_no_agents_run_is_told(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_a_finished_run_says_so_and_ignores_no_option(
-    tmp_path: Path, capsys: pytest.CaptureFixture
+    a_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    folder, copy = a_run(tmp_path), tmp_path / "copy"
+    folder, copy = a_run, tmp_path / "copy"
     capsys.readouterr()
     told = "has 64 of total_steps=64: nothing is left to train"
     said = sentence(capsys, f"resume={folder}", "ppo.gamma=0.5", "ppo.value_coef=1")
@@ -241,33 +249,31 @@ def test_the_best_checkpoint_is_one_of_a_hundred_episodes(tmp_path: Path) -> Non
 
 
 def test_what_is_measured_is_kept_when_an_evaluation_is_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    a_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    folder, output = a_run(tmp_path), tmp_path / "it.json"
-    output.write_text("a whole one of before")
-    real = evaluate._one
+    folder, output = a_run, tmp_path / "it.json"
+    output.write_text("an earlier complete file")
 
-    def interrupted(*args: Any, memory: str, film: bool) -> Any:  # noqa: ANN401
-        if memory == "noise":
+    def interrupted(_: object, setting: str) -> None:
+        if setting == "noise":
             raise KeyboardInterrupt
-        return real(*args, memory=memory, film=film)
 
-    monkeypatch.setattr(evaluate, "_one", interrupted)
+    monkeypatch.setattr(evaluate, "ablate_memory", interrupted)
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
         evaluate.main([f"checkpoint={folder}", "episodes=2", "num_envs=2", f"output={output}"])
     assert stop.value.code == 130
     assert capsys.readouterr().err == "stopped\n"
-    assert output.read_text() == "a whole one of before"
+    assert output.read_text() == "an earlier complete file"
     document = json.loads((tmp_path / "it.partial.json").read_text())
     assert {name: len(each) for name, each in document["episodes"].items()} == {"on": 2, "zero": 2}
     assert document["config"]["greedy"] is False
 
 
 def test_a_checkpoint_of_another_size_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture
+    a_run: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    folder = a_run(tmp_path)
+    folder = a_run
     capsys.readouterr()
     assert "Cannot change" in sentence(capsys, f"resume={folder}", "torso.width=32")
     saved = folder / "config.yaml"
@@ -276,9 +282,9 @@ def test_a_checkpoint_of_another_size_is_refused(
 
 
 def test_an_evaluation_refuses_options_that_it_does_not_use(
-    tmp_path: Path, capsys: pytest.CaptureFixture
+    a_run: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    folder = a_run(tmp_path)
+    folder = a_run
     for option, message in (
         ("ppo.learning_rate=1", "choose one of checkpoint"),
         ("torso=gru", "choose one of checkpoint"),
@@ -296,9 +302,9 @@ def test_an_evaluation_refuses_options_that_it_does_not_use(
 
 
 def test_a_run_that_cannot_go_on_keeps_its_configuration(
-    tmp_path: Path, capsys: pytest.CaptureFixture
+    a_run: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    folder = a_run(tmp_path)
+    folder = a_run
     before = (folder / "config.yaml").read_text()
     for option in ("torso.window_length=8", "seed=7", "ppo.learning_rate=1e38"):
         capsys.readouterr()
@@ -336,9 +342,9 @@ def test_a_value_out_of_range_is_named(
 
 
 def test_what_cannot_be_written_or_filmed_is_told_before_any_episode(
-    tmp_path: Path, capsys: pytest.CaptureFixture
+    a_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    folder = a_run(tmp_path)
+    folder = a_run
     (tmp_path / "file").write_text("")
     for option in (f"output={tmp_path}", f"output={tmp_path / 'file' / 'x.json'}"):
         capsys.readouterr()
@@ -346,14 +352,14 @@ def test_what_cannot_be_written_or_filmed_is_told_before_any_episode(
 
 
 def test_a_full_disk_ends_in_one_sentence_and_keeps_the_checkpoints(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    a_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    folder = a_run(tmp_path)
+    folder = a_run
 
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     capsys.readouterr()
     error = sentence(capsys, f"resume={folder}", "total_steps=256")
     assert "cannot write" in error
