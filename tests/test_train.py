@@ -41,7 +41,7 @@ def test_stopping_and_resuming_equals_not_stopping_bit_for_bit(tmp_path: Path, o
     config = compose_config([*options, f"run_dir={halves}"])
     env = make_vector_env(config.env, num_envs=4, seed=stream_seed(0, 0))
     first = Run(config, env)
-    first.collector.reset(seed=None)
+    first.start(seed=None)
     for _ in range(2):
         first.iterate()
     first.save(halves)

@@ -1,7 +1,7 @@
-"""One process of a data-parallel run in float64: `data_parallel_worker.py FOLDER OPTION ...`.
+"""A process of a data-parallel run: `data_parallel_worker.py FOLDER ITERATIONS RESUME OPTION`.
 
-Trains two iterations and saves a checkpoint, weights and metrics, on rank 0. With `resume=FOLDER`
-it continues from that folder's checkpoint.
+Trains in float64 and saves a checkpoint, weights and metrics, on rank 0. RESUME is a folder whose
+checkpoint it continues, or "new".
 """
 
 import json
@@ -18,7 +18,7 @@ from mtxl_rl.tracking import checkpoint
 from mtxl_rl.train import Run
 
 
-def main(folder: Path, resume: str, options: list[str]) -> None:
+def main(folder: Path, num_iterations: int, resume: str, options: list[str]) -> None:
     """Run the iterations."""
     torch.set_default_dtype(torch.float64)
     config = compose_config(options)
@@ -28,11 +28,11 @@ def main(folder: Path, resume: str, options: list[str]) -> None:
         env = make_vector_env(config.env, num_envs=num_envs, seed=7, first_env=first_env)
         with closing(env):
             run = Run(config, env, world=world)
-            if resume:
+            if resume != "new":
                 run.restore(checkpoint.load(Path(resume)))
             else:
                 run.start(seed=None)
-            metrics = [run.iterate() for _ in range(2)]
+            metrics = [run.iterate() for _ in range(num_iterations)]
             run.save(folder)
             if world.rank == 0:
                 torch.save(run.policy.state_dict(), folder / "weights.pt")
@@ -40,10 +40,4 @@ def main(folder: Path, resume: str, options: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    given = sys.argv[2:]
-    source = [part.removeprefix("resume=") for part in given if part.startswith("resume=")]
-    main(
-        Path(sys.argv[1]),
-        source[0] if source else "",
-        [part for part in given if not part.startswith("resume=")],
-    )
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4:])
