@@ -229,8 +229,8 @@ def _check_override(part: str, command: Command, *, is_sweep: bool) -> str:
         return part
     if name in options:
         return _in_grammar(key, value, options[name], is_sweep=is_sweep)
-    parent = options.get(".".join(name.split(".")[:2]))
-    if parent is not None and get_origin(parent.type) is dict:  # env.kwargs.*
+    dicts = [other.name for other in command.options if get_origin(other.type) is dict]
+    if any(name.startswith(f"{other}.") for other in dicts):  # As env.kwargs.id.
         return f"++{name}={value}"
     raise ValueError(_unknown(name, [*command.groups, *options]))
 

@@ -5,7 +5,6 @@ import sys
 from collections.abc import Sequence
 
 from mtxl_rl.command import Command, choices, options_of, run_command
-from mtxl_rl.evaluation.report import write_report
 from mtxl_rl.evaluation.suite import Suite, SuiteConfig, run_suite
 from mtxl_rl.tracking.cli import say
 
@@ -23,7 +22,7 @@ Suites: {", ".join(choices("suite"))}, or the path of a YAML file of the same fo
 def plan(suite: Suite) -> str:
     """One sentence: how many runs and steps are left to train, and how many runs to evaluate."""
     runs = suite.runs()
-    steps = [round(suite.total_steps[one.task] * (1 - one.progress())) for one in runs]
+    steps = [round(suite.total_steps[run.task] * (1 - run.progress())) for run in runs]
     num_trained = sum(count > 0 for count in steps)
     return (
         f"{suite.name}: {len(suite.tasks)} tasks x {len(suite.torsos)} torsos x {suite.seeds} seeds"
@@ -36,9 +35,14 @@ def run(config: SuiteConfig) -> None:
     """Train what is missing of a suite, evaluate all of it, and write the report.
 
     Raises:
+        ImportError: the packages of the report are not installed.
         RuntimeError: runs failed; the message names them.
         SystemExit: a signal stopped it; the exit code is 128 + the signal's number.
     """
+    try:
+        from mtxl_rl.evaluation.report import write_report
+    except ImportError as error:
+        raise ImportError(f"a suite needs {error.name}: pip install 'mtxl_rl[report]'") from error
     suite = Suite.load(config)
     command = ["python", "-m", "mtxl_rl.suite", *sys.argv[1:]]
     say(plan(suite))

@@ -191,7 +191,7 @@ def test_damaged_and_foreign_checkpoints_are_refused(
     assert "not a checkpoint of mtxl_rl" in sentence(capsys, f"resume={folder}")
 
 
-def test_what_can_be_given_instead_of_a_damaged_checkpoint_goes_on(
+def test_an_intact_checkpoint_next_to_a_damaged_one_continues_the_run(
     a_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     folder = a_run
@@ -208,7 +208,9 @@ def test_what_can_be_given_instead_of_a_damaged_checkpoint_goes_on(
     assert checkpoint.read_header(checkpoint.find(tmp_path / "new")).step == 192
 
 
-def test_what_is_no_agents_run_is_told(a_run: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_folder_without_an_agents_run_is_refused(
+    a_run: Path, capsys: pytest.CaptureFixture
+) -> None:
     folder = a_run
     path = folder / "config.yaml"
     whole = path.read_text()
@@ -248,7 +250,7 @@ def test_the_best_checkpoint_is_one_of_a_hundred_episodes(tmp_path: Path) -> Non
     assert checkpoint.read_header(checkpoint.find(folder, which="best")).step > 300
 
 
-def test_what_is_measured_is_kept_when_an_evaluation_is_stopped(
+def test_an_interrupted_evaluation_keeps_the_finished_settings(
     a_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     folder, output = a_run, tmp_path / "it.json"
@@ -341,7 +343,7 @@ def test_a_value_out_of_range_is_named(
     assert message in sentence(capsys, run, *option.split(), module=module)
 
 
-def test_what_cannot_be_written_or_filmed_is_told_before_any_episode(
+def test_an_output_that_cannot_be_written_is_an_error_before_any_episode(
     a_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     folder = a_run

@@ -112,7 +112,7 @@ def test_narrow_weights_are_rounded_and_nothing_else() -> None:
         ({"num_rows": 0}, "num_rows=0 must be 1 or more"),
     ],
 )
-def test_wrong_options_are_told(given: dict[str, object], told: str) -> None:
+def test_illegal_options_are_refused(given: dict[str, object], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         ExportConfig(**({"checkpoint": "runs/x"} | given))  # type: ignore[arg-type]
 
@@ -124,7 +124,7 @@ def test_a_memory_that_is_written_from_whole_segments_is_refused(tmp_path: Path)
         export_policy(policy, shapes, tmp_path / "policy.pt2")
 
 
-def test_what_is_no_exported_file_is_told(
+def test_a_file_that_was_not_exported_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(FileNotFoundError, match="there is no file"):

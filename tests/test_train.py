@@ -61,7 +61,7 @@ def test_stopping_and_resuming_equals_not_stopping_bit_for_bit(tmp_path: Path, o
         assert same, key
 
 
-def test_an_earlier_checkpoint_goes_on_in_a_folder_of_its_own(tmp_path: Path) -> None:
+def test_an_earlier_checkpoint_continues_in_another_folder(tmp_path: Path) -> None:
     old, new = tmp_path / "old", tmp_path / "new"
     run(compose_config([*TINY, "total_steps=192", "checkpoint_seconds=0", f"run_dir={old}"]))
     before = {path: path.read_bytes() for path in old.rglob("*") if path.is_file()}
@@ -279,7 +279,7 @@ def test_two_trainings_cannot_share_a_folder_and_a_killed_one_does_not_keep_it(
     assert checkpoint.load(folder)["step"] == step + 64
 
 
-def test_who_is_refused_a_folder_does_not_remove_it(tmp_path: Path) -> None:
+def test_a_process_without_the_lock_does_not_remove_the_folder(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with run_lock(folder), pytest.raises(ValueError, match="is in use"), run_lock(folder):
         pass
@@ -329,7 +329,7 @@ def test_compiling_a_torso_that_has_no_such_step_is_refused() -> None:
         compose_config([*TINY, "torso=gru", "compile=true"])
 
 
-def test_who_has_no_compiler_is_told_before_the_run(
+def test_a_missing_compiler_is_an_error_before_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")

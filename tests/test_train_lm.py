@@ -2,13 +2,16 @@
 
 import json
 import re
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from mtxl_rl import MemoryTransformerXL
+from mtxl_rl.language_model.generate import AutoregressiveWrapper
 from mtxl_rl.train_lm import TrainLMConfig, is_answer, main, recall_text, rows_of
 
 TINY = ["dim=16", "depth=1", "heads=2", "seq_len=8", "mem_len=8", "segments=2", "batch_size=4",
@@ -111,3 +114,20 @@ def test_mistakes_are_one_sentence(
     said = capsys.readouterr().err
     assert sentence in said
     assert said.count("\n") == 1
+
+
+def test_an_interrupted_run_saves_its_weights_and_exits_with_the_signals_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = AutoregressiveWrapper.forward
+
+    def interrupted(self: AutoregressiveWrapper, *args: Any) -> Any:  # noqa: ANN401
+        signal.raise_signal(signal.SIGTERM)
+        monkeypatch.setattr(AutoregressiveWrapper, "forward", forward)
+        return forward(self, *args)
+
+    monkeypatch.setattr(AutoregressiveWrapper, "forward", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        main([*TINY, f"run_dir={tmp_path / 'run'}"])
+    assert stop.value.code == 143
+    assert (tmp_path / "run" / "model.safetensors").exists()

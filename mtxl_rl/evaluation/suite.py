@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 from rich.live import Live
 from rich.table import Table
 
-from mtxl_rl.command import choices
+from mtxl_rl.command import choices, value_of
 from mtxl_rl.config import compose_config, from_document
 from mtxl_rl.torso import count_parameters
 from mtxl_rl.torso.torso_config import check_at_least
@@ -115,7 +115,7 @@ def _check_torsos(torsos: Sequence[str]) -> None:
 
 @dataclass(kw_only=True, slots=True)
 class Suite:
-    """A suite that is about to run: its tasks, and everything chosen."""
+    """A suite with all choices made: those of its file, and those of the command line."""
 
     name: str
     tasks: dict[str, Task]
@@ -127,11 +127,11 @@ class Suite:
     total_steps: dict[str, int] = field(default_factory=dict)
     """Steps of each task's runs."""
     parameters: dict[str, int] = field(default_factory=dict)
-    """Weights of each task's torsos: those of the default torso, which the others come nearest."""
+    """Parameters of each task's torsos: the default torso's, which the other torsos approach."""
 
     @classmethod
     def load(cls, config: SuiteConfig) -> "Suite":
-        """Read the suite's YAML; what the command line leaves open is taken from there.
+        """Read the suite's YAML file, which has the values that the command line does not set.
 
         Raises:
             ValueError: there is no such suite, or one of its entries is not legal.
@@ -156,15 +156,15 @@ class Suite:
         )
         for name, task in suite.tasks.items():
             try:
-                one = compose_config(task.options)
+                config_of_task = compose_config(task.options)
             except ValueError as error:
                 raise ValueError(f"{path}, task {name}: {error}") from error
-            suite.total_steps[name] = one.total_steps
-            suite.parameters[name] = count_parameters(one.torso)
+            suite.total_steps[name] = config_of_task.total_steps
+            suite.parameters[name] = count_parameters(config_of_task.torso)
         return suite
 
     def runs(self) -> list["SuiteRun"]:
-        """Every run, those of one seed together, so that early results compare all torsos."""
+        """All runs, ordered by seed, so that early results compare all torsos."""
         return [
             SuiteRun(self, task, torso, seed)
             for seed in range(self.seeds)
@@ -189,14 +189,14 @@ def _read(path: Path) -> SuiteFile:
         return from_document(SuiteFile, OmegaConf.load(path))
     except ValueError as error:
         raise ValueError(
-            f"{path}: {error}; a suite has tasks, and each of them options, as in tasks: "
+            f"{path}: {error}; a suite has tasks, and each task has options, as in tasks: "
             "{short: {options: [env=TMaze, env.corridor_length=5]}}"
         ) from error
 
 
 @dataclass(slots=True, eq=False)
 class SuiteRun:
-    """One run of a suite: what is left to do for it, and as which command."""
+    """One run of a suite, and the commands that are left to run for it."""
 
     suite: Suite
     task: str
@@ -210,15 +210,15 @@ class SuiteRun:
 
     @property
     def evaluation(self) -> Path:
-        """Where its evaluation is written."""
+        """The file of the run's evaluation."""
         return self.folder / "evaluation.json"
 
     def transfer(self, index: int) -> Path:
-        """Where its evaluation under the task's i-th transfer setting is written."""
+        """The file of the run's evaluation under one of the task's transfer settings."""
         return self.folder / f"transfer_{index}.json"
 
     def next_command(self) -> list[str] | None:
-        """The next command to run, without the Python in front; None when all is done."""
+        """The module and arguments of the next command; None when nothing is left to do."""
         task = self.suite.tasks[self.task]
         if self.progress() < 1:
             return ["mtxl_rl.train", *self._training()]
@@ -227,18 +227,15 @@ class SuiteRun:
         if self._episodes_in(self.evaluation) < episodes:
             return [*evaluate, f"episodes={episodes}", f"output={self.evaluation}"]
         for i, setting in enumerate(task.transfer):
-            # The last of an option given twice counts.
-            options = [f"episodes={episodes}", *setting.split()]
-            asked = [part for part in options if part.startswith("episodes=")][-1]
-            if self._episodes_in(self.transfer(i)) < int(asked.split("=")[1]):
-                options = [part for part in options if not part.startswith("episodes=")]
-                return [
-                    *evaluate, "memory=on", asked, *options, f"output={self.transfer(i)}"
-                ]  # fmt: skip
+            options = setting.split()
+            if value_of(options, "episodes") is None:
+                options.append(f"episodes={episodes}")
+            if self._episodes_in(self.transfer(i)) < int(value_of(options, "episodes") or 0):
+                return [*evaluate, "memory=on", *options, f"output={self.transfer(i)}"]
         return None
 
     def _episodes_in(self, path: Path) -> int:
-        """Episodes of each setting in an evaluation; 0 if it is missing or of older weights."""
+        """Episodes of each setting in an evaluation file; 0 if it is missing or outdated."""
         saved = checkpoint.latest(self.folder)
         if saved is None or not path.exists():
             return 0
@@ -248,7 +245,7 @@ class SuiteRun:
         return min(len(episodes) for episodes in document["episodes"].values())
 
     def progress(self) -> float:
-        """The fraction of its training that is done."""
+        """The fraction of the training steps that are done."""
         saved = checkpoint.latest(self.folder)
         total = self.suite.total_steps[self.task]
         return 0.0 if saved is None else min(checkpoint.step_of(saved) / total, 1.0)
@@ -256,16 +253,18 @@ class SuiteRun:
     def _training(self) -> list[str]:
         options = self.suite.tasks[self.task].options
         if checkpoint.latest(self.folder) is not None:
-            # The suite may ask for more steps than when the run began.
+            # The suite's total_steps may have been raised since the run began.
             return [f"resume={self.folder}", f"total_steps={self.suite.total_steps[self.task]}"]
         if (self.folder / "config.yaml").exists():
-            shutil.rmtree(self.folder)  # Killed before its first checkpoint: nothing to go on from.
+            shutil.rmtree(self.folder)  # Killed before its first checkpoint: start again.
         return [
             *options,
             f"torso={self.torso}",
             f"torso.num_parameters={self.suite.parameters[self.task]}",
             f"seed={self.seed}",
             f"run_dir={self.folder}",
+            # The suite runs several trainings at a time: each takes one process.
+            *(["num_processes=1"] if self.suite.jobs > 1 else []),
         ]
 
 
@@ -273,7 +272,7 @@ Processes = dict[SuiteRun, "Popen[bytes]"]
 
 
 def run_suite(suite: Suite) -> list[str]:
-    """Do what is left of a suite, `jobs` processes at a time.
+    """Run the commands that are left of a suite, `jobs` processes at a time.
 
     Returns:
         One sentence for each run that failed.
@@ -283,7 +282,7 @@ def run_suite(suite: Suite) -> list[str]:
             argument is the signal's number.
     """
     waiting, active, failed = suite.runs(), Processes(), list[str]()
-    total, told, seen = len(waiting), 0, 0
+    total, num_signals, num_reported = len(waiting), 0, 0
     with (
         stop_requests(collect_all=True) as stop,
         Live(console=console, refresh_per_second=1) as live,
@@ -291,16 +290,17 @@ def run_suite(suite: Suite) -> list[str]:
         while (waiting and not stop) or active:
             while waiting and len(active) < suite.jobs and not stop:
                 _start(waiting.pop(0), active)
-            _reap(active, failed, go_on=not stop)
-            if len(stop) > told:
-                told = len(stop)
+            _reap(active, failed, is_continuing=not stop)
+            if len(stop) > num_signals:
+                num_signals = len(stop)
                 for process in active.values():
                     process.terminate()
             done = total - len(waiting) - len(active) - len(failed)
             live.update(_table(active, title=f"{done} of {total} runs done, {len(failed)} failed"))
-            if seen < done < total and not console.is_terminal:  # There the table comes at the end.
+            # Without a terminal, rich prints the table only at the end.
+            if num_reported < done < total and not console.is_terminal:
                 say(f"{done} of {total} runs done")
-            seen = done
+            num_reported = done
             sleep(0.5)
     console.print()
     if stop:
@@ -308,34 +308,34 @@ def run_suite(suite: Suite) -> list[str]:
     return failed
 
 
-def _reap(active: Processes, failed: list[str], *, go_on: bool) -> None:
-    """Take the processes that ended out of `active`, and start what comes next for their runs."""
-    for one, process in list(active.items()):
+def _reap(active: Processes, failed: list[str], *, is_continuing: bool) -> None:
+    """Remove the processes that ended from `active`, and start the next command of their runs."""
+    for run, process in list(active.items()):
         code = process.poll()
         if code is None:
             continue
-        del active[one]
-        if code != 0 and go_on:
-            failed.append(f"{one.folder} failed with code {code}; see its log.txt")
-        elif go_on:
-            _start(one, active)
+        del active[run]
+        if code != 0 and is_continuing:
+            failed.append(f"{run.folder} failed with code {code}; see its log.txt")
+        elif is_continuing:
+            _start(run, active)
 
 
-def _start(one: SuiteRun, active: Processes) -> None:
-    command = one.next_command()
+def _start(run: SuiteRun, active: Processes) -> None:
+    command = run.next_command()
     if command is None:
         return
-    one.folder.mkdir(parents=True, exist_ok=True)
-    # One thread each: several processes with two threads on two cores wait for one another.
+    run.folder.mkdir(parents=True, exist_ok=True)
+    # Several processes with more threads than cores wait for one another.
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with (one.folder / "log.txt").open("ab") as log:
-        active[one] = Popen(
+    with (run.folder / "log.txt").open("ab") as log:
+        active[run] = Popen(
             [sys.executable, "-m", *command],
             stdout=log,
             stderr=STDOUT,
             stdin=DEVNULL,
             env=environment,
-            start_new_session=True,  # Ctrl-C reaches this process alone, which then asks them.
+            start_new_session=True,  # Ctrl-C reaches this process only, which terminates them.
         )
 
 
@@ -343,8 +343,8 @@ def _table(active: Processes, *, title: str) -> Table:
     table = Table(title=title, title_justify="left")
     for column in ("task", "torso", "seed", "trained"):
         table.add_column(column)
-    for one in active:
-        table.add_row(one.task, one.torso, str(one.seed), f"{one.progress():.0%}")
+    for run in active:
+        table.add_row(run.task, run.torso, str(run.seed), f"{run.progress():.0%}")
     if not active:
         table.box, table.show_header = None, False
     return table

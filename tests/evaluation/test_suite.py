@@ -13,7 +13,7 @@ import pytest
 
 from mtxl_rl import compare, evaluate, suite
 from mtxl_rl.command import choices
-from mtxl_rl.evaluation import intervals
+from mtxl_rl.evaluation import intervals, report
 from mtxl_rl.evaluation import suite as suite_module
 from mtxl_rl.evaluation.intervals import (
     interquartile_mean,
@@ -200,7 +200,7 @@ def test_a_list_needs_no_brackets(
 ) -> None:
     loaded = list[Suite]()
     monkeypatch.setattr(suite, "run_suite", lambda one: loaded.append(one) or [])
-    monkeypatch.setattr(suite, "write_report", lambda *_, **__: "")
+    monkeypatch.setattr(report, "write_report", lambda *_, **__: "")
     for torsos in ("gru", "gru,mtxl", "[gru,mtxl]"):
         suite.main(["suite=smoke", f"torsos={torsos}", f"folder={tmp_path}", "seeds=2"])
     assert [one.torsos for one in loaded] == [["gru"], ["gru", "mtxl"], ["gru", "mtxl"]]
