@@ -270,7 +270,7 @@ def _begin(config: TrainConfig, env: EpisodeStatistics, run_dir: Path, world: Wo
 
 
 def _load(config: TrainConfig, run_dir: Path, world: World) -> checkpoint.TrainingState:
-    """The state to go on from; a run that goes on in another folder takes its metrics along."""
+    """The checkpoint to continue; a run continued in another folder copies its metrics there."""
     source = Path(config.resume)
     state = checkpoint.load(source)
     old = run_folder(source)
@@ -280,9 +280,9 @@ def _load(config: TrainConfig, run_dir: Path, world: World) -> checkpoint.Traini
         if changed:
             raise ValueError(
                 f"{done}: nothing is left to train, and {', '.join(changed)} would have no effect; "
-                "give total_steps= above that"
+                "give a larger total_steps="
             )
-        say(f"{done}: nothing is left to train; total_steps= above that goes on")
+        say(f"{done}: nothing is left to train; give a larger total_steps= to continue")
     if world.rank > 0:
         return state
     if run_dir.resolve() != old.resolve():
@@ -293,14 +293,14 @@ def _load(config: TrainConfig, run_dir: Path, world: World) -> checkpoint.Traini
     newest = checkpoint.latest(run_dir)
     if newest is not None and checkpoint.step_of(newest) > state["step"]:
         raise ValueError(
-            f"resume={source} is at step {state['step']:,}, and this run went on to {newest}; give "
-            "run_dir=NEW_FOLDER to go on from there in a folder of its own"
+            f"resume={source} is at step {state['step']:,}, and this run already has "
+            f"{newest}; give run_dir=NEW_FOLDER to continue from there in another folder"
         )
     return state
 
 
 def _changed(config: TrainConfig, saved: TrainConfig) -> list[str]:
-    """The options by which a run that goes on is to differ from what it was."""
+    """The options that differ from those of the resumed run."""
     own = ("resume", "run_dir", "total_steps")
     before, after = values(saved), values(config)
     return [key for key in after if key not in own and after[key] != before.get(key)]
@@ -378,7 +378,7 @@ def _description(run: Run, run_dir: Path) -> str:
 
 
 def _new_run_dir(config: TrainConfig) -> Path:
-    """A folder that no other run has, made at once."""
+    """Create a folder that no other run has."""
     now = Path("runs") / config.env.name / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     folder, attempt = now, 1
     while True:

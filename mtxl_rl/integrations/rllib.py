@@ -1,4 +1,4 @@
-"""Any torso in RLlib's PPO, in the place of its LSTM: `pip install 'mtxl_rl[rllib]'`.
+"""Any torso in RLlib's PPO, instead of its LSTM: `pip install 'mtxl_rl[rllib]'`.
 
 ```python
 spec = RLModuleSpec(
@@ -34,7 +34,7 @@ class TorsoEncoderConfig(RecurrentEncoderConfig):  # type: ignore[misc]
 
     @property
     def output_dims(self) -> tuple[int, ...]:
-        """What the heads see, (D,)."""
+        """Shape of the heads' input, (D,)."""
         assert self.torso is not None
         return (self.torso.width,)
 
@@ -52,7 +52,7 @@ class TorsoEncoderConfig(RecurrentEncoderConfig):  # type: ignore[misc]
 class TorsoEncoder(TorchModel, Encoder):  # type: ignore[misc]
     """RLlib's own encoder of observations, a linear map, and the torso.
 
-    The state is the memory as one vector, `MemoryState.to_flat`. RLlib stores one beside every step
+    The state is the memory as one vector, `MemoryState.to_flat`. RLlib stores one with every step
     and learns from rows of `max_seq_len` steps, none of which crosses an episode's start.
     """
 
@@ -101,7 +101,9 @@ class TorsoCatalog(PPOCatalog):  # type: ignore[misc]
                 "model_config={'torso': TorsoConfig(width=64)}"
             )
         if model_config_dict["use_lstm"]:
-            raise ValueError("use_lstm=True was given beside a torso, which takes the LSTM's place")
+            raise ValueError(
+                "use_lstm=True was given with a torso, which replaces the LSTM; leave it out"
+            )
         return TorsoEncoderConfig(
             input_dims=observation_space.shape,
             hidden_dim=torso.width,

@@ -89,7 +89,7 @@ class TorsoPolicy(RecurrentActorCriticPolicy):  # type: ignore[misc]
         self.optimizer = self.optimizer_class(self.parameters(), lr=rate, **self.optimizer_kwargs)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        """What `save` writes beside the weights."""
+        """Constructor arguments that `save` writes next to the weights."""
         parameters: dict[str, Any] = super()._get_constructor_parameters()
         return parameters | {"torso": self.torso_config}
 

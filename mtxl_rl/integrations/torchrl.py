@@ -26,7 +26,7 @@ class TorsoModule(TensorDictModuleBase):  # type: ignore[misc]
 
     As with LSTMModule the environment needs `InitTracker()`, which marks first steps, and
     `make_tensordict_primer()`, which adds the memory. Episodes may start anywhere inside a span;
-    both modes compute the same. In recurrent mode a span goes on from the memory stored at its
+    both modes compute the same. In recurrent mode a span continues from the memory stored at its
     first step, and anew from the one stored at each step that "is_init" marks, with gradients over
     all steps between: an empty one after a reset. (TorchRL's GAE marks steps that go on, too: the
     one after each episode's first, whose stored memory has seen the first.) Memories stored at

@@ -79,7 +79,7 @@ class DecodeCache(Cache):
     """
 
     timeline_index: Int[Tensor, "1"]
-    """Where the next step goes on the timeline."""
+    """Index of the next step on the timeline."""
     keys: tuple[Float[Tensor, "B H R E"], ...]
     """Per layer. Separate tensors: a compiled step would copy slices of a larger one."""
     values: tuple[Float[Tensor, "B H R E"], ...]

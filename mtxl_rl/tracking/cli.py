@@ -23,7 +23,7 @@ def say(sentence: str) -> None:
 
 
 def show(table: Table) -> None:
-    """Print a table whose names are whole: folded in a terminal, and as wide as it is elsewhere."""
+    """Print a table with complete names: folded in a terminal, at full width elsewhere."""
     for column in table.columns:
         column.overflow = "fold"
     wide = console if console.is_terminal else Console(width=_NO_LIMIT)
@@ -74,7 +74,7 @@ def stop_requests(*, collect_all: bool = False) -> Iterator[list[int]]:
 
     Args:
         collect_all: collect later ones too, for a caller who passes them on; else a second one
-            ends the program at once.
+            ends the program immediately.
     """
     requests: list[int] = []
 
@@ -83,7 +83,7 @@ def stop_requests(*, collect_all: bool = False) -> Iterator[list[int]]:
             _stop_at_once(number)
         requests.append(number)
         if len(requests) == 1:
-            os.write(2, b"\nstopping when what is under way is saved; once more stops at once\n")
+            os.write(2, b"\nStopping once the work is saved. Press Ctrl-C again to quit now.\n")
 
     old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -9,7 +9,7 @@ Pasukonis et al. (2023), "Evaluating Long-Term Memory in 3D Mazes", https://arxi
     texture_files.py   finds and downloads the original's pictures; procedural.py draws others
     textures.py    the pictures' mip pyramids; png.py reads them
     camera.py      a pixel's ray, for the walker's camera and the one above
-    spans.py       the fast renderer of the walker's view; raycast.py draws every other view
+    span_renderer.py  the fast renderer of the walker's view; raycast.py draws every other view
     observe.py     border, minimap and the extra observations
     advance.py     one step of many mazes, compiled
     vector.py      the batched Gymnasium environment; single.py is one of it

@@ -7,7 +7,7 @@ from mtxl_rl.envs.memory_maze.camera import ViewTables
 from mtxl_rl.envs.memory_maze.kernels import claim, kernel
 from mtxl_rl.envs.memory_maze.observe import draw_border
 from mtxl_rl.envs.memory_maze.physics import move_walker, new_scratch
-from mtxl_rl.envs.memory_maze.spans import draw_view, new_canvas
+from mtxl_rl.envs.memory_maze.span_renderer import draw_view, new_canvas
 from mtxl_rl.envs.memory_maze.textures import TextureAtlas
 
 

@@ -2,8 +2,8 @@
 
 It does what OpenGL does with four samples a pixel: rays through four places of a pixel tell which
 surfaces it shows, and each surface is coloured once, where its plane meets the pixel's middle. Only
-pixels beside another surface need the four; the others take one ray. `spans.py` draws the common
-view many times faster; the tests hold both against each other.
+pixels next to another surface need the four; the others take one ray. `span_renderer.py` draws the
+common view many times faster; the tests compare both.
 
 Lengths are metres. A surface is a number: 0 the sky, then floors, tops and sides of walls, spheres.
 """

@@ -76,7 +76,7 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
     never terminate. An environment that ended is reset by the next step (``NEXT_STEP``).
 
     Environment i has the episodes of ``memory_maze.tasks.memory_maze_9x9(seed=seed + i)``. A reset
-    with a seed is as good as a new environment of that seed; one without goes on to the next
+    with a seed equals a new environment of that seed; one without continues with the next
     episode of the stream.
 
     Pasukonis et al. (2023), https://arxiv.org/abs/2210.13383
@@ -441,7 +441,7 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
 
     def _new_images(self) -> None:
         if self._copy:
-            # Drawn into directly: what was returned before stays as it is.
+            # A new array, because the one returned before belongs to the caller.
             self._images = np.empty_like(self._images)
 
     def _observations(self) -> Observations:
