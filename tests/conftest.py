@@ -4,10 +4,10 @@ import pytest
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip `compile` tests where jaxtyping checks the package; `make test` runs them separately."""
+    """Skip `unchecked` and `compile` tests where jaxtyping checks the package."""
     if not config.getoption("jaxtyping_packages", default=None):
         return
     skip = pytest.mark.skip(reason="needs a session without --jaxtyping-packages: see the Makefile")
     for item in items:
-        if "compile" in item.keywords:
+        if {"unchecked", "compile"} & set(item.keywords):
             item.add_marker(skip)

@@ -1,7 +1,8 @@
 """A policy's step as a file: it computes what the policy does, and refuses what it cannot."""
 
-import subprocess
-import sys
+import re
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import gymnasium
@@ -9,9 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from mtxl_rl import train
 from mtxl_rl.agents.collector import Actor
 from mtxl_rl.agents.policy import Policy, PolicyConfig
 from mtxl_rl.agents.transition import EPISODE_STEP, PolicyInputs, observation_shapes
+from mtxl_rl.config import compose_config, load_config
+from mtxl_rl.envs.registry import make_vector_env
 from mtxl_rl.export import (
     ExportConfig,
     ExportedStep,
@@ -22,6 +26,7 @@ from mtxl_rl.export import (
     narrowed,
     prefill,
 )
+from mtxl_rl.runtime import exported_policy
 from mtxl_rl.runtime.exported_policy import ExportedPolicy
 from mtxl_rl.torso import MemoryTransformer, TorsoConfig
 
@@ -197,80 +202,79 @@ def test_a_file_that_takes_other_actions_is_refused(*, is_right: bool) -> None:
             compare(actor, File(), num_steps=50)
 
 
-RUN = """
-import sys
-from pathlib import Path
-import numpy as np
-import mtxl_rl.runtime.exported_policy
-from mtxl_rl import ExportedPolicy
-from mtxl_rl.envs.registry import make_vector_env
-from mtxl_rl.config import load_config
-
-folder, path = sys.argv[1:]
-agent, again = ExportedPolicy(path, seed=3), ExportedPolicy(path, seed=3)
-env = make_vector_env(load_config(Path(folder)).env, num_envs=1, seed=5)
-observation, _ = env.reset()
-reward, over = np.zeros(1), np.zeros(1, bool)
-for _ in range(30):
-    action = agent.act(observation, reward=reward)
-    one = again.act(observation[0, ::-1].copy()[::-1], reward=reward[0])
-    assert action.shape == (1,) and one.shape == () and action[0] == one
-    assert agent.value == again.value
-    if over[0]:
-        agent.reset()
-        again.reset([0])
-    observation, reward, terminated, truncated, _ = env.step(action)
-    over = terminated | truncated
-def step(policy, seen=observation):
-    return policy.act(seen)[0], float(policy.value)
-agent.reset(np.array([True]))
-again.reset([0])
-assert step(agent) == step(again)
-agent.reset(np.array([False]))
-assert step(agent) == step(again)
-assert np.isnan(step(agent, np.full_like(observation, np.nan))[1])
-step(again)
-agent.reset(over | True)
-again.reset()
-assert step(agent) == step(again)
-for call, told in ((lambda: agent.act({"seen": observation}), "no 'obs'"),
-                   (lambda: agent.act(observation[:, :1]), "num_rows="),
-                   (lambda: agent.reset(np.array([True, False])), "give a mask"),
-                   (lambda: agent.reset([1]), "steps rows 0 .. 0")):
-    try:
-        call()
-    except ValueError as error:
-        assert told in str(error), error
-    else:
-        raise AssertionError(told)
-mtxl_rl.runtime.exported_policy.made_for = lambda: "torch 1"
-try:
-    ExportedPolicy(path)
-except ValueError as error:
-    assert "made for torch" in str(error) and "this is torch 1" in str(error)
-else:
-    raise AssertionError("another machine")
-"""
-
-
 @pytest.mark.slow
+@pytest.mark.unchecked
 @pytest.mark.parametrize("weights", ["float32", "bfloat16"])
-def test_a_run_is_exported_and_its_file_acts(tmp_path: Path, weights: str) -> None:
-    # In processes of their own: the type checker of the tests does not compile.
-    def python(*arguments: str) -> str:
-        done = subprocess.run(
-            [sys.executable, *arguments], capture_output=True, text=True, timeout=600, check=False
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-        return done.stdout
-
-    folder, path = str(tmp_path / "run"), str(tmp_path / "files" / "policy.pt2")
+def test_a_run_is_exported_and_its_file_acts(
+    tmp_path: Path,
+    weights: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder, path = tmp_path / "run", tmp_path / "files" / "policy.pt2"
     options = ["env=TMaze", "env.corridor_length=9", "model=tiny", "num_envs=4", "total_steps=512",
                "torso.window_length=4", "torso.segment_length=4", "ppo.rollout_length=16",
                "ppo.bptt_segments=4", "policy.episode_step=true"]  # fmt: skip
-    python("-m", "mtxl_rl.train", *options, f"run_dir={folder}")
-    message = python("-m", "mtxl_rl.export", f"checkpoint={folder}", f"output={path}",
-                  f"weights={weights}", "check_steps=30")  # fmt: skip
-    assert "a step of 1 row(s) takes" in message
-    assert [file.name for file in Path(path).parent.iterdir()] == ["policy.pt2"]
-    python("-c", RUN, folder, path)
+    run = train.run(compose_config([*options, "device=cpu", f"run_dir={folder}"]))
+    main([f"checkpoint={run}", f"output={path}", f"weights={weights}", "check_steps=30"])
+    assert "a step of 1 row(s) takes" in capsys.readouterr().out
+    assert [file.name for file in path.parent.iterdir()] == ["policy.pt2"]
+    agent, twin = ExportedPolicy(path, seed=3), ExportedPolicy(path, seed=3)
+    observation = episodes_of(agent, twin, folder)
+    assert_resets_forget(agent, twin, observation)
+    assert_wrong_inputs_are_refused(agent, observation)
+    monkeypatch.setattr(exported_policy, "made_for", lambda: "torch 1")
+    with pytest.raises(ValueError, match=r"made for torch .*this is torch 1"):
+        ExportedPolicy(path)
+
+
+def episodes_of(agent: ExportedPolicy, twin: ExportedPolicy, folder: Path) -> np.ndarray:
+    """30 steps of both with the same seed, one of them without the first axis."""
+    with closing(make_vector_env(load_config(folder).env, num_envs=1, seed=5)) as env:
+        observation, _ = env.reset()
+        reward, is_end = np.zeros(1), np.zeros(1, bool)
+        for _ in range(30):
+            action = agent.act(observation, reward=reward)
+            same = twin.act(observation[0, ::-1].copy()[::-1], reward=reward[0])
+            assert action.shape == (1,)
+            assert same.shape == ()
+            assert action[0] == same
+            assert agent.value == twin.value
+            if is_end[0]:
+                agent.reset()
+                twin.reset([0])
+            observation, reward, terminated, truncated, _ = env.step(action)
+            is_end = terminated | truncated
+    return observation
+
+
+def assert_resets_forget(
+    agent: ExportedPolicy, twin: ExportedPolicy, observation: np.ndarray
+) -> None:
+    """A reset by mask or index forgets, also a NaN; an empty mask does not."""
+
+    def step(policy: ExportedPolicy, leaf: np.ndarray = observation) -> tuple[int, float]:
+        return int(policy.act(leaf)[0]), float(policy.value)
+
+    agent.reset(np.array([True]))
+    twin.reset([0])
+    assert step(agent) == step(twin)
+    agent.reset(np.array([False]))
+    assert step(agent) == step(twin)
+    assert np.isnan(step(agent, np.full_like(observation, np.nan))[1])
+    step(twin)
+    agent.reset(np.array([True]))
+    twin.reset()
+    assert step(agent) == step(twin)
+
+
+def assert_wrong_inputs_are_refused(agent: ExportedPolicy, observation: np.ndarray) -> None:
+    calls: list[tuple[str, Callable[[], object]]] = [
+        ("no 'obs'", lambda: agent.act({"seen": observation})),
+        ("num_rows=", lambda: agent.act(observation[:, :1])),
+        ("give a mask", lambda: agent.reset(np.array([True, False]))),
+        ("steps rows 0 .. 0", lambda: agent.reset([1])),
+    ]
+    for message, call in calls:
+        with pytest.raises(ValueError, match=re.escape(message)):
+            call()
