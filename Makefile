@@ -44,7 +44,7 @@ test: $(VENV)/.installed-dev
 	$(if $(ARGS),,$(PYTEST) $(UNCHECKED) -m "$(FAST) and unchecked")
 
 test-compile: $(VENV)/.installed-dev
-	$(PYTEST) $(UNCHECKED) -m compile $(ARGS)
+	$(PYTEST) $(UNCHECKED) -m "compile and not slow" $(ARGS)
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m "slow and not compile and not unchecked" $(ARGS)

@@ -106,7 +106,9 @@ def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         runtime_compile.compile_policy(small_policy())
 
 
+@pytest.mark.slow
 @pytest.mark.compile
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     "options",
     [[], ["torso=slots", "torso.slots.is_shared=true", "torso.gradient_checkpointing=true"]],
