@@ -4,6 +4,7 @@ Every process holds `num_envs / size` consecutive environments and a replica of 
 over processes make losses, statistics and gradients those of all environments together.
 """
 
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -61,9 +62,12 @@ class World:
         """Every process's `item`, in the order of their ranks."""
         if self.size == 1:
             return [item]
-        items: list[Any] = [None] * self.size
-        dist.all_gather_object(items, item)
-        return items
+        # torch.save covers unsigned dtypes, which the pickle of a tensor does not.
+        buffer = io.BytesIO()
+        torch.save(item, buffer)
+        parts: list[Any] = [None] * self.size
+        dist.all_gather_object(parts, buffer.getvalue())
+        return [torch.load(io.BytesIO(part), weights_only=False) for part in parts]
 
     def check_equal(self, item: object, *, name: str) -> None:
         """Check that `item` is the same in all processes.
