@@ -204,6 +204,7 @@ def test_a_file_that_takes_other_actions_is_refused(*, is_right: bool) -> None:
 
 @pytest.mark.slow
 @pytest.mark.unchecked
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("weights", ["float32", "bfloat16"])
 def test_a_run_is_exported_and_its_file_acts(
     tmp_path: Path,
