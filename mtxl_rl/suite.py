@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from mtxl_rl.command import Command, choices, options_of, run_command
-from mtxl_rl.evaluation.suite import Suite, SuiteConfig, run_suite
+from mtxl_rl.evaluation.suite_runner import Suite, SuiteConfig, run_suite
 from mtxl_rl.tracking.cli import say
 
 USAGE = f"""\

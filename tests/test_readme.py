@@ -12,7 +12,7 @@ from mtxl_rl.command import choices, options_of
 from mtxl_rl.config import GROUPS, TrainConfig, compose_config
 from mtxl_rl.envs.registry import ENVS
 from mtxl_rl.evaluate import EvaluateConfig
-from mtxl_rl.evaluation.suite import SuiteConfig
+from mtxl_rl.evaluation.suite_runner import SuiteConfig
 
 ROOT = Path(__file__).parents[1]
 HOW_TO = "CONTRIBUTING.md"

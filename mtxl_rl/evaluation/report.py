@@ -27,7 +27,7 @@ from mtxl_rl.evaluation.intervals import (
     interquartile_mean,
     probability_of_improvement,
 )
-from mtxl_rl.evaluation.suite import Suite
+from mtxl_rl.evaluation.suite_runner import Suite
 from mtxl_rl.tracking.files import atomic_write
 from mtxl_rl.tracking.metrics import METRICS_FILE
 

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from mtxl_rl.agents.world import World
+from mtxl_rl.envs.cores import num_cores
 
 TIMEOUT = timedelta(minutes=10)
 """How long a process waits for the others before it ends with an error."""
@@ -50,13 +51,6 @@ def choose_num_processes(
         limit = max(1, min(num_cores(), num_envs // MIN_ENVS_PER_PROCESS))
         reason = f"{num_cores()} CPU cores, {num_envs} environments"
     return max(size for size in legal if size <= limit), reason
-
-
-def num_cores() -> int:
-    """CPU cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def local_device(device: torch.device) -> torch.device:

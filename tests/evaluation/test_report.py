@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mtxl_rl.evaluation.suite import Suite, Task
+from mtxl_rl.evaluation.suite_runner import Suite, Task
 
 pytest.importorskip("rliable")
 pd = pytest.importorskip("pandas")

@@ -14,13 +14,13 @@ import pytest
 from mtxl_rl import compare, evaluate, suite
 from mtxl_rl.command import choices
 from mtxl_rl.evaluation import intervals, report
-from mtxl_rl.evaluation import suite as suite_module
+from mtxl_rl.evaluation import suite_runner as suite_module
 from mtxl_rl.evaluation.intervals import (
     interquartile_mean,
     performance_profiles,
     probability_of_improvement,
 )
-from mtxl_rl.evaluation.suite import Suite, SuiteConfig
+from mtxl_rl.evaluation.suite_runner import Suite, SuiteConfig
 
 pytest.importorskip("rliable")
 

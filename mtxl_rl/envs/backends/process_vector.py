@@ -8,7 +8,6 @@ import contextlib
 import functools
 import itertools
 import multiprocessing
-import os
 import pickle
 import signal
 import time
@@ -34,6 +33,7 @@ from gymnasium.vector.utils import (
 )
 from numpy.typing import NDArray
 
+from mtxl_rl.envs.cores import num_cores
 from mtxl_rl.envs.wrappers.checked import reset_mask
 
 _SECONDS_TO_CLOSE = 5.0
@@ -313,18 +313,12 @@ def _worker_bounds(num_envs: int, *, num_workers: int | None) -> list[tuple[int,
     if num_envs < 1:
         raise ValueError("env_makers is empty; pass one function per environment, at least one.")
     if num_workers is None:
-        num_workers = _num_cores()
+        num_workers = num_cores()
     if num_workers < 1:
         raise ValueError(f"num_workers={num_workers} must be at least 1, or None for one per core.")
     num_workers = min(num_workers, num_envs)
     edges = [i * num_envs // num_workers for i in range(num_workers + 1)]
     return list(itertools.pairwise(edges))
-
-
-def _num_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _seed_list(seed: int | Sequence[int | None] | None, *, num_envs: int) -> list[int | None]:

@@ -5,13 +5,14 @@ threads as cores and another busy process, 33 us a frame became 125. These claim
 other (`kernels.claim`), so a thread that the system holds up delays one row.
 """
 
-import os
 import threading
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from mtxl_rl.envs.cores import num_cores
 
 
 def rows_between(first: int, last: int) -> NDArray[np.int64]:
@@ -28,7 +29,7 @@ class Threads:
     """
 
     def __init__(self, num_rows: int, *, num_threads: int) -> None:
-        wanted = num_threads or _num_cores()
+        wanted = num_threads or num_cores()
         self.num_threads = max(1, min(wanted, num_rows))
         self._num_rows = num_rows
         self._helpers = [_Helper() for _ in range(self.num_threads - 1)]
@@ -95,9 +96,3 @@ class _Helper:
             except BaseException as error:
                 self._error = error
             self._is_done.release()
-
-
-def _num_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
