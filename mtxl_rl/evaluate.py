@@ -17,7 +17,7 @@ from mtxl_rl.agents.collector import Actor, VectorEnv
 from mtxl_rl.build import build_policy, load_weights
 from mtxl_rl.command import Command, options_of, run_command, value_of
 from mtxl_rl.config import TrainConfig, load_config, run_folder
-from mtxl_rl.envs.registry import make_vector_env, stream_seed
+from mtxl_rl.envs.registry import evaluation_env, make_vector_env, stream_seed
 from mtxl_rl.evaluation.intervals import mean_and_interval
 from mtxl_rl.evaluation.visualize import VideoRecorder
 from mtxl_rl.runtime.compile import compile_acting
@@ -83,7 +83,7 @@ class EvaluateConfig:
     num_threads: int = 0
     """CPU threads of torch; 0: the run's."""
     env: Any = None
-    """The environment; None: the run's."""
+    """The environment; None: the run's, without a curriculum."""
     policy: PolicyOverrides = field(default_factory=PolicyOverrides)
     torso: TorsoOverrides = field(default_factory=TorsoOverrides)
 
@@ -118,7 +118,7 @@ class EvaluateConfig:
         torso, policy = self.torso, self.policy
         return replace(
             saved,
-            env=saved.env if self.env is None else self.env,
+            env=evaluation_env(saved.env) if self.env is None else self.env,
             device=self.device or saved.device,
             num_threads=self.num_threads or saved.num_threads,
             compile=self.compile,
@@ -338,7 +338,7 @@ def _describe(overrides: list[str]) -> Command:
     base = OmegaConf.structured(EvaluateConfig)
     if not source:
         return Command(usage=USAGE, options=options_of(EvaluateConfig), base=base)
-    env = load_config(run_folder(Path(source))).env
+    env = evaluation_env(load_config(run_folder(Path(source))).env)
     base.env = env
     options = options_of(EvaluateConfig, env=[type(env)])
     return Command(usage=USAGE, options=options, base=base)

@@ -130,6 +130,7 @@ class Run:
                 episode_return=episode.episode_return,
                 episode_length=episode.length,
                 episode_success=episode.success,
+                is_practice=episode.is_practice,
             )
 
     def save(self, run_dir: Path) -> Path | None:

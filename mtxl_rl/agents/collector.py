@@ -101,6 +101,8 @@ class Episode(NamedTuple):
     length: int
     success: float | None
     """1 or 0; None where the environment does not report it."""
+    is_practice: bool = False
+    """Whether it was easier than the task, for a curriculum."""
 
     def statistics(self) -> dict[str, float]:
         """Return, length and, where it is known, success."""
@@ -237,6 +239,7 @@ class Actor:
                 episode_return=float(statistics["r"][row]),
                 length=int(statistics["l"][row]),
                 success=float(info["success"][row]) if "success" in info else None,
+                is_practice=bool(info["is_practice"][row]) if "is_practice" in info else False,
             )
             for row in np.flatnonzero(ended & self.is_counted)
         ]

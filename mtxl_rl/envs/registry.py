@@ -23,9 +23,18 @@ class EnvConfig(Protocol):
 
     Where all episodes have the same length, a property `steps_per_episode` may return it (0 where
     they do not). A run then staggers its environments over it (`stagger_steps`).
+
+    A method `for_evaluation()` may return the config without what helps in training only, such as
+    a curriculum.
     """
 
     name: str
+
+
+def evaluation_env(config: EnvConfig) -> EnvConfig:
+    """Return the config of the environments that evaluate: `config.for_evaluation()` if any."""
+    for_evaluation = getattr(config, "for_evaluation", None)
+    return config if for_evaluation is None else for_evaluation()
 
 
 class EnvEntry(NamedTuple):

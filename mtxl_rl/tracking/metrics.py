@@ -137,12 +137,16 @@ class _Episode(NamedTuple):
 
 
 class EpisodeWindow:
-    """Means over the last `size` episodes that ended, in any environment."""
+    """Means over the last `size` episodes that ended, in any environment.
+
+    Episodes of a curriculum that are easier than the task (practice) have means of their own.
+    """
 
     def __init__(self, *, size: int = 100) -> None:
         if size < 1:
             raise ValueError(f"size={size} episodes have no mean; give 1 or more")
         self._episodes: deque[_Episode] = deque(maxlen=size)
+        self._practice: deque[_Episode] = deque(maxlen=size)
 
     def __len__(self) -> int:
         return len(self._episodes)
@@ -158,28 +162,35 @@ class EpisodeWindow:
         episode_return: float,
         episode_length: float | int,
         episode_success: float | None = None,
+        is_practice: bool = False,
     ) -> None:
         """Add an episode. `episode_success` is 0 or 1, or None where success is undefined."""
-        self._episodes.append(_Episode(episode_return, episode_length, episode_success))
+        episodes = self._practice if is_practice else self._episodes
+        episodes.append(_Episode(episode_return, episode_length, episode_success))
 
     def means(self) -> dict[str, float]:
-        """Return the means, named `episode/return`, `episode/length` and `episode/success`."""
+        """Return the means: `episode/return`, `.../length`, `.../success`, `practice/return`."""
         successes = [episode.success for episode in self._episodes if episode.success is not None]
         columns = {
             "episode/return": [episode.episode_return for episode in self._episodes],
             "episode/length": [episode.length for episode in self._episodes],
             "episode/success": successes,
+            "practice/return": [episode.episode_return for episode in self._practice],
         }
         return {name: statistics.fmean(column) for name, column in columns.items() if column}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the episodes as lists of numbers, oldest first."""
-        return {"episodes": [list(episode) for episode in self._episodes]}
+        return {
+            "episodes": [list(episode) for episode in self._episodes],
+            "practice": [list(episode) for episode in self._practice],
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Replace the episodes by those of another window, keeping the last `size`."""
-        self._episodes.clear()
-        self._episodes.extend(_Episode(*episode) for episode in state["episodes"])
+        for name, episodes in (("episodes", self._episodes), ("practice", self._practice)):
+            episodes.clear()
+            episodes.extend(_Episode(*episode) for episode in state[name])
 
 
 def _number(name: str, value: object) -> float | int:

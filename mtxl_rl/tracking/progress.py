@@ -15,6 +15,7 @@ from rich.text import Text
 _LABELS = {
     "episode/return": "return",
     "episode/success": "success",
+    "practice/return": "practice return",
     "loss/policy": "policy loss",
     "loss/value": "value loss",
     "ppo/entropy": "entropy",

@@ -118,16 +118,18 @@ def maze_settings(size: MazeSize) -> TextMazeSettings:
     )
 
 
-def lay_out(text_maze: TextMaze) -> Maze:
-    """A maze with its walls in blocks and boxes."""
-    cells = text_maze.cells
+def lay_out(text_maze: TextMaze, *, grid: int) -> Maze:
+    """A maze with its walls in blocks and boxes, in the middle of `grid` x `grid` cells."""
+    margin = (grid - len(text_maze.cells)) // 2
+    cells = np.pad(text_maze.cells, margin, constant_values=WALL)
+    rooms = np.pad(text_maze.rooms, margin)
     wall_block = np.where(cells == WALL, _blocks(len(cells)), np.uint8(FREE))
     box_of_cell = np.full(cells.shape, -1, np.int16)
     boxes = np.empty((cells.size, 4), np.uint8)
     num_boxes = cover_walls(wall_block, box_of_cell, boxes)
     return Maze(
         wall_block=wall_block,
-        is_room=(text_maze.rooms > 0).astype(np.uint8),
+        is_room=(rooms > 0).astype(np.uint8),
         box_of_cell=box_of_cell,
         boxes=boxes[:num_boxes].copy(),
         target_cells=np.argwhere(cells == OBJECT).astype(np.uint8),
@@ -199,7 +201,8 @@ class EpisodeStream:
     """The episodes of one seed.
 
     Args:
-        size: The task's size.
+        size: The mazes' size.
+        grid: Cells on a side of the grid in whose middle they lie; `size.grid` for the original.
         seed: As the original takes it, from 0 to 2**32 - 1.
         target_height: Of the spheres' centres in metres: the rays may meet them.
         randomize_colors: Shuffle all six colours for each episode.
@@ -208,6 +211,7 @@ class EpisodeStream:
 
     __slots__ = (
         "_colors",
+        "_grid",
         "_mazes",
         "_original_quirks",
         "_random",
@@ -221,12 +225,14 @@ class EpisodeStream:
         self,
         size: MazeSize,
         *,
+        grid: int,
         seed: int,
         target_height: float,
         randomize_colors: bool,
         original_quirks: bool,
     ) -> None:
         self._size = size
+        self._grid = grid
         self._target_height = target_height
         self._randomize_colors = randomize_colors
         self._original_quirks = original_quirks
@@ -251,7 +257,7 @@ class EpisodeStream:
             if len(places) >= num_targets:
                 break
             maze, textures = self._draw_maze()
-        targets = cell_centers(maze.target_cells[places[:num_targets]], grid=self._size.grid)
+        targets = cell_centers(maze.target_cells[places[:num_targets]], grid=self._grid)
         current = self.draw_target(self._touched)
         spawn, heading = self._draw_pose(maze, targets)
         is_at_origin = ~targets.any(axis=1) & self._original_quirks
@@ -280,7 +286,7 @@ class EpisodeStream:
 
     def _draw_maze(self) -> tuple[Maze, NDArray[np.uint8]]:
         """The next maze and the textures [10] of its blocks."""
-        maze = lay_out(self._mazes.next_maze())
+        maze = lay_out(self._mazes.next_maze(), grid=self._grid)
         self._random.randint(1)  # the wall '*', of which nothing is left
         num_textures = len(WALL_TEXTURES)
         textures = self._random.randint(num_textures, size=_NUM_WALL_CHARACTERS)
@@ -290,7 +296,7 @@ class EpisodeStream:
         self, maze: Maze, targets: NDArray[np.float64]
     ) -> tuple[tuple[float, float], float]:
         index = self._random.randint(len(maze.spawn_cells))
-        spawns = cell_centers(maze.spawn_cells[index : index + 1], grid=self._size.grid)
+        spawns = cell_centers(maze.spawn_cells[index : index + 1], grid=self._grid)
         x, y = float(spawns[0, 0]), float(spawns[0, 1])
         spheres = [(*target, self._target_height, TARGET_RADIUS) for target in targets]
         if self._original_quirks:

@@ -1,7 +1,7 @@
 """The tasks of Memory Maze by size and variant; plain data, nothing is compiled or loaded here."""
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from mtxl_rl.envs.memory_maze.texture_files import (
@@ -100,6 +100,11 @@ class MemoryMazeConfig:
     """The six actions; if false, an action is [roll, steer] in [-1, 1], and roll -1 is forward."""
     episode_length: int = 0
     """Actions of an episode; 0: the original's, 1,000 to 4,000 at 4 actions a second."""
+    curriculum: dict[str, float] = field(default_factory=dict)
+    """Shares of the environments that play smaller mazes, inside the walls of the full size, as in
+    ``{5x5: 0.3, 7x7: 0.3}``. For training only: evaluations play the full size."""
+    curriculum_steps: int = 0
+    """Steps of each environment over which these shares fall to 0; 0: they stay."""
     original_quirks: bool = True
     """Keeps two faults of the original that seeds depend on; see `layout.py`."""
     num_threads: int = 0
@@ -133,6 +138,7 @@ class MemoryMazeConfig:
                 f"env.episode_length={self.episode_length} must be 0 (the original's) or a number "
                 "of actions, e.g. env.episode_length=1000."
             )
+        self._check_curriculum()
         if self.num_threads < 0:
             raise ValueError(
                 f"env.num_threads={self.num_threads} must be 0 (one for each core) or a number of "
@@ -145,6 +151,26 @@ class MemoryMazeConfig:
             )
         if self.textures == AUTO:
             self.textures = _available_textures()
+
+    def _check_curriculum(self) -> None:
+        smaller = list(SIZES)[: list(SIZES).index(self.size)]
+        shares = list(self.curriculum.values())
+        if set(self.curriculum) - set(smaller) or min(shares, default=0) < 0 or sum(shares) > 1:
+            known = ", ".join(smaller) or "no size"
+            raise ValueError(
+                f"env.curriculum={self.curriculum} must give shares from 0 to 1, 1 in all, of sizes "
+                f"below env.size={self.size} ({known}), e.g. 'env.curriculum={{5x5: 0.3}}' with "
+                "env.size=9x9."
+            )
+        if self.curriculum_steps < 0:
+            raise ValueError(
+                f"env.curriculum_steps={self.curriculum_steps} must be 0 (the shares stay) or a "
+                "number of steps of each environment, e.g. env.curriculum_steps=100000."
+            )
+
+    def for_evaluation(self) -> "MemoryMazeConfig":
+        """Return the task itself, without the curriculum."""
+        return replace(self, curriculum={}, curriculum_steps=0)
 
     @property
     def maze_size(self) -> MazeSize:

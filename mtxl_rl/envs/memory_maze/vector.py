@@ -19,6 +19,7 @@ from mtxl_rl.envs.memory_maze.camera import (
     view_tables,
     walker_cameras,
 )
+from mtxl_rl.envs.memory_maze.curriculum import size_to_play, with_targets
 from mtxl_rl.envs.memory_maze.kernels import announcing_compilation
 from mtxl_rl.envs.memory_maze.layout import FREE, Episode, EpisodeStream, spawn_height
 from mtxl_rl.envs.memory_maze.observe import (
@@ -34,6 +35,7 @@ from mtxl_rl.envs.memory_maze.raycast import draw_scenes
 from mtxl_rl.envs.memory_maze.spec import (
     ACTIONS,
     BALL_RADIUS,
+    SIZES,
     TARGET_COLORS,
     TARGET_RADIUS,
     MemoryMazeConfig,
@@ -78,6 +80,9 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
     Environment i has the episodes of ``memory_maze.tasks.memory_maze_9x9(seed=seed + i)``. A reset
     with a seed equals a new environment of that seed; one without continues with the next
     episode of the stream.
+
+    With `curriculum`, some environments play smaller mazes. Where their episodes end, the info
+    ``is_practice`` [B] is true.
 
     Pasukonis et al. (2023), https://arxiv.org/abs/2210.13383
 
@@ -149,16 +154,42 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         self._touched_at_start = np.zeros(count, np.int64)
         self._num_steps = np.zeros(count, np.int64)
         self._ended = np.zeros(count, np.bool_)
+        # What decides the size of the next maze, and the side of the present one.
+        self._seeds = np.zeros(count, np.int64)
+        self._num_steps_in_all = np.zeros(count, np.int64)
+        self._sides = np.zeros(count, np.int64)
         self._is_stale = np.ones(count, np.bool_)  # its picture is not drawn yet
         self._is_running = False
 
     def _seed_streams(self, seed: int | Sequence[int] | None) -> None:
-        self._streams = [self._new_stream(one) for one in seed_list(seed, num_envs=self.num_envs)]
+        seeds = seed_list(seed, num_envs=self.num_envs)
+        self._streams = [self._first_stream(index, one) for index, one in enumerate(seeds)]
 
-    def _new_stream(self, seed: int) -> EpisodeStream:
+    def _first_stream(self, index: int, seed: int) -> EpisodeStream:
+        """The episodes of an environment that begins anew with a seed."""
+        self._seeds[index], self._num_steps_in_all[index] = seed, 0
+        self._choose_size(index)
+        return self._new_stream(index)
+
+    def _choose_size(self, index: int) -> bool:
+        """Sets the side of an environment's next mazes; whether it is another than before."""
+        before = self._sides[index]
+        size = size_to_play(
+            self.config,
+            seed=int(self._seeds[index]),
+            num_steps=int(self._num_steps_in_all[index]),
+        )
+        self._sides[index] = SIZES[size].side
+        return bool(self._sides[index] != before)
+
+    def _new_stream(self, index: int) -> EpisodeStream:
+        """The episodes of an environment's seed and present size."""
+        full, side = self.config.maze_size, self._sides[index]
+        size = SIZES[f"{side}x{side}"]
         return EpisodeStream(
-            self.config.maze_size,
-            seed=seed,
+            with_targets(size, num_targets=full.num_targets),
+            grid=full.grid,
+            seed=int(self._seeds[index]),
             target_height=self.config.target_height,
             randomize_colors=self.config.randomize_colors,
             original_quirks=self.config.original_quirks,
@@ -166,7 +197,7 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
 
     def _warm_up(self) -> None:
         """Compiles everything by a step of the first environment, of which nothing is left."""
-        self._new_stream(seed=0).next_episode()
+        self._new_stream(0).next_episode()
         self._wall_texture[0] = 0
         self._wall_texture[0, 1:-1, 1:-1] = FREE
         self._advance(np.zeros((self.num_envs, 2)), only=0)
@@ -198,7 +229,7 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         if seed is not None:
             seeds = seed_list(seed, num_envs=self.num_envs)
             for index in np.flatnonzero(mask):
-                self._streams[index] = self._new_stream(seeds[index])
+                self._streams[index] = self._first_stream(int(index), seeds[index])
         self._start(mask)
         self._is_running = True
         return self._observe(), {}
@@ -220,6 +251,7 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         self._new_images()
         self._advance(controls)
         self._num_steps += 1
+        self._num_steps_in_all += 1
         rewards = np.zeros(self.num_envs, np.float32)
         if self._is_stale.any():
             rewards = self._collect_rewards()
@@ -227,7 +259,11 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
             self._draw(self._images)
         truncated = self._num_steps >= self.config.steps_per_episode
         self._ended = truncated
-        return self._observations(), rewards, np.zeros_like(truncated), truncated.copy(), {}
+        infos = {}
+        if self.config.curriculum and truncated.any():
+            is_practice = self._sides < self.config.maze_size.side
+            infos = {"is_practice": is_practice, "_is_practice": truncated.copy()}
+        return self._observations(), rewards, np.zeros_like(truncated), truncated.copy(), infos
 
     def render(self) -> tuple[NDArray[np.uint8], ...] | None:
         """The current pictures, if render_mode is ``rgb_array``."""
@@ -414,6 +450,8 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
 
     def _start(self, mask: NDArray[np.bool_]) -> None:
         for index in np.flatnonzero(mask):
+            if self._choose_size(int(index)):
+                self._streams[index] = self._new_stream(int(index))
             self._place(int(index), self._streams[index].next_episode())
 
     def _place(self, index: int, episode: Episode) -> None:
@@ -545,13 +583,24 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
             "current": self._current,
             "touched_at_start": self._touched_at_start,
             "num_steps": self._num_steps,
+            "seeds": self._seeds,
+            "num_steps_in_all": self._num_steps_in_all,
+            "sides": self._sides,
             "ended": self._ended,
         }
 
     def _task(self) -> str:
         """What a state depends on, as JSON."""
         fields = dataclasses.asdict(self.config)
-        for name in ("name", "num_threads", "extra_observations", "show_path", "top_camera"):
+        for name in (
+            "name",
+            "num_threads",
+            "curriculum",
+            "curriculum_steps",
+            "extra_observations",
+            "show_path",
+            "top_camera",
+        ):
             del fields[name]
         del fields["camera_resolution"], fields["discrete_actions"], fields["textures"]
         return json.dumps(fields, sort_keys=True)
@@ -562,7 +611,7 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
                 f"the state is of {state.get('task', 'another environment')} and this Memory Maze "
                 f"is {self._task()}; make this one like the saved one."
             )
-        if "stream_mazes" not in state:
+        if "sides" not in state:
             raise ValueError(
                 "the state is of an earlier version of mtxl_rl, which saved mazes in another way; "
                 "continue with that version, or start a new run."
@@ -583,6 +632,7 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
             for key, value in state.items()
             if key.startswith("stream_")
         }
+        self._streams[index] = self._new_stream(index)
         self._streams[index].set_state(stream)
 
     def _check_open(self, method: str) -> None:

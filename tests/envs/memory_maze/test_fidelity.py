@@ -63,7 +63,12 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 def episodes(size: str, *, seed: int) -> EpisodeStream:
     return EpisodeStream(
-        SIZES[size], seed=seed, target_height=0.0, randomize_colors=False, original_quirks=True
+        SIZES[size],
+        grid=SIZES[size].grid,
+        seed=seed,
+        target_height=0.0,
+        randomize_colors=False,
+        original_quirks=True,
     )
 
 
