@@ -158,9 +158,9 @@ class MemoryMazeConfig:
         if set(self.curriculum) - set(smaller) or min(shares, default=0) < 0 or sum(shares) > 1:
             known = ", ".join(smaller) or "no size"
             raise ValueError(
-                f"env.curriculum={self.curriculum} must give shares from 0 to 1, 1 in all, of sizes "
-                f"below env.size={self.size} ({known}), e.g. 'env.curriculum={{5x5: 0.3}}' with "
-                "env.size=9x9."
+                f"env.curriculum={self.curriculum} must give shares from 0 to 1, at most 1 in "
+                f"total, of sizes below env.size={self.size} ({known}), e.g. "
+                "'env.curriculum={5x5: 0.3}' with env.size=9x9."
             )
         if self.curriculum_steps < 0:
             raise ValueError(

@@ -48,6 +48,19 @@ _CONTROLS = np.array(ACTIONS)
 _COLORS = np.array(TARGET_COLORS)
 _EAR_DISTANCE, _EAR_HEIGHT, _EAR_RADIUS, _EAR_LIGHT = 0.22, 0.6, 0.26, 0.7 * 255
 _BALL_RGB = (86, 200, 153)  # the mean of its texture; from above it is two pixels
+_NOT_THE_TASK = (
+    "name",
+    "num_threads",
+    "curriculum",
+    "curriculum_steps",
+    "extra_observations",
+    "show_path",
+    "top_camera",
+    "camera_resolution",
+    "discrete_actions",
+    "textures",
+)
+"""Options on which a saved state does not depend."""
 _MAX_SEED = 2**32 - 1
 
 
@@ -592,29 +605,14 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
     def _task(self) -> str:
         """What a state depends on, as JSON."""
         fields = dataclasses.asdict(self.config)
-        for name in (
-            "name",
-            "num_threads",
-            "curriculum",
-            "curriculum_steps",
-            "extra_observations",
-            "show_path",
-            "top_camera",
-        ):
-            del fields[name]
-        del fields["camera_resolution"], fields["discrete_actions"], fields["textures"]
-        return json.dumps(fields, sort_keys=True)
+        task = {key: value for key, value in fields.items() if key not in _NOT_THE_TASK}
+        return json.dumps(task, sort_keys=True)
 
     def _check_state(self, state: EnvState, *, num_envs: int) -> None:
         if state.get("task") != self._task():
             raise ValueError(
                 f"the state is of {state.get('task', 'another environment')} and this Memory Maze "
                 f"is {self._task()}; make this one like the saved one."
-            )
-        if "sides" not in state:
-            raise ValueError(
-                "the state is of an earlier version of mtxl_rl, which saved mazes in another way; "
-                "continue with that version, or start a new run."
             )
         given = len(np.asarray(state["position"]))
         if given != num_envs:

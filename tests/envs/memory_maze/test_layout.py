@@ -12,6 +12,7 @@ def stream(
 ) -> EpisodeStream:
     return EpisodeStream(
         SIZES[size],
+        grid=SIZES[size].grid,
         seed=seed,
         target_height=0.0,
         randomize_colors=colors,
