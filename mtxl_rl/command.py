@@ -228,10 +228,16 @@ def _check_override(part: str, command: Command, *, is_sweep: bool) -> str:
             check_choice(name, choice, choices(name))
         return part
     if name in options:
+        is_dict = get_origin(options[name].type) is dict
+        key = f"++{name}" if is_dict else key  # Otherwise Hydra refuses keys that are new.
         return _in_grammar(key, value, options[name], is_sweep=is_sweep)
     dicts = [other.name for other in command.options if get_origin(other.type) is dict]
-    if any(name.startswith(f"{other}.") for other in dicts):  # As env.kwargs.id.
-        return f"++{name}={value}"
+    for parent in dicts:
+        if name.startswith(f"{parent}."):  # As env.kwargs.id.
+            entry = name.removeprefix(f"{parent}.")
+            if not entry.replace(".", "").isidentifier():
+                raise ValueError(f"write {parent}={{{entry}: {value}}} instead of {part}")
+            return f"++{name}={value}"
     raise ValueError(_unknown(name, [*command.groups, *options]))
 
 

@@ -1,5 +1,6 @@
 """The command line that all commands share."""
 
+import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,3 +110,24 @@ def test_evaluation_help_has_the_options_of_the_runs_environment(
     save_config(config, tmp_path / "config.yaml")
     evaluate.main([f"checkpoint={tmp_path}", "--help"])
     assert "env.corridor_length=77" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "curriculum"),
+    [
+        (["env.curriculum={5x5: 0.3, 7x7: 0.3}"], {"5x5": 0.3, "7x7": 0.3}),
+        (["env.curriculum={}"], {}),
+        ([], {}),
+    ],
+)
+def test_an_option_that_is_a_dict_takes_new_keys(
+    argv: list[str], curriculum: dict[str, float]
+) -> None:
+    config = compose_config(["env=MemoryMaze", "env.textures=procedural", *argv])
+    assert config.env.curriculum == curriculum
+
+
+def test_a_key_outside_the_grammar_is_answered_with_what_to_type() -> None:
+    expected = re.escape("write env.curriculum={5x5: 0.3} instead of env.curriculum.5x5=0.3")
+    with pytest.raises(ValueError, match=expected):
+        compose_config(["env=MemoryMaze", "env.curriculum.5x5=0.3"])
