@@ -15,11 +15,12 @@ comma := ,
 DEFAULT_ENV := $(if $(filter env=% resume=%,$(ARGS)),,env=MemoryMaze)
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-compile test-export test-slow test-gpu check clean FORCE
+.PHONY: help train test test-original test-compile test-export test-slow test-gpu check clean FORCE
 
 help:
 	@echo "make train      train an agent; ARGS='env=TMaze total_steps=100000' are its options"
 	@echo "make test       the fast tests"
+	@echo "make test-original  the comparisons with the original Memory Maze, minutes"
 	@echo "make test-compile  the tests of torch.compile and torch.export, minutes"
 	@echo "make test-export   an agent as one file, minutes"
 	@echo "make test-slow  the tests that train until something is learned, minutes each"
@@ -37,11 +38,14 @@ train: $(VENV)/.installed
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 # Some tests pass inputs that the shape checks of the other tests refuse, or compile.
 UNCHECKED = -o addopts="--import-mode=importlib --strict-markers --strict-config"
-FAST = not slow and not gpu and not compile
+FAST = not slow and not gpu and not compile and not original
 
 test: $(VENV)/.installed-dev
 	$(PYTEST) -m "$(FAST) and not unchecked" $(ARGS)
 	$(if $(ARGS),,$(PYTEST) $(UNCHECKED) -m "$(FAST) and unchecked")
+
+test-original: $(VENV)/.installed-dev
+	$(PYTEST) -m "original" $(ARGS)
 
 test-compile: $(VENV)/.installed-dev
 	$(PYTEST) $(UNCHECKED) -m "compile and not slow" $(ARGS)

@@ -2,6 +2,7 @@
 
 import re
 import runpy
+import shlex
 from dataclasses import is_dataclass
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def python_blocks() -> list[tuple[str, str]]:
 def commands(module: str) -> list[list[str]]:
     """The arguments of every `python -m mtxl_rl.<module>` in code blocks and in tables."""
     pattern = re.compile(rf"-m mtxl_rl\.{module} ([^`#\n]*)")
-    return [match.split() for page in PAGES for match in pattern.findall(text(page))]
+    return [shlex.split(match) for page in PAGES for match in pattern.findall(text(page))]
 
 
 def slug(heading: str) -> str:

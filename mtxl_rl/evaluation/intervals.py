@@ -1,11 +1,11 @@
 """Aggregate scores over runs and tasks with intervals, as in Agarwal et al. 2021 (2108.13264).
 
 Scores are normalised: 0 is what an agent without memory can reach, 1 is the best possible. A score
-matrix is [runs, tasks]. The estimates are rliable's; its random draws are seeded here.
+matrix is [runs, tasks]. Intervals are stratified: each resample draws the runs of each task anew.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 Scores = NDArray[np.float64]
 NUM_RESAMPLES = 2_000
+_PERCENTILES = (2.5, 97.5)
 
 
 class Interval(NamedTuple):
@@ -43,49 +44,69 @@ def mean_and_interval(numbers: Sequence[float]) -> tuple[float, float]:
 
 def interquartile_mean(scores: Mapping[str, Scores]) -> dict[str, Interval]:
     """Return the mean of the middle half of all runs' scores, for each algorithm."""
-    from rliable.metrics import aggregate_iqm
-
-    return _estimate(scores, lambda matrix: np.array([aggregate_iqm(matrix)]))
+    estimates = {name: _middle_mean(matrix[None]) for name, matrix in scores.items()}
+    resamples = {name: _middle_mean(sample) for name, sample in _resample(scores).items()}
+    return {
+        name: _interval(estimates[name], resamples[name], num_runs=len(scores[name]))
+        for name in scores
+    }
 
 
 def probability_of_improvement(scores: Mapping[str, Scores], *, over: str) -> dict[str, Interval]:
     """Return the probability that a run beats one of `over` on a task; a tie counts half."""
-    from rliable.metrics import probability_of_improvement as probability
-
-    pairs = {name: (matrix, scores[over]) for name, matrix in scores.items() if name != over}
-    return _estimate(pairs, lambda ours, theirs: np.array([probability(ours, theirs)]))
+    resamples = _resample(scores)
+    return {
+        name: _interval(
+            _share_of_wins(matrix[None], scores[over][None]),
+            _share_of_wins(resamples[name], resamples[over]),
+            num_runs=min(len(matrix), len(scores[over])),
+        )
+        for name, matrix in scores.items()
+        if name != over
+    }
 
 
 def performance_profiles(
     scores: Mapping[str, Scores], thresholds: NDArray[np.float64]
 ) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """Return the fraction of runs above each threshold, and its interval [2, thresholds]."""
-    from rliable.library import create_performance_profile
+    """Return the fraction of scores above each threshold, and its interval [2, thresholds]."""
+    profiles = {}
+    for name, sample in _resample(scores).items():
+        profile = np.array([(scores[name] > threshold).mean() for threshold in thresholds])
+        shares = [(sample > threshold).mean(axis=(1, 2)) for threshold in thresholds]
+        profiles[name] = profile, np.percentile(shares, _PERCENTILES, axis=1)
+    return profiles
 
-    np.random.seed(0)  # noqa: NPY002 - rliable draws from NumPy's global generator
-    profiles, intervals = create_performance_profile(dict(scores), thresholds, reps=NUM_RESAMPLES)
-    return {name: (profiles[name], intervals[name]) for name in scores}
 
-
-def _estimate(
-    scores: Mapping[str, Scores | tuple[Scores, ...]], function: Callable[..., NDArray[np.float64]]
-) -> dict[str, Interval]:
-    from rliable.library import get_interval_estimates
-
-    if not scores:
-        return {}
-    np.random.seed(0)  # noqa: NPY002 - rliable draws from NumPy's global generator
-    points, intervals = get_interval_estimates(dict(scores), function, reps=NUM_RESAMPLES)
-    # Resamples of a single run are equal; an interval of width 0 would be misleading.
-    alone = {name for name, matrices in scores.items() if min(map(len, _as_tuple(matrices))) == 1}
+def _resample(scores: Mapping[str, Scores]) -> dict[str, NDArray[np.float64]]:
+    """Bootstrap resamples [NUM_RESAMPLES, runs, tasks] of each matrix."""
+    rng = np.random.default_rng(0)
     return {
-        name: Interval(
-            float(points[name][0]),
-            *(math.nan if name in alone else float(end) for end in intervals[name][:, 0]),
+        name: np.take_along_axis(
+            matrix[None], rng.integers(len(matrix), size=(NUM_RESAMPLES, *matrix.shape)), axis=1
         )
-        for name in scores
+        for name, matrix in scores.items()
     }
 
 
-def _as_tuple(matrices: Scores | tuple[Scores, ...]) -> tuple[Scores, ...]:
-    return matrices if isinstance(matrices, tuple) else (matrices,)
+def _middle_mean(matrices: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Interquartile mean of each matrix of [resamples, runs, tasks]."""
+    ordered = np.sort(matrices.reshape(len(matrices), -1), axis=1)
+    cut = ordered.shape[1] // 4
+    return ordered[:, cut : ordered.shape[1] - cut].mean(axis=1)
+
+
+def _share_of_wins(
+    matrices: NDArray[np.float64], others: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Share of pairs of runs in which the first scores higher, over tasks, for each resample."""
+    difference = matrices[:, :, None] - others[:, None]
+    return (np.sign(difference) / 2 + 0.5).mean(axis=(1, 2, 3))
+
+
+def _interval(
+    estimate: NDArray[np.float64], resamples: NDArray[np.float64], *, num_runs: int
+) -> Interval:
+    # Resamples of a single run are equal; an interval of width 0 would be misleading.
+    ends = (math.nan, math.nan) if num_runs == 1 else np.percentile(resamples, _PERCENTILES)
+    return Interval(float(estimate[0]), float(ends[0]), float(ends[1]))

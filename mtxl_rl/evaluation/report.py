@@ -159,7 +159,7 @@ def _page(
     yield f"# Suite {suite.name}"
     yield (
         f"`{' '.join(command)}`; see provenance.json for commit, versions and hardware.\n"
-        "Interquartile means over n seeds with 95 % stratified bootstrap intervals (rliable)."
+        "Interquartile means over n seeds with 95 % stratified bootstrap intervals."
     )
     with_memory = _with_memory(scores)
     yield to_markdown(_interval_table(suite, with_memory, rows=["task", "measure"]))

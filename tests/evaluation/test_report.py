@@ -9,7 +9,6 @@ import pytest
 
 from mtxl_rl.evaluation.suite_runner import Suite, Task
 
-pytest.importorskip("rliable")
 pd = pytest.importorskip("pandas")
 plots = pytest.importorskip("mtxl_rl.evaluation.plots")
 report = pytest.importorskip("mtxl_rl.evaluation.report")

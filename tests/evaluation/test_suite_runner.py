@@ -22,8 +22,6 @@ from mtxl_rl.evaluation.intervals import (
 )
 from mtxl_rl.evaluation.suite_runner import Suite, SuiteConfig
 
-pytest.importorskip("rliable")
-
 YAML = """
 torsos: [mtxl, gtrxl]
 seeds: 2

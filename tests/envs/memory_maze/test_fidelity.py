@@ -25,7 +25,7 @@ from mtxl_rl.envs.memory_maze.spec import (
 from mtxl_rl.envs.memory_maze.vector import MemoryMazeVectorEnv
 from mtxl_rl.envs.memory_maze_original import original_packages, simulation
 
-pytestmark = pytest.mark.usefixtures("yardstick")
+pytestmark = [pytest.mark.original, pytest.mark.usefixtures("yardstick")]
 # A walk on 9x9, seed 1, that turns what the first substep is wrong by, 7e-6 m, into 3e-2 m.
 SCRAPING_WALK = (
     "334355145445111233333511111112224445314111154341122444111512222441115133554"

@@ -35,6 +35,7 @@ def test_mazes_are_the_golden_ones(size: str) -> None:
             np.testing.assert_array_equal(layers(generator.next_maze()), golden)
 
 
+@pytest.mark.original
 @pytest.mark.parametrize("size", ORIGINAL_SIZES)
 def test_ten_thousand_seeds_give_the_mazes_of_labmaze(size: str, labmaze_generator: type) -> None:
     settings = maze_settings(SIZES[size])

@@ -18,6 +18,7 @@ from mtxl_rl.envs.memory_maze_original import (
     original_packages,
 )
 
+pytestmark = pytest.mark.original
 needs_packages = pytest.mark.skipif(
     importlib.util.find_spec("memory_maze") is None, reason="memory-maze is not installed"
 )
