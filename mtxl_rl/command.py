@@ -5,6 +5,7 @@ docstrings are the descriptions that `--help` prints. Hydra composes the datacla
 checks names and values first, so that an error lists the options that exist.
 """
 
+import argparse
 import ast
 import difflib
 import inspect
@@ -128,9 +129,12 @@ def _run_hydra(command: Command, argv: Sequence[str], run: Callable[[Any], objec
     else:
         # Without a path: Hydra takes an option for a group if a folder in configs has its name.
         path, name = None, _store(command.base)
-    # Hydra reads sys.argv; with HYDRA_FULL_ERROR it raises its errors instead of printing them.
+    # Python 3.14 checks help texts when they are added, and one of Hydra's is not a string
+    # (facebookresearch/hydra#3121). Hydra reads sys.argv; with HYDRA_FULL_ERROR it raises its
+    # errors instead of printing them.
     with (
         mock.patch.object(sys, "argv", [sys.argv[0], *argv]),
+        mock.patch.object(argparse.ArgumentParser, "_check_help", lambda *_: None, create=True),
         mock.patch.dict(os.environ, HYDRA_FULL_ERROR="1"),
         fresh_hydra(),
         readable_errors(),
