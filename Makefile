@@ -15,7 +15,7 @@ comma := ,
 DEFAULT_ENV := $(if $(filter env=% resume=%,$(ARGS)),,env=MemoryMaze)
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-original test-compile test-export test-slow test-gpu check clean FORCE
+.PHONY: help train test test-original test-compile test-export test-slow test-gpu check docs clean FORCE
 
 help:
 	@echo "make train      train an agent; ARGS='env=TMaze total_steps=100000' are its options"
@@ -25,7 +25,8 @@ help:
 	@echo "make test-export   an agent as one file, minutes"
 	@echo "make test-slow  the tests that train until something is learned, minutes each"
 	@echo "make test-gpu   the tests that need a CUDA device"
-	@echo "make check      lint, format, types and the layers of the package"
+	@echo "make check      lint, format, spelling, types and the layers of the package"
+	@echo "make docs       the documentation site, in build/docs"
 	@echo "make clean      remove $(VENV), builds and caches; runs/ stays"
 	@echo
 	@echo "All install into $(VENV) first, once. PYTHON=python3.12 picks the Python,"
@@ -62,8 +63,12 @@ test-gpu: $(VENV)/.installed-dev
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/codespell
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(VENV)/.installed-dev
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -c docs . build/docs
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis \

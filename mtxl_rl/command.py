@@ -134,7 +134,7 @@ def _run_hydra(command: Command, argv: Sequence[str], run: Callable[[Any], objec
     # errors instead of printing them.
     with (
         mock.patch.object(sys, "argv", [sys.argv[0], *argv]),
-        mock.patch.object(argparse.ArgumentParser, "_check_help", lambda *_: None, create=True),
+        mock.patch.object(argparse.ArgumentParser, "_check_help", create=True),
         mock.patch.dict(os.environ, HYDRA_FULL_ERROR="1"),
         fresh_hydra(),
         readable_errors(),

@@ -126,19 +126,17 @@ class MemoryTransformer(nn.Module):
     ) -> Inspection:
         """`forward`, with diagnostics of each layer.
 
-        | name | shape | meaning |
-        |---|---|---|
-        | attention/persistent | B T H P | weight on each persistent pair |
-        | attention/slots | B T H 3L | weight on each slot of the block's two versions and, last, on
-          the slots of an empty memory |
-        | attention/window | B T H M+1 | weight on the step at distance M .. 0 |
-        | moved/attention, moved/read, moved/feedforward | B T | how far the gated sub-layer moved
+        - attention/persistent [B, T, H, P]: weight on each persistent pair.
+        - attention/slots [B, T, H, 3L]: weight on each slot of the block's two versions and, last,
+          on the slots of an empty memory.
+        - attention/window [B, T, H, M+1]: weight on the step at distance M .. 0.
+        - moved/attention, moved/read, moved/feedforward [B, T]: how far the gated sub-layer moved
           the stream, relative to its norm; for a parallel read, the distance to the stream without
-          it |
-        | memory/strength, memory/retention | B T H | of each step's write into a matrix memory |
-        | memory/moved, memory/retention | B J L | of the write into each slot at the end of a
+          it.
+        - memory/strength, memory/retention [B, T, H]: of each step's write into a matrix memory.
+        - memory/moved, memory/retention [B, J, L]: of the write into each slot at the end of a
           segment in block j of min(S, T) steps, meaningless where none ends; for shared slots in
-          the first of their layers |
+          the first of their layers.
         """
         diagnostics: list[Diagnostics] = [{} for _ in self.layers]
         y, after = self._forward(x, state, is_first, diagnostics)

@@ -136,11 +136,9 @@ class TorsoConfig:
 
     The baselines read fewer fields. They ignore other sizes and `read`, and refuse other choices:
 
-    | kind | reads |
-    |---|---|
-    | transformer | all |
-    | gru, lstm | width, num_layers, num_parameters |
-    | mlp | these, feedforward_multiple, gate and gate_bias |
+    - transformer reads all;
+    - gru and lstm read width, num_layers and num_parameters;
+    - mlp reads these, feedforward_multiple, gate and gate_bias.
 
     Training reads `segment_length` with every kind: it is the unit of ppo.bptt_segments.
 

@@ -1,0 +1,27 @@
+"""Sphinx configuration; `make docs` builds the site from the repository's Markdown pages.
+
+The source folder is the repository's root, so a link in a page works here and in a file browser.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from reference_pages import write_options
+
+project = "mtxl_rl"
+copyright = "the mtxl_rl developers"  # noqa: A001 - Sphinx's name
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+root_doc = "docs/index"
+include_patterns = ["docs/**.md", "*.md"]
+exclude_patterns = ["**/.venv", "runs", "build"]
+myst_enable_extensions = ["colon_fence", "dollarmath"]
+myst_heading_anchors = 4
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_mock_imports = ["envpool"]
+html_theme = "furo"
+html_title = "mtxl_rl"
+
+write_options(Path(__file__).parent / "generated")
