@@ -41,7 +41,7 @@ class PolicyOverrides:
 
 @dataclass(kw_only=True, slots=True)
 class TorsoOverrides:
-    """What an evaluation can change of the run's torso: all sizes of which no weight depends."""
+    """What an evaluation can change of the run's torso: sizes that no weight's shape depends on."""
 
     window_length: int = 0
     """Short-term memory in steps, M; 0: the run's."""
@@ -113,7 +113,7 @@ class EvaluateConfig:
                 raise ValueError(f"{name}={path} must end in {' or '.join(suffixes)}")
 
     def train_config(self) -> TrainConfig:
-        """The run's configuration, with what this evaluation changes."""
+        """The run's configuration with this evaluation's changes."""
         saved = load_config(run_folder(Path(self.checkpoint)))
         torso, policy = self.torso, self.policy
         return replace(
@@ -167,9 +167,9 @@ def evaluate(
 
 
 def ablate_memory(cache: Cache, setting: str) -> None:
-    """Set the long-term memory: on keeps it, zero empties it, noise replaces it.
+    """Set the long-term memory: on keeps it, zero zeroes it, noise replaces it.
 
-    The noise is normal, with the root mean square of what it replaces.
+    The noise is normal, with the root mean square of the memory that it replaces.
     """
     if setting == "zero":
         cache.long_term.zero_()

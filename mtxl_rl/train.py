@@ -1,6 +1,6 @@
 """Train an agent: `python -m mtxl_rl.train env=MemoryMaze`.
 
-`run` is the whole of a training run, top to bottom; `main` is the command line around it.
+`run` is a whole training run, from top to bottom; `main` is its command line.
 """
 
 import shutil
@@ -85,7 +85,7 @@ class Run:
         self.num_iterations = 0
 
     def iterate(self) -> dict[str, float]:
-        """One rollout and what is learned from it."""
+        """Collect a rollout and learn from it; return the metrics."""
         self.num_iterations += 1
         if self.config.profile and self.num_iterations == PROFILED_ITERATION:
             with self.profiler.profile(num_steps=self.config.steps_per_iteration):
@@ -205,7 +205,7 @@ class Run:
 
 
 def run(config: TrainConfig) -> Path:
-    """Train until `total_steps`, or until asked to stop; the run's folder.
+    """Train until `total_steps`, or until asked to stop; return the run's folder.
 
     Raises:
         ValueError: a setting, the environment's spaces or a checkpoint is not legal.
@@ -216,7 +216,7 @@ def run(config: TrainConfig) -> Path:
 
 
 def _run(config: TrainConfig) -> tuple[Path, int]:
-    """What `run` does; its folder, and the number of the signal that stopped it, or 0."""
+    """Do what `run` does; return the folder and the number of the signal that stopped it, or 0."""
     device = local_device(config.torch_device())
     if config.dry_run:
         with closing(make_vector_env(config.env, num_envs=1, seed=0)) as env:
@@ -251,7 +251,7 @@ def _shared_run_dir(config: TrainConfig, world: World) -> Path:
 
 
 def _begin(config: TrainConfig, env: EpisodeStatistics, run_dir: Path, world: World) -> Run:
-    """A new run, which leaves its config, or one restored from its checkpoint."""
+    """A new run, whose config is saved, or a run restored from its checkpoint."""
     state = _load(config, run_dir, world) if config.resume else None
     if state is None and world.rank == 0 and (run_dir / "config.yaml").exists():
         remedy = f"continue with resume={run_dir}"
@@ -302,13 +302,13 @@ def _load(config: TrainConfig, run_dir: Path, world: World) -> checkpoint.Traini
 
 def _changed(config: TrainConfig, saved: TrainConfig) -> list[str]:
     """The options that differ from those of the resumed run."""
-    own = ("resume", "run_dir", "total_steps")
+    ignored = ("resume", "run_dir", "total_steps")
     before, after = values(saved), values(config)
-    return [key for key in after if key not in own and after[key] != before.get(key)]
+    return [key for key in after if key not in ignored and after[key] != before.get(key)]
 
 
 def _loop(run: Run, run_dir: Path) -> int:
-    """Iterations, metrics and checkpoints; the number of the signal that stopped it, or 0."""
+    """Iterate, log and save; return the number of the signal that stopped the loop, or 0."""
     config, world = run.config, run.world
     is_main = world.rank == 0
     say(_description(run, run_dir))
@@ -357,7 +357,7 @@ def _report_end(run: Run, run_dir: Path, last: Path | None) -> None:
 
 
 def _iterate(run: Run, run_dir: Path) -> dict[str, float]:
-    """One iteration; a loss that is not finite names the last checkpoint."""
+    """Run one iteration; the error for a non-finite loss names the last checkpoint."""
     try:
         return run.iterate()
     except NonFiniteLossError as error:
@@ -393,7 +393,7 @@ def _new_run_dir(config: TrainConfig) -> Path:
 
 
 def _detail(error: Exception) -> str:
-    """What torch says of weights that do not fit stands below its first line."""
+    """The second line of torch's message, which names the weights that do not fit."""
     lines = [line.strip() for line in str(error).splitlines()]
     return lines[1] if len(lines) > 1 else lines[0]
 
@@ -464,7 +464,7 @@ def _run_command(config: TrainConfig) -> None:
 
 
 def _num_processes(config: TrainConfig) -> int:
-    """`num_processes`; for 0, and a run that is not a dry run, what is fastest here."""
+    """`num_processes`, or the fastest number on this machine if it is 0; 1 for a dry run."""
     if config.num_processes or config.dry_run:
         return 1 if config.dry_run else config.num_processes
     size, reason = choose_num_processes(

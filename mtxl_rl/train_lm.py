@@ -1,4 +1,4 @@
-"""Train a character model: `python -m mtxl_rl.train_lm text=FILE`, or on a text made to recall."""
+"""Train a character model: `python -m mtxl_rl.train_lm text=FILE`, or on the recall text."""
 
 import math
 import time
@@ -106,7 +106,7 @@ class TrainLMConfig:
 def recall_text(num_characters: int, *, gap: int, seed: int) -> bytes:
     """Facts, a gap of dots, and a question about each of the facts, over and over.
 
-    `a3;b7;c1;d7;......?c1;?a3;?d7;?b7;`: only the digits of the questions need what stood before
+    `a3;b7;c1;d7;......?c1;?a3;?d7;?b7;`: only the questions' digits depend on the facts before
     the gap; names, digits and the order of the questions are drawn anew each time.
     """
     rng = np.random.default_rng(seed)
@@ -131,17 +131,17 @@ def rows_of(text: bytes, config: TrainLMConfig) -> tuple[Int[Tensor, "B T1"], In
     """
     tokens = torch.from_numpy(np.frombuffer(text, dtype=np.uint8).astype(np.int64))
     cut = len(tokens) * 9 // 10
-    found = []
-    for part, what in ((tokens[:cut], "the first nine tenths"), (tokens[cut:], "the last tenth")):
+    rows = []
+    for part, name in ((tokens[:cut], "the first nine tenths"), (tokens[cut:], "the last tenth")):
         length = len(part) // config.batch_size
         if length <= config.length:
             raise ValueError(
-                f"the text has {len(text):,} bytes, so {what} make batch_size={config.batch_size} "
+                f"the text has {len(text):,} bytes, so {name} make batch_size={config.batch_size} "
                 f"rows of {length:,}; each must be longer than segments={config.segments} x "
                 f"seq_len={config.seq_len} = {config.length}: lower one of the three"
             )
-        found.append(part[: length * config.batch_size].view(config.batch_size, length))
-    return found[0], found[1]
+        rows.append(part[: length * config.batch_size].view(config.batch_size, length))
+    return rows[0], rows[1]
 
 
 def is_answer(tokens: Int[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
@@ -153,7 +153,7 @@ def is_answer(tokens: Int[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
 def evaluate(
     model: MemoryTransformerXL, rows: Int[Tensor, "B T"], *, length: int
 ) -> dict[str, float]:
-    """Bits per character over the rows, memories carried on; and how many answers are right."""
+    """Bits per character over the rows, with memories carried over; and the answers' accuracy."""
     model.eval()
     memories, nats, count, right, asked = None, 0.0, 0, 0, 0
     for start in range(0, rows.shape[1] - 1, length):
@@ -167,12 +167,12 @@ def evaluate(
         asked += int(answers.sum())
         right += int(((logits.argmax(-1) == targets) & answers).sum())
     model.train()
-    found = {"lm/bits_per_character": nats / count / math.log(2)}
-    return found | ({"lm/answer_accuracy": right / asked} if asked else {})
+    metrics = {"lm/bits_per_character": nats / count / math.log(2)}
+    return metrics | ({"lm/answer_accuracy": right / asked} if asked else {})
 
 
 def run(config: TrainLMConfig) -> Path:
-    """Train, evaluate regularly, and save the weights, also when interrupted; the run's folder.
+    """Train, evaluate, and save the weights, also when interrupted; return the run's folder.
 
     Raises:
         ValueError: the text is too short, or an option is not legal.
@@ -182,7 +182,7 @@ def run(config: TrainLMConfig) -> Path:
 
 
 def _run(config: TrainLMConfig) -> tuple[Path, int]:
-    """What `run` does; its folder, and the number of the signal that stopped it, or 0."""
+    """Do what `run` does; return the folder and the number of the signal that stopped it, or 0."""
     torch.manual_seed(config.seed)
     device = find_device(config.device)
     if config.text == RECALL:
@@ -205,7 +205,7 @@ def _run(config: TrainLMConfig) -> tuple[Path, int]:
         if (run_dir / "config.yaml").exists():
             raise ValueError(f"run_dir={run_dir} already holds a run; choose another run_dir")
         size = sum(parameter.numel() for parameter in model.parameters())
-        say(f"{run_dir}: {device}, {len(text):,} bytes of text, {size:,} weights")
+        say(f"{run_dir}: {device}, {len(text):,} bytes of text, {size:,} parameters")
         signal_number = _train(model, train, held_out, config, run_dir)
         save_torso(model.torso, run_dir / "model.safetensors", within=model)
     say(f"saved {run_dir / 'model.safetensors'}")
@@ -215,35 +215,35 @@ def _run(config: TrainLMConfig) -> tuple[Path, int]:
 def _train(
     model: MemoryTransformerXL, rows: Tensor, held_out: Tensor, config: TrainLMConfig, run_dir: Path
 ) -> int:
-    """Train until `updates`; the number of the signal that stopped it earlier, or 0."""
+    """Train for `updates`; return the number of the signal that stopped it earlier, or 0."""
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
         lambda i: min((i + 1) / 50, 0.5 * (1 + math.cos(math.pi * i / config.updates))),
     )
     learner = AutoregressiveWrapper(model)
-    memories, place, begun = None, 0, time.perf_counter()
+    memories, position, start = None, 0, time.perf_counter()
     with MetricsLogger(run_dir) as logger, stop_requests() as stop:
         for update in range(1, config.updates + 1):
             if stop:
                 break
-            if place + config.length + 1 > rows.shape[1]:
-                memories, place = None, 0  # The text begins again.
-            loss, memories = learner(rows[:, place : place + config.length + 1], memories)
+            if position + config.length + 1 > rows.shape[1]:
+                memories, position = None, 0  # The text begins again.
+            loss, memories = learner(rows[:, position : position + config.length + 1], memories)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
-            if update == 1:  # A start that failed would keep its folder from a better one.
+            if update == 1:  # A failed start leaves the folder free for the next one.
                 OmegaConf.save(OmegaConf.structured(config), run_dir / "config.yaml")
-            memories, place = memories.detach(), place + config.length
+            memories, position = memories.detach(), position + config.length
             if update % config.evaluate_every == 0 or update == config.updates:
-                found = evaluate(model, held_out, length=config.length)
-                speed = update * rows.shape[0] * config.length / (time.perf_counter() - begun)
-                found |= {"loss/train": loss.item(), "time/characters_per_second": speed}
-                logger.log(found, step=update)
-                cells = " | ".join(f"{name} {value:.4g}" for name, value in found.items())
+                metrics = evaluate(model, held_out, length=config.length)
+                speed = update * rows.shape[0] * config.length / (time.perf_counter() - start)
+                metrics |= {"loss/train": loss.item(), "time/characters_per_second": speed}
+                logger.log(metrics, step=update)
+                cells = " | ".join(f"{name} {value:.4g}" for name, value in metrics.items())
                 say(f"update {update}/{config.updates} | {cells}")
     return stop[0] if stop else 0
 

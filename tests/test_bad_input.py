@@ -218,7 +218,7 @@ def test_a_folder_without_an_agents_run_is_refused(
         ("dim: 64\nseed: 0\n", "is not an agent's configuration"),
         (whole[: len(whole) // 3], ""),  # torn between two lines, or within one
         (whole[: len(whole) // 3 + 7], ""),
-        ("env: [", "no YAML: "),
+        ("env: [", "not valid YAML: "),
     ):
         path.write_text(content)
         capsys.readouterr()

@@ -65,7 +65,7 @@ class Stagger(NamedTuple):
 
     @classmethod
     def over(cls, num_steps: int, num_envs: int, *, rows: slice | None = None) -> "Stagger":
-        """Environment i starts between the i-th and the (i + 1)-th B-th of the steps.
+        """Spread the starts: environment i of B starts in the i-th of B equal parts of the steps.
 
         The exact step is random, because episodes may be shorter than `num_steps`.
         """
@@ -106,8 +106,8 @@ class Episode(NamedTuple):
 
     def statistics(self) -> dict[str, float]:
         """Return, length and, where it is known, success."""
-        known = {"return": self.episode_return, "length": float(self.length)}
-        return known if self.success is None else known | {"success": self.success}
+        statistics = {"return": self.episode_return, "length": float(self.length)}
+        return statistics if self.success is None else statistics | {"success": self.success}
 
 
 class Actor:
@@ -286,7 +286,7 @@ class Actor:
 
 
 class Collector:
-    """Fills one rollout after another; each one starts with the memory that the last one left."""
+    """Fills one rollout after another; each starts with the memory at the end of the last."""
 
     def __init__(self, actor: Actor, *, shape: RolloutShape) -> None:
         self.actor = actor

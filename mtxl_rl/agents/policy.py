@@ -126,7 +126,7 @@ class Policy(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Set the initial weights that differ from torch's; encoders set theirs.
+        """Set the initial weights that differ from torch's; encoders set their own.
 
         | weight      | initial value             | reason                                   |
         |-------------|---------------------------|------------------------------------------|

@@ -160,7 +160,7 @@ class PPO:
         self.world = world or World()
         self.parameters = list(policy.parameters())
         self.device = self.parameters[0].device
-        # fused: one kernel for all parameters, on a CPU as on a GPU.
+        # fused: one kernel updates all parameters, on CPUs and GPUs.
         self.optimizer = torch.optim.Adam(
             self.parameters, lr=config.learning_rate, eps=1e-5, fused=True
         )

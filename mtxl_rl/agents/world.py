@@ -116,7 +116,7 @@ def select_rows(tree: Any, rows: slice, *, num_rows: int) -> Any:  # noqa: ANN40
     """The inverse of `concatenate_rows`: the rows of one process.
 
     Raises:
-        RuntimeError: a tensor has another number of rows than `num_rows`.
+        RuntimeError: a tensor does not have `num_rows` rows.
     """
     if isinstance(tree, Mapping):
         return {key: select_rows(part, rows, num_rows=num_rows) for key, part in tree.items()}

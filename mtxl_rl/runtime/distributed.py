@@ -1,4 +1,4 @@
-"""Data-parallel processes: how they are started, and how one of them finds the others.
+"""Start data-parallel processes and connect them.
 
 `torchrun` starts the processes on one machine or many; `launch` does the same for one machine, with
 the same elastic launcher. Each process runs the same command line.
@@ -62,7 +62,7 @@ def local_device(device: torch.device) -> torch.device:
 
 @contextmanager
 def joined_world(device: torch.device) -> Iterator[World]:
-    """This process among those that torchrun or `launch` started; gloo on CPUs, NCCL on GPUs.
+    """Join the processes that torchrun or `launch` started: gloo on CPUs, NCCL on GPUs.
 
     Raises:
         RuntimeError: the other processes cannot be reached.
@@ -100,7 +100,7 @@ def launch(arguments: Sequence[str], *, num_processes: int) -> int:
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     known = {field.name for field in fields(LaunchConfig)}
-    options: dict[str, Any] = {"shutdown_timeout": SHUTDOWN_SECONDS}  # From torch 2.9 on.
+    options: dict[str, Any] = {"shutdown_timeout": SHUTDOWN_SECONDS}  # Since torch 2.9.
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

@@ -62,7 +62,7 @@ def save(
 
     Args:
         run_dir: Folder of the run; created if it is missing.
-        state: What to save.
+        state: The state to save.
         score: Higher is better. A finite score above that of `best.pt` replaces `best.pt`.
         keep_last: Number of checkpoints to keep in addition to `best.pt`, at least 1.
 

@@ -1,4 +1,4 @@
-"""What the command lines share: one-sentence mistakes, Ctrl-C that saves, a folder for each run."""
+"""Output, one-sentence error messages and stop requests of the command lines."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ _SHOW_CURSOR = b"\x1b[?25h"
 
 
 def say(sentence: str) -> None:
-    """Print one line, however long: a path that is cut cannot be copied."""
+    """Print one line without wrapping it: a wrapped path cannot be copied."""
     console.print(sentence, soft_wrap=True, highlight=False, markup=False)
 
 
@@ -41,17 +41,17 @@ def one_sentence_errors() -> Iterator[None]:
     except (ValueError, OSError, ImportError, RuntimeError, YAMLError) as error:
         if os.environ.get("MTXL_RL_TRACEBACK"):
             raise
-        said = str(error)
+        message = str(error)
         if isinstance(error, OSError) and error.strerror and error.filename is None:
-            said = error.strerror  # Without the number that str() puts in front.
+            message = error.strerror  # Without the errno that str() prepends.
         if isinstance(error, YAMLError):
-            said = f"no YAML: {' '.join(said.split())}"
-        sys.stderr.write(f"error: {said}\n")
+            message = f"not valid YAML: {' '.join(message.split())}"
+        sys.stderr.write(f"error: {message}\n")
         raise SystemExit(1) from None
 
 
 def make_writable(path: Path) -> None:
-    """Make the folder of a file that is to be written, and try: before hours of work, not after.
+    """Create the folder of a file and check that it is writable, before hours of work.
 
     Raises:
         ValueError: nothing can be written there, or `path` is a folder.
@@ -64,28 +64,28 @@ def make_writable(path: Path) -> None:
         trial.touch()
         trial.unlink()
     except OSError as error:
-        why = error.strerror or str(error)
-        raise ValueError(f"{path} cannot be written: {why}; choose another place") from error
+        reason = error.strerror or str(error)
+        raise ValueError(f"{path} cannot be written: {reason}; choose another place") from error
 
 
 @contextmanager
 def stop_requests(*, collect_all: bool = False) -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM, for a loop that ends when there is one.
+    """Collect SIGINT and SIGTERM in a list; a loop ends when the list is not empty.
 
     Args:
-        collect_all: collect later ones too, for a caller who passes them on; else a second one
-            ends the program immediately.
+        collect_all: collect later signals too, for a caller that forwards them; otherwise a second
+            signal ends the program immediately.
     """
     requests: list[int] = []
 
-    def ask(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
         if requests and not collect_all:
-            _stop_at_once(number)
+            _exit_immediately(number)
         requests.append(number)
         if len(requests) == 1:
             os.write(2, b"\nStopping once the work is saved. Press Ctrl-C again to quit now.\n")
 
-    old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield requests
     finally:
@@ -93,8 +93,8 @@ def stop_requests(*, collect_all: bool = False) -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _stop_at_once(number: int) -> None:
-    """Leave nothing behind but a visible cursor: nothing else runs any more."""
+def _exit_immediately(number: int) -> None:
+    """Show the cursor again and exit without any cleanup."""
     if sys.stdout.isatty():
         os.write(1, _SHOW_CURSOR)
     os._exit(128 + number)

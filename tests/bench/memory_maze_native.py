@@ -29,7 +29,7 @@ REPEATS = 3
 
 
 def main() -> None:
-    """Prints the tables."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", default="9x9")
     parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
@@ -91,7 +91,7 @@ print(num_steps / wall, num_steps / cpu, flush=True)
 
 
 def print_original(size: str, seconds: float, num_cores: int) -> float | None:
-    """Prints the untouched package's speed, one process alone and one a core; that of one core."""
+    """Print the untouched package's speed, one process alone and one a core; that of one core."""
     if importlib.util.find_spec("dm_control") is None:
         return None
     alone, per_core = measure_original(size, seconds, 1)

@@ -27,7 +27,7 @@ NUM_WORKERS = 2
 
 
 def main() -> None:
-    """Runs one variant and prints its figures as JSON, or all variants and prints the table."""
+    """Run one variant and print its figures as JSON, or run all and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", default="9x9")
     parser.add_argument("--steps", type=int, default=200)

@@ -20,7 +20,7 @@ from mtxl_rl.envs.memory_maze.texture_files import (
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs one command; an error that the user can mend is one line."""
+    """Run one command; report an error that the user can fix in one line."""
     args = _parse(arguments)
     try:
         if args.command == "textures":
@@ -55,9 +55,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--size", default="9x9")
     parser.add_argument("--variant", default="", help="Vis, HD, Top, Oracle, 6CL, ...")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--episodes", type=int, default=32, help="how many are averaged")
-    parser.add_argument("--gif", type=Path, help="write a film of the policy to this .gif instead")
-    parser.add_argument("--steps", type=int, default=200, help="of the film")
+    parser.add_argument("--episodes", type=int, default=32, help="number to average over")
+    parser.add_argument("--gif", type=Path, help="write a video of the policy to this .gif instead")
+    parser.add_argument("--steps", type=int, default=200, help="steps of the video")
     parser.add_argument(
         "--wheel", type=Path, help="unpack the textures of this wheel of labmaze; downloads nothing"
     )
@@ -65,7 +65,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _get_textures(wheel: Path | None) -> None:
-    """Unpacks the wheel, or downloads one unless the pictures are on this machine."""
+    """Unpack the wheel, or download one unless the pictures are on this machine."""
     folder = unpack_textures(wheel) if wheel else original_folder() or download_textures()
     sys.stdout.write(f"Memory Maze's original textures are in {folder}\n")
 
@@ -74,7 +74,7 @@ def _print_returns(config: MemoryMazeConfig, *, policy: str, seed: int, episodes
     from mtxl_rl.envs.memory_maze.policies import episode_returns
 
     returns = episode_returns(config, policy=policy, seed=seed, num_episodes=episodes)
-    interval = "(no interval)"  # One episode does not say how episodes differ.
+    interval = "(no interval)"  # One episode has no variance.
     if len(returns) > 1:
         interval = f"+- {1.96 * returns.std(ddof=1) / len(returns) ** 0.5:.2f}"
     print(  # noqa: T201

@@ -37,33 +37,33 @@ def advance(
     images: NDArray[np.uint8],
     is_drawn_later: bool,
 ) -> None:
-    """Moves walkers in place, but for those that stand still, and draws what they see.
+    """Move walkers in place, except those that stand still, and draw what they see.
 
-    A picture is left stale where an episode starts or another target may come to be asked for.
+    A picture stays stale where an episode starts or the current target may change.
 
     Args:
-        rows: The environments that are left; see `kernels.claim`.
-        velocity: [environments, 5]; see `physics.move_walker`, as for the next ones.
+        rows: The environments not claimed yet; see `kernels.claim`.
+        velocity: [environments, 5]; see `physics.move_walker` for this and the next arguments.
         controls: [environments, 2] roll and steer.
-        is_still: [environments] whose episode ended in the step before.
-        num_substeps: Of a step.
+        is_still: [environments] whether the episode ended in the step before.
+        num_substeps: Physics steps of one action.
         box_of_cell: [environments, n, n].
         boxes: [environments, boxes, 4].
-        touched: [environments] is filled with the targets touched, a bit each.
-        touched_at_start: [environments] of those that the walker touched as the episode started.
-        position: As in `draw_views`, like all that follows.
-        wall_textures: See there.
-        is_room: See there.
-        wall_height: See there.
-        targets: See there.
-        target_colors: See there.
-        target_height: See there.
-        current: See there.
-        atlas: See there.
-        tables: See there.
-        border: See there.
+        touched: [environments] is filled with the targets touched, one bit each.
+        touched_at_start: [environments] bits of the targets touched when the episode started.
+        position: See `draw_views`, for this and the next arguments.
+        wall_textures: See `draw_views`.
+        is_room: See `draw_views`.
+        wall_height: See `draw_views`.
+        targets: See `draw_views`.
+        target_colors: See `draw_views`.
+        target_height: See `draw_views`.
+        current: See `draw_views`.
+        atlas: See `draw_views`.
+        tables: See `draw_views`.
+        border: See `draw_views`.
         is_stale: [environments] is filled.
-        images: See there.
+        images: See `draw_views`.
         is_drawn_later: Whether all pictures are left stale.
     """
     scratch, canvas = new_scratch(), new_canvas(images.shape[1])
@@ -120,11 +120,11 @@ def draw_views(
     is_stale: NDArray[np.bool_],
     images: NDArray[np.uint8],
 ) -> None:
-    """Draws the stale pictures and their borders.
+    """Draw the stale pictures and their borders.
 
     Args:
-        rows: The environments that are left; see `kernels.claim`.
-        position: [environments, 5]; see `spans.draw_view`, as for the next ones.
+        rows: The environments not claimed yet; see `kernels.claim`.
+        position: [environments, 5]; see `span_renderer.draw_view` for the next arguments, too.
         wall_textures: [environments, n, n].
         is_room: [environments, n, n].
         wall_height: In metres.
@@ -133,10 +133,10 @@ def draw_views(
         target_height: In metres.
         current: [environments] the targets whose colours the borders show.
         atlas: The textures.
-        tables: What depends on the picture's size alone.
-        border: Its width in pixels.
+        tables: Tables that depend only on the picture's size.
+        border: Width of the border in pixels.
         is_stale: [environments] is cleared.
-        images: [environments, side, side, 3] is filled where it is stale.
+        images: [environments, side, side, 3] is filled where stale.
     """
     canvas = new_canvas(images.shape[1])
     e = claim(rows)

@@ -23,12 +23,12 @@ _SECONDS_BEFORE_NOTICE = 2.0
 
 
 def kernel(function: _Function) -> _Function:
-    """Compiles a function at its first call; it runs without the GIL and may reorder sums."""
+    """Compile a function at its first call; it runs without the GIL and may reorder sums."""
     return _compile(function)
 
 
 def bare_kernel(function: _Function) -> _Function:
-    """Compiles a function that makes no arrays: references are not counted, 8 to 15 % of the time.
+    """Compile a function that makes no arrays: references are not counted, 8 to 15 % of the time.
 
     Every view of an array's part is otherwise counted, by an atomic addition and its opposite.
     """
@@ -36,7 +36,7 @@ def bare_kernel(function: _Function) -> _Function:
 
 
 def inlined(function: _Function) -> _Function:
-    """Compiles a small function into each of its callers."""
+    """Compile a small function into each of its callers."""
     return _compile(function, inline="always")
 
 
@@ -166,7 +166,7 @@ def claim(rows: Any) -> Any:  # noqa: ANN401 - numba inlines it
 
 @contextlib.contextmanager
 def announcing_compilation(what: str) -> Iterator[None]:
-    """Tells on stderr that the block compiles and how long it took, if it takes seconds."""
+    """Report on stderr that the block compiles and how long it took, if it takes seconds."""
     start = time.perf_counter()
     announced = threading.Event()
 

@@ -148,7 +148,7 @@ def _blocks(grid: int) -> NDArray[np.uint8]:
 def cover_walls(
     wall_block: NDArray[np.uint8], box_of_cell: NDArray[np.int16], boxes: NDArray[np.uint8]
 ) -> int:
-    """Covers the walls of each block with boxes of odd sides; returns how many.
+    """Cover the walls of each block with boxes of odd sides; return how many.
 
     Boxes touch but do not overlap. Each starts at its block's first uncovered cell in reading
     order and takes, of the heights 1, 3, 5, ..., the first that gives the largest area, where a
@@ -245,7 +245,7 @@ class EpisodeStream:
         self._touched = 0
 
     def next_episode(self) -> Episode:
-        """Draws the next episode."""
+        """Draw the next episode."""
         num_targets = self._size.num_targets
         maze, textures = self._draw_maze()
         while True:

@@ -48,7 +48,7 @@ def seeded_state(seed: int) -> UInt64[np.ndarray, "313"]:
 
 @bare_kernel
 def _refill(state: NDArray[np.uint64]) -> None:
-    """Replaces all words by the next ones, and starts again at the first."""
+    """Replace all words by the next ones, and start again at the first."""
     for i in range(_MIDDLE):
         state[i] = state[i + _MIDDLE] ^ _twisted(state[i], state[i + 1])
     for i in range(_MIDDLE, _NUM_WORDS - 1):
@@ -100,7 +100,7 @@ def draw_unit(state: NDArray[np.uint64]) -> float:
 
 @bare_kernel
 def shuffle(state: NDArray[np.uint64], rows: NDArray[np.int64], count: int) -> None:
-    """Shuffles the first `count` rows of an array [at least count, columns], as `std::shuffle`.
+    """Shuffle the first `count` rows of an array [at least count, columns], as `std::shuffle`.
 
     Element i is swapped with one of 0 .. i. One draw serves two elements; with an even count the
     second element comes first and alone.

@@ -1,4 +1,4 @@
-"""What is added to the view: the border, the extra observations, the oracle's path and map."""
+"""Additions to the view: the border, the extra observations, the oracle's path and map."""
 
 import math
 
@@ -10,7 +10,7 @@ from mtxl_rl.envs.memory_maze.layout import FREE
 from mtxl_rl.envs.memory_maze.spec import CELL
 
 FLOOR, PATH = 1, 2
-"""Values of a maze layout besides 0, a wall."""
+"""Values of a maze layout, in addition to 0, a wall."""
 _BORDER_LIGHT = 0.7
 
 
@@ -21,7 +21,7 @@ def border_width(side: int) -> int:
 
 @inlined
 def draw_border(image: NDArray[np.uint8], width: int, color: NDArray[np.float32]) -> None:
-    """Frames a picture [side, side, 3] in a target's colour [3] of 0 to 255, darkened."""
+    """Frame a picture [side, side, 3] in a target's colour [3] of 0 to 255, darkened."""
     side = image.shape[0]
     for k in range(3):
         value = np.uint8(color[k] * _BORDER_LIGHT)
@@ -32,20 +32,20 @@ def draw_border(image: NDArray[np.uint8], width: int, color: NDArray[np.float32]
 
 
 def maze_layouts(wall_textures: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The floor inside of the outer wall, [B, n - 2, n - 2], row 0 at the bottom, of [B, n, n]."""
+    """The floor inside the outer wall, [B, n - 2, n - 2], row 0 at the bottom."""
     inside = wall_textures[:, 1:-1, 1:-1] == FREE
     return np.ascontiguousarray(inside[:, ::-1]).astype(np.uint8) * np.uint8(FLOOR)
 
 
 def grid_positions(xy: NDArray[np.float64], *, grid: int) -> NDArray[np.float64]:
-    """Metres [..., 2] in cells from the maze's bottom left corner inside of the outer wall."""
+    """Convert metres [..., 2] to cells from the bottom left corner inside the outer wall."""
     return xy / CELL + (grid - 2) / 2
 
 
 def egocentric(
     xy: NDArray[np.float64], *, origin: NDArray[np.float64], heading: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Where points [B, k, 2] are from walkers [B, 2]: (to the right, ahead) in cells."""
+    """Positions of points [B, k, 2] relative to walkers [B, 2]: (right, ahead) in cells."""
     offset = (xy - origin[:, None]) / CELL
     cos, sin = np.cos(heading)[:, None], np.sin(heading)[:, None]
     right = sin * offset[..., 0] - cos * offset[..., 1]
@@ -61,7 +61,7 @@ def draw_paths(
     starts: NDArray[np.float64],
     ends: NDArray[np.float64],
 ) -> None:
-    """Marks a shortest path in each layout [B, side, side]; starts and ends [B, 2] in cells."""
+    """Mark a shortest path in each layout [B, side, side]; starts and ends [B, 2] in cells."""
     side = layouts.shape[1]
     # The step by which each cell was reached, in the order in which the original tries them.
     steps = np.array([[-1, 0], [1, 0], [0, -1], [0, 1]])
@@ -102,18 +102,18 @@ def draw_maps(
     headings: NDArray[np.float64],
     images: NDArray[np.uint8],
 ) -> None:
-    """Blends a map, two pixels a cell, into each picture's upper right corner.
+    """Blend a map, two pixels a cell, into each picture's upper right corner.
 
     The walker is in the map's middle and looks up. The map is scaled by two, moved and then turned,
     each time with the nearest pixel, as the original does.
 
     Args:
         first: First environment.
-        last: One after the last.
+        last: Index after the last environment.
         layouts: [environments, cells, cells], row 0 at the bottom.
-        positions: [environments, 2] of the walkers in cells.
+        positions: [environments, 2] positions of the walkers in cells.
         headings: [environments] radians.
-        images: [environments, side, side, 3] is drawn on.
+        images: [environments, side, side, 3] is drawn into.
     """
     cells = layouts.shape[1]
     size = 2 * cells

@@ -110,7 +110,7 @@ def solve_seconds(
     reach: float,
     seconds: Float32[np.ndarray, "y x headings"],
 ) -> None:
-    """Fills the seconds that the model takes to come within `reach` of a target.
+    """Fill the seconds that the model takes to come within `reach` of a target.
 
     Sweeps through the nodes in the order of their seconds so far: most are right after the first.
 
@@ -143,7 +143,7 @@ def solve_seconds(
 def _bound_seconds(
     walls: NDArray[np.bool_], target: NDArray[np.float64], seconds: NDArray[np.float32]
 ) -> NDArray[np.int64]:
-    """Fills in more than the seconds from each floor node, and returns these nodes [nodes, 2].
+    """Fill in more than the seconds from each floor node, and return these nodes [nodes, 2].
 
     That is 1.5 seconds a cell, breadth first, and time to turn; sweeps can only lower it.
     """
@@ -180,7 +180,7 @@ def _improve_node(
     node: NDArray[np.float32],
     seconds: NDArray[np.float32],
 ) -> float:
-    """Lowers the seconds [headings] of one place where a move is better; returns the most gained.
+    """Lower the seconds [headings] of one place where a move is better; return the most gained.
 
     Headings are gone through there and back, since turning on the spot leads from one to the next.
     """
@@ -280,7 +280,7 @@ def choose_actions(
     seconds: NDArray[np.float32],
     actions: NDArray[np.int64],
 ) -> None:
-    """Sets the actions after which, with a second one each, the fewest seconds are left.
+    """Set the actions after which, with a second one each, the fewest seconds are left.
 
     Args:
         rows: The environments that are left; see `kernels.claim`.
@@ -340,7 +340,7 @@ def _try_action(
     world: _World,
     scratch: Scratch,
 ) -> float:
-    """Moves a walker in place; returns the seconds that are left, or `_REACHED`."""
+    """Move a walker in place; return the seconds that are left, or `_REACHED`."""
     touched = move_walker(
         place,
         speed,

@@ -262,7 +262,7 @@ def _set_contact(
     toward_forward: float,
     toward_left: float,
 ) -> float:
-    """Fills a contact's rows [4, 5] and reference accelerations [4]; returns its stiffness.
+    """Fill a contact's rows [4, 5] and reference accelerations [4]; return its stiffness.
 
     Args:
         rows: Filled; the friction rows 1 to 3 orthogonal.
@@ -359,7 +359,7 @@ def _add_contact_hessian(
     hessian: NDArray[np.float64],
     scratch: NDArray[np.float64],
 ) -> None:
-    """Adds a contact's part to the lower half of the objective's second derivative [5, 5].
+    """Add a contact's part to the lower half of the objective's second derivative [5, 5].
 
     On the cone's surface it is d/2 (g g' + (1 - normal / sliding) (F'F - w w')), where F are the
     friction rows, w is the direction of sliding in them and g the normal row less w.
@@ -403,7 +403,7 @@ def _factorize(matrix: NDArray[np.float64]) -> None:
 
 @inlined
 def _substitute(factors: NDArray[np.float64], vector: NDArray[np.float64]) -> None:
-    """Solves for a vector [5], in place, with the factors of `_factorize`."""
+    """Solve for a vector [5], in place, with the factors of `_factorize`."""
     for i in range(5):
         for k in range(i):
             vector[i] -= factors[i, k] * vector[k]
@@ -544,7 +544,7 @@ def _noslip_contact(
     forces: NDArray[np.float64],
     u: NDArray[np.float64],
 ) -> float:
-    """Finds one contact's friction without softness; returns what the objective loses.
+    """Find one contact's friction without softness; return what the objective loses.
 
     Args:
         rows: [4, 5].
@@ -587,7 +587,7 @@ def _noslip(
     forces: NDArray[np.float64],
     u: NDArray[np.float64],
 ) -> None:
-    """Finds friction again without softness, contact by contact, five times; u [5] follows."""
+    """Find friction again without softness, contact by contact, five times; u [5] follows."""
     softness = 0.0
     for k in range(5):
         u[k] = free[k]
@@ -659,7 +659,7 @@ def _wall_forces(
     u: NDArray[np.float64],
     scratch: Scratch,
 ) -> None:
-    """Adds the forces of floor and walls to `forces` [5]; u [5] is the solver's warm start."""
+    """Add the forces of floor and walls to `forces` [5]; u [5] is the solver's warm start."""
     rows, vectors = scratch.rows, scratch.vectors
     reference, missing, contact_forces = scratch.fours[0], scratch.fours[1], scratch.fours[2]
     stiffness, velocity, free, final = vectors[0], vectors[1], vectors[2], vectors[3]
@@ -741,7 +741,7 @@ def move_walker(
     target_height: float,
     scratch: Scratch,
 ) -> int:
-    """Moves one walker in place for one action; returns bit k set where it touched target k.
+    """Move one walker in place for one action; return bit k set where it touched target k.
 
     Args:
         position: [5] x, y, height above rest in metres, heading and roll in radians.

@@ -1,4 +1,4 @@
-"""A window in which a person walks a maze, and films of policies."""
+"""A window in which a person walks a maze, and videos of policies."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ _HELP = "arrow keys walk and turn, R starts a new maze, Esc ends"
 
 
 def play(config: MemoryMazeConfig, *, seed: int) -> None:
-    """Opens a window, until Esc is pressed or it is closed; needs pygame."""
+    """Open a window until Esc is pressed or it is closed; needs pygame."""
     if config.extra_observations or not config.discrete_actions:
         raise ValueError("play shows pictures and takes the six actions; choose another variant.")
     try:
@@ -38,7 +38,7 @@ def play(config: MemoryMazeConfig, *, seed: int) -> None:
                 (pictures, _), score = env.reset(), 0
         pictures, rewards, *_ = env.step(np.array([pressed_action(pygame)]))
         score += int(rewards[0])
-        pygame.display.set_caption(f"Memory Maze {config.size}: {score} found; {_HELP}")
+        pygame.display.set_caption(f"Memory Maze {config.size}: {score} spheres; {_HELP}")
         surface = pygame.surfarray.make_surface(np.asarray(pictures)[0].swapaxes(0, 1))
         pygame.transform.scale(surface, (_WINDOW_SIDE, _WINDOW_SIDE), window)
         pygame.display.flip()
@@ -59,14 +59,14 @@ def pressed_action(pygame: Any) -> int:  # noqa: ANN401 - a module without types
 def write_gif(
     path: Path, config: MemoryMazeConfig, *, policy: str, seed: int, num_steps: int
 ) -> None:
-    """A film of a policy's first steps in an endless loop; needs imageio.
+    """Write a video of a policy's first steps, in an endless loop; needs imageio.
 
     Args:
-        path: The file, a .gif in a folder that is there; it is overwritten.
+        path: The file, a .gif in an existing folder; it is overwritten.
         config: The task, with pictures alone as observations.
         policy: A key of `POLICIES`.
         seed: Of the maze and of the policy.
-        num_steps: Steps of the film, at least 1.
+        num_steps: Steps of the video, at least 1.
     """
     _check_writable(path)
     try:
@@ -77,7 +77,7 @@ def write_gif(
         ) from None
     if config.extra_observations or num_steps < 1:
         raise ValueError(
-            f"--gif films pictures: choose a variant without ExtraObs, and --steps={num_steps} "
+            f"--gif records pictures: choose a variant without ExtraObs, and --steps={num_steps} "
             "must be at least 1."
         )
     env = MemoryMazeVectorEnv(1, config=config, seed=seed)
@@ -86,17 +86,17 @@ def write_gif(
     pictures.extend(np.asarray(env.step(act(env))[0])[0] for _ in range(num_steps))
     env.close()
     scale = max(1, _GIF_SIDE // config.camera_resolution)
-    film: NDArray[np.uint8] = np.stack(pictures).repeat(scale, axis=1).repeat(scale, axis=2)
-    # As bytes, since imageio's files print a traceback of their own where they cannot be opened.
+    video: NDArray[np.uint8] = np.stack(pictures).repeat(scale, axis=1).repeat(scale, axis=2)
+    # As bytes, since imageio prints its own traceback if it cannot open a file.
     content = imageio.imwrite(
-        "<bytes>", film, extension=".gif", duration=1000 / config.control_freq, loop=0
+        "<bytes>", video, extension=".gif", duration=1000 / config.control_freq, loop=0
     )
     path.write_bytes(content)
 
 
 def _check_writable(path: Path) -> None:
     if path.suffix.lower() != ".gif":
-        raise ValueError(f"--gif={path} must end in .gif, the only kind of film it writes.")
+        raise ValueError(f"--gif={path} must end in .gif, the only video format that it writes.")
     if not path.parent.is_dir():
         raise ValueError(
             f"--gif={path} lies in a folder that does not exist; make {path.parent} first, or "

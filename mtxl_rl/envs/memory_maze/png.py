@@ -39,7 +39,7 @@ def read_png(path: Path) -> UInt8[np.ndarray, "height width 3"]:
 
 @kernel
 def unfilter(lines: NDArray[np.uint8], channels: int) -> None:
-    """Undoes PNG's filters in place; lines [height, 1 + bytes] start with their filter's number."""
+    """Undo PNG's filters in place; lines [height, 1 + bytes] start with their filter's number."""
     height, length = lines.shape
     for y in range(height):
         kind = lines[y, 0]

@@ -13,20 +13,20 @@ from mtxl_rl.envs.memory_maze.spec import CELL, MemoryMazeConfig
 from mtxl_rl.envs.memory_maze.vector import MemoryMazeVectorEnv
 
 Policy = Callable[[MemoryMazeVectorEnv], NDArray[Any]]
-"""Actions [B] for the environments as they stand."""
+"""Actions [B] for the environments' current states."""
 
 _FORWARD, _LEFT, _RIGHT, _FORWARD_LEFT, _FORWARD_RIGHT = 1, 2, 3, 4, 5
 _TURN_ON_THE_SPOT, _TURN_WHILE_WALKING = 0.6, 0.13  # radians; a step turns by 0.32
 
 
 def careful(env: MemoryMazeVectorEnv) -> Int64[np.ndarray, " B"]:
-    """Walks from cell centre to cell centre and turns on the spot, which keeps it off the walls."""
+    """Walk from cell centre to cell centre and turn on the spot, to stay away from the walls."""
     walkers = env.walkers()
     return choose_steps(walkers[:, :2], walkers[:, 3], env.current_targets(), env.walls())
 
 
 def random_policy(seed: int) -> Policy:
-    """Uniform over the action space, in a stream of its own."""
+    """A policy that is uniform over the action space, with its own random stream."""
     rng = np.random.default_rng(seed)
 
     def act(env: MemoryMazeVectorEnv) -> NDArray[Any]:
@@ -41,7 +41,7 @@ POLICIES: dict[str, Callable[[int], Policy]] = {
     "oracle": lambda _: Oracle(),
     "random": random_policy,
 }
-"""What makes a policy from a seed, by name."""
+"""Functions that make a policy from a seed, by name."""
 
 
 def episode_returns(
@@ -102,14 +102,14 @@ def _downhill(row: int, column: int, distance: NDArray[np.int64]) -> tuple[int, 
 
 
 @kernel
-def _cell(place: NDArray[np.float64], n: int) -> tuple[int, int]:
-    """Row and column of a place (x, y) in metres."""
-    return int(n / 2 - place[1] / CELL), int(n / 2 + place[0] / CELL)
+def _cell(position: NDArray[np.float64], n: int) -> tuple[int, int]:
+    """Row and column of a position (x, y) in metres."""
+    return int(n / 2 - position[1] / CELL), int(n / 2 + position[0] / CELL)
 
 
 @kernel
 def _steer(angle: float) -> int:
-    """The action that goes toward a direction, in radians to the left of the heading."""
+    """The action that turns or walks toward a direction, in radians left of the heading."""
     if abs(angle) > _TURN_ON_THE_SPOT:
         return _LEFT if angle > 0 else _RIGHT
     if abs(angle) > _TURN_WHILE_WALKING:
@@ -125,7 +125,7 @@ def _measure(
     distance: NDArray[np.int64],
     queue: NDArray[np.int64],
 ) -> None:
-    """Steps from every floor cell to one cell, breadth first; -1 where there is no way."""
+    """Steps from every floor cell to one cell, breadth first; -1 where it cannot be reached."""
     distance[:, :] = -1
     distance[row, column] = 0
     queue[0, 0], queue[0, 1] = row, column

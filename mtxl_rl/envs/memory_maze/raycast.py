@@ -66,7 +66,7 @@ def draw_scenes(
     current: NDArray[np.int64],
     border: int,
 ) -> None:
-    """Draws the scenes of all environments.
+    """Draw the scenes of all environments.
 
     Args:
         rows: The environments that are left; see `kernels.claim`.
@@ -133,7 +133,7 @@ def _mix_colors(
     atlas: TextureAtlas,
     color: NDArray[np.float64],
 ) -> None:
-    """Sets color [3] to the mean of four surfaces at (x, y); each different one is drawn once."""
+    """Set color [3] to the mean of four surfaces at (x, y); each different one is drawn once."""
     color[:] = 0.0
     for k in range(4):
         if k == 0 or not (surfaces[:k] == surfaces[k]).any():
@@ -241,7 +241,7 @@ def _add_color(
     atlas: TextureAtlas,
     color: NDArray[np.float64],
 ) -> None:
-    """Adds a surface's colour at a place (x, y) of the picture, times a share, to color [3]."""
+    """Add a surface's colour at a place (x, y) of the picture, times a share, to color [3]."""
     ray = _ray(camera, x, y, step)
     if surface == _SKY:
         length = math.sqrt(ray.dx * ray.dx + ray.dy * ray.dy + ray.dz * ray.dz)
@@ -328,7 +328,7 @@ def _add_texel(
     atlas: TextureAtlas,
     color: NDArray[np.float64],
 ) -> None:
-    """Adds a texture's bilinear colour at (u, v), in tiles, times a light, to color [3]."""
+    """Add a texture's bilinear colour at (u, v), in tiles, times a light, to color [3]."""
     half_octave = math.floor(2.0 * math.log2(max(footprint, 1e-9) * (1 << LOG2_SIDE)) + 0.5)
     half_octave = min(max(half_octave, 0), NUM_HALF_OCTAVES - 1)
     side = 1 << (LOG2_SIDE - half_octave // 2)

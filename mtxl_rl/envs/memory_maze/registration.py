@@ -8,7 +8,7 @@ _PACKAGE = "mtxl_rl.envs.memory_maze"
 
 
 def register_memory_mazes() -> None:
-    """Makes ``mtxl_rl/MemoryMaze-9x9-v0``, ``...-9x9-Vis-v0`` and so on known."""
+    """Make ``mtxl_rl/MemoryMaze-9x9-v0``, ``...-9x9-Vis-v0`` and so on known."""
     for size in SIZES:
         for variant, options in VARIANTS.items():
             gymnasium.register(

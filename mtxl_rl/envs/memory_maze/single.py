@@ -12,11 +12,11 @@ from mtxl_rl.envs.wrappers.checked import EnvState
 
 
 class MemoryMaze(gymnasium.Env[Any, Any]):
-    """One Memory Maze; `MemoryMazeVectorEnv` says what it is, and is the faster one for many.
+    """One Memory Maze; see `MemoryMazeVectorEnv`, which is faster for several mazes.
 
     Args:
         config: The task; 9x9 by default.
-        seed: Of the stream of episodes; None draws one.
+        seed: Seed of the stream of episodes; None draws one.
         render_mode: None or ``rgb_array``.
     """
 
@@ -47,7 +47,7 @@ class MemoryMaze(gymnasium.Env[Any, Any]):
         return _first(observations), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:  # noqa: ANN401
-        """Hold the action; the last flag but one says that the episode's time is up."""
+        """Hold the action; `truncated` is true when the episode's time is up."""
         if self._has_ended:
             raise ValueError("step() came after the episode's end: call reset() first.")
         observations, rewards, _, truncated, _ = self.vector.step(np.asarray([action]))
@@ -60,7 +60,7 @@ class MemoryMaze(gymnasium.Env[Any, Any]):
         return None if images is None else images[0]
 
     def close(self) -> None:
-        """End it; a second call does nothing."""
+        """Close the environment; a second call does nothing."""
         self.vector.close()
 
     def get_state(self) -> EnvState:
@@ -68,7 +68,7 @@ class MemoryMaze(gymnasium.Env[Any, Any]):
         return self.vector.get_state()
 
     def set_state(self, state: EnvState) -> None:
-        """Go on from a state of `get_state`."""
+        """Continue from a state of `get_state`."""
         self.vector.set_state(state)
         self._has_ended = bool(np.asarray(state["ended"])[0])
 
@@ -85,5 +85,5 @@ def make_single(
     seed: int | None = None,
     **options: Any,  # noqa: ANN401 - gymnasium.make passes a config's fields
 ) -> MemoryMaze:
-    """What `gymnasium.make` calls; options are the fields of `MemoryMazeConfig`."""
+    """Entry point of `gymnasium.make`; options are the fields of `MemoryMazeConfig`."""
     return MemoryMaze(config=MemoryMazeConfig(**options), seed=seed, render_mode=render_mode)

@@ -206,7 +206,7 @@ def draw_view(
     image: NDArray[np.uint8],
     canvas: Canvas,
 ) -> None:
-    """Draws the view of one environment.
+    """Draw the view of one environment.
 
     Args:
         pose: [at least 4] x, y, height above rest in metres, heading in radians.
@@ -266,7 +266,7 @@ def _find_faces(
     faces: NDArray[np.float32],
     face_textures: NDArray[np.int64],
 ) -> int:
-    """Fills the table of faces by horizontal rays through the view; returns how many there are."""
+    """Fill the table of faces by horizontal rays through the view; return how many there are."""
     num_rays = int(_RAYS_PER_PIXEL * side)
     widest = _F(_WIDEST)
     spacing = _F(2.0) * widest / _F(num_rays)
@@ -344,7 +344,7 @@ def _edge_between(
 
 @inlined
 def _set_face(view: _View, axis: int, line: int, face: NDArray[np.float32]) -> None:
-    """Fills a face's row from its axis and the grid line on which it lies."""
+    """Fill a face's row from its axis and the grid line on which it lies."""
     sign = _ONE if axis % 2 == 0 else -_ONE
     if axis < 2:
         distance, forward, right = _F(line) - view.x, view.cos, view.sin
@@ -377,7 +377,7 @@ def _draw_row(
     colors: NDArray[np.uint64],
     samples: _Samples,
 ) -> None:
-    """Fills a row's colours [side], times 256, face by face."""
+    """Fill a row's colours [side], times 256, face by face."""
     side = len(colors)
     colors[:] = np.uint64(0)
     slope = tables.row_slope[number]
@@ -453,7 +453,7 @@ def _set_sample(
     v: np.float32,
     weight: np.float32,
 ) -> None:
-    """Sets a pixel's place (u, v) in tiles, both positive, and its weight from 0 to 256."""
+    """Set a pixel's place (u, v) in tiles, both positive, and its weight from 0 to 256."""
     shift = np.int32(_LOG2_SIDE - (half_octave >> np.int32(1)))
     side = np.int32(np.int32(1) << shift)
     fine = _F(np.int32(side << np.int32(8)))
@@ -492,7 +492,7 @@ def _add_wall(
     colors: NDArray[np.uint64],
     samples: _Samples,
 ) -> None:
-    """Adds a face to its stretch of a row."""
+    """Add a face to its stretch of a row."""
     edge = stretch.edge
     start, end = _columns_above(stretch, edge.value + _HALF, edge.per_column)
     per_right, light = face[_PER_RIGHT], face[_LIGHT] * _F(256.0)
@@ -538,7 +538,7 @@ def _add_floor(
     colors: NDArray[np.uint64],
     samples: _Samples,
 ) -> None:
-    """Adds the floor before a face to its stretch of a row."""
+    """Add the floor before a face to its stretch of a row."""
     edge = stretch.edge
     start, end = _columns_above(stretch, _HALF - edge.value, -edge.per_column)
     t = view.height / -row.up
@@ -567,7 +567,7 @@ def _add_sky(
     sky: NDArray[np.uint64],
     colors: NDArray[np.uint64],
 ) -> None:
-    """Adds the sky above a face to its stretch of a row."""
+    """Add the sky above a face to its stretch of a row."""
     edge = stretch.edge
     start, end = _columns_above(stretch, _HALF - edge.value, -edge.per_column)
     for i in range(end - start):
@@ -588,7 +588,7 @@ def _draw_sphere(
     row_slope: NDArray[np.float32],
     image: NDArray[np.uint8],
 ) -> None:
-    """Draws a sphere whose centre is (dx, dy) on the grid and `up` from the camera."""
+    """Draw a sphere whose centre is (dx, dy) on the grid and `up` from the camera."""
     side = image.shape[0]
     radius = _F(TARGET_RADIUS / CELL)
     sphere = _Sphere(

@@ -1,4 +1,4 @@
-"""The tasks of Memory Maze by size and variant; plain data, nothing is compiled or loaded here."""
+"""The tasks of Memory Maze by size and variant. Importing this module loads nothing else."""
 
 import warnings
 from dataclasses import dataclass, field, replace
@@ -41,7 +41,7 @@ MIN_RESOLUTION, MAX_RESOLUTION = 64, 512
 
 
 class MazeSize(NamedTuple):
-    """What the original fixes for a size."""
+    """The original's settings for a size."""
 
     side: int
     """Cells on a side without the outer wall."""
@@ -65,7 +65,7 @@ SIZES = {
     "11x11": MazeSize(11, 4, 500, 6, 5),
     "13x13": MazeSize(13, 5, 750, 6, 5),
     "15x15": MazeSize(15, 6, 1000, 9, 3),
-    # Beyond the original: its largest task's six spheres, and time and rooms that grow on.
+    # Above the original: six spheres as in its largest task, more time and more rooms.
     **{
         f"{side}x{side}": MazeSize(side, MAX_NUM_TARGETS, 250 * (side - 7) / 2, side - 6, 5)
         for side in range(17, 32, 2)
@@ -75,7 +75,7 @@ SIZES = {
 
 @dataclass(kw_only=True, slots=True)
 class MemoryMazeConfig:
-    """What ``env=MemoryMaze`` takes; the variants' options have the original's names."""
+    """Options of ``env=MemoryMaze``; the variants' options have the original's names."""
 
     name: str = "MemoryMaze"
     """The environment's name in the registry; leave it."""
@@ -87,11 +87,11 @@ class MemoryMazeConfig:
     camera_resolution: int = 64
     """Pixels on a side of the picture, 64 to 512 (256 is ``HD``)."""
     top_camera: bool = False
-    """Looks from above the maze instead of from the walker (``Top``)."""
+    """Look from above the maze instead of from the walker (``Top``)."""
     extra_observations: bool = False
-    """Observations are a dict: the image, and where everything is (``ExtraObs``)."""
+    """Observations are a dict of the image and the positions of all objects (``ExtraObs``)."""
     show_path: bool = False
-    """Draws a map with the shortest path into the picture (``Oracle``)."""
+    """Draw a map with the shortest path into the picture (``Oracle``)."""
     control_freq: float = 4.0
     """Actions a second (40 is ``HiFreq``): 200 / control_freq must be a whole number."""
     randomize_colors: bool = False
@@ -106,7 +106,7 @@ class MemoryMazeConfig:
     curriculum_steps: int = 0
     """Steps of each environment over which these shares fall to 0; 0: they stay."""
     original_quirks: bool = True
-    """Keeps two faults of the original that seeds depend on; see `layout.py`."""
+    """Keep two faults of the original that seeds depend on; see `layout.py`."""
     num_threads: int = 0
     """Threads that share the environments; 0: one for each core."""
     textures: str = AUTO
@@ -174,7 +174,7 @@ class MemoryMazeConfig:
 
     @property
     def maze_size(self) -> MazeSize:
-        """The size's numbers."""
+        """The settings of the size."""
         return SIZES[self.size]
 
     @property
@@ -189,12 +189,12 @@ class MemoryMazeConfig:
 
     @property
     def wall_height(self) -> float:
-        """In metres."""
+        """Height of the walls in metres."""
         return 0.4 if self.good_visibility else 1.5
 
     @property
     def target_height(self) -> float:
-        """Of the spheres' centres, in metres."""
+        """Height of the spheres' centres in metres."""
         return 1.1 if self.good_visibility else 0.0
 
 

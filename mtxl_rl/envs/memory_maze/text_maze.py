@@ -84,7 +84,7 @@ class TextMazeGenerator:
         self.state = seeded_state(seed)
 
     def next_maze(self) -> TextMaze:
-        """Makes the next maze; the first one is that which labmaze makes at construction."""
+        """Make the next maze; the first one is that which labmaze makes at construction."""
         side = self._settings.side
         maze = TextMaze(np.empty((side, side), np.uint8), np.empty((side, side), np.uint8))
         make_maze(self.state, self._settings, *maze)
@@ -98,7 +98,7 @@ def make_maze(
     cells: NDArray[np.uint8],
     rooms: NDArray[np.uint8],
 ) -> None:
-    """Fills `cells` and `rooms`, both [side, side], with the next maze; see `TextMaze`."""
+    """Fill `cells` and `rooms`, both [side, side], with the next maze; see `TextMaze`."""
     side = len(cells)
     pieces = np.zeros((side, side), np.int64)
     rectangles = np.empty((side * side, 4), np.int64)
@@ -123,7 +123,7 @@ def make_maze(
 def _draw_rooms(
     state: NDArray[np.uint64], settings: TextMazeSettings, rooms: NDArray[np.int64]
 ) -> int:
-    """Draws rooms that do not overlap, and returns how many.
+    """Draw rooms that do not overlap, and return how many.
 
     A room's short side is drawn from the lower half of the sides that are allowed; the other side
     is drawn in the same way and then lengthened by a draw from the upper half.
@@ -173,7 +173,7 @@ def _fill_rooms(
     rectangles: NDArray[np.int64],
     num_rooms: int,
 ) -> None:
-    """Writes the rooms into a maze that is a wall elsewhere; `pieces` must come filled with 0."""
+    """Write the rooms into a maze that is a wall elsewhere; `pieces` must come filled with 0."""
     side = len(cells)
     for row in range(side):
         for column in range(side):
@@ -206,7 +206,7 @@ def _overlaps(
 def _fill_with_corridors(
     state: NDArray[np.uint64], cells: NDArray[np.uint8], pieces: NDArray[np.int64], piece: int
 ) -> None:
-    """Fills what lies between the rooms; the corridors' numbers start at `piece`."""
+    """Fill what lies between the rooms; the corridors' numbers start at `piece`."""
     side = len(cells)
     path = np.empty((side * side, 2), np.int64)
     for row in range(1, side, 2):
@@ -226,7 +226,7 @@ def _fill_with_corridor(
     column: int,
     path: NDArray[np.int64],
 ) -> None:
-    """Walks at random from a cell, and back where it cannot go on, until it is at its start again.
+    """Walk at random from a cell, and back where it cannot go on, until it is at its start again.
 
     Args:
         state: Of the random numbers.
@@ -271,7 +271,7 @@ def _connect(
     pieces: NDArray[np.int64],
     connections: NDArray[np.int64],
 ) -> int:
-    """Opens walls between pieces and returns how many.
+    """Open walls between pieces, and return how many.
 
     Args:
         state: Of the random numbers.
@@ -308,7 +308,7 @@ def _open_wall(
     connections: NDArray[np.int64],
     count: int,
 ) -> None:
-    """Makes wall k the connection number `count`."""
+    """Make wall k the connection number `count`."""
     cells[walls[k, 0], walls[k, 1]] = _CONNECTION
     for column in range(4):
         connections[count, column] = walls[k, column]
@@ -316,7 +316,7 @@ def _open_wall(
 
 @bare_kernel
 def _sort_walls(pieces: NDArray[np.int64], walls: NDArray[np.int64]) -> int:
-    """Finds the walls between two pieces and returns how many.
+    """Find the walls between two pieces, and return how many.
 
     Pairs of pieces come in the order of their numbers, and the walls between two pieces in reading
     order of the cells of the lower one.
@@ -356,7 +356,7 @@ def _is_next_to_connection(cells: NDArray[np.uint8], row: int, column: int) -> b
 
 @bare_kernel
 def _fill_dead_ends(cells: NDArray[np.uint8]) -> None:
-    """Makes floor a wall if at most one of its neighbours is not a wall; then that neighbour."""
+    """Make floor a wall if at most one of its neighbours is not a wall; then that neighbour."""
     for first_row in range(1, len(cells) - 1):
         for first_column in range(1, len(cells) - 1):
             row, column = first_row, first_column
@@ -383,7 +383,7 @@ def _look_around(cells: NDArray[np.uint8], row: int, column: int) -> tuple[int, 
 
 @bare_kernel
 def _cut_detours(cells: NDArray[np.uint8]) -> None:
-    """Replaces corridors that leave a straight way and come back to it (horseshoe bends).
+    """Replace corridors that leave a straight way and come back to it (horseshoe bends).
 
     Wider detours are looked for after narrower ones; when a wide one is cut, narrow ones may have
     come up, so the search starts again. After one of width 1, labmaze continues with width 2.
@@ -399,7 +399,7 @@ def _cut_detours(cells: NDArray[np.uint8]) -> None:
 
 @bare_kernel
 def _cut_one_detour(cells: NDArray[np.uint8], width: int) -> bool:
-    """Cuts the first detour of `width`, and what that makes of it, in reading order; if any."""
+    """Cut the first detour of `width`, and what that makes of it, in reading order; if any."""
     for row in range(len(cells)):
         for column in range(len(cells)):
             y, x = row, column
@@ -479,7 +479,7 @@ def _place_in_rooms(
     rooms: NDArray[np.int64],
     num_rooms: int,
 ) -> None:
-    """Puts spawn places, then object places, into random floor cells of each room."""
+    """Put spawn places, then object places, into random floor cells of each room."""
     free = np.empty((cells.size, 2), np.int64)
     counts = (settings.spawns_per_room, settings.objects_per_room)
     for kind in range(2):

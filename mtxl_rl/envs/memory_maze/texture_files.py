@@ -77,7 +77,7 @@ def cache_folder() -> Path:
 
 
 def download_textures() -> Path:
-    """Downloads labmaze's wheel with pip and unpacks its pictures; returns the cache folder.
+    """Download labmaze's wheel with pip and unpack its pictures; return the cache folder.
 
     Raises:
         OSError: pip failed, or the cache folder cannot be written.
@@ -99,7 +99,7 @@ def download_textures() -> Path:
 
 
 def unpack_textures(wheel: Path) -> Path:
-    """Unpacks the pictures of a wheel of labmaze; returns the cache folder.
+    """Unpack the pictures of a wheel of labmaze; return the cache folder.
 
     Raises:
         ValueError: the file is not a wheel of labmaze 1.0.6.

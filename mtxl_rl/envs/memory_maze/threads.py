@@ -29,13 +29,13 @@ class Threads:
     """
 
     def __init__(self, num_rows: int, *, num_threads: int) -> None:
-        wanted = num_threads or num_cores()
-        self.num_threads = max(1, min(wanted, num_rows))
+        requested = num_threads or num_cores()
+        self.num_threads = max(1, min(requested, num_rows))
         self._num_rows = num_rows
         self._helpers = [_Helper() for _ in range(self.num_threads - 1)]
 
     def run(self, kernel: Callable[..., None], *arguments: Any) -> None:  # noqa: ANN401
-        """Returns when all rows are done; an error in a thread is raised here."""
+        """Run the kernel and return when all rows are done; raise any thread's error."""
         rows = rows_between(0, self._num_rows)
         for helper in self._helpers:
             helper.start(kernel, rows, *arguments)
@@ -48,14 +48,14 @@ class Threads:
                 raise error
 
     def close(self) -> None:
-        """Ends the threads; a second call does nothing."""
+        """End the threads; a second call does nothing."""
         for helper in self._helpers:
             helper.close()
         self._helpers = []
 
 
 class _Helper:
-    """A thread that sleeps until it is given a call.
+    """A thread that sleeps until it receives a call.
 
     Two locks take a third of the 60 us in which an executor's future hands over a call.
     """
@@ -63,31 +63,31 @@ class _Helper:
     def __init__(self) -> None:
         self._call: tuple[Any, ...] | None = None
         self._error: BaseException | None = None
-        self._is_given, self._is_done = threading.Lock(), threading.Lock()
-        self._is_given.acquire()
+        self._has_call, self._is_done = threading.Lock(), threading.Lock()
+        self._has_call.acquire()
         self._is_done.acquire()
         self._thread = threading.Thread(target=self._work, name="memory-maze", daemon=True)
         self._thread.start()
 
     def start(self, *call: Any) -> None:  # noqa: ANN401
-        """Calls call[0](*call[1:]) in the thread; `wait` must follow."""
+        """Call call[0](*call[1:]) in the thread; `wait` must follow."""
         self._call = call
-        self._is_given.release()
+        self._has_call.release()
 
     def wait(self) -> BaseException | None:
-        """Waits until the call has returned; what it raised."""
+        """Wait until the call has returned; return the error that it raised, or None."""
         self._is_done.acquire()
         return self._error
 
     def close(self) -> None:
-        """Ends the thread."""
+        """End the thread."""
         self._call = None
-        self._is_given.release()
+        self._has_call.release()
         self._thread.join()
 
     def _work(self) -> None:
         while True:
-            self._is_given.acquire()
+            self._has_call.acquire()
             if self._call is None:
                 return
             self._error = None

@@ -65,7 +65,7 @@ _MAX_SEED = 2**32 - 1
 
 
 class Motion(NamedTuple):
-    """What moves the walkers, for policies that look ahead; views, not to be written to."""
+    """State that moves the walkers, for policies that look ahead; read-only views."""
 
     position: NDArray[np.float64]
     """[B, 5]; see `physics.move_walker`."""
@@ -78,11 +78,11 @@ class Motion(NamedTuple):
     targets: NDArray[np.float64]
     """[B, targets, 2] centres in metres."""
     current: NDArray[np.int64]
-    """[B] the targets that are asked for."""
+    """[B] indices of the current targets."""
 
 
 class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
-    """Memory Mazes side by side: find the sphere whose colour frames the picture, again and again.
+    """A batch of Memory Mazes: find the sphere of the colour that frames the picture, repeatedly.
 
     Observations: uint8 pictures [B, side, side, 3], or a dict with `extra_observations`. Actions:
     noop, forward, left, right, forward + left, forward + right, or [roll, steer]; each is held for
@@ -102,7 +102,7 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
     Args:
         num_envs: Number of environments B, at least 1.
         config: The task; 9x9 by default.
-        seed: Of the first environment, or one for each; None draws one.
+        seed: Seed of the first environment, or one for each; None draws one.
         copy: Whether each step returns fresh arrays. If false, it draws into one batch of pictures
             that the next step overwrites.
         render_mode: None or ``rgb_array``.
@@ -167,7 +167,7 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         self._touched_at_start = np.zeros(count, np.int64)
         self._num_steps = np.zeros(count, np.int64)
         self._ended = np.zeros(count, np.bool_)
-        # What decides the size of the next maze, and the side of the present one.
+        # These decide the size of the next maze, and hold the side of the current one.
         self._seeds = np.zeros(count, np.int64)
         self._num_steps_in_all = np.zeros(count, np.int64)
         self._sides = np.zeros(count, np.int64)
@@ -176,16 +176,16 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
 
     def _seed_streams(self, seed: int | Sequence[int] | None) -> None:
         seeds = seed_list(seed, num_envs=self.num_envs)
-        self._streams = [self._first_stream(index, one) for index, one in enumerate(seeds)]
+        self._streams = [self._first_stream(index, each) for index, each in enumerate(seeds)]
 
     def _first_stream(self, index: int, seed: int) -> EpisodeStream:
-        """The episodes of an environment that begins anew with a seed."""
+        """The stream of an environment that is seeded anew."""
         self._seeds[index], self._num_steps_in_all[index] = seed, 0
         self._choose_size(index)
         return self._new_stream(index)
 
     def _choose_size(self, index: int) -> bool:
-        """Sets the side of an environment's next mazes; whether it is another than before."""
+        """Set the side of an environment's next mazes; return whether it changed."""
         before = self._sides[index]
         size = size_to_play(
             self.config,
@@ -196,7 +196,7 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         return bool(self._sides[index] != before)
 
     def _new_stream(self, index: int) -> EpisodeStream:
-        """The episodes of an environment's seed and present size."""
+        """A new stream for an environment's seed and current size."""
         full, side = self.config.maze_size, self._sides[index]
         size = SIZES[f"{side}x{side}"]
         return EpisodeStream(
@@ -209,7 +209,7 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         )
 
     def _warm_up(self) -> None:
-        """Compiles everything by a step of the first environment, of which nothing is left."""
+        """Compile everything with one step of the first environment, then reset its arrays."""
         self._new_stream(0).next_episode()
         self._wall_texture[0] = 0
         self._wall_texture[0, 1:-1, 1:-1] = FREE
@@ -285,11 +285,11 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         return tuple(self._images.copy())
 
     def render_pose(self, index: int, *, x: float, y: float, heading: float) -> NDArray[np.uint8]:
-        """What environment `index` would show with its walker elsewhere; it stays where it is.
+        """Picture of environment `index` with its walker at another pose; its state is unchanged.
 
         Args:
             index: The environment.
-            x: Metres, inside of the maze.
+            x: Metres, inside the maze.
             y: Metres.
             heading: Radians, counter-clockwise from the x axis.
         """
@@ -310,11 +310,11 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         return image
 
     def close_extras(self, **kwargs: Any) -> None:  # noqa: ANN401, ARG002
-        """Ends the threads; `close` calls it once."""
+        """End the threads; `close` calls this once."""
         self._threads.close()
 
     def get_state(self) -> EnvState:
-        """The state of all environments, as copies; also between `close` and nothing."""
+        """The state of all environments, as copies."""
         self._check_open("get_state")
         state: EnvState = {"task": self._task(), "is_running": int(self._is_running)}
         state |= {name: array.copy() for name, array in self._state_arrays().items()}
@@ -323,7 +323,7 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         return state
 
     def set_state(self, state: EnvState) -> None:
-        """Go on from a state of `get_state` of the same task and number of environments."""
+        """Continue from a state of `get_state` of the same task and number of environments."""
         self._check_open("set_state")
         self._check_state(state, num_envs=self.num_envs)
         for index in range(self.num_envs):
@@ -332,14 +332,14 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         self._observe()
 
     def get_env_state(self, index: int) -> EnvState:
-        """The state of one environment: that of a vector of one, for branching."""
+        """The state of one environment, as of a vector of one; for branching."""
         return {
             key: value[index : index + 1] if isinstance(value, np.ndarray) else value
             for key, value in self.get_state().items()
         }
 
     def set_env_state(self, index: int, state: EnvState) -> None:
-        """Let one environment go on from a state of `get_env_state`, of this or another vector."""
+        """Continue one environment from a state of `get_env_state`, of this or another vector."""
         self._check_open("set_env_state")
         self._check_state(state, num_envs=1)
         if not (self._is_running and state["is_running"]):
@@ -358,11 +358,11 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         return self._position.copy()
 
     def current_targets(self) -> NDArray[np.float64]:
-        """Centres of the spheres that are asked for, [B, 2] in metres."""
+        """Centres of the current target spheres, [B, 2] in metres."""
         return self._targets[np.arange(self.num_envs), self._current]
 
     def motion(self) -> Motion:
-        """What the next moves depend on, but for the actions."""
+        """State that the next moves depend on, in addition to the actions."""
         return Motion(
             self._position,
             self._velocity,
@@ -373,24 +373,24 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         )
 
     def run_in_threads(self, kernel: Callable[..., None], *arguments: Any) -> None:  # noqa: ANN401
-        """Runs ``kernel(rows, *arguments)`` over the environments; see `Threads.run`."""
+        """Run ``kernel(rows, *arguments)`` over the environments; see `Threads.run`."""
         self._threads.run(kernel, *arguments)
 
     def _run(self, only: int | None, kernel: Callable[..., None], *arguments: Any) -> None:  # noqa: ANN401
-        """Runs a kernel over all environments, or over one."""
+        """Run a kernel over all environments, or over one."""
         if only is None:
             self._threads.run(kernel, *arguments)
         else:
             kernel(rows_between(only, only + 1), *arguments)
 
     def walls(self) -> NDArray[np.bool_]:
-        """Where walls are, [B, n, n], rows from the top, the outer wall included."""
+        """Whether each cell is a wall, [B, n, n], rows from the top, with the outer wall."""
         return self._wall_texture != FREE
 
     def _advance(self, controls: NDArray[np.float64], *, only: int | None = None) -> None:
-        """Moves the walkers, and draws those whose picture the move alone decides.
+        """Move the walkers, and draw the pictures that depend only on the move.
 
-        In one go, since threads that wait for each other cost as much as a picture.
+        One call does both, since synchronising the threads costs as much as a picture.
         """
         self._run(
             only,
@@ -429,22 +429,22 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         )
 
     def _controls(self, actions: NDArray[Any]) -> NDArray[np.float64]:
-        given = np.asarray(actions)
+        array = np.asarray(actions)
         if not self.config.discrete_actions:
-            legal = given.shape == (self.num_envs, 2) and np.issubdtype(given.dtype, np.number)
-            if not (legal and (np.abs(given) <= 1).all()):
+            legal = array.shape == (self.num_envs, 2) and np.issubdtype(array.dtype, np.number)
+            if not (legal and (np.abs(array) <= 1).all()):
                 raise ValueError(
-                    f"actions of shape {given.shape} and dtype {given.dtype} are not legal; give "
+                    f"actions of shape {array.shape} and dtype {array.dtype} are not legal; give "
                     f"numbers from -1 to 1 of shape ({self.num_envs}, 2)."
                 )
-            return given.astype(np.float64)
-        legal = given.shape == (self.num_envs,) and np.issubdtype(given.dtype, np.integer)
-        if not (legal and ((given >= 0) & (given < len(ACTIONS))).all()):
+            return array.astype(np.float64)
+        legal = array.shape == (self.num_envs,) and np.issubdtype(array.dtype, np.integer)
+        if not (legal and ((array >= 0) & (array < len(ACTIONS))).all()):
             raise ValueError(
-                f"actions {given} are not legal; give whole numbers from 0 to {len(ACTIONS) - 1} "
+                f"actions {array} are not legal; give whole numbers from 0 to {len(ACTIONS) - 1} "
                 f"of shape ({self.num_envs},)."
             )
-        return _CONTROLS[given]
+        return _CONTROLS[array]
 
     def _collect_rewards(self) -> NDArray[np.float32]:
         """Rewards of the last move; draws new targets for those that were reached."""
@@ -496,7 +496,7 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
             self._images = np.empty_like(self._images)
 
     def _observations(self) -> Observations:
-        """What was drawn, and what is drawn over it or goes with it."""
+        """The pictures, with path and map or as a dict with the extra observations."""
         if self.config.show_path:
             self._draw_paths_and_maps()
         if not self.config.extra_observations:
@@ -504,14 +504,14 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         return self._extra_observations()
 
     def _draw(self, images: NDArray[np.uint8], *, only: int | None = None) -> None:
-        """Draws the pictures that are stale."""
+        """Draw the pictures that are stale."""
         if self._sees_over_walls():
             self._cast(images, only=only)
         else:
             self._run(only, draw_views, *self._view(images))
 
     def _cast(self, images: NDArray[np.uint8], *, only: int | None = None) -> None:
-        """Draws the views that see over walls."""
+        """Draw the views that see over walls."""
         config = self.config
         heights = np.full((*self._targets.shape[:2], 1), config.target_height)
         radii = np.full_like(heights, TARGET_RADIUS)
@@ -539,7 +539,7 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         )
 
     def _body(self) -> NDArray[np.float64]:
-        """The spheres [B, 3, 7] that show the walker from above: a red and a blue ear, the ball."""
+        """Spheres [B, 3, 7] that show the walker from above: a red and a blue ear, and the ball."""
         x, y, height, heading, _ = self._position.T
         body = np.zeros((self.num_envs, 3, 7))
         for k, side in enumerate((_EAR_DISTANCE, -_EAR_DISTANCE, 0.0)):
@@ -603,7 +603,7 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         }
 
     def _task(self) -> str:
-        """What a state depends on, as JSON."""
+        """Options that a state depends on, as JSON."""
         fields = dataclasses.asdict(self.config)
         task = {key: value for key, value in fields.items() if key not in _NOT_THE_TASK}
         return json.dumps(task, sort_keys=True)
@@ -614,11 +614,11 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
                 f"the state is of {state.get('task', 'another environment')} and this Memory Maze "
                 f"is {self._task()}; make this one like the saved one."
             )
-        given = len(np.asarray(state["position"]))
-        if given != num_envs:
+        num_saved = len(np.asarray(state["position"]))
+        if num_saved != num_envs:
             raise ValueError(
-                f"the state has {given} environments and {num_envs} are to be restored; make as "
-                "many as were saved."
+                f"the state has {num_saved} environments and {num_envs} are to be restored; make "
+                "as many as were saved."
             )
 
     def _restore(self, index: int, state: EnvState, *, row: int) -> None:
@@ -639,14 +639,14 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
 
 
 def action_space(config: MemoryMazeConfig) -> Space[Any]:
-    """Of one environment."""
+    """Action space of one environment."""
     if config.discrete_actions:
         return spaces.Discrete(len(ACTIONS))
     return spaces.Box(-1.0, 1.0, (2,), np.float64)
 
 
 def observation_space(config: MemoryMazeConfig) -> Space[Any]:
-    """Of one environment."""
+    """Observation space of one environment."""
     side, size = config.camera_resolution, config.maze_size
     image = spaces.Box(0, 255, (side, side, 3), np.uint8)
     if not config.extra_observations:
@@ -673,9 +673,9 @@ def observation_space(config: MemoryMazeConfig) -> Space[Any]:
 
 
 def _share_bounds(space: Space[Any]) -> None:
-    """Makes one environment's bounds serve the whole batch.
+    """Share one environment's bounds among the whole batch.
 
-    Gymnasium writes four arrays of bounds for each environment, four times a picture's 12 KB.
+    Gymnasium stores four arrays of bounds per environment: four times a picture's 12 KB.
     """
     boxes = space.values() if isinstance(space, spaces.Dict) else [space]
     for box in boxes:
@@ -685,14 +685,14 @@ def _share_bounds(space: Space[Any]) -> None:
 
 
 def seed_list(seed: int | Sequence[int] | None, *, num_envs: int) -> list[int]:
-    """One seed for each environment: seed + i, or those that were given."""
+    """One seed for each environment: seed + i, or the sequence's seeds."""
     if seed is None:
-        return [int(one) for one in np.random.SeedSequence().generate_state(num_envs)]
+        return [int(word) for word in np.random.SeedSequence().generate_state(num_envs)]
     if isinstance(seed, int | np.integer):
         seeds = [int(seed) + i for i in range(num_envs)]
     else:
-        seeds = [int(one) for one in seed]
-    if len(seeds) != num_envs or not all(0 <= one <= _MAX_SEED for one in seeds):
+        seeds = [int(each) for each in seed]
+    if len(seeds) != num_envs or not all(0 <= each <= _MAX_SEED for each in seeds):
         raise ValueError(
             f"seed={seed} is not legal for {num_envs} environments; give one int, or one for each, "
             f"from 0 to {_MAX_SEED}."
@@ -708,7 +708,7 @@ def make_vector(
     copy: bool = True,
     **options: Any,  # noqa: ANN401 - gymnasium.make_vec passes a config's fields
 ) -> MemoryMazeVectorEnv:
-    """What `gymnasium.make_vec` calls; options are the fields of `MemoryMazeConfig`."""
+    """Entry point of `gymnasium.make_vec`; options are the fields of `MemoryMazeConfig`."""
     config = MemoryMazeConfig(**options)
     return MemoryMazeVectorEnv(
         num_envs, config=config, seed=seed, copy=copy, render_mode=render_mode

@@ -41,13 +41,13 @@ class Counter(gymnasium.Env[Any, Any]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Counts from 0."""
+        """Start counting at 0."""
         super().reset(seed=seed)
         self.count = 0
         return self._obs(), {"started": True} if options is None else options
 
     def step(self, action: int) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
-        """Counts one more."""
+        """Add one to the count."""
         if action == self.RAISE:
             raise KeyError("the key\nis lost")
         if action == self.SLEEP:

@@ -30,7 +30,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def main() -> None:
-    """Writes the file beside this script."""
+    """Write the file beside this script."""
     golden: dict[str, Any] = {}
     for size, seeds in WALKS.items():
         for seed in seeds:

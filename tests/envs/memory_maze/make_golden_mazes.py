@@ -18,7 +18,7 @@ NUM_SEEDS, NUM_MAZES = 16, 3
 
 
 def main() -> None:
-    """Writes the file next to this script: [seeds, mazes, 2, side, side] for each size."""
+    """Write the file next to this script: [seeds, mazes, 2, side, side] for each size."""
     golden = {}
     for size in GOLDEN_SIZES:
         settings = maze_settings(SIZES[size])

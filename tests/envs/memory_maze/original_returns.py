@@ -17,7 +17,7 @@ NUM_STEPS = 1000
 
 
 def main() -> None:
-    """Runs one episode of each seed; actions are uniform, from a stream of the same seed."""
+    """Run one episode of each seed; actions are uniform, from a stream of the same seed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--episodes", type=int, default=64)
     for seed in range(parser.parse_args().episodes):

@@ -20,12 +20,12 @@ def test_the_random_policy_prints_its_return(capsys: Any) -> None:  # noqa: ANN4
     assert capsys.readouterr().out.endswith(" (no interval)\n")
 
 
-def test_a_policy_is_filmed(tmp_path: Path) -> None:
+def test_a_policy_is_recorded(tmp_path: Path) -> None:
     imageio = pytest.importorskip("imageio.v3")
     main(["oracle", "--gif", str(tmp_path / "maze.gif"), "--steps", "5"])
-    film = imageio.imread(tmp_path / "maze.gif", index=None)
-    assert film.shape[:3] == (6, 256, 256)
-    assert (film[0] != film[-1]).any()
+    video = imageio.imread(tmp_path / "maze.gif", index=None)
+    assert video.shape[:3] == (6, 256, 256)
+    assert (video[0] != video[-1]).any()
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_the_window_opens_walks_and_closes(monkeypatch: Any) -> None:  # noqa: A
     monkeypatch.setattr(pygame.display, "set_caption", titles.append)
     main(["play"])
     assert len(titles) == 3
-    assert all("0 found" in title for title in titles)
+    assert all("0 spheres" in title for title in titles)
 
 
 @pytest.mark.parametrize(

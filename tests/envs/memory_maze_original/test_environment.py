@@ -38,7 +38,7 @@ class Untouched:
         self.task = self.outer.task
 
     def limit_time(self, seconds: float) -> None:
-        """Ends episodes early."""
+        """End episodes early."""
         self._composer()._time_limit = seconds
 
     def _composer(self) -> Any:  # noqa: ANN401
@@ -63,7 +63,7 @@ class Untouched:
         return np.array(timestep.observation), timestep.reward, timestep.last()
 
     def close(self) -> None:
-        """Frees it."""
+        """Free it."""
         self.outer.close()
 
 
@@ -75,7 +75,7 @@ class Ours:
         self.task = self.env._simulation._task
 
     def limit_time(self, seconds: float) -> None:
-        """Ends episodes early."""
+        """End episodes early."""
         self.env._simulation.time_limit_seconds = seconds
 
     @property
@@ -95,7 +95,7 @@ class Ours:
         return obs, reward, truncated
 
     def close(self) -> None:
-        """Frees it."""
+        """Free it."""
         self.env.close()
 
 
@@ -103,7 +103,7 @@ Play = Callable[[Any], list[Any]]
 
 
 def compare(play: Play, *, size: str, seed: int) -> list[Any]:
-    """Plays the same in both environments, one after the other: they share an OpenGL thread."""
+    """Play the same in both environments, one after the other: they share an OpenGL thread."""
     records = []
     for make in (Untouched, Ours):
         env = make(size, seed=seed)
@@ -117,7 +117,7 @@ def compare(play: Play, *, size: str, seed: int) -> list[Any]:
 
 
 def put_ball(env: Any, *, target: int, distance: float) -> None:  # noqa: ANN401
-    """Puts the ball at a distance east of a target, in the raw state that both share."""
+    """Put the ball at a distance east of a target, in the raw state that both share."""
     import mujoco
 
     physics, task = env.physics, env.task
