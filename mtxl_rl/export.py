@@ -222,10 +222,10 @@ def export_policy(
     is_first = torch.ones(num_rows, dtype=torch.bool)
     noise = None if greedy else head.noise(num_rows, torch.Generator())
     memories = list(step.state.values())
-    given = (observation, torch.zeros(num_rows), is_first, noise, memories)
+    inputs = (observation, torch.zeros(num_rows), is_first, noise, memories)
     names = [f"observation/{key}" for key in step.leaves] + ["reward", "is_first"]
     names += ([] if greedy else ["noise"]) + [f"memory/{name}" for name in step.state]
-    tensors = [part for part in tree_leaves(given) if part is not None]
+    tensors = [part for part in tree_leaves(inputs) if part is not None]
     about = {
         "inputs": [
             [name, list(tensor.shape), str(tensor.dtype).removeprefix("torch.")]
@@ -237,7 +237,7 @@ def export_policy(
     }
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # Of torch's own code.
-        program = torch.export.export(step, given, strict=False)
+        program = torch.export.export(step, inputs, strict=False)
         torch._inductor.aoti_compile_and_package(
             program,
             package_path=str(path),

@@ -102,14 +102,14 @@ def registered() -> Iterator[None]:
 
 
 def sentence(capsys: pytest.CaptureFixture, *arguments: str, module: ModuleType = train) -> str:
-    """What a command that must fail says."""
+    """Standard error of a command that must fail."""
     with pytest.raises(SystemExit) as stop:
         module.main(list(arguments))
     assert stop.value.code == 1
-    said = capsys.readouterr().err
-    assert said.startswith("error: ")
-    assert said.count("\n") == 1, said
-    return said
+    stderr = capsys.readouterr().err
+    assert stderr.startswith("error: ")
+    assert stderr.count("\n") == 1, stderr
+    return stderr
 
 
 @pytest.mark.parametrize("where", ["observation", "reward"])
@@ -117,29 +117,29 @@ def sentence(capsys: pytest.CaptureFixture, *arguments: str, module: ModuleType 
 def test_numbers_that_are_not_finite_name_their_source_and_leave_the_checkpoints(
     tmp_path: Path, capsys: pytest.CaptureFixture, where: str, fault: str
 ) -> None:
-    said = sentence(
+    stderr = sentence(
         capsys, "env=Gymnasium", "env.id=Faulty-v0", *SIZES, f"run_dir={tmp_path / 'run'}",
         f"env.kwargs.where={where}", f"+env.kwargs.fault={fault}",
     )  # fmt: skip
-    assert where in said
-    assert fault in said.lower()
+    assert where in stderr
+    assert fault in stderr.lower()
     assert checkpoint.load(tmp_path / "run")["step"] == 128  # two whole iterations before step 41
 
 
 def test_an_autoreset_mode_that_hides_the_final_observation_is_refused(
     capsys: pytest.CaptureFixture,
 ) -> None:
-    said = sentence(capsys, "env=Gymnasium", "env.id=SameStep-v0", *SIZES)
-    assert "NEXT_STEP" in said
+    stderr = sentence(capsys, "env=Gymnasium", "env.id=SameStep-v0", *SIZES)
+    assert "NEXT_STEP" in stderr
 
 
 @pytest.mark.parametrize("odd", ["observation", "action"])
 def test_spaces_that_nothing_covers_are_named(capsys: pytest.CaptureFixture, odd: str) -> None:
-    said = sentence(
+    stderr = sentence(
         capsys, "env=Gymnasium", "env.id=OddSpaces-v0", *SIZES, f"+env.kwargs.odd={odd}"
     )
-    assert odd in said
-    assert "Sequence" in said
+    assert odd in stderr
+    assert "Sequence" in stderr
 
 
 def test_a_loss_that_diverges_names_the_last_checkpoint(
@@ -150,10 +150,10 @@ def test_a_loss_that_diverges_names_the_last_checkpoint(
     train.main([*options, "total_steps=64"])
     capsys.readouterr()
     diverging = ["total_steps=9999", "ppo.learning_rate=1e38", "ppo.ratio_bound=1e30"]
-    said = sentence(capsys, f"resume={folder}", *diverging)
+    stderr = sentence(capsys, f"resume={folder}", *diverging)
     kept = checkpoint.latest(folder)
-    assert "ppo.learning_rate" in said
-    assert str(kept) in said
+    assert "ppo.learning_rate" in stderr
+    assert str(kept) in stderr
     weights = checkpoint.load(folder)["agent"]["policy"].values()
     assert all(weight.isfinite().all() for weight in weights)
 
@@ -200,9 +200,9 @@ def test_an_intact_checkpoint_next_to_a_damaged_one_continues_the_run(
     damaged = checkpoint.find(folder)
     damaged.write_bytes(damaged.read_bytes()[:1000])
     capsys.readouterr()
-    said = sentence(capsys, f"resume={folder}", "total_steps=192")
-    assert f"{whole} is intact and can be given instead" in said
-    assert "run_dir=NEW_FOLDER" in said
+    stderr = sentence(capsys, f"resume={folder}", "total_steps=192")
+    assert f"{whole} is intact and can be given instead" in stderr
+    assert "run_dir=NEW_FOLDER" in stderr
     assert "run_dir=NEW_FOLDER" in sentence(capsys, f"resume={whole}", "total_steps=192")
     train.main([f"resume={whole}", "total_steps=192", f"run_dir={tmp_path / 'new'}"])
     assert checkpoint.read_header(checkpoint.find(tmp_path / "new")).step == 192
@@ -214,7 +214,7 @@ def test_a_folder_without_an_agents_run_is_refused(
     folder = a_run
     path = folder / "config.yaml"
     whole = path.read_text()
-    for content, told in (
+    for content, expected in (
         ("dim: 64\nseed: 0\n", "is not an agent's configuration"),
         (whole[: len(whole) // 3], ""),  # torn between two lines, or within one
         (whole[: len(whole) // 3 + 7], ""),
@@ -222,7 +222,7 @@ def test_a_folder_without_an_agents_run_is_refused(
     ):
         path.write_text(content)
         capsys.readouterr()
-        assert told in sentence(capsys, f"checkpoint={folder}", module=evaluate)
+        assert expected in sentence(capsys, f"checkpoint={folder}", module=evaluate)
 
 
 def test_a_finished_run_says_so_and_ignores_no_option(
@@ -230,12 +230,12 @@ def test_a_finished_run_says_so_and_ignores_no_option(
 ) -> None:
     folder, copy = a_run, tmp_path / "copy"
     capsys.readouterr()
-    told = "has 64 of total_steps=64: nothing is left to train"
-    said = sentence(capsys, f"resume={folder}", "ppo.gamma=0.5", "ppo.value_coef=1")
-    assert told in said
-    assert "ppo.gamma, ppo.value_coef would have no effect" in said
+    expected = "has 64 of total_steps=64: nothing is left to train"
+    stderr = sentence(capsys, f"resume={folder}", "ppo.gamma=0.5", "ppo.value_coef=1")
+    assert expected in stderr
+    assert "ppo.gamma, ppo.value_coef would have no effect" in stderr
     train.main([f"resume={folder}", f"run_dir={copy}"])
-    assert told in capsys.readouterr().out
+    assert expected in capsys.readouterr().out
     train.main([f"resume={copy}", "total_steps=128"])  # a folder like any other
     assert checkpoint.read_header(checkpoint.find(copy)).step == 128
 

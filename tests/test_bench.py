@@ -57,7 +57,7 @@ def test_a_part_that_fails_says_so_and_the_rest_goes_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("program", "given", "code", "told"),
+    ("program", "argv", "code", "message"),
     [
         *((path.name, ["--help"], 0, "") for path in sorted((ROOT / "tests/bench").glob("*.py"))
           if path.name != "recurrent_ppo.py"),
@@ -65,13 +65,13 @@ def test_a_part_that_fails_says_so_and_the_rest_goes_on(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_mistakes_are_told_and_help_is_given(
-    program: str, given: list[str], code: int, told: str
+    program: str, argv: list[str], code: int, message: str
 ) -> None:
     done = subprocess.run(
-        [sys.executable, f"tests/bench/{program}", *given],
+        [sys.executable, f"tests/bench/{program}", *argv],
         cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == code, done.stderr
-    assert told in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert code or len(done.stdout) > 100

@@ -97,19 +97,19 @@ def test_narrow_weights_are_rounded_and_nothing_else() -> None:
             if isinstance(module, torch.nn.Linear):
                 module.weight.copy_(module.weight.bfloat16())
     x, first = torch.randn(2, 10, 16), torch.zeros(2, 10, dtype=torch.bool)
-    found, _ = twin.torso(x, twin.torso.initial_state(2), first)
+    features, _ = twin.torso(x, twin.torso.initial_state(2), first)
     expected, _ = wide.torso(x, wide.torso.initial_state(2), first)
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(features, expected)
     assert not torch.equal(expected, policy.torso(x, policy.torso.initial_state(2), first)[0])
     # Stepping, its window is rounded, too: off by bfloat16's rounding of keys and values.
     cache = prefill(twin, 2)
     assert {ring.dtype for ring in (*cache.keys, *cache.values)} == {torch.bfloat16}
     steps = [twin.torso.decode_step(x[:, t], cache, first[:, t]) for t in range(10)]
-    assert (torch.stack(steps, 1) - found).abs().max() / found.abs().max() < 0.02
+    assert (torch.stack(steps, 1) - features).abs().max() / features.abs().max() < 0.02
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("options", "message"),
     [
         ({"checkpoint": ""}, "checkpoint= is missing"),
         ({"weights": "int4"}, "weights=int4 is unknown; choose one of float32, bfloat16"),
@@ -117,9 +117,9 @@ def test_narrow_weights_are_rounded_and_nothing_else() -> None:
         ({"num_rows": 0}, "num_rows=0 must be 1 or more"),
     ],
 )
-def test_illegal_options_are_refused(given: dict[str, object], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
-        ExportConfig(**({"checkpoint": "runs/x"} | given))  # type: ignore[arg-type]
+def test_illegal_options_are_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ExportConfig(**({"checkpoint": "runs/x"} | options))  # type: ignore[arg-type]
 
 
 def test_a_memory_that_is_written_from_whole_segments_is_refused(tmp_path: Path) -> None:

@@ -38,10 +38,10 @@ def success(folder: Path, *options: str, episodes: int, memory: str = "on") -> d
 def test_the_long_term_memory_solves_a_corridor_beyond_the_receptive_field(tmp_path: Path) -> None:
     folder = trained(tmp_path / "run", "env=TMaze")
     assert best(folder, "episode/success")[0] >= 0.98
-    found = success(folder, episodes=400, memory="on,zero,noise")
-    assert found["on"] >= 0.97
-    assert abs(found["zero"] - 0.5) < 0.1  # 4 standard errors
-    assert abs(found["noise"] - 0.5) < 0.1
+    rates = success(folder, episodes=400, memory="on,zero,noise")
+    assert rates["on"] >= 0.97
+    assert abs(rates["zero"] - 0.5) < 0.1  # 4 standard errors
+    assert abs(rates["noise"] - 0.5) < 0.1
     assert success(folder, "env.corridor_length=2000", episodes=100)["on"] >= 0.98
 
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 def wheel_files(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     """Names in a wheel built from a copy, links included, so that no `build/` is left behind."""
     if not (ROOT / "pyproject.toml").is_file():
-        pytest.skip("the tests are not beside the sources")
+        pytest.skip("the tests are not next to the sources")
     pytest.importorskip("setuptools", minversion="77")
     source = tmp_path_factory.mktemp("source") / "checkout"
     source.mkdir()

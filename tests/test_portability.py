@@ -95,12 +95,12 @@ def test_the_search_finds_what_has_no_alternative(source: str) -> None:
 
 def test_text_files_are_read_and_written_as_utf_8() -> None:
     """Windows takes another encoding where none is named."""
-    found = []
+    places = []
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
                 continue
             is_text = node.func.attr in ("read_text", "write_text")
             if is_text and "encoding" not in {keyword.arg for keyword in node.keywords}:
-                found.append(f"{path.name}:{node.lineno}")
-    assert found == []
+                places.append(f"{path.name}:{node.lineno}")
+    assert places == []

@@ -179,8 +179,8 @@ def test_a_missing_device_is_an_error_of_training_not_of_reading(
 
 
 def test_values_are_converted_to_the_options_type() -> None:
-    given = ["env=TMaze", "total_steps=1e6", "num_envs=64.0", "torso.memory_layers=2"]
-    config = compose_config([*given, "ppo.learning_rate=1", "run_dir=runs/lr=1 (a)"])
+    argv = ["env=TMaze", "total_steps=1e6", "num_envs=64.0", "torso.memory_layers=2"]
+    config = compose_config([*argv, "ppo.learning_rate=1", "run_dir=runs/lr=1 (a)"])
     assert (config.total_steps, config.num_envs) == (1_000_000, 64)
     assert isinstance(config.total_steps, int)
     assert config.torso.memory_layers == [2]
@@ -303,13 +303,13 @@ def test_a_run_dir_that_is_a_file_is_refused(tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_stops_the_run_and_harms_no_weight(tmp_path: Path) -> None:
     config = compose_config([*TINY, f"run_dir={tmp_path / 'run'}"])
     env = make_vector_env(config.env, num_envs=4, seed=0)
-    this = Run(config, env)
-    this.collector.reset(seed=None)
-    rollout, _ = this.collector.collect()
+    training = Run(config, env)
+    training.collector.reset(seed=None)
+    rollout, _ = training.collector.collect()
     rollout.reward[0, 3] = float("inf")
     with pytest.raises(RuntimeError, match="non-finite"):
-        this.agent.update(rollout, progress=0.0)
-    assert all(weight.isfinite().all() for weight in this.policy.parameters())
+        training.agent.update(rollout, progress=0.0)
+    assert all(weight.isfinite().all() for weight in training.policy.parameters())
     env.close()
 
 

@@ -20,14 +20,14 @@ TINY = ["dim=16", "depth=1", "heads=2", "seq_len=8", "mem_len=8", "segments=2", 
 
 def test_every_question_is_answered_by_its_fact_and_only_by_it() -> None:
     text = recall_text(5000, gap=30, seed=1).decode()
-    found = re.findall(r"((?:[a-z]\d;){4})(\.+)((?:\?[a-z]\d;){4})", text)
-    assert len(found) > 80
-    for facts, gap, questions in found:
-        told, asked = (re.findall(r"([a-z])(\d);", part) for part in (facts, questions))
-        assert sorted(told) == sorted(asked)
-        assert len(dict(told)) == 4
+    parts = re.findall(r"((?:[a-z]\d;){4})(\.+)((?:\?[a-z]\d;){4})", text)
+    assert len(parts) > 80
+    for facts, gap, questions in parts:
+        stated, asked = (re.findall(r"([a-z])(\d);", part) for part in (facts, questions))
+        assert sorted(stated) == sorted(asked)
+        assert len(dict(stated)) == 4
         assert len(gap) == 30
-    assert any(facts != questions.replace("?", "") for facts, _, questions in found)
+    assert any(facts != questions.replace("?", "") for facts, _, questions in parts)
     assert recall_text(5000, gap=30, seed=1).decode() == text
     assert recall_text(5000, gap=30, seed=2).decode() != text
 
@@ -66,14 +66,14 @@ def test_a_start_that_failed_does_not_keep_its_folder(
     def fails(*_: object) -> None:
         raise RuntimeError("out of memory")
 
-    given = [*TINY, "updates=1", f"run_dir={tmp_path / 'run'}"]
+    argv = [*TINY, "updates=1", f"run_dir={tmp_path / 'run'}"]
     with monkeypatch.context() as broken:
         broken.setattr(MemoryTransformerXL, "forward", fails)
         with pytest.raises(SystemExit):
-            main(given)
-    main(given)
+            main(argv)
+    main(argv)
     with pytest.raises(SystemExit):
-        main(given)
+        main(argv)
 
 
 @pytest.mark.parametrize("long_term", ["slots", "none"])
@@ -87,7 +87,7 @@ def test_any_text_and_any_memory_will_do(tmp_path: Path, long_term: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("given", "sentence"),
+    ("argv", "sentence"),
     [
         (["txt=a"], "option 'txt' is unknown; did you mean text?"),
         (["updates=0"], "1 or more"),
@@ -107,13 +107,13 @@ def test_any_text_and_any_memory_will_do(tmp_path: Path, long_term: str) -> None
     ],
 )
 def test_mistakes_are_one_sentence(
-    given: list[str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture
+    argv: list[str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     with pytest.raises(SystemExit):
-        main([*TINY, *given, f"run_dir={tmp_path / 'run'}"])
-    said = capsys.readouterr().err
-    assert sentence in said
-    assert said.count("\n") == 1
+        main([*TINY, *argv, f"run_dir={tmp_path / 'run'}"])
+    stderr = capsys.readouterr().err
+    assert sentence in stderr
+    assert stderr.count("\n") == 1
 
 
 def test_an_interrupted_run_saves_its_weights_and_exits_with_the_signals_code(

@@ -1,7 +1,7 @@
-"""A suite: tasks x torsos x seeds, trained and evaluated in processes of their own.
+"""A suite: tasks x torsos x seeds, each trained and evaluated in its own process.
 
-Its folder is its memory: a finished run is never repeated, one that was stopped goes on, so the
-same command again does what is left.
+The folder holds the suite's state: running the same command again skips finished runs and continues
+stopped ones.
 
     FOLDER/<task>/<torso>/seed_<n>/    a run, as mtxl_rl.train makes it, with log.txt
                        .../evaluation.json   one list of episodes per setting of the memory
@@ -115,7 +115,7 @@ def _check_torsos(torsos: Sequence[str]) -> None:
 
 @dataclass(kw_only=True, slots=True)
 class Suite:
-    """A suite with all choices made: those of its file, and those of the command line."""
+    """A suite with the choices of its file and of the command line."""
 
     name: str
     tasks: dict[str, Task]

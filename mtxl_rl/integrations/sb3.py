@@ -43,23 +43,23 @@ class Core(nn.Module):
         memory: Float[Tensor, "B n"],
         is_first: Tensor,
     ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B n"]]:
-        """What the torso makes of T steps, and the memory after them."""
-        found: tuple[Tensor, Tensor] = self.torso(self.encoder(features), memory, is_first)
-        return found
+        """Outputs of the torso at T steps, and the memory after them."""
+        outputs: tuple[Tensor, Tensor] = self.torso(self.encoder(features), memory, is_first)
+        return outputs
 
 
 class TorsoPolicy(RecurrentActorCriticPolicy):  # type: ignore[misc]
     """sb3-contrib's recurrent policy with torsos as its `lstm_actor` and `lstm_critic`.
 
-    All other options are those of `RecurrentActorCriticPolicy`. By default actor and critic have a
-    torso each; with `enable_critic_lstm=False` the critic sees the observation alone, or with
-    `shared_lstm=True` what the actor's torso makes of it, whose weights it does not move.
+    All other options are those of `RecurrentActorCriticPolicy`. By default actor and critic have
+    one torso each; with `enable_critic_lstm=False` the critic sees the observation alone, or with
+    `shared_lstm=True` the outputs of the actor's torso, without training its weights.
 
     RecurrentPPO stores four vectors of n numbers for each step, where `mtxl_rl.train` stores one
     for each span: keep windows short.
 
     Args:
-        given: observation space, action space and schedule of the learning rate.
+        args: observation space, action space and schedule of the learning rate.
         torso: of actor and critic.
         named: the other options.
 
@@ -71,7 +71,7 @@ class TorsoPolicy(RecurrentActorCriticPolicy):  # type: ignore[misc]
     lstm_critic: nn.Module | None
     optimizer: torch.optim.Optimizer
 
-    def __init__(self, *given: Any, torso: TorsoConfig, **named: Any) -> None:  # noqa: ANN401
+    def __init__(self, *args: Any, torso: TorsoConfig, **named: Any) -> None:  # noqa: ANN401
         wrong = [name for name in LSTM_OPTIONS if name in named]
         if wrong:
             raise ValueError(
@@ -80,7 +80,7 @@ class TorsoPolicy(RecurrentActorCriticPolicy):  # type: ignore[misc]
             )
         self.torso_config = match_parameters(torso)
         named.setdefault("features_extractor_class", self.extractor)
-        super().__init__(*given, lstm_hidden_size=self.torso_config.width, **named)
+        super().__init__(*args, lstm_hidden_size=self.torso_config.width, **named)
         self.lstm_actor = Core(self.features_dim, self.torso_config)
         if self.lstm_critic is not None:
             self.lstm_critic = Core(self.features_dim, self.torso_config)

@@ -28,9 +28,9 @@ class TorsoModule(TensorDictModuleBase):  # type: ignore[misc]
     `make_tensordict_primer()`, which adds the memory. Episodes may start anywhere inside a span;
     both modes compute the same. In recurrent mode a span continues from the memory stored at its
     first step, and anew from the one stored at each step that "is_init" marks, with gradients over
-    all steps between: an empty one after a reset. (TorchRL's GAE marks steps that go on, too: the
-    one after each episode's first, whose stored memory has seen the first.) Memories stored at
-    other steps are neither read nor renewed. Who stores spans can leave them out: a memory is n
+    all steps between: an empty one after a reset. (TorchRL's GAE also marks the
+    step after each episode's first, whose stored memory has seen the first.) Memories stored at
+    other steps are neither read nor renewed. Storage of spans can leave them out: a memory has n
     numbers.
 
     What is stored decides how a span runs, which no vmap can do: GAE takes such networks with

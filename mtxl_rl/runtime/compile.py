@@ -33,7 +33,7 @@ def compile_policy(policy: Policy) -> None:
     """Compile a policy's step of acting, and its torso's layers for learning, at their first use.
 
     On a GPU the step of acting runs as a CUDA graph. Torsos whose memory is written from whole
-    segments (slots, tokens) act uncompiled: whether a segment ends is a question to the host.
+    segments (slots, tokens) act uncompiled: the CPU must know whether a segment ends.
 
     Raises:
         ValueError: the torso is not a transformer, or there is no C++ compiler, which a CPU needs.

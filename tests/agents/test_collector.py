@@ -71,7 +71,10 @@ def test_a_run_spreads_a_task_whose_episodes_have_one_length(
 @pytest.mark.parametrize(
     ("task", "steps"),
     [
-        (["ColorCubes"], 0),  # It names none: whoever takes a wrong cube ends early.
+        (
+            ["ColorCubes"],
+            0,
+        ),  # It names no length: a wrong cube ends the episode early.
         (["TMaze"], 101),
         (["TMaze", "env.corridor_length=1000"], 1001),
         (["TMaze-distractors"], 101),

@@ -36,8 +36,8 @@ def test_draws_follow_the_probabilities() -> None:
 
 def test_the_gaussian_maps_its_units_to_the_bounds() -> None:
     head = GaussianHead(spaces.Box(np.float32([-2, 0]), np.float32([2, 10])), 8)
-    found = head.to_env(torch.tensor([[-1.0, 1.0], [0.0, 0.0], [5.0, -5.0]]))
-    assert found.tolist() == [[-2, 10], [0, 5], [2, 0]]
+    env_action = head.to_env(torch.tensor([[-1.0, 1.0], [0.0, 0.0], [5.0, -5.0]]))
+    assert env_action.tolist() == [[-2, 10], [0, 5], [2, 0]]
     parameters = torch.tensor([[0.5, -0.5, 0.0, 0.3]])
     normal = torch.distributions.Normal(parameters[:, :2], parameters[:, 2:].exp())
     action = torch.tensor([[0.1, 0.2]])
@@ -100,10 +100,10 @@ def test_images_of_either_layout_give_features_for_any_leading_axes(
 def test_a_steps_number_is_told_exactly_however_long_the_episode() -> None:
     encoder = StepEncoder(8)
     steps = torch.arange(2**10)
-    found = encoder(steps)
-    assert torch.equal(encoder(steps + 2**40), found)  # whole periods later
-    assert torch.equal(encoder(steps.view(2, -1)), found.view(2, -1, 8))
-    assert torch.cdist(found, found).fill_diagonal_(1).min() > 0.01
+    features = encoder(steps)
+    assert torch.equal(encoder(steps + 2**40), features)  # whole periods later
+    assert torch.equal(encoder(steps.view(2, -1)), features.view(2, -1, 8))
+    assert torch.cdist(features, features).fill_diagonal_(1).min() > 0.01
 
 
 def test_where_nothing_is_seen_the_steps_number_has_gradients() -> None:
@@ -156,7 +156,7 @@ def test_following_the_returns_changes_no_value(
 
 
 def test_the_first_returns_only_set_the_units() -> None:
-    """Untrained values of size 1 beside rewards of size 0.01 would be all that an advantage is."""
+    """Untrained values of size 1 would dominate advantages from rewards of size 0.01."""
     torch.manual_seed(0)
     head, features = ValueHead(8), torch.randn(500, 8)
     untrained = head(features).detach()

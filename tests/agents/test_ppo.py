@@ -172,11 +172,11 @@ def test_a_large_kl_stops_before_the_next_update(run: Run) -> None:
     indirect=True,
 )
 def test_schedules_are_linear_in_the_progress(run: Run) -> None:
-    found = [
+    rates = [
         run.agent.update(run.collector.rollout, progress=progress)["ppo/learning_rate"]
         for progress in (0.0, 0.5, 1.0, 1.5)
     ]
-    assert found == pytest.approx([0.01, 0.006, 0.002, 0.002])
+    assert rates == pytest.approx([0.01, 0.006, 0.002, 0.002])
 
 
 def test_every_item_is_in_one_minibatch_and_shares_are_equal() -> None:

@@ -44,7 +44,7 @@ def test_gae_equals_each_episode_alone(seed: int, steps: int, gamma: float, lam:
             )
     reward = torch.randn(steps, generator=generator).double()
     value = torch.randn(steps + 1, generator=generator).double()
-    found = gae(
+    advantage = gae(
         reward[None],
         torch.tensor([[k == "terminated" for k in kind]]),
         torch.tensor([[k != "final" for k in kind]]),
@@ -53,7 +53,7 @@ def test_gae_equals_each_episode_alone(seed: int, steps: int, gamma: float, lam:
         gamma=gamma,
         gae_lambda=lam,
     )
-    torch.testing.assert_close(found[0], by_episode(reward, kind, value, gamma, lam))
+    torch.testing.assert_close(advantage[0], by_episode(reward, kind, value, gamma, lam))
 
 
 def test_lambda_zero_is_the_td_residual_and_one_the_return_minus_the_value() -> None:

@@ -1,4 +1,4 @@
-"""Steps per second, resets and memory of the native Memory Maze, beside the original.
+"""Steps per second, resets and memory of the native Memory Maze and of the original.
 
     python tests/bench/memory_maze_native.py --size 9x9 --seconds 3
 

@@ -128,8 +128,8 @@ class Bench:
 def build(bench: Bench, **sizes: int | str) -> Torso:
     """A torso on the bench's device; four heads up to width 128, heads of 32 above."""
     width = int(sizes.get("width", 128))
-    given = {"num_layers": 3, "segment_length": 32, "num_heads": max(4, width // 32)} | sizes
-    torso = build_torso(TorsoConfig(**given)).to(bench.device)  # type: ignore[arg-type]
+    options = {"num_layers": 3, "segment_length": 32, "num_heads": max(4, width // 32)} | sizes
+    torso = build_torso(TorsoConfig(**options)).to(bench.device)  # type: ignore[arg-type]
     if bench.compiles and isinstance(torso, MemoryTransformer):
         compile_layers(torso)
         torso.decode_step = torch.compile(torso.decode_step, fullgraph=True)
@@ -165,10 +165,10 @@ def horizon(bench: Bench, *, quick: bool) -> None:
     """Cost per step of one row as its episode grows."""
     horizons = [100, 1000] if quick else [10**n for n in range(2, 7)]
     torso = build(bench, width=128, window_length=64)
-    found = bench.time([bench.acting(torso, 1, behind=behind) for behind in horizons])
+    seconds = bench.time([bench.acting(torso, 1, behind=behind) for behind in horizons])
     print(f"\n| steps behind | {' | '.join(f'{n:,}' for n in horizons)} |")
     print("|---" * (len(horizons) + 1) + "|")
-    print(f"| us per step | {' | '.join(f'{1e6 * each:,.0f}' for each in found)} |", flush=True)
+    print(f"| us per step | {' | '.join(f'{1e6 * each:,.0f}' for each in seconds)} |", flush=True)
 
 
 def latency(bench: Bench, *, quick: bool) -> None:
@@ -176,10 +176,10 @@ def latency(bench: Bench, *, quick: bool) -> None:
     windows = [32, 64] if quick else [64, 256, 1024]
     width = 64 if quick else 256
     torsos = [build(bench, width=width, window_length=window) for window in windows]
-    found = bench.time([bench.acting(torso, 1, behind=10**6) for torso in torsos])
+    seconds = bench.time([bench.acting(torso, 1, behind=10**6) for torso in torsos])
     print(f"\n| window, width {width}, one row | ms per step | of the first |\n|---|---|---|")
-    for window, each in zip(windows, found, strict=True):
-        print(f"| {window} | {1e3 * each:.2f} | {each / found[0]:.2f} |", flush=True)
+    for window, each in zip(windows, seconds, strict=True):
+        print(f"| {window} | {1e3 * each:.2f} | {each / seconds[0]:.2f} |", flush=True)
 
 
 def share(bench: Bench, *, quick: bool) -> None:
@@ -198,10 +198,10 @@ def share(bench: Bench, *, quick: bool) -> None:
     print("|---|---|---|---|")
     for width in (64,) if quick else (128, 256):
         torsos = [build(bench, width=width, window_length=64, **kind) for kind in kinds.values()]
-        found = bench.time([bench.learning(torso, 8, 128) for torso in torsos])
-        for kind, each in zip(kinds, found, strict=True):
-            told = "" if kind == "none" else f"{1 - found[0] / each:.0%}"
-            print(f"| {width} | {kind} | {8 * 128 / each:,.0f} | {told} |", flush=True)
+        seconds = bench.time([bench.learning(torso, 8, 128) for torso in torsos])
+        for kind, each in zip(kinds, seconds, strict=True):
+            share = "" if kind == "none" else f"{1 - seconds[0] / each:.0%}"
+            print(f"| {width} | {kind} | {8 * 128 / each:,.0f} | {share} |", flush=True)
 
 
 def peers(bench: Bench, *, quick: bool) -> None:
@@ -326,7 +326,7 @@ def torchrl_core(
     states = [str(key) for key in core.in_keys[1:-1]]  # type: ignore[index]
     weights = list(core.parameters())
 
-    def given(*shape: int) -> TensorDict:
+    def inputs(*shape: int) -> TensorDict:
         entries = {
             "x": torch.randn(*shape, width, device=bench.device),
             "is_init": torch.zeros(*shape, 1, dtype=torch.bool, device=bench.device),
@@ -334,12 +334,12 @@ def torchrl_core(
         }
         return TensorDict(entries, batch_size=shape, device=bench.device)
 
-    step, span = given(batch), given(8, 128)
+    step, span = inputs(batch), inputs(8, 128)
 
     def act() -> None:
         with torch.no_grad(), set_recurrent_mode(mode=False):
-            found = core(step.clone(recurse=False))["next"]
-        step.update(found.select(*states))
+            outputs = core(step.clone(recurse=False))["next"]
+        step.update(outputs.select(*states))
 
     def learn() -> None:
         with set_recurrent_mode(mode=True):

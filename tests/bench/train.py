@@ -1,4 +1,4 @@
-"""Training end to end, every torso beside sb3-contrib's RecurrentPPO: one table for each task.
+"""Training end to end, every torso and sb3-contrib's RecurrentPPO: one table for each task.
 
 python tests/bench/train.py --tasks TMaze,MiniGrid-Memory,MemoryMaze --threads 2
 
@@ -8,12 +8,12 @@ with MemoryMaze-original); they take their iterations in turns, and medians are 
 are steps/s end to end, and of each part alone: the environments' step, the rest of acting, and the
 learner's samples/s, which are environment steps x epochs per second of learning. The peer is left
 out where it is not installed: `pip install -r tests/bench/requirements.txt`. Its rows under
-NEXT_STEP autoreset are passed on as they are, so what it learns means nothing here.
+NEXT_STEP autoreset are passed on unchanged, so what it learns means nothing here.
 
 The system `sb3-package`, for `--tasks MemoryMaze` alone, is what the peer's users run: RecurrentPPO
 around the package memory-maze itself, in Stable-Baselines3's SubprocVecEnv. That has a process for
-each environment, and each takes 1.2 GB: 32 of them ask for 39 GB. So `--processes` says how many
-there are, 8 by default, and its rollouts and minibatches are as much smaller as those are fewer;
+each environment, and each takes 1.2 GB: 32 of them take 39 GB. So `--processes` sets their number,
+8 by default, and its rollouts and minibatches are as much smaller as those are fewer;
 its episodes start together, and none ends while it is timed. `--compile` and `--precision`
 apply to this library's systems only.
 """

@@ -51,14 +51,14 @@ Step = tuple[Any, Any, Any, Any, dict[str, Any]]
 
 @pytest.fixture(params=CONFIGS)
 def make(request: pytest.FixtureRequest) -> Iterator[Make]:
-    made: list[CheckedVectorEnv] = []
+    opened: list[CheckedVectorEnv] = []
 
     def make_one(*, seed: int = 0, num_envs: int = NUM_ENVS) -> CheckedVectorEnv:
-        made.append(make_vector_env(CONFIGS[request.param], num_envs=num_envs, seed=seed))
-        return made[-1]
+        opened.append(make_vector_env(CONFIGS[request.param], num_envs=num_envs, seed=seed))
+        return opened[-1]
 
     yield make_one
-    for env in made:
+    for env in opened:
         env.close()
 
 
@@ -245,8 +245,8 @@ def test_a_restored_state_goes_on_bit_for_bit(make: Make) -> None:
     restored = make(seed=99)
     restored.set_state(state)
     for action, step in zip(rest, expected, strict=True):
-        for ours, theirs in zip(restored.step(action)[:4], step[:4], strict=True):
-            np.testing.assert_array_equal(flat(ours), flat(theirs))
+        for ours, original in zip(restored.step(action)[:4], step[:4], strict=True):
+            np.testing.assert_array_equal(flat(ours), flat(original))
 
 
 def test_closing_twice_is_fine_and_stepping_afterwards_is_not(make: Make) -> None:

@@ -1,4 +1,4 @@
-"""The report of a suite: its tables, its figures, and what it says about missing runs."""
+"""The report of a suite: its tables, its figures, and its notes about missing runs."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""Suites: a tiny one from start to end, stopped and gone on with, and what its report says."""
+"""Suites: a tiny one from start to end, stopped and continued, and its report."""
 
 import csv
 import json
@@ -74,8 +74,8 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("in_process")
 def test_a_suite_trains_evaluates_and_reports_and_does_nothing_twice(tmp_path: Path) -> None:
-    given = arguments(tmp_path, total_steps=64)
-    suite.main(given)
+    argv = arguments(tmp_path, total_steps=64)
+    suite.main(argv)
     folder = tmp_path / "results"
     rows = list(csv.DictReader((folder / "scores.csv").read_text().splitlines()))
     # on, zero and noise with a long-term memory, on without; and one transfer setting each.
@@ -91,7 +91,7 @@ def test_a_suite_trains_evaluates_and_reports_and_does_nothing_twice(tmp_path: P
         assert (folder / f"{name}.svg").read_text().startswith("<?xml")
     runs = [path for path in folder.rglob("*") if path.is_file() and path.parent != folder]
     before = {path: path.stat().st_mtime_ns for path in runs}
-    suite.main(given)
+    suite.main(argv)
     assert {path: path.stat().st_mtime_ns for path in runs} == before
 
 
@@ -122,32 +122,32 @@ def test_an_interrupted_suite_saves_its_runs_and_can_be_continued(
 
 @pytest.mark.usefixtures("in_process")
 def test_more_steps_or_episodes_than_before_are_trained_and_evaluated(tmp_path: Path) -> None:
-    given = [*arguments(tmp_path, total_steps=64), "seeds=1", "torsos=[gtrxl]"]
+    argv = [*arguments(tmp_path, total_steps=64), "seeds=1", "torsos=[gtrxl]"]
     run_dir = tmp_path / "results" / "short" / "gtrxl" / "seed_0"
     for total_steps, episodes in ((64, 8), (128, 16)):
         arguments(tmp_path, total_steps=total_steps)
-        suite.main([*given, f"episodes={episodes}"])
-    found = json.loads((run_dir / "evaluation.json").read_text())
-    assert found["step"] == 128
-    assert len(found["episodes"]["on"]) == 16
+        suite.main([*argv, f"episodes={episodes}"])
+    report = json.loads((run_dir / "evaluation.json").read_text())
+    assert report["step"] == 128
+    assert len(report["episodes"]["on"]) == 16
 
 
 @pytest.mark.usefixtures("in_process")
 def test_a_failing_run_is_reported_and_the_others_go_on(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    given = [*arguments(tmp_path, total_steps=64), "seeds=1"]
+    argv = [*arguments(tmp_path, total_steps=64), "seeds=1"]
     blocked = tmp_path / "results" / "short" / "mtxl" / "seed_0"
     blocked.mkdir(parents=True)
     (blocked / "checkpoints").write_text("in the way")
     with pytest.raises(SystemExit):
-        suite.main(given)
+        suite.main(argv)
     assert f"{blocked} failed with code 1" in capsys.readouterr().err
     assert "**Missing: short/mtxl/seed_0.**" in (tmp_path / "results" / "report.md").read_text()
 
 
 @pytest.mark.parametrize(
-    ("given", "sentence"),
+    ("argv", "sentence"),
     [
         (["suite=nowhere"], "choose one of"),
         (["suite=smoke", "torsos=[transformer]"], "choose from"),
@@ -158,13 +158,13 @@ def test_a_failing_run_is_reported_and_the_others_go_on(
     ],
 )
 def test_mistakes_are_one_sentence(
-    given: list[str], sentence: str, capsys: pytest.CaptureFixture
+    argv: list[str], sentence: str, capsys: pytest.CaptureFixture
 ) -> None:
     with pytest.raises(SystemExit):
-        suite.main(given)
-    said = capsys.readouterr().err
-    assert sentence in said
-    assert said.count("\n") == 1
+        suite.main(argv)
+    stderr = capsys.readouterr().err
+    assert sentence in stderr
+    assert stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -187,10 +187,10 @@ def test_a_file_that_is_no_suite_is_one_sentence(
     path.write_text(yaml)
     with pytest.raises(SystemExit):
         suite.main([f"suite={path}"])
-    said = capsys.readouterr().err
-    assert sentence in said
-    assert str(path) in said
-    assert said.count("\n") == 1
+    stderr = capsys.readouterr().err
+    assert sentence in stderr
+    assert str(path) in stderr
+    assert stderr.count("\n") == 1
 
 
 def test_a_list_needs_no_brackets(
@@ -244,8 +244,8 @@ def test_aggregates_are_those_of_the_definitions(monkeypatch: pytest.MonkeyPatch
     assert means["better"].estimate == pytest.approx(middle.mean())
     assert means["better"].low <= means["better"].estimate <= means["better"].high
     wins = (better[:, None] > worse[None]).mean()
-    found = probability_of_improvement(scores, over="worse")
-    assert found["better"].estimate == pytest.approx(wins)
+    estimates = probability_of_improvement(scores, over="worse")
+    assert estimates["better"].estimate == pytest.approx(wins)
     profile, ends = performance_profiles(scores, np.array([0.5]))["worse"]
     assert profile[0] == (worse > 0.5).mean()
     assert ends.shape == (2, 1)
@@ -257,5 +257,5 @@ def test_a_single_run_has_no_interval(monkeypatch: pytest.MonkeyPatch) -> None:
     means = interquartile_mean(scores)
     assert str(means["alone"]) == "0.30 (no interval)"
     assert means["several"].low < means["several"].estimate < means["several"].high
-    found = probability_of_improvement(scores, over="alone")
-    assert str(found["several"]) == "0.75 (no interval)"
+    estimates = probability_of_improvement(scores, over="alone")
+    assert str(estimates["several"]) == "0.75 (no interval)"

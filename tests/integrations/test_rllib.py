@@ -1,4 +1,4 @@
-"""The torso in RLlib's PPO: rows from stored memories say what acting said; it trains.
+"""The torso in RLlib's PPO: rows from stored memories have the outputs of acting; it trains.
 
 RLlib pins an older gymnasium, so the tests run where it was installed by hand.
 """
@@ -54,22 +54,22 @@ def test_rows_from_stored_memories_say_what_acting_said(*, is_shared: bool) -> N
     algorithm = algorithm_of(vf_share_layers=is_shared)
     module = algorithm.get_module()
     episode = max(algorithm.env_runner.sample(num_episodes=4, random_actions=False), key=len)
-    said = torch.as_tensor(np.asarray(episode.get_extra_model_outputs(Columns.ACTION_DIST_INPUTS)))
+    acted = torch.as_tensor(np.asarray(episode.get_extra_model_outputs(Columns.ACTION_DIST_INPUTS)))
     seen = torch.as_tensor(np.asarray(episode.get_observations()[:-1]), dtype=torch.float32)
     after = episode.get_extra_model_outputs(Columns.STATE_OUT)
-    assert len(said) >= 12
+    assert len(acted) >= 12
 
     def learned(begin: int) -> torch.Tensor:
-        """What a row says that begins at a step, from the memory stored before it."""
+        """Outputs of a row that begins at a step, from the memory stored before it."""
         state = module.get_initial_state() if begin == 0 else _at(after, begin - 1)
         state = _map(lambda leaf: torch.as_tensor(leaf)[None], state)
         padded = torch.cat([seen[begin : begin + 10], torch.zeros(3, 4)])[None]
         with torch.no_grad():
-            found = module.forward_train({Columns.OBS: padded, Columns.STATE_IN: state})
-        return found[Columns.ACTION_DIST_INPUTS][0]
+            outputs = module.forward_train({Columns.OBS: padded, Columns.STATE_IN: state})
+        return outputs[Columns.ACTION_DIST_INPUTS][0]
 
     for begin in (0, 5):
-        expected = said[begin : begin + 10]
+        expected = acted[begin : begin + 10]
         torch.testing.assert_close(learned(begin)[: len(expected)], expected, atol=1e-5, rtol=0)
     algorithm.stop()
 
@@ -77,8 +77,8 @@ def test_rows_from_stored_memories_say_what_acting_said(*, is_shared: bool) -> N
 def test_it_trains() -> None:
     algorithm = algorithm_of(vf_share_layers=True)
     before = {name: weight.clone() for name, weight in algorithm.get_module().named_parameters()}
-    found = algorithm.train()["learners"]["default_policy"]
-    assert np.isfinite(float(found["total_loss"]))
+    metrics = algorithm.train()["learners"]["default_policy"]
+    assert np.isfinite(float(metrics["total_loss"]))
     moved = dict(algorithm.get_module().named_parameters())
     assert any("torso" in name and (moved[name] != before[name]).any() for name in before)
     algorithm.stop()

@@ -90,8 +90,8 @@ def test_it_saves_loads_and_predicts_the_same(tmp_path: Path) -> None:
         for t, observation in enumerate(observations):
             start = np.array([t in (0, 5)])
             expected, state = agent.predict(observation, state, start, deterministic=True)
-            found, other = one.predict(observation, other, start, deterministic=True)
-            assert found == expected
+            action, other = one.predict(observation, other, start, deterministic=True)
+            assert action == expected
             np.testing.assert_array_equal(state[0], other[0])
 
 

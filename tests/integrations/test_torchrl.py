@@ -85,19 +85,19 @@ def test_only_memories_where_a_span_or_an_episode_starts_are_read() -> None:
 
 def test_batches_of_any_axes() -> None:
     module = TorsoModule(KINDS[0])
-    given = TensorDict(
+    steps = TensorDict(
         {
             "features": torch.randn(2, 3, 5, 16),
             "is_init": torch.zeros(2, 3, 5, 1, dtype=torch.bool),
         },
         batch_size=(2, 3, 5),
     )
-    given["is_init"][1, 2, 3] = True
+    steps["is_init"][1, 2, 3] = True
     with set_recurrent_mode(True):
-        spans = module(given.clone())["features"]
+        spans = module(steps.clone())["features"]
     step, outputs = None, []
     for t in range(5):
-        now = given[:, :, t].clone()
+        now = steps[:, :, t].clone()
         if step is not None:
             now["memory"] = step["next", "memory"]
         step = module(now)
@@ -127,15 +127,15 @@ def test_advantages_bootstrap_from_values_of_the_whole_episode(torso: TorsoConfi
         expected = value(after)["state_value"]
         with set_recurrent_mode(True):
             gae = GAE(gamma=0.99, lmbda=0.95, value_network=value, deactivate_vmap=True)
-            found = gae(rollout[None].clone())[0]
+            values = gae(rollout[None].clone())[0]
             few = gae(rollout[None, :5].clone())[0]  # of one episode, from its start
     is_end = rollout["next", "done"]
     assert is_end.sum() >= 2
-    torch.testing.assert_close(found["next", "state_value"], expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(values["next", "state_value"], expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(few["next", "state_value"], expected[:5], atol=1e-5, rtol=1e-5)
     inside = ~is_end[:-1]
     torch.testing.assert_close(
-        found["next", "state_value"][:-1][inside], found["state_value"][1:][inside],
+        values["next", "state_value"][:-1][inside], values["state_value"][1:][inside],
         atol=1e-5, rtol=1e-5,
     )  # fmt: skip
 

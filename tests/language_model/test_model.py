@@ -64,61 +64,61 @@ def test_the_first_segment_equals_the_package_of_2020(is_gated: bool, has_glu: b
     sizes = {"num_tokens": 11, "dim": 32, "heads": 4, "depth": 3, "seq_len": 16,
              "gru_gated_residual": is_gated, "ff_glu": has_glu}  # fmt: skip
     torch.manual_seed(0)
-    theirs = package.MemoryTransformerXL(**sizes)
+    original = package.MemoryTransformerXL(**sizes)
     ours = MemoryTransformerXL(**sizes, long_term="none", position="learned")
     ours.torso.norm = NoNorm(32)
-    ours.token_emb.load_state_dict(theirs.token_emb.state_dict())
-    ours.to_logits.load_state_dict(theirs.to_logits.state_dict())
-    nn.init.normal_(theirs.pos_emb)
+    ours.token_emb.load_state_dict(original.token_emb.state_dict())
+    ours.to_logits.load_state_dict(original.to_logits.state_dict())
+    nn.init.normal_(original.pos_emb)
     for n, layer in enumerate(ours.torso.layers):
-        copy_attention(theirs.attn_layers[n], layer, is_gated=is_gated)
+        copy_attention(original.attn_layers[n], layer, is_gated=is_gated)
         # Their row of distance 0 is the last, where theirs reads dim + seq_len of the table's rows.
-        layer.attention.position.table.data.copy_(theirs.pos_emb[:, -17:])
-        copy_feedforward(theirs.ff_layers[n], layer.feedforward, is_gated=is_gated)
+        layer.attention.position.table.data.copy_(original.pos_emb[:, -17:])
+        copy_feedforward(original.ff_layers[n], layer.feedforward, is_gated=is_gated)
     tokens = torch.randint(0, 11, (3, 16))
-    expected, _ = theirs(tokens)
-    found, _ = ours(tokens)
+    expected, _ = original(tokens)
+    logits, _ = ours(tokens)
     assert expected.std() > 0.1
-    assert torch.allclose(found, expected, atol=1e-5)
+    assert torch.allclose(logits, expected, atol=1e-5)
 
 
-def copy_gate(theirs: nn.Module, ours: nn.Module) -> None:
+def copy_gate(original: nn.Module, ours: nn.Module) -> None:
     """One bias here, that of c; theirs has five, of which the rest are zeroed."""
-    for linear in (theirs.Ua, theirs.Wa, theirs.U):
+    for linear in (original.Ua, original.Wa, original.U):
         nn.init.zeros_(linear.bias)
     ours.from_output.weight.data.copy_(
-        torch.cat([theirs.Ua.weight, theirs.Uc.weight, theirs.U.weight])
+        torch.cat([original.Ua.weight, original.Uc.weight, original.U.weight])
     )
-    ours.from_stream.weight.data.copy_(torch.cat([theirs.Wa.weight, theirs.Wc.weight]))
-    ours.bias.data.copy_(theirs.Uc.bias + theirs.Wc.bias)
+    ours.from_stream.weight.data.copy_(torch.cat([original.Wa.weight, original.Wc.weight]))
+    ours.bias.data.copy_(original.Uc.bias + original.Wc.bias)
 
 
-def copy_attention(theirs: nn.Module, ours: nn.Module, *, is_gated: bool) -> None:
-    normed = theirs.fn
+def copy_attention(original: nn.Module, ours: nn.Module, *, is_gated: bool) -> None:
+    normed = original.fn
     nn.init.zeros_(normed.fn.to_out.bias)  # ours has none
     ours.norm.load_state_dict(normed.norm.state_dict())
     ours.attention.query.load_state_dict(normed.fn.to_q.state_dict())
     ours.attention.key_value.load_state_dict(normed.fn.to_kv.state_dict())
     ours.attention.output.weight.data.copy_(normed.fn.to_out.weight)
     if is_gated:
-        copy_gate(theirs.gru, ours.attention_gate)
+        copy_gate(original.gru, ours.attention_gate)
 
 
-def copy_feedforward(theirs: nn.Module, ours: nn.Module, *, is_gated: bool) -> None:
-    normed = theirs.fn
+def copy_feedforward(original: nn.Module, ours: nn.Module, *, is_gated: bool) -> None:
+    normed = original.fn
     ours.norm.load_state_dict(normed.norm.state_dict())
     ours.expand.load_state_dict(normed.fn.w1.state_dict())
     ours.contract.load_state_dict(normed.fn.w2.state_dict())
     if is_gated:
-        copy_gate(theirs.gru, ours.gate)
+        copy_gate(original.gru, ours.gate)
 
 
 def test_short_calls_update_the_memories_where_those_of_2020_never_did() -> None:
     package = pytest.importorskip("memory_transformer_xl")
-    theirs = package.MemoryTransformerXL(num_tokens=11, dim=16, heads=2, depth=1, seq_len=6)
+    original = package.MemoryTransformerXL(num_tokens=11, dim=16, heads=2, depth=1, seq_len=6)
     memories = None
     for token in some_tokens(1, 12).split(1, dim=1):
-        _, memories = theirs(token, memories=memories)
+        _, memories = original(token, memories=memories)
     assert memories.long.numel() == memories.short.numel() == 0
     model, memories = a_model(), None
     for token in some_tokens(1, 12).split(1, dim=1):
@@ -138,8 +138,8 @@ def test_generation_leaves_the_memories_of_training(
     assert drawn.shape == (2, length)
     read = torch.cat([start, drawn], dim=1)[:, :-1]
     _, expected = wrapper.net(read)
-    for found, field in zip(memories, expected, strict=True):
-        assert torch.allclose(found.double(), field.double(), atol=1e-9)
+    for memory, field in zip(memories, expected, strict=True):
+        assert torch.allclose(memory.double(), field.double(), atol=1e-9)
 
 
 def test_greedy_generation_takes_what_the_model_says_of_the_whole_text() -> None:
@@ -169,8 +169,8 @@ def test_padding_is_neither_seen_nor_remembered(long_term: str) -> None:
         kept = tokens[row : row + 1, mask[row]]
         alone, state = model(kept)
         assert torch.allclose(logits[row, mask[row]], alone[0])
-        for found, field in zip(memories.rows([row]), state, strict=True):
-            assert torch.allclose(found.double(), field.double())
+        for memory, field in zip(memories.rows([row]), state, strict=True):
+            assert torch.allclose(memory.double(), field.double())
     assert (logits[~mask] == 0).all()
 
 

@@ -1,4 +1,4 @@
-"""The long-term memory in CONTRIBUTING.md works as its text says."""
+"""The long-term memory in CONTRIBUTING.md works as documented."""
 
 import re
 from pathlib import Path

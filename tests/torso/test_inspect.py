@@ -1,4 +1,4 @@
-"""What a torso tells about itself."""
+"""The diagnostics of a torso."""
 
 import pytest
 import torch

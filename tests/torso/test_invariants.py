@@ -348,7 +348,7 @@ def test_illegal_options_are_refused_with_the_legal_ones(options: dict, sentence
 def test_outputs_gradients_and_acting_are_equal_on_gpu_and_cpu(name: str) -> None:
     case = Case(name, (4, 3, 14))
     weight = torch.randn_like(case.x)
-    found: list[list[Tensor]] = []
+    fields_by_device: list[list[Tensor]] = []
     for device in ("cpu", "cuda"):
         torso = case.torso.to(device)
         x = case.x.to(device).detach().requires_grad_()
@@ -359,6 +359,6 @@ def test_outputs_gradients_and_acting_are_equal_on_gpu_and_cpu(name: str) -> Non
         steps = decode(torso, x.detach(), cache, is_first)
         fields = [y, gradient, steps, *after, *cache.state()]
         assert {field.device.type for field in fields} == {device}
-        found.append([field.detach().cpu() for field in fields])
-    for cpu, gpu in zip(*found, strict=True):
+        fields_by_device.append([field.detach().cpu() for field in fields])
+    for cpu, gpu in zip(*fields_by_device, strict=True):
         torch.testing.assert_close(gpu, cpu, rtol=TOLERANCE, atol=TOLERANCE)

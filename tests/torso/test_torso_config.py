@@ -54,13 +54,13 @@ def test_fields_of_another_type_are_refused_in_one_sentence(
 
 
 @pytest.mark.parametrize(
-    "given",
+    "options",
     [*({"kind": kind} for kind in KINDS), {"long_term": "none"}, {"long_term": "slots"}],
     ids=str,
 )
-def test_a_torso_is_the_same_whatever_it_takes_and_does_not_read(given: dict[str, str]) -> None:
-    config = TorsoConfig(**given, width=16)
-    assert ("read" in config.unread) == (given != {"kind": "transformer"})
+def test_a_torso_is_the_same_whatever_it_takes_and_does_not_read(options: dict[str, str]) -> None:
+    config = TorsoConfig(**options, width=16)
+    assert ("read" in config.unread) == (options != {"kind": "transformer"})
     weights = {name: weight.shape for name, weight in build_torso(config).state_dict().items()}
     for name in config.unread:
         changed = "parallel" if name == "read" else 2 * getattr(config, name)

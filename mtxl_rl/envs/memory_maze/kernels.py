@@ -1,8 +1,8 @@
-"""How the inner loops are compiled: by numba, without the GIL, cached on disk.
+"""Decorators that compile the inner loops with numba, without the GIL, cached on disk.
 
-The first use on a machine compiles for some seconds; `announcing_compilation` says so. numba looks
-for changes only in a function's own file: whoever edits a kernel that another file calls deletes
-what is cached, ``find mtxl_rl -name '*.nb[ic]' -delete``.
+The first use on a machine compiles for some seconds; `announcing_compilation` reports it. numba
+detects changes only in a function's own file. After editing a kernel that another file calls,
+delete the cache: ``find mtxl_rl -name '*.nb[ic]' -delete``.
 """
 
 import contextlib

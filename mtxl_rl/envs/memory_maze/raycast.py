@@ -107,17 +107,17 @@ def _draw_scene(
         for column in range(side):
             ray = _ray(camera, column + 0.5 - side / 2, row + 0.5 - side / 2, step)
             surfaces[row, column] = _surface(ray, scene)
-    found = np.empty(4, np.int64)
+    samples = np.empty(4, np.int64)
     color = np.empty(3)
     for row in range(side):
         for column in range(side):
             x, y = column + 0.5 - side / 2, row + 0.5 - side / 2
-            found[:] = surfaces[row, column]
+            samples[:] = surfaces[row, column]
             if _is_at_edge(surfaces, row, column):
                 for k in range(4):
                     ray = _ray(camera, x + SUBPIXELS[k, 0], y + SUBPIXELS[k, 1], step)
-                    found[k] = _surface(ray, scene)
-            _mix_colors(found, x, y, step, camera, scene, atlas, color)
+                    samples[k] = _surface(ray, scene)
+            _mix_colors(samples, x, y, step, camera, scene, atlas, color)
             for k in range(3):
                 image[row, column, k] = np.uint8(color[k] + 0.5)
 

@@ -139,8 +139,8 @@ class _Sphere(NamedTuple):
 class _Samples(NamedTuple):
     """Pixels of a row, and where in a texture each of them is looked up.
 
-    They are set in a loop that does not branch or look up, so that the processor's vector units do
-    eight at once, and looked up in another one.
+    One loop sets them without branches or look-ups, so that the vector units process eight
+    together; a second loop looks them up.
     """
 
     half_octave: NDArray[np.uint32]
@@ -630,7 +630,7 @@ def _clipped(middle: np.float32, extent: np.float32, side: int) -> tuple[int, in
 
 @bare_kernel
 def _is_hidden(sphere: _Sphere, num_faces: int, faces: NDArray[np.float32]) -> bool:
-    """Whether all of a sphere surely lies beside the view or behind walls."""
+    """Whether a sphere certainly lies outside the view or behind walls."""
     reach = _F(1.1) * sphere.radius
     if sphere.forward < _F(1.2) * sphere.radius:
         return False

@@ -226,7 +226,7 @@ def _fill_with_corridor(
     column: int,
     path: NDArray[np.int64],
 ) -> None:
-    """Walk at random from a cell, and back where it cannot go on, until it is at its start again.
+    """Walk at random from a cell, backtracking at dead ends, until the walk is at its start again.
 
     Args:
         state: Of the random numbers.

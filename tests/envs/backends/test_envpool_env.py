@@ -64,8 +64,8 @@ def test_the_number_of_threads_changes_nothing() -> None:
     two.reset()
     actions = np.arange(8) % 2
     for _ in range(50):
-        for ours, theirs in zip(one.step(actions)[:4], two.step(actions)[:4], strict=True):
-            np.testing.assert_array_equal(ours, theirs)
+        for ours, expected in zip(one.step(actions)[:4], two.step(actions)[:4], strict=True):
+            np.testing.assert_array_equal(ours, expected)
 
 
 def test_infos_follow_gymnasium() -> None:
@@ -104,14 +104,14 @@ def test_minigrid_is_observed_as_through_gymnasium(env_id: str) -> None:
     other = make_gymnasium(env_id, num_envs=3, seed=0)
     assert env.observation_space == other.observation_space
     observations, _ = env.reset()
-    theirs, _ = other.reset()
+    expected, _ = other.reset()
     for _ in range(30):
         assert env.observation_space.contains(observations)
-        assert other.observation_space.contains(theirs)
+        assert other.observation_space.contains(expected)
         actions = env.action_space.sample()
-        observations, theirs = env.step(actions)[0], other.step(actions)[0]
+        observations, expected = env.step(actions)[0], other.step(actions)[0]
     if "Memory" in env_id:  # one mission for all
-        np.testing.assert_array_equal(observations["mission"], theirs["mission"])
+        np.testing.assert_array_equal(observations["mission"], expected["mission"])
 
 
 def test_minigrids_cells_keep_their_order() -> None:

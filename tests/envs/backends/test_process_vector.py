@@ -94,17 +94,17 @@ def processes_of(vector: ProcessVectorEnv) -> list[BaseProcess]:
 
 @pytest.fixture
 def vector() -> Iterator[ProcessVectorEnv]:
-    made = ProcessVectorEnv([Counter, lambda: Counter(4), Counter], num_workers=2)
-    yield made
-    made.close()
+    vector_env = ProcessVectorEnv([Counter, lambda: Counter(4), Counter], num_workers=2)
+    yield vector_env
+    vector_env.close()
 
 
 @pytest.fixture(scope="module")
 def shared_vector() -> Iterator[ProcessVectorEnv]:
     """For tests that neither close the vector nor break a worker."""
-    made = ProcessVectorEnv([Counter, lambda: Counter(4), Counter], num_workers=2)
-    yield made
-    made.close()
+    vector_env = ProcessVectorEnv([Counter, lambda: Counter(4), Counter], num_workers=2)
+    yield vector_env
+    vector_env.close()
 
 
 CARTPOLES = [lambda: gymnasium.make("CartPole-v1")] * 3
@@ -270,7 +270,7 @@ def test_masked_resets_start_these_episodes_and_leave_the_others(
     observation, infos = shared_vector.reset(options=options)
     assert observation["inner"]["count"].tolist() == [0, 0, 3]
     assert infos["_level"].tolist() == [True, True, False]
-    # The third resets by itself; the first was reset, and goes on.
+    # The third resets by itself; the first was reset, and continues.
     assert shared_vector.step(np.zeros(3, int))[0]["inner"]["count"].tolist() == [1, 1, 0]
 
 

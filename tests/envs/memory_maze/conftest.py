@@ -105,20 +105,20 @@ def original_textures() -> Path:
 @pytest.fixture
 def yardstick() -> Iterator[Callable[..., Yardstick]]:
     pytest.importorskip("memory_maze", reason="memory-maze is not installed")
-    made: list[Yardstick] = []
+    yardsticks: list[Yardstick] = []
 
     def make(size: str, *, seed: int) -> Yardstick:
-        made.append(Yardstick(size, seed=seed))
-        return made[-1]
+        yardsticks.append(Yardstick(size, seed=seed))
+        return yardsticks[-1]
 
     yield make
-    for one in made:
-        one.env.close()
+    for each in yardsticks:
+        each.env.close()
 
 
-def psnr(ours: NDArray[np.uint8], theirs: NDArray[np.uint8]) -> float:
+def psnr(ours: NDArray[np.uint8], reference: NDArray[np.uint8]) -> float:
     """Peak signal to noise ratio of two pictures in dB."""
-    error = np.mean((ours.astype(np.float64) - theirs) ** 2)
+    error = np.mean((ours.astype(np.float64) - reference) ** 2)
     return float(10 * np.log10(255**2 / max(error, 1e-10)))
 
 

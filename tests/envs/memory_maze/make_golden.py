@@ -2,8 +2,8 @@
 
     python tests/envs/memory_maze/make_golden.py
 
-The tests of every day compare with it and need no MuJoCo. Make it anew only for a reason that the
-commit tells.
+The default tests compare with it and need no MuJoCo. Regenerate it only for a reason that the
+commit message states.
 """
 
 import os
@@ -30,7 +30,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def main() -> None:
-    """Write the file beside this script."""
+    """Write the file next to this script."""
     golden: dict[str, Any] = {}
     for size, seeds in WALKS.items():
         for seed in seeds:
@@ -44,22 +44,22 @@ def main() -> None:
 
 def walk(size: str, seed: int) -> dict[str, Any]:
     """A walk along shortest paths with 15 % random actions."""
-    theirs = Yardstick(size, seed=seed)
+    original = Yardstick(size, seed=seed)
     env = MemoryMazeVectorEnv(1, config=MemoryMazeConfig(size=size), seed=seed)
     env.reset()
     rng = np.random.default_rng(seed)
-    pictures = [theirs.env.reset()[0]]
-    actions, rewards, positions = [], [], [theirs.position()]
+    pictures = [original.env.reset()[0]]
+    actions, rewards, positions = [], [], [original.position()]
     for step in range(1, NUM_STEPS + 1):
         action = int(careful(env)[0]) if rng.random() > 0.15 else int(rng.integers(6))
         env.step(np.array([action]))
-        picture, reward, *_ = theirs.env.step(action)
+        picture, reward, *_ = original.env.step(action)
         actions.append(action)
         rewards.append(reward)
-        positions.append(theirs.position())
+        positions.append(original.position())
         if step % STEPS_PER_PICTURE == 0:
             pictures.append(picture)
-    layer = np.array(theirs.task._maze_arena.maze.entity_layer)
+    layer = np.array(original.task._maze_arena.maze.entity_layer)
     name = f"walk_{size}_{seed}"
     return {
         f"{name}_walls": np.isin(layer, list("0123456789*")),
@@ -72,18 +72,18 @@ def walk(size: str, seed: int) -> dict[str, Any]:
 
 def single_steps() -> dict[str, Any]:
     """States of a walk that scrapes along walls, and those after one action, at tolerance 0."""
-    theirs = Yardstick("9x9", seed=7)
-    theirs.env.reset()
-    theirs.model.opt.tolerance = 0
+    original = Yardstick("9x9", seed=7)
+    original.env.reset()
+    original.model.opt.tolerance = 0
     rng = np.random.default_rng(7)
     states, actions, action = [], [], 1
     for _ in range(200):
-        states.append([theirs.position(), theirs.velocity()])
+        states.append([original.position(), original.velocity()])
         if rng.random() < 0.3:
             action = int(rng.integers(1, len(ACTIONS)))
         actions.append(action)
-        theirs.env.step(action)
-    states.append([theirs.position(), theirs.velocity()])
+        original.env.step(action)
+    states.append([original.position(), original.velocity()])
     return {"steps_states": states, "steps_actions": actions}
 
 

@@ -130,18 +130,20 @@ def test_two_hundred_resets_are_the_originals(size: str) -> None:
 @pytest.mark.parametrize("size", ["9x9", "15x15"])
 def test_spawns_and_headings_are_the_originals(size: str, yardstick: Callable[..., Any]) -> None:
     for seed in range(2):
-        theirs, stream = yardstick(size, seed=seed), episodes(size, seed=seed)
+        reference, stream = yardstick(size, seed=seed), episodes(size, seed=seed)
         for _ in range(3):
-            theirs.env.reset()
+            reference.env.reset()
             episode = stream.next_episode()
-            assert_same_maze(episode, theirs.task)
-            position = theirs.position()
+            assert_same_maze(episode, reference.task)
+            position = reference.position()
             assert tuple(position[:2]) == episode.spawn
             # From the maze's middle all ten rays are as long, and rounding decides in the original.
             if episode.spawn != (0.0, 0.0):
                 assert position[3] == pytest.approx(episode.heading, abs=1e-12)
                 # Whether the ball touches the floor in the first substep is decided by rounding.
-                height = theirs.data.geom_xpos[theirs.env._simulation._ball_id, 2] - BALL_RADIUS
+                height = (
+                    reference.data.geom_xpos[reference.env._simulation._ball_id, 2] - BALL_RADIUS
+                )
                 assert spawn_height(episode.heading) == height
 
 
@@ -155,48 +157,48 @@ def test_spawns_and_headings_are_the_originals(size: str, yardstick: Callable[..
 def test_walks_are_the_originals(
     size: str, seed: int, num_steps: int, yardstick: Callable[..., Any], psnr: Callable[..., float]
 ) -> None:
-    theirs = yardstick(size, seed=seed)
+    reference = yardstick(size, seed=seed)
     ours = MemoryMazeVectorEnv(1, config=MemoryMazeConfig(size=size, num_threads=1), seed=seed)
-    values = [psnr(ours.reset()[0][0], theirs.env.reset()[0])]
+    values = [psnr(ours.reset()[0][0], reference.env.reset()[0])]
     # At MuJoCo's own tolerance, 1e-8, a walk that scrapes along a wall drifts from its solution.
-    theirs.model.opt.tolerance = 0
+    reference.model.opt.tolerance = 0
     rng = np.random.default_rng(seed)
     for _ in range(num_steps):
         action = careful(ours) if rng.random() > 0.15 else rng.integers(6, size=1)
         picture, rewards, *_ = ours.step(action)
-        their_picture, reward, *_ = theirs.env.step(int(action[0]))
+        their_picture, reward, *_ = reference.env.step(int(action[0]))
         assert rewards[0] == reward
-        assert np.abs(ours.walkers()[0] - theirs.position())[:2].max() < 1e-2
+        assert np.abs(ours.walkers()[0] - reference.position())[:2].max() < 1e-2
         values.append(psnr(picture[0], their_picture))
     assert np.mean(values) > 42
     assert min(values) > 33
 
 
 def test_a_walk_that_scrapes_along_walls_is_the_originals(yardstick: Callable[..., Any]) -> None:
-    theirs = yardstick("9x9", seed=1)
+    reference = yardstick("9x9", seed=1)
     ours = MemoryMazeVectorEnv(1, config=MemoryMazeConfig(num_threads=1), seed=1)
     ours.reset()
-    theirs.env.reset()
-    theirs.model.opt.tolerance = 0
+    reference.env.reset()
+    reference.model.opt.tolerance = 0
     for action in map(int, SCRAPING_WALK):
-        assert ours.step(np.array([action]))[1][0] == theirs.env.step(action)[1]
-        assert np.abs(ours.walkers()[0] - theirs.position())[:2].max() < 1e-4
+        assert ours.step(np.array([action]))[1][0] == reference.env.step(action)[1]
+        assert np.abs(ours.walkers()[0] - reference.position())[:2].max() < 1e-4
 
 
 def test_single_steps_are_mujocos_at_a_tight_tolerance(yardstick: Callable[..., Any]) -> None:
     errors = []
     for seed in (0, 7):
-        theirs = yardstick("9x9", seed=seed)
-        theirs.env.reset()
-        theirs.model.opt.tolerance = 0
+        reference = yardstick("9x9", seed=seed)
+        reference.env.reset()
+        reference.model.opt.tolerance = 0
         episode = episodes("9x9", seed=seed).next_episode()
         rng = np.random.default_rng(seed)
         action = 1
         for _ in range(300):
             if rng.random() < 0.3:
                 action = int(rng.integers(1, len(ACTIONS)))
-            position, velocity = theirs.position(), theirs.velocity()
-            theirs.env.step(action)
+            position, velocity = reference.position(), reference.velocity()
+            reference.env.step(action)
             move_walker(
                 position,
                 velocity,
@@ -208,7 +210,7 @@ def test_single_steps_are_mujocos_at_a_tight_tolerance(yardstick: Callable[..., 
                 0.0,
                 new_scratch(),
             )
-            errors.append(np.abs(position - theirs.position())[:4].max())
+            errors.append(np.abs(position - reference.position())[:4].max())
     assert np.median(errors) < 1e-7
     assert np.quantile(errors, 0.99) < 1e-5
 
@@ -221,28 +223,28 @@ def test_every_variant_observes_what_the_original_does(
     original_packages.import_packages()
     from memory_maze import tasks
 
-    theirs = tasks.memory_maze_9x9(seed=7, **their_options)
+    reference = tasks.memory_maze_9x9(seed=7, **their_options)
     config = MemoryMazeConfig(num_threads=1, **our_options)
     ours = MemoryMazeVectorEnv(1, config=config, seed=7)
-    expected, observed = theirs.reset().observation, ours.reset()[0]
+    expected, observed = reference.reset().observation, ours.reset()[0]
     for action in (1, 1, 4, 1, 2, 1):
         compare(expected, observed, psnr)
-        expected = theirs.step(action).observation
+        expected = reference.step(action).observation
         observed, *_ = ours.step(np.array([action]))
-    theirs.close()
+    reference.close()
 
 
 def compare(expected: Any, observed: Any, psnr: Callable[..., float]) -> None:  # noqa: ANN401
     if not isinstance(expected, dict):
         expected, observed = {"image": expected}, {"image": observed}
     assert set(expected) == set(observed)
-    for key, theirs in expected.items():
-        assert observed[key][0].shape == np.shape(theirs), key
-        assert observed[key].dtype == np.asarray(theirs).dtype, key
+    for key, value in expected.items():
+        assert observed[key][0].shape == np.shape(value), key
+        assert observed[key].dtype == np.asarray(value).dtype, key
         if key == "image":
-            assert psnr(observed[key][0], theirs) > 36
+            assert psnr(observed[key][0], value) > 36
         else:
-            np.testing.assert_allclose(observed[key][0], theirs, atol=1e-4)
+            np.testing.assert_allclose(observed[key][0], value, atol=1e-4)
 
 
 def test_the_colours_are_the_originals() -> None:

@@ -33,7 +33,7 @@ def test_the_model_needs_a_second_for_each_cell_ahead_and_turns_first() -> None:
     seconds = solved(room(9), (8.5, 5.5))
     east, north, west = 0, 6, 12
     at_column = seconds[22, 4 * np.array([3, 4, 5]) + 2]
-    # Places are 0.125 cells beside the row's middle; the target is touched 0.385 cells before it.
+    # Nodes are 0.125 cells from the row's middle; the target is touched 0.385 cells before it.
     np.testing.assert_allclose(at_column[:, east], [4.5, 3.5, 2.5], atol=0.35)
     np.testing.assert_allclose(at_column[:-1, east] - at_column[1:, east], 1.0, atol=0.15)
     assert 0.5 < at_column[0, north] - at_column[0, east] < np.pi / 2 / 1.28
@@ -88,13 +88,13 @@ def test_the_oracles_return_is_the_published_maximum(size: str) -> None:
 
 
 def test_random_actions_are_worth_what_they_are_in_the_original() -> None:
-    theirs = np.array([int(digit) for digit in ORIGINAL_RANDOM])
-    count, num_steps = len(theirs), 1000
+    original_returns = np.array([int(digit) for digit in ORIGINAL_RANDOM])
+    count, num_steps = len(original_returns), 1000
     actions = [np.random.default_rng(seed).integers(6, size=num_steps) for seed in range(count)]
     env = MemoryMazeVectorEnv(count, config=MemoryMazeConfig(), seed=0)
     env.reset()
     ours = np.sum([env.step(step)[1] for step in np.transpose(actions)], axis=0)
     env.close()
     # Walks along walls drift apart, so episodes differ; their mean must not.
-    assert abs(ours.mean() - theirs.mean()) < 1.96 * theirs.std() / count**0.5
-    assert (ours == theirs).mean() > 0.8
+    assert abs(ours.mean() - original_returns.mean()) < 1.96 * original_returns.std() / count**0.5
+    assert (ours == original_returns).mean() > 0.8

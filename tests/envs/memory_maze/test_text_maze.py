@@ -40,18 +40,18 @@ def test_mazes_are_the_golden_ones(size: str) -> None:
 def test_ten_thousand_seeds_give_the_mazes_of_labmaze(size: str, labmaze_generator: type) -> None:
     settings = maze_settings(SIZES[size])
     for seed in range(10_000):
-        theirs = labmaze_generator(settings, seed=seed).next_maze()
+        expected = labmaze_generator(settings, seed=seed).next_maze()
         ours = layers(TextMazeGenerator(settings, seed=seed).next_maze())
-        assert np.array_equal(ours, theirs), f"seed {seed}"
+        assert np.array_equal(ours, expected), f"seed {seed}"
 
 
 @pytest.mark.parametrize("size", ORIGINAL_SIZES)
 def test_a_long_sequence_is_that_of_labmaze(size: str, labmaze_generator: type) -> None:
     settings = maze_settings(SIZES[size])
-    theirs = labmaze_generator(settings, seed=2**31 - 1)
+    labmaze = labmaze_generator(settings, seed=2**31 - 1)
     ours = TextMazeGenerator(settings, seed=2**31 - 1)
     for index in range(1000):
-        assert np.array_equal(layers(ours.next_maze()), theirs.next_maze()), f"maze {index}"
+        assert np.array_equal(layers(ours.next_maze()), labmaze.next_maze()), f"maze {index}"
 
 
 @pytest.mark.parametrize("side", [5, 7, 9, 13, 21])
@@ -72,10 +72,10 @@ def test_other_settings_give_the_mazes_of_labmaze(
             objects_per_room=objects,
         )
         for seed in range(10):
-            theirs = labmaze_generator(settings, seed=seed)
+            labmaze = labmaze_generator(settings, seed=seed)
             ours = TextMazeGenerator(settings, seed=seed)
             for _ in range(2):
-                np.testing.assert_array_equal(layers(ours.next_maze()), theirs.next_maze())
+                np.testing.assert_array_equal(layers(ours.next_maze()), labmaze.next_maze())
 
 
 def test_a_copied_state_gives_the_same_mazes() -> None:

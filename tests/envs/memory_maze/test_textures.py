@@ -48,8 +48,8 @@ def test_a_wheels_pictures_are_unpacked_into_the_cache_and_found(
     assert texture_files.original_folder() == cache
     paths = texture_files.texture_paths(cache)
     assert sorted(paths) == sorted(cache.iterdir())
-    for ours, theirs in zip(paths, texture_files.texture_paths(original_textures), strict=True):
-        assert ours.read_bytes() == theirs.read_bytes()
+    for ours, original in zip(paths, texture_files.texture_paths(original_textures), strict=True):
+        assert ours.read_bytes() == original.read_bytes()
     main(["textures"])  # They are there: nothing is downloaded.
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -141,8 +141,9 @@ def walk(env: Any, num_steps: int) -> list[Any]:  # noqa: ANN401
     return records
 
 
-# Seed 68 puts the current target at the maze's centre, where the walker is while the original looks
-# for the first contacts: it counts as touched, is invisible in the first frame, and pays at once.
+# Seed 68 puts the current target at the maze's centre, where the walker is while the original
+# checks the first contacts: it counts as touched, is invisible in the first frame, and pays
+# immediately.
 FREE_REWARD_SEED = 68
 
 

@@ -13,10 +13,10 @@ def places(
 ) -> tuple[list[Place | None], np.ndarray]:
     """The first places of an observation, None where nothing is shown, and the rest of it."""
     parts = observation[: count * 2 * size].reshape(count, 2, size)
-    found = [
+    cubes = [
         (int(part[0].argmax()), int(part[1].argmax())) if part.any() else None for part in parts
     ]
-    return found, observation[count * 2 * size :]
+    return cubes, observation[count * 2 * size :]
 
 
 class Rememberer:

@@ -1,4 +1,4 @@
-"""The task in CONTRIBUTING.md works as its text says."""
+"""The task in CONTRIBUTING.md works as documented."""
 
 import re
 import sys

@@ -25,8 +25,8 @@ def test_a_maze_holds_each_object_once_and_all_can_be_reached(size: str) -> None
     env = make(size)
     for row in range(env.num_envs):
         world = env.world[row]
-        found = [np.flatnonzero(world == 2 + i).tolist() for i in range(env.size.num_objects)]
-        assert found == env.objects[row][:, None].tolist()
+        cells = [np.flatnonzero(world == 2 + i).tolist() for i in range(env.size.num_objects)]
+        assert cells == env.objects[row][:, None].tolist()
         assert world[env.cell[row]] == 0
         reached = cells_within_reach(env, row)
         assert set(np.flatnonzero(world != 1)) == reached
@@ -36,10 +36,10 @@ def cells_within_reach(env: GridMemoryMaze, row: int) -> set[int]:
     todo, seen = [int(env.cell[row])], {int(env.cell[row])}
     while todo:
         cell = todo.pop()
-        for beside in (cell + env.ahead).tolist():
-            if env.world[row, beside] != 1 and beside not in seen:
-                seen.add(beside)
-                todo.append(beside)
+        for neighbour in (cell + env.ahead).tolist():
+            if env.world[row, neighbour] != 1 and neighbour not in seen:
+                seen.add(neighbour)
+                todo.append(neighbour)
     return seen
 
 

@@ -127,7 +127,7 @@ class CountRecallAgent(CardsAgent):
 
 
 class MortarMayhemAgent:
-    """Writes the commands down, then walks them, turned as it is."""
+    """Records the commands, then walks them relative to its own direction."""
 
     def __init__(self) -> None:
         self.commands: list[int] = []
@@ -175,24 +175,24 @@ class MysteryPathAgent:
         ways, seen = [[cell]], {cell}
         while ways:
             way = ways.pop(0)
-            for beside in neighbours(way[-1], size=7):
-                if beside in seen or beside in self.fallen:
+            for neighbour in neighbours(way[-1], size=7):
+                if neighbour in seen or neighbour in self.fallen:
                     continue
-                if beside not in self.safe:
-                    return [*way, beside][1]
-                seen.add(beside)
-                ways.append([*way, beside])
+                if neighbour not in self.safe:
+                    return [*way, neighbour][1]
+                seen.add(neighbour)
+                ways.append([*way, neighbour])
         raise AssertionError("every cell was tried")
 
 
 def neighbours(cell: int, *, size: int) -> list[int]:
     column, row = divmod(cell, size)
-    beside = [(column, row - 1), (column - 1, row), (column, row + 1), (column + 1, row)]
-    return [c * size + r for c, r in beside if 0 <= c < size and 0 <= r < size]
+    adjacent = [(column, row - 1), (column - 1, row), (column, row + 1), (column + 1, row)]
+    return [c * size + r for c, r in adjacent if 0 <= c < size and 0 <= r < size]
 
 
 def toward(cell: int, goal: int, heading: int, *, size: int) -> int:
-    """Turn or step to a cell beside this one; stay if it is this one."""
+    """Turn or step to an adjacent cell; stay if it is the agent's own."""
     way = {-1: 0, -size: 1, 1: 2, size: 3}.get(goal - cell)
     if way is None:
         return 0

@@ -124,7 +124,7 @@ def bsuite(memory_length: int, num_bits: int, *, seed: int) -> Record:
 
 
 class MemoryGym:
-    """A grid of Memory Gym whose observation is what our symbolic view says of it."""
+    """A grid of Memory Gym whose observation is our symbolic view of it."""
 
     HEADINGS = np.eye(4)
 
@@ -154,7 +154,7 @@ class MemoryGym:
         return np.eye(size * size)[int(cell[0]) * size + int(cell[1])]
 
     def toward(self, target: Any) -> int:  # noqa: ANN401
-        """The action that leads to the cell beside."""
+        """The action that leads to the adjacent cell."""
         way = np.subtract(target, self.cell()).astype(int).tolist()
         if way not in [[0, -1], [-1, 0], [0, 1], [1, 0]]:
             return 0
@@ -292,8 +292,8 @@ def test_pictures_are_nearly_those_of_memory_gym(name: str) -> None:
     env.set_state(state)
     ours_now, rng, differences = env._observe(), np.random.default_rng(0), []
     for _ in range(60):
-        theirs = original.image.swapaxes(0, 1).astype(int)
-        differences.append((np.abs(ours_now[0] - theirs).max(axis=2) > 8).mean())
+        original_image = original.image.swapaxes(0, 1).astype(int)
+        differences.append((np.abs(ours_now[0] - original_image).max(axis=2) > 8).mean())
         action = original.act(rng, 0.2)
         if any(original.step(action)[2:4]):
             break
@@ -334,20 +334,20 @@ def test_between_the_same_walls_the_path_is_that_of_memory_gym() -> None:
     pytest.importorskip("memory_gym")
     for seed in range(200):
         start, end = seed % 7, 42 + seed // 7 % 7
-        theirs, is_wall, rng = original_path(seed, start, end)
+        expected, is_wall, rng = original_path(seed, start, end)
         draws = np.zeros(NUM_SEARCH_DRAWS)
         draws[: len(rng.costs)] = (np.array(rng.costs) - 0.5) / 8
         path = lay_path(draws, start=start, end=end, is_wall=is_wall)
-        assert set(np.flatnonzero(path)) == theirs
+        assert set(np.flatnonzero(path)) == expected
 
 
 def test_walls_are_where_memory_gym_puts_them_as_often() -> None:
     pytest.importorskip("memory_gym")
     count, start, end = 1000, 3, 42 + 1
-    theirs = np.mean([original_path(seed, start, end)[1] for seed in range(count)], axis=0)
+    expected = np.mean([original_path(seed, start, end)[1] for seed in range(count)], axis=0)
     draws = np.random.default_rng(0).random((count, NUM_WALL_DRAWS))
     points = {"start": np.full(count, start), "end": np.full(count, end)}
-    np.testing.assert_allclose(draw_walls(draws, **points).mean(axis=0), theirs, atol=0.08)
+    np.testing.assert_allclose(draw_walls(draws, **points).mean(axis=0), expected, atol=0.08)
 
 
 def golden_records() -> dict[str, tuple[str, dict[str, Any], Callable[[], Record]]]:

@@ -192,8 +192,8 @@ def test_a_state_can_be_taken_anywhere(num_before: int, corridor_length: int, se
     restored = make(8, corridor_length=corridor_length, seed=seed + 1)
     restored.set_state(state)
     for step in expected:
-        for ours, theirs in zip(restored.step(actions)[:4], step[:4], strict=True):
-            np.testing.assert_array_equal(ours, theirs)
+        for ours, original in zip(restored.step(actions)[:4], step[:4], strict=True):
+            np.testing.assert_array_equal(ours, original)
 
 
 def test_a_corridor_without_cells_is_refused() -> None:

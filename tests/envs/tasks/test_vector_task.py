@@ -24,12 +24,12 @@ def make(name: str, *, num_envs: int, seed: Any = 0) -> VectorTask:  # noqa: ANN
 @pytest.mark.parametrize("name", TASKS)
 def test_an_environment_does_not_depend_on_how_many_stand_beside_it(name: str) -> None:
     few, many = make(name, num_envs=2), make(name, num_envs=7)
-    ours, theirs = few.reset()[0], many.reset()[0]
+    ours, expected = few.reset()[0], many.reset()[0]
     rng = np.random.default_rng(0)
     for _ in range(60):
-        np.testing.assert_array_equal(ours, theirs[:2])
+        np.testing.assert_array_equal(ours, expected[:2])
         actions = rng.integers(few.num_actions, size=7)
-        theirs = many.step(actions)[0]
+        expected = many.step(actions)[0]
         ours = few.step(actions[:2])[0]
 
 
