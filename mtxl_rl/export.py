@@ -189,6 +189,15 @@ class ExportedStep(nn.Module):
         )
 
 
+def _require_exportable(torso: nn.Module) -> None:
+    if isinstance(torso, MemoryTransformer) and torso.writes_whole_segments:
+        raise ValueError(
+            f"a torso with torso.long_term={torso.config.long_term} cannot be exported: its memory "
+            "is written from a whole segment, which a step does not hold; delta, linear, agalite, "
+            "none and the baselines can"
+        )
+
+
 def export_policy(
     policy: Policy, shapes: Shapes, path: Path, *, num_rows: int = 1, greedy: bool = False
 ) -> None:
@@ -205,13 +214,7 @@ def export_policy(
         ValueError: the torso's memory is written from a whole segment (slots, tokens), or there is
             no C++ compiler.
     """
-    torso = policy.torso.config
-    if isinstance(policy.torso, MemoryTransformer) and policy.torso.writes_whole_segments:
-        raise ValueError(
-            f"a torso with torso.long_term={torso.long_term} cannot be exported: its memory is "
-            "written from a whole segment, which a step does not hold; delta, linear, agalite, "
-            "none and the baselines can"
-        )
+    _require_exportable(policy.torso)
     require_compiler(torch.device("cpu"))
     policy = deepcopy(policy).eval().requires_grad_(requires_grad=False)
     policy.config = replace(policy.config, precision="float32", reconstruction_coef=0.0)
@@ -246,7 +249,7 @@ def export_policy(
 
 
 def run(config: ExportConfig) -> None:
-    """Export a run's policy, hold the file against it, and say how fast it is.
+    """Export a run's policy, compare the file's outputs with it, and print its speed.
 
     Raises:
         ValueError: there is no such run, or its torso cannot be exported.

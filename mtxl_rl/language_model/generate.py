@@ -1,4 +1,4 @@
-"""Trains a `MemoryTransformerXL` on next tokens and draws text from it."""
+"""Training of a `MemoryTransformerXL` on next tokens, and generation of text."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -146,7 +146,7 @@ class MemoryTransformer(nn.Module):
     def prefill(
         self, state: MemoryState, *, num_steps: int = 128, timeline: Tensor | None = None
     ) -> DecodeCache:
-        """The cache for acting from `state`: projects the window, replays the unfinished segment.
+        """Cache for acting from `state`: project the window and replay the unfinished segment.
 
         Args:
             state: where acting starts; it is not changed.
@@ -164,16 +164,15 @@ class MemoryTransformer(nn.Module):
             )
         self.state_shape.check_timeline(timeline, batch, self.norm.weight)
         timeline[:, :, :size] = state.window
-        keys, values, position_embeddings, layer_inputs = [], [], [], []
-        for n in range(self.config.num_layers):
-            layer = self._layer(n)
-            inputs = layer.norm(state.window[:, n])
+        layers = [self._layer(n) for n in range(self.config.num_layers)]
+        layer_inputs = [layer.norm(state.window[:, n]) for n, layer in enumerate(layers)]
+        keys, values = [], []
+        for layer, inputs in zip(layers, layer_inputs, strict=True):
             # Slots 1 .. M hold the steps -M .. -1, and slot 0 is for the first step.
             pairs = layer.attention.keys_values(nn.functional.pad(inputs, (0, 0, 1, 0)))
             keys.append(pairs[0].contiguous())
             values.append(pairs[1].nan_to_num(0, 0, 0))
-            position_embeddings.append(layer.attention.position.position_embeddings())
-            layer_inputs.append(inputs)
+        embeddings = [layer.attention.position.position_embeddings() for layer in layers]
         return DecodeCache(
             config=self.config,
             timeline=timeline,
@@ -181,7 +180,7 @@ class MemoryTransformer(nn.Module):
             keys=tuple(keys),
             values=tuple(values),
             ring_index=torch.zeros(1, dtype=torch.long, device=timeline.device),
-            position_embeddings=torch.stack(position_embeddings),
+            position_embeddings=torch.stack(embeddings),
             # Each memory is contiguous, so that a step reads it without a copy.
             long_term=torch.stack(state.long_term.unbind(1)).movedim(0, 1),
             write_buffer=tuple(self._write_buffers(state, layer_inputs)),
