@@ -5,9 +5,11 @@
 
 import shutil
 import signal
+import statistics
+import sys
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import closing, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -18,8 +20,8 @@ from hydra.core.hydra_config import HydraConfig
 from torch.profiler import record_function
 
 from mtxl_rl.agents.collector import Actor, Collector, Episode
-from mtxl_rl.agents.ppo import PPO, NonFiniteLossError
-from mtxl_rl.agents.world import World, concatenate_rows, select_rows
+from mtxl_rl.agents.ppo import PPO
+from mtxl_rl.agents.world import World, concatenate_rows, select_rows, tensors_hash
 from mtxl_rl.build import build_policy, bytes_table, predicted_bytes, rollout_shape
 from mtxl_rl.command import Command, options_of, run_command, value_of
 from mtxl_rl.config import (
@@ -37,9 +39,12 @@ from mtxl_rl.envs.registry import make_vector_env, stream_seed
 from mtxl_rl.envs.wrappers.episode_statistics import EpisodeStatistics
 from mtxl_rl.runtime.compile import check_gradients, compile_policy
 from mtxl_rl.runtime.distributed import (
+    STOPPED,
+    check_devices,
     choose_num_processes,
     joined_world,
     launch,
+    library_versions,
     local_device,
     world_size,
 )
@@ -103,7 +108,18 @@ class Run:
             metrics = self.agent.update(rollout, progress=self.step / self.config.total_steps)
         self.step += self.config.steps_per_iteration
         self._count(episodes)
-        return self.episodes.means() | metrics | self._speed(begin, collected, metrics)
+        speed = self._speed(begin, collected, metrics)
+        waits = self.world.wait_seconds()
+        return (
+            self.episodes.means()
+            | metrics
+            | speed
+            | {
+                "world/size": self.world.size,
+                "world/wait_seconds_mean": statistics.fmean(waits),
+                "world/wait_seconds_max": max(waits),
+            }
+        )
 
     def _speed(
         self, begin: float, collected: float, metrics: Mapping[str, float]
@@ -137,10 +153,12 @@ class Run:
         """Write a checkpoint of everything that the next iteration depends on, on rank 0.
 
         Raises:
-            RuntimeError: the processes' weights differ.
+            RuntimeError: the processes' parameters differ.
         """
-        weights = torch.cat([weight.detach().flatten() for weight in self.policy.parameters()])
-        self.world.check_equal(hash(weights.double().sum().item()), name="the weights' sum")
+        self.world.check_equal(
+            {"the parameters' hash": tensors_hash(self.policy.state_dict())},
+            remedy="the processes' policies differ, which is a bug; please report it",
+        )
         rows = {"collector": self.collector.state_dict(), "env": None}
         if self.env.supports_state:
             rows["env"] = _plain(self.env.get_state())
@@ -210,7 +228,9 @@ def run(config: TrainConfig) -> Path:
     Raises:
         ValueError: a setting, the environment's spaces or a checkpoint is not legal.
         OSError: the disk is full or the folder cannot be written.
-        NonFiniteLossError: learning diverged; the message names the last checkpoint.
+        NonFiniteLossError: learning diverged.
+
+    An error while training has a note that names the step and the last checkpoint.
     """
     return _run(config)[0]
 
@@ -224,7 +244,13 @@ def _run(config: TrainConfig) -> tuple[Path, int]:
         return Path(), 0
     with joined_world(device) as world:
         console.quiet = world.rank > 0
+        if config.num_processes not in (0, world.size):
+            say(f"num_processes={config.num_processes} has no effect: {world.size} were started")
         config.check_processes(world.size)
+        world.check_equal(
+            {**library_versions(), **values(config)},
+            remedy="start all processes with the same options and versions",
+        )
         num_envs, seed = config.num_envs // world.size, stream_seed(config.seed, 0)
         first_env = world.rows(num_envs).start
         with closing(
@@ -233,7 +259,8 @@ def _run(config: TrainConfig) -> tuple[Path, int]:
             run_dir = _shared_run_dir(config, world)
             with run_lock(run_dir) if world.rank == 0 else nullcontext():
                 run = _begin(config, env, run_dir, world)
-                signal_number = _loop(run, run_dir)
+                with _noted_errors(run, run_dir):
+                    signal_number = _loop(run, run_dir)
                 if world.rank == 0:
                     if not (run_dir / "config.yaml").exists():  # Resumed with no steps left.
                         save_config(config, run_dir / "config.yaml")
@@ -314,7 +341,7 @@ def _loop(run: Run, run_dir: Path) -> int:
     say(_description(run, run_dir))
     with (
         MetricsLogger(run_dir) if is_main else nullcontext() as logger,
-        stop_requests() as stop,
+        stop_requests(announce=is_main) as stop,
         Progress(
             config.total_steps,
             console=console,
@@ -328,7 +355,7 @@ def _loop(run: Run, run_dir: Path) -> int:
         saved, is_config_due = time.monotonic(), bool(config.resume)
         is_stopping = False
         while run.step < config.total_steps and not is_stopping:
-            metrics = _iterate(run, run_dir)
+            metrics = run.iterate()
             if is_config_due and is_main:  # Only now is it certain that the options fit the run.
                 save_config(config, run_dir / "config.yaml")
                 is_config_due = False
@@ -356,14 +383,17 @@ def _report_end(run: Run, run_dir: Path, last: Path | None) -> None:
         say(f"continue with: python -m mtxl_rl.train resume={run_dir}")
 
 
-def _iterate(run: Run, run_dir: Path) -> dict[str, float]:
-    """Run one iteration; the error for a non-finite loss names the last checkpoint."""
+@contextmanager
+def _noted_errors(run: Run, run_dir: Path) -> Iterator[None]:
+    """Add the step, the process and the last checkpoint to an error."""
     try:
-        return run.iterate()
-    except NonFiniteLossError as error:
-        newest = checkpoint.latest(run_dir)
+        yield
+    except Exception as error:
+        world, newest = run.world, checkpoint.latest(run_dir)
+        process = f" in process {world.rank} of {world.size}" if world.size > 1 else ""
         where = f"the last checkpoint is {newest}" if newest else "there is no checkpoint yet"
-        raise NonFiniteLossError(f"at step {run.step}: {error}; {where}") from error
+        error.add_note(f"at step {run.step}{process}; {where}")
+        raise
 
 
 def _description(run: Run, run_dir: Path) -> str:
@@ -453,22 +483,38 @@ def _run_command(config: TrainConfig) -> None:
             say(f"{option} has no effect with {cause}")
         num_processes = _num_processes(config)
         if num_processes > 1:
-            argv = [*overrides, f"num_processes={num_processes}"]
-            exit_code = launch(["-m", "mtxl_rl.train", *argv], num_processes=num_processes)
-            if exit_code:
-                raise SystemExit(exit_code)
+            _launch(config, overrides, num_processes=num_processes)
             return
     _, signal_number = _run(config)
     if signal_number:  # `train && evaluate` stops here, and so does a sweep.
         raise SystemExit(128 + signal_number)
 
 
+def _launch(config: TrainConfig, overrides: Sequence[str], *, num_processes: int) -> None:
+    """Train in several processes; when one fails, name the checkpoint to continue from."""
+    run_dir = Path(config.run_dir or _new_run_dir(config))
+    argv = ["-m", "mtxl_rl.train", *overrides, f"run_dir={run_dir}"]
+    exit_code = launch(argv, num_processes=num_processes)
+    newest = checkpoint.latest(run_dir)
+    if exit_code and exit_code not in STOPPED and newest is not None:
+        sys.stderr.write(
+            f"the last checkpoint is {newest}; continue with: python -m mtxl_rl.train "
+            f"resume={run_dir}\n"
+        )
+    if exit_code:
+        raise SystemExit(exit_code)
+
+
 def _num_processes(config: TrainConfig) -> int:
     """`num_processes`, or the fastest number on this machine if it is 0; 1 for a dry run."""
-    if config.num_processes or config.dry_run:
-        return 1 if config.dry_run else config.num_processes
+    if config.dry_run:
+        return 1
+    device = config.torch_device()
+    if config.num_processes:
+        check_devices(config.num_processes, device)
+        return config.num_processes
     size, reason = choose_num_processes(
-        config.legal_processes(), num_envs=config.num_envs, device=config.torch_device()
+        config.legal_processes(), num_envs=config.num_envs, device=device
     )
     say(f"num_processes={size}: {reason}")
     return size

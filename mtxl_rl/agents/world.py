@@ -4,22 +4,36 @@ Every process holds `num_envs / size` consecutive environments and a replica of 
 over processes make losses, statistics and gradients those of all environments together.
 """
 
+import hashlib
 import io
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import re
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+LOST_SECONDS = 3.0
+"""How long a process that lost another one waits before it raises an error, so that the launcher
+finds the one that failed first."""
 
-@dataclass(frozen=True)
+
+class LostProcessError(RuntimeError):
+    """Raised when another process of the run has ended, or does not answer in time."""
+
+
+@dataclass
 class World:
     """One process among `size`; every method is a no-op in a run of one process."""
 
     rank: int = 0
     size: int = 1
+    _waits: list[tuple[Any, Any]] = field(default_factory=list, repr=False)
+    """Begin and end of each collective operation since `wait_seconds`, as `_now` returns them."""
 
     def rows(self, num_local: int) -> slice:
         """Global indices of this process's rows, `num_local` of which each process holds."""
@@ -52,7 +66,8 @@ class World:
                 parameter.grad = torch.zeros_like(parameter)
             gradients.append(parameter.grad)
         flat = torch.cat([gradient.flatten() for gradient in gradients] + [scalars])
-        dist.all_reduce(flat)
+        with self._collective(flat.device):
+            dist.all_reduce(flat)
         parts = flat.split([*(gradient.numel() for gradient in gradients), len(scalars)])
         for gradient, part in zip(gradients, parts[:-1], strict=True):
             gradient.copy_(part.view_as(gradient))
@@ -66,25 +81,78 @@ class World:
         buffer = io.BytesIO()
         torch.save(item, buffer)
         parts: list[Any] = [None] * self.size
-        dist.all_gather_object(parts, buffer.getvalue())
+        with self._collective(torch.device("cpu")):
+            dist.all_gather_object(parts, buffer.getvalue())
         return [torch.load(io.BytesIO(part), weights_only=False) for part in parts]
 
-    def check_equal(self, item: object, *, name: str) -> None:
-        """Check that `item` is the same in all processes.
+    def check_equal(self, items: Mapping[str, object], *, remedy: str) -> None:
+        """Check that the named items are the same in all processes.
 
         Raises:
-            RuntimeError: it is not.
+            RuntimeError: one is not; the message ends with `remedy`.
         """
-        items = self.gather(item)
-        if any(other != items[0] for other in items):
-            raise RuntimeError(f"{name} should be the same in all processes, but are {items}")
+        first, *others = self.gather(dict(items))
+        for rank, other in enumerate(others, start=1):
+            for name, item in first.items():
+                if other.get(name) != item:
+                    raise RuntimeError(
+                        f"{name} is {item} in process 0 and {other.get(name)} in process {rank}; "
+                        f"{remedy}"
+                    )
+
+    def wait_seconds(self) -> list[float]:
+        """Each process's seconds in collective operations since the last call of this method.
+
+        They are the time of the operations and the wait for the slowest process.
+        """
+        waits, self._waits = self._waits, []
+        return self.gather(sum((_seconds(begin, end) for begin, end in waits), 0.0))
 
     def _reduce(self, tensor: Tensor, operation: Any) -> Tensor:  # noqa: ANN401
         if self.size == 1:
             return tensor
         reduced = tensor.clone()
-        dist.all_reduce(reduced, operation)
+        with self._collective(tensor.device):
+            dist.all_reduce(reduced, operation)
         return reduced
+
+    @contextmanager
+    def _collective(self, device: torch.device) -> Iterator[None]:
+        """An operation of all processes, which fails where one of them is gone."""
+        begin = _now(device)
+        try:
+            yield
+        except RuntimeError as error:
+            time.sleep(LOST_SECONDS)
+            # Gloo's first sentence, without the place in its source.
+            reason = re.sub(r"^\[\S+\] ", "", str(error).splitlines()[0]).partition(". ")[0]
+            raise LostProcessError(f"lost another process of the run: {reason}") from error
+        self._waits.append((begin, _now(device)))
+
+
+def _now(device: torch.device) -> Any:  # noqa: ANN401
+    """The time on the host; on a GPU, an event in the stream, without synchronisation."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def _seconds(begin: Any, end: Any) -> float:  # noqa: ANN401
+    """Seconds between two results of `_now`."""
+    if isinstance(begin, float):
+        return float(end - begin)
+    end.synchronize()
+    return float(begin.elapsed_time(end)) / 1000
+
+
+def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of tensors' bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    for tensor in tensors.values():
+        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def masked_moments(values: Tensor, mask: Tensor, world: World) -> tuple[Tensor, Tensor]:

@@ -1,23 +1,28 @@
 """Start data-parallel processes and connect them.
 
-`torchrun` starts the processes on one machine or many; `launch` does the same for one machine, with
-the same elastic launcher. Each process runs the same command line.
+`launch` starts the processes of one machine, torchrun those of one or many; Slurm and Ray start
+torchrun or the same functions. Each process runs the same command line.
 """
 
-import logging
+import importlib.metadata
 import os
+import platform
+import signal
+import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import fields
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from mtxl_rl.agents.world import World
 from mtxl_rl.envs.cores import num_cores
+from mtxl_rl.tracking.cli import say, show_cursor, stop_requests
 
 TIMEOUT = timedelta(minutes=10)
 """How long a process waits for the others before it ends with an error."""
@@ -25,6 +30,10 @@ MIN_ENVS_PER_PROCESS = 16
 """With fewer rows the matrix products of a process are slow."""
 SHUTDOWN_SECONDS = 600
 """How long the processes have to save after the launcher was asked to stop."""
+POLL_SECONDS = 0.1
+"""How often the launcher looks at its processes."""
+STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+"""Exit codes of a process that saved and ended because a signal asked for it."""
 
 
 def world_size() -> int:
@@ -65,59 +74,185 @@ def joined_world(device: torch.device) -> Iterator[World]:
     """Join the processes that torchrun or `launch` started: gloo on CPUs, NCCL on GPUs.
 
     Raises:
+        ValueError: there are fewer GPUs than processes.
         RuntimeError: the other processes cannot be reached.
     """
-    if world_size() == 1:
+    size = world_size()
+    if size == 1:
         yield World()
         return
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise ValueError(
+            f"WORLD_SIZE={size} is set without {', '.join(missing)}; start the processes with "
+            "torchrun or num_processes=, or unset WORLD_SIZE"
+        )
+    if device.type == "cuda":
+        check_devices(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), device)
+        torch.cuda.set_device(device)  # NCCL gathers objects through the current device.
     backend = "nccl" if device.type == "cuda" else "gloo"
+    rank = int(os.environ["RANK"])
+    store = _meet(rank, size)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
+    _stop_with_parent()
     try:
-        dist.init_process_group(backend, timeout=TIMEOUT)
+        yield World(rank, size)
+    except BaseException:
+        # Where another process is gone, NCCL would wait for it.
+        if backend == "gloo":
+            dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
+
+
+def _meet(rank: int, size: int) -> Store:
+    """The store in which the processes find each other, once all have arrived.
+
+    Raises:
+        RuntimeError: the port is in use, or some processes do not arrive within `TIMEOUT`.
+    """
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    # torchrun and `launch` hold the store themselves, and say so in torchrun's variable.
+    is_host = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    try:
+        tcp_store = TCPStore(
+            address, port, is_master=is_host, timeout=TIMEOUT, wait_for_workers=False
+        )
     except (RuntimeError, ValueError) as error:
+        remedy = "choose another MASTER_PORT" if is_host else "is process 0 running there?"
         raise RuntimeError(
-            f"process {os.environ.get('RANK')} of {world_size()} cannot reach the others at "
-            f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}: "
-            f"{str(error).splitlines()[0]}"
+            f"process {rank} of {size} cannot {'listen on' if is_host else 'reach'} "
+            f"{address}:{port}: {_first_line(error)}; {remedy}"
         ) from error
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = PrefixStore(f"mtxl_rl/{attempt}", tcp_store)
+    arrivals = {other: f"arrived/{other}" for other in range(size)}
+    store.set(arrivals[rank], "")
     try:
-        yield World(dist.get_rank(), dist.get_world_size())
-    finally:
-        dist.destroy_process_group()
+        store.wait(list(arrivals.values()), TIMEOUT)
+    except RuntimeError as error:
+        absent = [str(other) for other, key in arrivals.items() if not store.check([key])]
+        raise RuntimeError(
+            f"process {rank} of {size} waited {TIMEOUT.total_seconds():g} s at {address}:{port} "
+            f"for process {', '.join(absent)}; see why it did not start"
+        ) from error
+    return store
+
+
+def library_versions() -> dict[str, str]:
+    """Versions that must be the same in all processes of a run."""
+    names = ("mtxl_rl", "torch", "numpy", "gymnasium")
+    installed = {name: importlib.metadata.version(name) for name in names}
+    return {"the version of Python": platform.python_version()} | {
+        f"the version of {name}": version for name, version in installed.items()
+    }
+
+
+def check_devices(num_local: int, device: torch.device) -> None:
+    """Check that each of this machine's processes has a GPU, or report that it has no core.
+
+    Raises:
+        ValueError: there are fewer GPUs than processes that compute on them.
+    """
+    if device.type == "cuda" and num_local > torch.cuda.device_count():
+        raise ValueError(
+            f"num_processes={num_local} needs as many GPUs on this machine, and torch sees "
+            f"{torch.cuda.device_count()}; give num_processes={torch.cuda.device_count()} or fewer"
+        )
+    if device.type == "cpu" and num_local > num_cores():
+        say(
+            f"num_processes={num_local} share {num_cores()} CPU cores and wait for one another; "
+            f"num_processes={num_cores()} is faster"
+        )
+
+
+def _stop_with_parent() -> None:
+    """Ask this process to save and stop when its launcher is gone, instead of going on alone."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="launcher watch", daemon=True).start()
 
 
 def launch(arguments: Sequence[str], *, num_processes: int) -> int:
     """Run ``python arguments`` in several processes of this machine.
 
-    SIGINT and SIGTERM are passed on, once, as SIGTERM; the processes then have
-    `SHUTDOWN_SECONDS` to save. When one process fails, the others are ended.
+    SIGINT and SIGTERM are passed on as SIGTERM; the processes then have `SHUTDOWN_SECONDS` to save.
+    When a process fails, the others are killed: without it they cannot continue.
 
     Returns:
-        The exit code of the first process that failed, or 0.
+        128 plus the number of the signal, the exit code of the process that failed, or 0.
     """
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    # The store outlives every process, and port 0 is one that is free.
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    shared = {
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port),
+        "WORLD_SIZE": str(num_processes), "LOCAL_WORLD_SIZE": str(num_processes),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }  # fmt: skip
+    processes = list[subprocess.Popen[bytes]]()
+    with stop_requests(collect_all=True, announce=False) as stop:
+        try:
+            for rank in range(num_processes):
+                environment = os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+                processes.append(
+                    subprocess.Popen(
+                        [sys.executable, *arguments],
+                        env=environment,
+                        start_new_session=True,  # Ctrl-C reaches the launcher only.
+                    )
+                )
+            return _supervise(processes, stop)
+        finally:
+            for process in processes:
+                _kill_group(process)
+            show_cursor()
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    known = {field.name for field in fields(LaunchConfig)}
-    options: dict[str, Any] = {"shutdown_timeout": SHUTDOWN_SECONDS}  # Since torch 2.9.
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=num_processes,
-        run_id=f"mtxl_rl_{os.getpid()}",
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-        monitor_interval=0.2,
-        **{name: option for name, option in options.items() if name in known},
-    )
-    try:
-        elastic_launch(config, sys.executable)(*arguments)
-    except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        sys.stderr.write(f"process {rank} of {num_processes} ended with code {failure.exitcode}\n")
-        return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
-    except SignalException as signal:
-        return 128 + int(signal.sigval)
-    return 0
+
+def _supervise(processes: Sequence["subprocess.Popen[bytes]"], stop: Sequence[int]) -> int:
+    """Wait until the processes have ended, one has failed, or the time to save is over."""
+    num_signals, deadline = 0, float("inf")
+    while True:
+        codes = [process.poll() for process in processes]
+        if len(stop) > num_signals:
+            num_signals, deadline = len(stop), time.monotonic() + SHUTDOWN_SECONDS
+            for process in processes:
+                process.terminate()
+        # Before training begins, the signal itself ends a process.
+        if stop and (-signal.SIGTERM in codes or time.monotonic() > deadline):
+            return 128 + stop[0]
+        failed = {rank: code for rank, code in enumerate(codes) if code not in (None, 0, *STOPPED)}
+        if failed:
+            return _report_failure(failed, num_processes=len(processes))
+        if None not in codes:
+            return 128 + stop[0] if stop else max(code for code in codes if code is not None)
+        time.sleep(POLL_SECONDS)
+
+
+def _report_failure(failed: Mapping[int, int], *, num_processes: int) -> int:
+    """Name the process that failed first; its exit code."""
+    # A process that lost another one waits before it ends: see `agents.world`.
+    rank, code = min(failed.items(), key=lambda item: item[1])
+    how = f"ended with code {code}"
+    if code < 0:
+        how = f"was ended by {signal.Signals(-code).name}"
+    sys.stderr.write(f"process {rank} of {num_processes} {how}\n")
+    return code if code > 0 else 128 - code
+
+
+def _kill_group(process: "subprocess.Popen[bytes]") -> None:
+    """End a process and its children, such as environments in processes of their own."""
+    with suppress(OSError):
+        if sys.platform == "win32":
+            process.kill()
+        else:
+            os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]

@@ -41,7 +41,7 @@ def one_sentence_errors() -> Iterator[None]:
     except (ValueError, OSError, ImportError, RuntimeError, YAMLError) as error:
         if os.environ.get("MTXL_RL_TRACEBACK"):
             raise
-        message = str(error)
+        message = "; ".join([str(error), *getattr(error, "__notes__", [])])
         if isinstance(error, OSError) and error.strerror and error.filename is None:
             message = error.strerror  # Without the errno that str() prepends.
         if isinstance(error, YAMLError):
@@ -69,12 +69,13 @@ def make_writable(path: Path) -> None:
 
 
 @contextmanager
-def stop_requests(*, collect_all: bool = False) -> Iterator[list[int]]:
+def stop_requests(*, collect_all: bool = False, announce: bool = True) -> Iterator[list[int]]:
     """Collect SIGINT and SIGTERM in a list; a loop ends when the list is not empty.
 
     Args:
         collect_all: collect later signals too, for a caller that forwards them; otherwise a second
             signal ends the program immediately.
+        announce: print a line at the first signal.
     """
     requests: list[int] = []
 
@@ -82,7 +83,7 @@ def stop_requests(*, collect_all: bool = False) -> Iterator[list[int]]:
         if requests and not collect_all:
             _exit_immediately(number)
         requests.append(number)
-        if len(requests) == 1:
+        if announce and len(requests) == 1:
             os.write(2, b"\nStopping once the work is saved. Press Ctrl-C again to quit now.\n")
 
     old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -95,6 +96,11 @@ def stop_requests(*, collect_all: bool = False) -> Iterator[list[int]]:
 
 def _exit_immediately(number: int) -> None:
     """Show the cursor again and exit without any cleanup."""
+    show_cursor()
+    os._exit(128 + number)
+
+
+def show_cursor() -> None:
+    """Show the terminal's cursor, which a killed process leaves hidden."""
     if sys.stdout.isatty():
         os.write(1, _SHOW_CURSOR)
-    os._exit(128 + number)

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from mtxl_rl.agents.world import World, concatenate_rows, select_rows
+from mtxl_rl.agents.world import World, concatenate_rows, select_rows, tensors_hash
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.uint64, torch.float32, torch.bfloat16])
@@ -34,3 +34,22 @@ def test_rows_are_selected_from_what_was_joined() -> None:
     assert own["name"] == "x"
     with pytest.raises(RuntimeError, match="has 6 environments, not 8"):
         select_rows(joined, slice(0, 4), num_rows=8)
+
+
+def test_what_differs_between_processes_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(rank=0, size=3)
+    monkeypatch.setattr(world, "gather", lambda item: [item, item, {"a": 1, "b": 3}])
+    with pytest.raises(RuntimeError, match="b is 2 in process 0 and 3 in process 2; start again"):
+        world.check_equal({"a": 1, "b": 2}, remedy="start again")
+    World().check_equal({"a": 1}, remedy="")
+
+
+def test_a_hash_sees_what_a_sum_does_not() -> None:
+    tensors = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor(3).bfloat16()}
+    swapped = {"a": torch.tensor([2.0, 1.0]), "b": torch.tensor(3).bfloat16()}
+    assert tensors_hash(tensors) == tensors_hash({key: one.clone() for key, one in tensors.items()})
+    assert tensors_hash(tensors) != tensors_hash(swapped)
+
+
+def test_a_process_without_others_does_not_wait() -> None:
+    assert World().wait_seconds() == [0]

@@ -1,15 +1,23 @@
 """A run on several processes computes what the same run computes on one."""
 
 import json
+import os
+import socket
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from mtxl_rl.runtime.distributed import choose_num_processes
+import mtxl_rl.train
+from mtxl_rl.config import compose_config, load_config
+from mtxl_rl.runtime import distributed
+from mtxl_rl.runtime.distributed import check_devices, choose_num_processes, joined_world
+from mtxl_rl.tracking.metrics import read_rows
+from mtxl_rl.train import main
 
 WORKER = str(Path(__file__).with_name("data_parallel_worker.py"))
 # Episodes of 10 steps reset inside spans of 8, so valid steps differ between processes.
@@ -63,17 +71,22 @@ def test_four_processes_stop_an_epoch_together(tmp_path: Path) -> None:
     assert_same(one, train(tmp_path / "four", 4, *options))
 
 
-def test_the_train_command_starts_its_processes(tmp_path: Path) -> None:
+def test_the_train_command_starts_its_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(mtxl_rl.train, "choose_num_processes", lambda *_, **__: (2, "a test"))
     run_dir = tmp_path / "run"
-    command = [sys.executable, "-m", "mtxl_rl.train", *OPTIONS[:-1], "total_steps=256"]
-    done = subprocess.run(
-        [*command, "num_processes=2", f"run_dir={run_dir}"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "8 environments in 2 processes of 4" in done.stdout
-    assert len((run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()) == 2
+    main([*OPTIONS[:-1], "total_steps=256", f"run_dir={run_dir}"])
+    assert "8 environments in 2 processes of 4" in capfd.readouterr().out
+    rows = read_rows(run_dir)
+    assert [row["world/size"] for row in rows] == [2, 2]
+    for row in rows:
+        mean, longest = row["world/wait_seconds_mean"], row["world/wait_seconds_max"]
+        assert mean is not None
+        assert longest is not None
+        assert 0 < mean <= longest
     assert (run_dir / "policy.safetensors").exists()
+    assert load_config(run_dir).num_processes == 0  # A resumed run chooses anew.
 
 
 def test_processes_have_enough_environments_each(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,3 +96,98 @@ def test_processes_have_enough_environments_each(monkeypatch: pytest.MonkeyPatch
     assert choose_num_processes([1, 2, 4, 8], num_envs=32, device=cpu)[0] == 2
     assert choose_num_processes([1, 2, 4], num_envs=4, device=cpu)[0] == 1
     assert choose_num_processes([1, 5], num_envs=1000, device=cpu)[0] == 1
+
+
+def test_the_legal_numbers_of_processes_are_named() -> None:
+    with pytest.raises(
+        ValueError, match=r"num_processes=3 does not .* choose one of \[1, 2, 4, 8\]"
+    ):
+        compose_config([*OPTIONS, "num_envs=16", "num_processes=3"])
+
+
+def test_processes_on_gpus_need_one_each_and_cores_can_be_shared(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(distributed, "num_cores", lambda: 2)
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    check_devices(2, cuda)
+    with pytest.raises(ValueError, match=r"num_processes=3 needs .* 2; give num_processes=2"):
+        check_devices(3, cuda)
+    check_devices(2, cpu)
+    assert capsys.readouterr().out == ""
+    check_devices(3, cpu)
+    assert "num_processes=3 share 2 CPU cores" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_processes_on_gpus_that_do_not_exist_are_not_started(
+    capsys: pytest.CaptureFixture,
+) -> None:
+    with pytest.raises(SystemExit):
+        main([*OPTIONS, "device=cuda", "num_processes=2"])
+    assert "use device=cpu, or install a CUDA build" in capsys.readouterr().err
+
+
+@pytest.fixture
+def port(monkeypatch: pytest.MonkeyPatch) -> int:
+    """A free port, in the variables of process 0 of 2."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        number = int(free.getsockname()[1])
+    monkeypatch.setattr(distributed, "TIMEOUT", timedelta(seconds=1))
+    names = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(number)}
+    for name, setting in names.items():
+        monkeypatch.setenv(name, setting)
+    return number
+
+
+def join() -> None:
+    with joined_world(torch.device("cpu")):
+        pass
+
+
+def test_a_process_that_does_not_arrive_is_named(port: int) -> None:
+    with pytest.raises(RuntimeError, match=f"0 of 2 waited 1 s at 127.0.0.1:{port} for process 1"):
+        join()
+
+
+def test_a_port_in_use_is_named(port: int) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", port))
+        other.listen()
+        with pytest.raises(
+            RuntimeError, match=f"cannot listen on 127.0.0.1:{port}: .* MASTER_PORT"
+        ):
+            join()
+
+
+def test_an_absent_process_0_is_named(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(RuntimeError, match=f"1 of 2 cannot reach 127.0.0.1:{port}.* is process 0"):
+        join()
+
+
+@pytest.mark.usefixtures("port")
+def test_incomplete_variables_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK")
+    with pytest.raises(ValueError, match="WORLD_SIZE=2 is set without RANK; start"):
+        join()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("port")
+def test_processes_with_different_options_end_at_the_start(tmp_path: Path) -> None:
+    processes = []
+    for rank in range(2):
+        options = [*OPTIONS, f"ppo.gamma=0.9{rank}", f"run_dir={tmp_path / 'run'}"]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mtxl_rl.train", *options],
+            env=os.environ | {"RANK": str(rank)}, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        processes.append(process)
+    for process in processes:
+        _, errors = process.communicate()
+        assert process.returncode == 1
+        assert "error: ppo.gamma is 0.9 in process 0 and 0.91 in process 1; start all" in errors
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,62 @@
+"""A process of a training run in which one process fails: `failing_worker.py FAULT OPTION ...`.
+
+FAULT is kind:rank:iteration:fraction. After that many iterations the process of that rank fails, or
+sends a signal; `fraction` of an iteration later, for kind `kill`. Each process leaves its number in
+RUN_DIR.pids/RANK, and its exit code in RUN_DIR.codes/RANK.
+"""
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+from mtxl_rl.command import value_of
+from mtxl_rl.train import Run, main
+
+
+def fail(kind: str, seconds: float) -> None:
+    """What goes wrong."""
+    if kind == "kill":
+        threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    elif kind == "raise":
+        raise RuntimeError("the disk is on fire")
+    elif kind == "terminate":
+        os.kill(os.getpid(), signal.SIGTERM)
+    else:  # The name of a signal for the launcher.
+        os.kill(os.getppid(), getattr(signal, kind))
+
+
+def inject(fault: str) -> None:
+    """Let `Run.iterate` fail."""
+    kind, rank, iteration, fraction = fault.split(":")
+    iterate, begins = Run.iterate, list[float]()
+
+    def failing(run: Run) -> dict[str, float]:
+        begins.append(time.perf_counter())
+        if run.world.rank == int(rank) and len(begins) == int(iteration) + 1:
+            last = begins[-1] - begins[-2] if len(begins) > 1 else 1.0
+            fail(kind, float(fraction) * last)
+        return iterate(run)
+
+    setattr(Run, "iterate", failing)  # noqa: B010
+
+
+def leave(run_dir: Path, name: str, number: object) -> None:
+    """Write a number for the test."""
+    path = run_dir.with_suffix(f".{name}") / os.environ["RANK"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(str(number), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    options = sys.argv[2:]
+    folder = Path(value_of(options, "run_dir") or "")
+    leave(folder, "pids", os.getpid())
+    inject(sys.argv[1])
+    try:
+        main(options)
+    except SystemExit as end:
+        leave(folder, "codes", end.code)
+        raise

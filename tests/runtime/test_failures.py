@@ -1,0 +1,220 @@
+"""A run of several processes that is stopped, or loses a process, ends and can be continued."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from mtxl_rl import train
+from mtxl_rl.runtime import distributed
+from mtxl_rl.tracking import checkpoint
+from mtxl_rl.tracking.metrics import read_rows
+from mtxl_rl.train import main
+
+WORKER = str(Path(__file__).with_name("failing_worker.py"))
+STEPS = 64
+"""Steps of an iteration."""
+OPTIONS = [
+    "env=TMaze", "env.corridor_length=9", "model=tiny", "num_envs=4", "device=cpu",
+    "torso.width=16", "torso.num_heads=2", "torso.window_length=4", "torso.segment_length=4",
+    "ppo.rollout_length=16", "ppo.bptt_segments=2", "ppo.num_minibatches=2", "ppo.num_epochs=2",
+]  # fmt: skip
+Inject = Callable[[str], None]
+
+
+@pytest.fixture
+def inject(monkeypatch: pytest.MonkeyPatch) -> Inject:
+    """Let the command's processes run `failing_worker.py` with a fault."""
+
+    def set_fault(fault: str) -> None:
+        def launch(arguments: list[str], *, num_processes: int) -> int:
+            return distributed.launch([WORKER, fault, *arguments[2:]], num_processes=num_processes)
+
+        monkeypatch.setattr(train, "launch", launch)
+
+    return set_fault
+
+
+def exit_code(options: list[str]) -> int:
+    with pytest.raises(SystemExit) as end:
+        main(options)
+    assert isinstance(end.value.code, int)
+    return end.value.code
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def assert_no_process_is_left(run_dir: Path) -> None:
+    pids = [int(path.read_text()) for path in run_dir.with_suffix(".pids").iterdir()]
+    assert len(pids) == 2
+    assert not [pid for pid in pids if is_running(pid)]
+
+
+@pytest.mark.parametrize(
+    ("fault", "code"),
+    [
+        ("SIGINT:0:1:0", 130),
+        pytest.param("SIGTERM:1:1:0", 143, marks=pytest.mark.slow),
+        pytest.param("terminate:1:1:0", 143, marks=pytest.mark.slow),  # One process alone.
+    ],
+)
+def test_a_signal_saves_once_and_ends_all_processes(
+    inject: Inject, tmp_path: Path, capfd: pytest.CaptureFixture, fault: str, code: int
+) -> None:
+    run_dir = tmp_path / "run"
+    inject(fault)
+    options = [*OPTIONS, "num_processes=2", f"run_dir={run_dir}", "total_steps=1000000"]
+    assert exit_code([*options, "checkpoint_seconds=1000000"]) == code
+    assert_no_process_is_left(run_dir)
+    (saved,) = (run_dir / "checkpoints").iterdir()
+    assert checkpoint.step_of(saved) == read_rows(run_dir)[-1]["step"]
+    assert capfd.readouterr().out.count("; saved ") == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "sentences"),
+    [
+        ("kill:0:2:0", 137, ["process 0 of 2 was ended by SIGKILL"]),
+        (
+            "raise:1:2:0", 1,
+            ["error: the disk is on fire; at step 128 in process 1 of 2; the last checkpoint is ",
+             "process 1 of 2 ended with code 1"],
+        ),
+    ],
+)  # fmt: skip
+def test_a_process_that_fails_ends_the_run_with_its_error(
+    inject: Inject,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture,
+    fault: str,
+    code: int,
+    sentences: list[str],
+) -> None:
+    run_dir = tmp_path / "run"
+    inject(fault)
+    options = [*OPTIONS, "num_processes=2", f"run_dir={run_dir}", "checkpoint_seconds=0"]
+    begin = time.monotonic()
+    assert exit_code(options) == code
+    assert time.monotonic() - begin < distributed.TIMEOUT.total_seconds() / 2
+    assert_no_process_is_left(run_dir)
+    errors = capfd.readouterr().err
+    last = f"the last checkpoint is {checkpoint.latest(run_dir)}; continue with: "
+    for sentence in [*sentences, last]:
+        assert sentence in errors
+    assert errors.count("error: ") == len(sentences) - 1  # Not one of each other process.
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_torchrun_saves_once(tmp_path: Path, number: signal.Signals) -> None:
+    run_dir = tmp_path / "run"
+    done = torchrun(f"{number.name}:0:1:0", run_dir, "checkpoint_seconds=1000000")
+    assert done.returncode != 0  # torchrun's own code, with its traceback.
+    codes = [path.read_text() for path in run_dir.with_suffix(".codes").iterdir()]
+    assert codes == [str(128 + number)] * 2
+    assert_no_process_is_left(run_dir)
+    assert len(list((run_dir / "checkpoints").iterdir())) == 1
+
+
+@pytest.mark.slow
+def test_torchrun_ends_with_a_killed_process(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    done = torchrun("kill:1:2:0", run_dir, "checkpoint_seconds=0")
+    assert done.returncode != 0
+    assert_no_process_is_left(run_dir)
+    assert "error: lost another process of the run: " in done.stderr
+    assert f"in process 0 of 2; the last checkpoint is {checkpoint.latest(run_dir)}" in done.stderr
+    root_cause = done.stderr.partition("Root Cause")[2]
+    assert "rank      : 1" in root_cause
+    assert "exitcode  : -9" in root_cause
+
+
+def torchrun(fault: str, run_dir: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    arguments = [WORKER, fault, *OPTIONS, f"run_dir={run_dir}", "total_steps=1000000", *options]
+    return subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+def test_processes_save_and_end_when_their_launcher_is_killed(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    arguments = [WORKER, "SIGKILL:0:1:0", *OPTIONS, f"run_dir={run_dir}", "total_steps=1000000"]
+    program = (
+        f"from mtxl_rl.runtime.distributed import launch\nlaunch({arguments}, num_processes=2)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL
+    codes = run_dir.with_suffix(".codes")
+    deadline = time.monotonic() + 300
+    while not codes.exists() or len(list(codes.iterdir())) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert [path.read_text() for path in codes.iterdir()] == ["143", "143"]
+    assert checkpoint.latest(run_dir) is not None
+
+
+@pytest.mark.slow
+def test_a_run_killed_twenty_times_equals_one_that_was_not(
+    inject: Inject, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    seed = int(os.environ.get("MTXL_RL_SEED") or time.time_ns() % 1_000_000)
+    generator, run_dir = random.Random(seed), tmp_path / "run"
+    options = [*OPTIONS, "num_processes=2", "total_steps=4096", "checkpoint_seconds=0"]
+    num_lost, start = 0, [*options, f"run_dir={run_dir}"]
+    for _ in range(20):
+        fraction = generator.random()
+        inject(f"kill:{generator.randrange(2)}:{generator.randrange(3)}:{fraction}")
+        assert exit_code(start) == 137
+        assert_no_process_is_left(run_dir)
+        if checkpoint.latest(run_dir) is None:
+            num_lost += 1
+            shutil.rmtree(run_dir, ignore_errors=True)
+        else:
+            start = [f"resume={run_dir}"]
+    step = checkpoint.load(run_dir)["step"]
+    with capfd.disabled():
+        sys.stdout.write(
+            f"\nMTXL_RL_SEED={seed}: 20 kills, {num_lost} before the first checkpoint; at step "
+            f"{step} of 4096\n"
+        )
+    for arguments in (start, [*options, f"run_dir={tmp_path / 'whole'}"]):
+        inject("kill:-1:0:0")  # Of no process.
+        main(arguments)
+    assert_equal_trees(checkpoint.load(run_dir), checkpoint.load(tmp_path / "whole"))
+    assert learning(run_dir) == learning(tmp_path / "whole")
+
+
+def assert_equal_trees(one: object, other: object, *, path: str = "state") -> None:
+    if isinstance(one, torch.Tensor):
+        assert isinstance(other, torch.Tensor), path
+        assert torch.equal(one, other), path
+    elif isinstance(one, dict):
+        assert isinstance(other, dict), path
+        assert one.keys() == other.keys(), path
+        for key in one:
+            assert_equal_trees(one[key], other[key], path=f"{path}/{key}")
+    else:
+        assert one == other, path
+
+
+def learning(run_dir: Path) -> list[str]:
+    """Metrics without those of time."""
+    return [
+        json.dumps({key: row[key] for key in row if "second" not in key})
+        for row in read_rows(run_dir)
+    ]
