@@ -8,7 +8,8 @@ import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # What type checkers and editors see of the names that load on first use.
-    from mtxl_rl.language_model.generate import AutoregressiveWrapper
+    from mtxl_rl.language_model.autoregressive_wrapper import AutoregressiveWrapper
+    from mtxl_rl.language_model.causal_lm import CausalLM
     from mtxl_rl.language_model.model import MemoryTransformerXL
     from mtxl_rl.runtime.exported_policy import ExportedPolicy
     from mtxl_rl.torso import (
@@ -29,7 +30,8 @@ if TYPE_CHECKING:  # What type checkers and editors see of the names that load o
 
 _HOMES = {
     "Cache": "mtxl_rl.torso",
-    "AutoregressiveWrapper": "mtxl_rl.language_model.generate",
+    "AutoregressiveWrapper": "mtxl_rl.language_model.autoregressive_wrapper",
+    "CausalLM": "mtxl_rl.language_model.causal_lm",
     "ExportedPolicy": "mtxl_rl.runtime.exported_policy",
     "MemoryState": "mtxl_rl.torso",
     "MemoryTransformer": "mtxl_rl.torso",
@@ -47,6 +49,7 @@ _HOMES = {
 __all__ = [
     "AutoregressiveWrapper",
     "Cache",
+    "CausalLM",
     "ExportedPolicy",
     "MemoryState",
     "MemoryTransformer",

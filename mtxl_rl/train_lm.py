@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mtxl_rl.command import Command, options_of, run_command
 from mtxl_rl.config import find_device
-from mtxl_rl.language_model.generate import AutoregressiveWrapper
+from mtxl_rl.language_model.causal_lm import CausalLM
 from mtxl_rl.language_model.model import MemoryTransformerXL
 from mtxl_rl.torso import save_torso
 from mtxl_rl.torso.torso_config import DECAYS, check_at_least
@@ -221,7 +221,7 @@ def _train(
         optimizer,
         lambda i: min((i + 1) / 50, 0.5 * (1 + math.cos(math.pi * i / config.updates))),
     )
-    learner = AutoregressiveWrapper(model)
+    learner = CausalLM(model)
     memories, position, start = None, 0, time.perf_counter()
     with MetricsLogger(run_dir) as logger, stop_requests() as stop:
         for update in range(1, config.updates + 1):

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from mtxl_rl import MemoryTransformerXL
-from mtxl_rl.language_model.generate import AutoregressiveWrapper
+from mtxl_rl.language_model.causal_lm import CausalLM
 from mtxl_rl.train_lm import TrainLMConfig, is_answer, main, recall_text, rows_of
 
 TINY = ["dim=16", "depth=1", "heads=2", "seq_len=8", "mem_len=8", "segments=2", "batch_size=4",
@@ -119,14 +119,14 @@ def test_mistakes_are_one_sentence(
 def test_an_interrupted_run_saves_its_weights_and_exits_with_the_signals_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    forward = AutoregressiveWrapper.forward
+    forward = CausalLM.forward
 
-    def interrupted(self: AutoregressiveWrapper, *args: Any) -> Any:  # noqa: ANN401
+    def interrupted(self: CausalLM, *args: Any) -> Any:  # noqa: ANN401
         signal.raise_signal(signal.SIGTERM)
-        monkeypatch.setattr(AutoregressiveWrapper, "forward", forward)
+        monkeypatch.setattr(CausalLM, "forward", forward)
         return forward(self, *args)
 
-    monkeypatch.setattr(AutoregressiveWrapper, "forward", interrupted)
+    monkeypatch.setattr(CausalLM, "forward", interrupted)
     with pytest.raises(SystemExit) as stop:
         main([*TINY, f"run_dir={tmp_path / 'run'}"])
     assert stop.value.code == 143

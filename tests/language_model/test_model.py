@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from mtxl_rl import AutoregressiveWrapper, MemoryTransformerXL
-from mtxl_rl.language_model.generate import sample
+from mtxl_rl import AutoregressiveWrapper, CausalLM, MemoryTransformerXL
+from mtxl_rl.language_model.autoregressive_wrapper import top_k, top_p
+from mtxl_rl.language_model.causal_lm import sample
 
 MEMORIES = ("slots", "delta", "linear", "agalite", "tokens", "none")
 
@@ -57,9 +58,8 @@ class NoNorm(nn.LayerNorm):
         return x
 
 
-@pytest.mark.parametrize("is_gated", [True, False])
-@pytest.mark.parametrize("has_glu", [True, False])
-def test_the_first_segment_equals_the_package_of_2020(is_gated: bool, has_glu: bool) -> None:
+def equal_models(*, is_gated: bool, has_glu: bool) -> tuple[nn.Module, MemoryTransformerXL]:
+    """The package's model, and ours without long-term memory, with the same parameters."""
     package = pytest.importorskip("memory_transformer_xl")
     sizes = {"num_tokens": 11, "dim": 32, "heads": 4, "depth": 3, "seq_len": 16,
              "gru_gated_residual": is_gated, "ff_glu": has_glu}  # fmt: skip
@@ -75,11 +75,130 @@ def test_the_first_segment_equals_the_package_of_2020(is_gated: bool, has_glu: b
         # Their row of distance 0 is the last, where theirs reads dim + seq_len of the table's rows.
         layer.attention.position.table.data.copy_(original.pos_emb[:, -17:])
         copy_feedforward(original.ff_layers[n], layer.feedforward, is_gated=is_gated)
+    return original, ours
+
+
+@pytest.mark.parametrize("is_gated", [True, False])
+@pytest.mark.parametrize("has_glu", [True, False])
+def test_the_first_segment_equals_the_package_of_2020(is_gated: bool, has_glu: bool) -> None:
+    original, ours = equal_models(is_gated=is_gated, has_glu=has_glu)
     tokens = torch.randint(0, 11, (3, 16))
     expected, _ = original(tokens)
     logits, _ = ours(tokens)
     assert expected.std() > 0.1
     assert torch.allclose(logits, expected, atol=1e-5)
+
+
+def package_wrapper(net: nn.Module) -> nn.Module:
+    from memory_transformer_xl.autoregressive_wrapper import AutoregressiveWrapper as Original
+
+    wrapper: nn.Module = Original(net)
+    return wrapper
+
+
+@pytest.mark.parametrize("max_batch_size", [None, 2, 4])
+def test_the_wrapper_yields_the_losses_of_the_package(max_batch_size: int | None) -> None:
+    original, ours = equal_models(is_gated=True, has_glu=False)
+    tokens = some_tokens(3, 17)
+    tokens[0, 12:] = -100
+    tokens[0, 12:-1] = 3  # Only the last target is left out: inputs must be tokens.
+    options = {"max_batch_size": max_batch_size, "return_loss": True}
+    expected = list(package_wrapper(original)(tokens, **options))
+    losses = list(AutoregressiveWrapper(ours)(tokens, **options))
+    assert [one.is_last_batch for one in losses] == [one.is_last_batch for one in expected]
+    for one, other in zip(losses, expected, strict=True):
+        assert one.loss.item() == pytest.approx(other.loss.item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("num_tokens", [2, 16, 17, 18, 40])
+@pytest.mark.parametrize("max_batch_size", [None, 2])
+def test_the_wrapper_has_the_packages_counts(num_tokens: int, max_batch_size: int | None) -> None:
+    package = pytest.importorskip("memory_transformer_xl")
+    sizes = {"num_tokens": 11, "dim": 16, "heads": 2, "depth": 2, "seq_len": 16, "lmem_len": 4}
+    original = package_wrapper(package.MemoryTransformerXL(**sizes))
+    wrapper = AutoregressiveWrapper(MemoryTransformerXL(**sizes))
+    tokens = some_tokens(3, num_tokens)
+    options = {"max_batch_size": max_batch_size, "return_loss": True, "truncate_every": 2}
+    expected = [is_last for _, is_last in original(tokens, **options)]
+    assert [is_last for _, is_last in wrapper(tokens, **options)] == expected
+    assert wrapper(tokens[:, :16])[0].shape == (3, min(16, num_tokens), 11)
+
+
+def test_a_training_script_for_the_package_runs() -> None:
+    net = a_model().float()
+    wrapper = AutoregressiveWrapper(net, ignore_index=-100, pad_value=0)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+    texts = [some_tokens(20, seed=1), some_tokens(15, seed=2), some_tokens(19, seed=3)]
+    means = []
+    for _ in range(30):
+        losses = []
+        for loss, is_last in wrapper(texts, max_batch_size=2, return_loss=True, truncate_every=2):
+            loss.backward(retain_graph=True)
+            losses.append(loss.item())
+            if is_last:  # An optimiser step between segments, as in the package's example.
+                optimizer.step()
+                optimizer.zero_grad()
+        means.append(sum(losses) / len(losses))
+    assert len(losses) == 4 * 2  # 19 inputs in segments of 6, 3 rows in parts of 2
+    assert means[-1] < 0.6 * means[0]
+    generated = wrapper.generate(texts[0][:5], 12, temperature=0.8, filter_thres=0.9)
+    assert generated.shape == (12,)
+    assert wrapper.generate(torch.stack([texts[0][:9], texts[2][:9]]), 7).shape == (2, 7)
+    assert wrapper(texts)[0].shape == (3, 20, 11)
+
+
+def test_losses_of_all_segments_can_be_propagated_together() -> None:
+    tokens = some_tokens(2, 19)
+    one, other = a_model(), a_model()
+    for loss, _ in AutoregressiveWrapper(one)(tokens, return_loss=True):
+        loss.backward(retain_graph=True)
+    sum(loss for loss, _ in AutoregressiveWrapper(other)(tokens, return_loss=True)).backward()
+    for parameter, reference in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, reference.grad)
+
+
+def test_a_mask_may_be_as_long_as_the_tokens_or_one_shorter() -> None:
+    wrapper = AutoregressiveWrapper(a_model().eval())
+    tokens, mask = some_tokens(2, 13), torch.ones(2, 13, dtype=torch.bool)
+    mask[0, 9:] = False
+    expected = [loss for loss, _ in wrapper(tokens, return_loss=True, mask=mask[:, :-1])]
+    losses = [loss for loss, _ in wrapper(tokens, return_loss=True, mask=mask)]
+    assert torch.equal(torch.stack(losses), torch.stack(expected))
+    assert not torch.equal(losses[-1], list(wrapper(tokens, return_loss=True))[-1].loss)
+
+
+@pytest.mark.parametrize("start", [(3,), (2, 3), (15,)])
+def test_generation_returns_the_new_tokens_in_the_rank_of_the_start(start: tuple[int, ...]) -> None:
+    wrapper = AutoregressiveWrapper(a_model())
+    tokens = some_tokens(*start)
+    generated = wrapper.generate(tokens, 5)
+    assert generated.shape == (*start[:-1], 5)
+    # With one token left by the filter, it is the most probable continuation.
+    greedy = wrapper.generate(tokens, 5, filter_thres=0.99)
+    batch = tokens if tokens.ndim == 2 else tokens[None]
+    expected, _ = CausalLM(wrapper.net).generate(batch, 5, temperature=0.0)
+    assert torch.equal(greedy.reshape(-1, 5), expected)
+
+
+def test_generation_ends_where_every_row_draws_the_end_token() -> None:
+    def only(logits: Tensor, thres: float) -> Tensor:
+        return torch.full_like(logits, -torch.inf).index_fill(-1, torch.tensor([4]), thres)
+
+    wrapper = AutoregressiveWrapper(a_model())
+    start = some_tokens(2, 3)
+    generated = wrapper.generate(start, 9, eos_token=4, filter_logits_fn=only, filter_thres=0.5)
+    assert generated.tolist() == [[4], [4]]
+    assert wrapper.generate(start, 3, eos_token=5, filter_logits_fn=only).tolist() == [[4] * 3] * 2
+
+
+def test_filters_keep_what_those_of_the_package_keep() -> None:
+    pytest.importorskip("memory_transformer_xl")
+    from memory_transformer_xl import autoregressive_wrapper as original
+
+    logits = torch.randn(50, 20, generator=torch.Generator().manual_seed(0))
+    for thres in (0.1, 0.5, 0.9):
+        assert torch.equal(top_k(logits, thres), original.top_k(logits, thres))
+        assert torch.equal(top_p(logits, thres), original.top_p(logits, thres))
 
 
 def copy_gate(original: nn.Module, ours: nn.Module) -> None:
@@ -131,7 +250,7 @@ def test_short_calls_update_the_memories_where_those_of_2020_never_did() -> None
 def test_generation_leaves_the_memories_of_training(
     long_term: str, prompt: int, length: int, seed: int
 ) -> None:
-    wrapper = AutoregressiveWrapper(a_model(long_term=long_term))
+    wrapper = CausalLM(a_model(long_term=long_term))
     start = some_tokens(2, prompt, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     drawn, memories = wrapper.generate(start, length, generator=generator)
@@ -143,7 +262,7 @@ def test_generation_leaves_the_memories_of_training(
 
 
 def test_greedy_generation_takes_what_the_model_says_of_the_whole_text() -> None:
-    wrapper = AutoregressiveWrapper(a_model())
+    wrapper = CausalLM(a_model())
     start = some_tokens(2, 3)
     drawn, _ = wrapper.generate(start, 14, temperature=0.0)
     logits, _ = wrapper.net(torch.cat([start, drawn], dim=1))
@@ -151,7 +270,7 @@ def test_greedy_generation_takes_what_the_model_says_of_the_whole_text() -> None
 
 
 def test_an_end_token_ends_a_row_and_then_the_text() -> None:
-    wrapper = AutoregressiveWrapper(a_model())
+    wrapper = CausalLM(a_model())
     drawn, _ = wrapper.generate(some_tokens(4, 3), 200, eos_token=5, generator=torch.Generator())
     assert drawn.shape[1] < 200
     for row in drawn.tolist():
@@ -176,7 +295,7 @@ def test_padding_is_neither_seen_nor_remembered(long_term: str) -> None:
 
 def test_segments_carry_memories_and_cut_gradients() -> None:
     model = a_model(long_term="delta")
-    wrapper = AutoregressiveWrapper(model)
+    wrapper = CausalLM(model)
     tokens = some_tokens(2, 25)
     whole, expected = wrapper(tokens)
     losses = []
@@ -189,7 +308,7 @@ def test_segments_carry_memories_and_cut_gradients() -> None:
 
 def test_where_no_target_counts_the_loss_is_zero_and_moves_nothing() -> None:
     model = a_model(long_term="delta")
-    wrapper = AutoregressiveWrapper(model)
+    wrapper = CausalLM(model)
     for kept in (1, 0):  # the first token, or padding alone
         mask = torch.zeros(2, 9, dtype=torch.bool)
         mask[:, :kept] = True
@@ -202,7 +321,7 @@ def test_where_no_target_counts_the_loss_is_zero_and_moves_nothing() -> None:
 def test_generation_leaves_every_module_in_its_mode() -> None:
     model = a_model(long_term="delta").train()
     model.token_emb.eval()  # as who fine-tunes all but the embedding has it
-    AutoregressiveWrapper(model).generate(some_tokens(1, 3), 2)
+    CausalLM(model).generate(some_tokens(1, 3), 2)
     assert model.training
     assert model.torso.training
     assert not model.token_emb.training
@@ -229,7 +348,7 @@ def test_sampling_errors_name_the_legal_range() -> None:
 @pytest.mark.unchecked
 def test_calls_that_do_not_fit_are_refused_in_one_sentence() -> None:
     net = MemoryTransformerXL(num_tokens=11, dim=8, heads=2, depth=1, seq_len=4, lmem_len=2)
-    text = AutoregressiveWrapper(net)
+    text = CausalLM(net)
     tokens, padded = torch.randint(0, 11, (2, 5)), torch.ones(2, 4, dtype=torch.bool)
     calls: list[tuple[str, Callable[[], object]]] = [
         ("tokens is torch.int64 [5]", lambda: net(tokens[0])),
@@ -258,6 +377,6 @@ def test_a_mask_may_have_any_dtype(dtype: torch.dtype) -> None:
     net = MemoryTransformerXL(num_tokens=11, dim=8, heads=2, depth=1, seq_len=4, lmem_len=2)
     tokens = torch.randint(0, 11, (2, 5))
     mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
-    for call in (net, AutoregressiveWrapper(net)):
+    for call in (net, CausalLM(net)):
         output, expected = (call(tokens, mask=one)[0] for one in (mask.to(dtype), mask.bool()))
         assert torch.equal(output, expected)

@@ -1,6 +1,6 @@
 """Training of a `MemoryTransformerXL` on next tokens, and generation of text."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -8,12 +8,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from mtxl_rl.language_model.model import MemoryTransformerXL, require_mask, require_tokens
-from mtxl_rl.torso import MemoryState
+from mtxl_rl.torso import Cache, MemoryState
 
 # B rows, T tokens, V size of the vocabulary.
 
 
-class AutoregressiveWrapper(nn.Module):
+class CausalLM(nn.Module):
     """Trains a `MemoryTransformerXL` to predict each next token, and generates with it."""
 
     def __init__(self, net: MemoryTransformerXL, *, ignore_index: int = -100) -> None:
@@ -118,28 +118,55 @@ class AutoregressiveWrapper(nn.Module):
             raise ValueError(
                 f"eos_token={eos_token} must be a token, 0 .. {num_tokens - 1}, or None"
             )
-        with _evaluating(self.net):
-            logits, state = self.net(start_tokens, memories)
-            cache = self.net.torso.prefill(state, num_steps=self.net.seq_len)
-            is_first = torch.zeros(len(start_tokens), dtype=torch.bool, device=start_tokens.device)
-            ended, drawn, last = is_first.clone(), [], logits[:, -1]
-            for i in range(length):
-                token = sample(
-                    last, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator
-                )
+        is_ended = torch.zeros(len(start_tokens), dtype=torch.bool, device=start_tokens.device)
+
+        def draw(logits: Tensor) -> Tensor:
+            token = sample(
+                logits, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator
+            )
+            return token if eos_token is None else token.masked_fill(is_ended, eos_token)
+
+        tokens: list[Tensor] = []
+        with evaluating(self.net):
+            for token, cache in draw_tokens(self.net, start_tokens, draw, memories=memories):
+                tokens.append(token)
                 if eos_token is not None:
-                    token = token.masked_fill(ended, eos_token)
-                    ended = ended | (token == eos_token)
-                drawn.append(token)
-                if i + 1 == length or (eos_token is not None and bool(ended.all())):
-                    break
-                x = self.net.to_model_dim(self.net.token_emb(token))
-                last = self.net.to_logits(self.net.torso.decode_step(x, cache, is_first))
-            return torch.stack(drawn, dim=1), cache.state()
+                    is_ended |= token == eos_token
+                if len(tokens) == length or (eos_token is not None and bool(is_ended.all())):
+                    return torch.stack(tokens, dim=1), cache.state()
+        raise AssertionError("draw_tokens has no end")
+
+
+def draw_tokens(
+    net: MemoryTransformerXL,
+    start_tokens: Int[Tensor, "B T0"],
+    draw: Callable[[Float[Tensor, "B V"]], Int[Tensor, " B"]],
+    *,
+    memories: MemoryState | None = None,
+    mask: Bool[Tensor, "B T0"] | None = None,
+) -> Iterator[tuple[Int[Tensor, " B"], Cache]]:
+    """Yield, without end, the next token of each row and the cache before that token.
+
+    Args:
+        net: The language model.
+        start_tokens: The start of the text, or its continuation after `memories`.
+        draw: Draws a token per row from the logits of the next one.
+        memories: Those after the text so far.
+        mask: False for padding in `start_tokens`.
+    """
+    logits, state = net(start_tokens, memories, mask)
+    cache = net.torso.prefill(state, num_steps=net.seq_len)
+    is_first = torch.zeros(len(start_tokens), dtype=torch.bool, device=start_tokens.device)
+    last = logits[:, -1]
+    while True:
+        token = draw(last)
+        yield token, cache
+        x = net.to_model_dim(net.token_emb(token))
+        last = net.to_logits(net.torso.decode_step(x, cache, is_first))
 
 
 @contextmanager
-def _evaluating(net: nn.Module) -> Iterator[None]:
+def evaluating(net: nn.Module) -> Iterator[None]:
     """Disable dropout inside, and restore every module's mode afterwards."""
     modes = [(module, module.training) for module in net.modules()]
     net.eval()
@@ -158,7 +185,7 @@ def sample(
     top_p: float | None = None,
     generator: torch.Generator | None = None,
 ) -> Int[Tensor, " B"]:
-    """Draw a token per row; see `AutoregressiveWrapper.generate`.
+    """Draw a token per row; see `CausalLM.generate`.
 
     Raises:
         ValueError: temperature < 0, top_k < 1, or top_p outside 0 .. 1.
