@@ -292,9 +292,8 @@ def _recorder(config: EvaluateConfig, train: TrainConfig, actor: Actor) -> Video
     if not (config.video or config.timeline):
         return None
     space = actor.env.single_observation_space
-    recorder = VideoRecorder(
-        actor.policy, space, max_steps=config.video_steps, title=train.env.name
-    )
+    title = f"{train.env.name}, {config.checkpoint} ({config.which})"
+    recorder = VideoRecorder(actor.policy, space, max_steps=config.video_steps, title=title)
     if config.timeline:
         recorder.check_timeline()
     return recorder

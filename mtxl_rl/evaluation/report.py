@@ -190,7 +190,7 @@ def _interval_table(suite: Suite, scores: pd.DataFrame, *, rows: list[str]) -> p
     cells = scores.groupby([*rows, "torso"], observed=True)["score"].agg(
         lambda column: f"{_interval(tuple(column))} n={len(column)}"
     )
-    return cells.unstack("torso").reindex(columns=suite.torsos).fillna("-")
+    return cells.unstack("torso").reindex(columns=suite.torsos).astype(object).fillna("-")
 
 
 def _aggregates(matrices: Mapping[str, Scores]) -> pd.DataFrame:

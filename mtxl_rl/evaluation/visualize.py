@@ -12,18 +12,20 @@ import gymnasium
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from numpy.typing import NDArray
 from torch import Tensor
 
 from mtxl_rl.agents.encoders import channels_last, is_image, observation_leaves
 from mtxl_rl.agents.policy import Policy
 from mtxl_rl.agents.transition import PolicyInputs
+from mtxl_rl.evaluation.retrieval import has_retrievals, retrieval_shares
 from mtxl_rl.torso import MemoryTransformer
 from mtxl_rl.tracking.files import atomic_write
 
 FRAMES_PER_SECOND = 10
 _VIDEO_INCHES = (8.0, 4.0)  # At 100 dots per inch, multiples of 16 pixels, which codecs need.
 _CURSOR = "tab:red"
+_MIN_SHARE = 0.1  # Of a readout; below it, no single write is what the read returns.
+_MAX_COMPONENTS = 16  # Of an observation that the timeline shows.
 
 
 class _Panel(NamedTuple):
@@ -31,7 +33,7 @@ class _Panel(NamedTuple):
 
     title: str
     maximum: float | None  # End of the colour scale; None: the largest value.
-    layers: dict[int, Float[NDArray[Any], " T"]]
+    layers: dict[int, Float[np.ndarray, " T"]]
 
 
 class VideoRecorder:
@@ -88,7 +90,9 @@ class VideoRecorder:
         return self.policy.inspect(self._stacked(), self.policy.torso.initial_state(1))
 
     def write_timeline(self, path: Path) -> None:
-        """Plot rewards, memory writes, memory reads and attention over the recorded steps.
+        """Plot what happened, memory writes and reads, and attention over the recorded steps.
+
+        Arcs lead from a write of the delta memory to the reads that return most of it.
 
         Raises:
             ImportError: matplotlib is not installed.
@@ -135,12 +139,12 @@ class VideoRecorder:
         fields = zip(*(step[1:] for step in steps), strict=True)
         return PolicyInputs(observation, *(torch.stack(field)[None] for field in fields))
 
-    def _rewards(self) -> Float[NDArray[Any], " T"]:
+    def _rewards(self) -> Float[np.ndarray, " T"]:
         """Reward of each step's action; NaN at the last step, where it is not known."""
         rewards = [step.previous_reward.item() for step in self.inputs[1:]]
         return np.array([*rewards, np.nan])
 
-    def _images(self) -> list[UInt8[NDArray[Any], "h w c"]]:
+    def _images(self) -> list[UInt8[np.ndarray, "h w c"]]:
         """The first image of each step's observation, with 1 or 3 channels; else nothing."""
         key = next((key for key, space in self.leaves.items() if is_image(space)), None)
         if key is None:
@@ -152,7 +156,7 @@ class VideoRecorder:
             return images
         return [image.mean(axis=2, keepdims=True).astype(np.uint8) for image in images]
 
-    def _vectors(self) -> Float[NDArray[Any], "T n"]:
+    def _vectors(self) -> Float[np.ndarray, "T n"]:
         """The numbers of each step's observation."""
         columns = [
             torch.stack([step.observation[key].float().flatten() for step in self.inputs])
@@ -180,18 +184,27 @@ class VideoRecorder:
         from matplotlib.colors import LogNorm
 
         panels, records = self._panels(), self.records
+        events = [self._draw_rewards, self._draw_actions]
+        if not self._images():
+            events.insert(0, self._draw_observations)
+        retrievals = [n for n, record in enumerate(records, 1) if has_retrievals(record)]
         heights = [
-            1.2,
+            *[1.2] * len(events),
             *(0.5 + 0.35 * len(panel.layers) for panel in panels),
+            *[1.6] * len(retrievals),
             *[1.4] * len(records),
         ]
         figure = _new_figure((11.0, 1.1 * sum(heights) + 1), option="timeline")
         axes = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights, squeeze=False)
         axes = axes[:, 0]
-        self._draw_rewards(axes[0])
-        for axis, panel in zip(axes[1:], panels, strict=False):
-            _draw_panel(axis, panel)
-        for n, (axis, record) in enumerate(zip(axes[1 + len(panels) :], records, strict=True), 1):
+        rows = iter(axes)
+        for draw_event in events:
+            draw_event(next(rows))
+        for panel in panels:
+            _draw_panel(next(rows), panel)
+        for n in retrievals:
+            self._draw_retrievals(next(rows), n)
+        for n, (axis, record) in enumerate(zip(rows, records, strict=True), 1):
             weights = _mean_over_heads(record["attention/window"]).T  # [M + 1, T], oldest first
             window = len(weights) - 1
             norm = LogNorm(1e-3, 1, clip=True)
@@ -206,7 +219,7 @@ class VideoRecorder:
         figure.suptitle(f"{self.title}\ndashed lines: an episode starts")
         return figure
 
-    def _frames(self) -> Iterator[UInt8[NDArray[Any], "h w 3"]]:
+    def _frames(self) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
         """The frames of the video: a static background with a moving cursor."""
         from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -245,7 +258,7 @@ class VideoRecorder:
                 cursor.axes.draw_artist(cursor)
             yield np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
-    def _draw_view(self, axis: Any, images: list[UInt8[NDArray[Any], "h w c"]]) -> Any:  # noqa: ANN401
+    def _draw_view(self, axis: Any, images: list[UInt8[np.ndarray, "h w c"]]) -> Any:  # noqa: ANN401
         """The current image, or all observations over time."""
         from matplotlib.ticker import MaxNLocator
 
@@ -265,6 +278,57 @@ class VideoRecorder:
         axis.set_xlim(-0.5, len(rewards) - 0.5)
         axis.axhline(0, color="grey", linewidth=0.5)
         axis.set_title("Reward", loc="left")
+
+    def _draw_actions(self, axis: Any) -> None:  # noqa: ANN401
+        """The components of each step's action; the last step's is not known."""
+        actions = torch.stack([step.previous_action.flatten() for step in self.inputs[1:]])
+        for component in actions.float().cpu().numpy().T:
+            axis.plot(component, ".", markersize=3, color="tab:blue")
+        axis.set_title("Action", loc="left")
+
+    def _draw_observations(self, axis: Any) -> None:  # noqa: ANN401
+        vectors = self._vectors().T[:_MAX_COMPONENTS]
+        _draw_heatmap(axis, vectors)
+        axis.set_yticks([])
+        axis.set_ylabel("component")
+        axis.set_title("Observation", loc="left")
+
+    def _draw_retrievals(self, axis: Any, layer: int) -> None:  # noqa: ANN401
+        """An arc from the write that each read returns most of, coloured by its share."""
+        from matplotlib.collections import LineCollection
+
+        is_first = torch.stack([step.is_first for step in self.inputs])
+        config = self.policy.torso.config
+        shares = retrieval_shares(
+            self.records[layer - 1], is_first, segment_length=config.segment_length
+        )
+        share, write = (field.cpu().numpy() for field in shares.max(dim=1))
+        reads = np.flatnonzero(share >= _MIN_SHARE)
+        angles = np.linspace(0, np.pi, 25)
+        arcs = [
+            np.stack(
+                [
+                    (read + write[read]) / 2 + (read - write[read]) / 2 * np.cos(angles),
+                    (read - write[read]) * np.sin(angles),
+                ],
+                axis=1,
+            )
+            for read in reads
+        ]
+        moved = self.records[layer - 1]["moved/read"][0].float().cpu().numpy()[reads]
+        widths = 0.3 + 2.5 * moved / max([1e-9, *moved])
+        lines = LineCollection(arcs, array=share[reads], cmap="viridis", linewidths=widths)
+        lines.set_clim(0, 1)
+        axis.add_collection(lines)
+        axis.plot(write[reads], np.zeros(len(reads)), "v", color=_CURSOR, markersize=4)
+        axis.set_ylim(0, 1.05 * max([1, *(reads - write[reads])]))
+        axis.set_ylabel("steps back")
+        axis.set_title(
+            f"Retrieved from, layer {layer}: an arc from the write (red) that a read returns most "
+            "of; colour: its share; width: the read's effect",
+            loc="left",
+        )
+        axis.figure.colorbar(lines, ax=axis, pad=0.01)
 
     def _draw_episode_starts(self, axis: Any) -> None:  # noqa: ANN401
         for step, inputs in enumerate(self.inputs):
@@ -287,7 +351,7 @@ def _new_figure(inches: tuple[float, float], *, option: str) -> Any:  # noqa: AN
     return Figure(figsize=inches, dpi=100, layout="constrained")
 
 
-def _mean_over_heads(field: Float[Tensor, "1 T H *n"]) -> Float[NDArray[Any], "T ..."]:
+def _mean_over_heads(field: Float[Tensor, "1 T H *n"]) -> Float[np.ndarray, "T ..."]:
     return field[0].float().mean(dim=1).cpu().numpy()
 
 
@@ -299,7 +363,7 @@ def _draw_panel(axis: Any, panel: _Panel) -> None:  # noqa: ANN401
     axis.set_title(panel.title, loc="left")
 
 
-def _draw_heatmap(axis: Any, values: Float[NDArray[Any], "n T"], **scale: Any) -> Any:  # noqa: ANN401
+def _draw_heatmap(axis: Any, values: Float[np.ndarray, "n T"], **scale: Any) -> Any:  # noqa: ANN401
     picture = axis.imshow(values, aspect="auto", interpolation="nearest", cmap="viridis", **scale)
     axis.figure.colorbar(picture, ax=axis, pad=0.01)
     return picture

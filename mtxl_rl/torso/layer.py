@@ -11,7 +11,14 @@ from mtxl_rl.torso.clock import Clock, SegmentEnds
 from mtxl_rl.torso.diagnostics import Diagnostics
 from mtxl_rl.torso.feedforward import FeedForward
 from mtxl_rl.torso.gates import Gate, sublayer_gate
-from mtxl_rl.torso.long_term import Control, LongTermMemory, Slots, TokenMemory, build_memory
+from mtxl_rl.torso.long_term import (
+    Control,
+    DeltaMemory,
+    LongTermMemory,
+    Slots,
+    TokenMemory,
+    build_memory,
+)
 from mtxl_rl.torso.torso_config import TorsoConfig
 
 # B rows, T steps, M window, K = M + T, S segment, J blocks of C <= S steps, V versions, D width.
@@ -78,13 +85,13 @@ class Layer(nn.Module):
         age = clock.age[:, :-1].clamp(max=self.reach)
         readout = None
         if not self.reads_sequentially:
-            readout = self._read(inputs[:, self.window_length :], versions, clock)
+            readout = self._read(inputs[:, self.window_length :], versions, clock, diagnostics)
         attended = self.attention(inputs, age, readout, diagnostics)
         if diagnostics is not None and isinstance(readout, Tensor):
             diagnostics["moved/read"] = self._moved_by_readout(stream, attended, readout)
         stream = gated_residual(self.attention_gate, stream, attended, diagnostics, "attention")
         if self.reads_sequentially:
-            readout = self._read(self.read_norm(stream), versions, clock)
+            readout = self._read(self.read_norm(stream), versions, clock, diagnostics)
             assert isinstance(readout, Tensor)
             stream = gated_residual(self.read_gate, stream, readout, diagnostics, "read")
         stream = self._feed_forward(stream, diagnostics)
@@ -148,11 +155,17 @@ class Layer(nn.Module):
         return versions
 
     def _read(
-        self, steps: Float[Tensor, "B T D"], versions: Tensor | None, clock: Clock
+        self,
+        steps: Float[Tensor, "B T D"],
+        versions: Tensor | None,
+        clock: Clock,
+        diagnostics: Diagnostics | None,
     ) -> Float[Tensor, "B T D"] | Pairs | None:
         """What each of the T steps reads; in block j that is version j or j + 1."""
         if self.memory is None or versions is None:
             return None
+        if diagnostics is not None and isinstance(self.memory, DeltaMemory):
+            diagnostics["memory/query"] = self.memory.queries(steps)
         num_steps, num_blocks = steps.shape[1], versions.shape[1] - 1
         block = min(num_steps, self.segment_length)
         padding = (0, 0, 0, num_blocks * block - num_steps)

@@ -134,6 +134,8 @@ class MemoryTransformer(nn.Module):
           the stream, relative to its norm; for a parallel read, the distance to the stream without
           it.
         - memory/strength, memory/retention [B, T, H]: of each step's write into a matrix memory.
+        - memory/key, memory/value, memory/query [B, T, H, E]: of each step's write and read of a
+          delta memory.
         - memory/moved, memory/retention [B, J, L]: of the write into each slot at the end of a
           segment in block j of min(S, T) steps, meaningless where none ends; for shared slots in
           the first of their layers.

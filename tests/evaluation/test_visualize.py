@@ -91,12 +91,19 @@ def test_a_timeline_names_the_task_the_layers_and_the_scales() -> None:
     figure = recorder._draw_timeline()
     assert figure.get_suptitle().startswith("TMaze: transformer with delta memory")
     assert titles(figure.axes) == [
+        "Observation",
         "Reward",
+        "Action",
         "Write strength, mean over heads",
         "Read, as a change relative to the stream",
+        *(
+            f"Retrieved from, layer {n}: an arc from the write (red) that a read returns most of; "
+            "colour: its share; width: the read's effect"
+            for n in (2, 3)
+        ),
         *(f"Attention weight on the window, layer {n}, mean over heads" for n in (1, 2, 3)),
     ]
-    write, read, *attention = figure.axes[1:6]
+    write, read, _, _, *attention = figure.axes[3:10]
     for axis in (write, read):
         assert [label.get_text() for label in axis.get_yticklabels()] == ["layer 2", "layer 3"]
     assert write.images[0].get_clim() == (0, 1)

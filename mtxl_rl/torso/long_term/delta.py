@@ -182,10 +182,21 @@ class DeltaMemory(nn.Module):
         versions: Tensor,  # noqa: ARG002
         encoded: tuple[Tensor, ...],  # noqa: ARG002
     ) -> Diagnostics:
-        """Strength b and decay a of each step's write, [B, T, H]."""
-        _, _, strength, log_decay = self._gates(steps)
+        """Strength b and decay a of each step's write, [B, T, H]; key and value, [B, T, H, E]."""
+        key, value, strength, log_decay = self._gates(steps)
         retention = torch.ones_like(strength) if log_decay is None else log_decay.exp()
-        return {"memory/strength": strength, "memory/retention": retention}
+        return {
+            "memory/strength": strength,
+            "memory/retention": retention,
+            "memory/key": key,
+            "memory/value": value,
+        }
+
+    def queries(self, steps: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch H E"]:
+        """Unit queries of the steps that read, in float32 or wider."""
+        query = rearrange(self.query(steps), "... (h e) -> ... h e", h=self.num_heads)
+        full = torch.promote_types(steps.dtype, torch.float32)
+        return nn.functional.normalize(query.to(full), dim=-1)
 
     def _gates(self, steps: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Keys and values [..., H, E], strengths and log decays [..., H], in float32 or wider."""
