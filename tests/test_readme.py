@@ -18,11 +18,13 @@ from mtxl_rl.evaluation.suite_runner import SuiteConfig
 ROOT = Path(__file__).parents[1]
 HOW_TO = "CONTRIBUTING.md"
 """Its examples name files that a reader adds; other tests build what it describes."""
-HISTORY = {"docs/experiments.md", "CHANGELOG.md"}
-"""They describe the past: only their links are checked."""
 ALL_PAGES = sorted(
-    str(path.relative_to(ROOT)) for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
+    path.relative_to(ROOT).as_posix()
+    for pattern in ("*.md", "docs/*.md", "docs/experiments/*.md")
+    for path in ROOT.glob(pattern)
 )
+HISTORY = {page for page in ALL_PAGES if page.startswith("docs/experiments/")} | {"CHANGELOG.md"}
+"""They describe the past: only their links are checked."""
 PAGES = [page for page in ALL_PAGES if page not in HISTORY]
 
 
