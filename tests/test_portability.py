@@ -16,7 +16,7 @@ MODULES = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios
 ATTRIBUTES = {
     "os": {
         *("chown", "fork", "forkpty", "getegid", "geteuid", "getgid", "getloadavg", "getpgid"),
-        *("getpgrp", "getppid", "getuid", "killpg", "link", "mkfifo", "nice", "openpty", "pipe2"),
+        *("getpgrp", "getuid", "killpg", "link", "mkfifo", "nice", "openpty", "pipe2"),
         *("posix_spawn", "register_at_fork", "sched_getaffinity", "sched_setaffinity", "setpgid"),
         *("setsid", "statvfs", "symlink", "sync", "sysconf", "uname", "wait", "wait3", "wait4"),
     },

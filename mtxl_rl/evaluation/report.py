@@ -201,7 +201,7 @@ def _aggregates(matrices: Mapping[str, Scores]) -> pd.DataFrame:
         f"P(better than {first})": probability_of_improvement(matrices, over=first),
     }
     frame = pd.DataFrame({name: {k: str(v) for k, v in row.items()} for name, row in table.items()})
-    return frame.rename_axis("torso").reindex(list(matrices)).fillna("-")
+    return frame.rename_axis("torso").reindex(list(matrices)).astype(object).fillna("-")
 
 
 def to_markdown(table: pd.DataFrame) -> str:

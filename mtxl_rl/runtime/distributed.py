@@ -5,16 +5,18 @@ torchrun or the same functions. Each process runs the same command line.
 """
 
 import importlib.metadata
+import logging
 import os
 import platform
 import signal
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,7 +24,7 @@ from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-
 
 from mtxl_rl.agents.world import World
 from mtxl_rl.envs.cores import num_cores
-from mtxl_rl.tracking.cli import say, show_cursor, stop_requests
+from mtxl_rl.tracking.cli import say, show_cursor
 
 TIMEOUT = timedelta(minutes=10)
 """How long a process waits for the others before it ends with an error."""
@@ -102,6 +104,7 @@ def joined_world(device: torch.device) -> Iterator[World]:
         if backend == "gloo":
             dist.destroy_process_group()
         raise
+    dist.barrier()  # The launcher ends the others when one has ended, and rank 0 may be saving.
     dist.destroy_process_group()
 
 
@@ -112,7 +115,7 @@ def _meet(rank: int, size: int) -> Store:
         RuntimeError: the port is in use, or some processes do not arrive within `TIMEOUT`.
     """
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    # torchrun and `launch` hold the store themselves, and say so in torchrun's variable.
+    # torchrun and `launch` hold the store themselves, and say so in this variable.
     is_host = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     try:
         tcp_store = TCPStore(
@@ -179,79 +182,52 @@ def _stop_with_parent() -> None:
 
 
 def launch(arguments: Sequence[str], *, num_processes: int) -> int:
-    """Run ``python arguments`` in several processes of this machine.
+    """Run ``python arguments`` in several processes of this machine, by torch's elastic launcher.
 
-    SIGINT and SIGTERM are passed on as SIGTERM; the processes then have `SHUTDOWN_SECONDS` to save.
-    When a process fails, the others are killed: without it they cannot continue.
+    SIGINT and SIGTERM are passed on; the processes then have `SHUTDOWN_SECONDS` to save. When a
+    process fails, the others end too: without it they cannot continue.
 
     Returns:
-        128 plus the number of the signal, the exit code of the process that failed, or 0.
+        128 plus the number of the signal, the exit code of the process that failed first, or 0.
     """
-    # The store outlives every process, and port 0 is one that is free.
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    shared = {
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port),
-        "WORLD_SIZE": str(num_processes), "LOCAL_WORLD_SIZE": str(num_processes),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",
-    }  # fmt: skip
-    processes = list[subprocess.Popen[bytes]]()
-    with stop_requests(collect_all=True, announce=False) as stop:
-        try:
-            for rank in range(num_processes):
-                environment = os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-                processes.append(
-                    subprocess.Popen(
-                        [sys.executable, *arguments],
-                        env=environment,
-                        start_new_session=True,  # Ctrl-C reaches the launcher only.
-                    )
-                )
-            return _supervise(processes, stop)
-        finally:
-            for process in processes:
-                _kill_group(process)
-            show_cursor()
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    known = {field.name for field in fields(LaunchConfig)}
+    options: dict[str, Any] = {"shutdown_timeout": SHUTDOWN_SECONDS}  # From torch 2.9 on.
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=num_processes,
+        run_id=f"mtxl_rl_{os.getpid()}",
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        monitor_interval=POLL_SECONDS,
+        **{name: option for name, option in options.items() if name in known},
+    )
+    try:
+        elastic_launch(config, sys.executable)(*arguments)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        return _report_failure(rank, failure.exitcode, num_processes=num_processes)
+    except SignalException as error:
+        return 128 + int(error.sigval)
+    finally:
+        show_cursor()
+    return 0
 
 
-def _supervise(processes: Sequence["subprocess.Popen[bytes]"], stop: Sequence[int]) -> int:
-    """Wait until the processes have ended, one has failed, or the time to save is over."""
-    num_signals, deadline = 0, float("inf")
-    while True:
-        codes = [process.poll() for process in processes]
-        if len(stop) > num_signals:
-            num_signals, deadline = len(stop), time.monotonic() + SHUTDOWN_SECONDS
-            for process in processes:
-                process.terminate()
-        # Before training begins, the signal itself ends a process.
-        if stop and (-signal.SIGTERM in codes or time.monotonic() > deadline):
-            return 128 + stop[0]
-        failed = {rank: code for rank, code in enumerate(codes) if code not in (None, 0, *STOPPED)}
-        if failed:
-            return _report_failure(failed, num_processes=len(processes))
-        if None not in codes:
-            return 128 + stop[0] if stop else max(code for code in codes if code is not None)
-        time.sleep(POLL_SECONDS)
-
-
-def _report_failure(failed: Mapping[int, int], *, num_processes: int) -> int:
-    """Name the process that failed first; its exit code."""
-    # A process that lost another one waits before it ends: see `agents.world`.
-    rank, code = min(failed.items(), key=lambda item: item[1])
-    how = f"ended with code {code}"
-    if code < 0:
-        how = f"was ended by {signal.Signals(-code).name}"
-    sys.stderr.write(f"process {rank} of {num_processes} {how}\n")
+def _report_failure(rank: int, code: int, *, num_processes: int) -> int:
+    """Name the process that failed first, unless a signal asked it to stop; its exit code."""
+    if code not in STOPPED:
+        how = f"ended with code {code}"
+        if code < 0:
+            how = f"was ended by {signal.Signals(-code).name}"
+        sys.stderr.write(f"process {rank} of {num_processes} {how}\n")
     return code if code > 0 else 128 - code
-
-
-def _kill_group(process: "subprocess.Popen[bytes]") -> None:
-    """End a process and its children, such as environments in processes of their own."""
-    with suppress(OSError):
-        if sys.platform == "win32":
-            process.kill()
-        else:
-            os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
 
 
 def _first_line(error: Exception) -> str:

@@ -116,7 +116,7 @@ def test_a_process_that_fails_ends_the_run_with_its_error(
     last = f"the last checkpoint is {checkpoint.latest(run_dir)}; continue with: "
     for sentence in [*sentences, last]:
         assert sentence in errors
-    assert errors.count("error: ") == len(sentences) - 1  # Not one of each other process.
+    assert errors.count("error: ") <= 2  # At most one sentence of each process.
 
 
 @pytest.mark.slow
