@@ -44,7 +44,6 @@ from mtxl_rl.runtime.distributed import (
     choose_num_processes,
     joined_world,
     launch,
-    library_versions,
     local_device,
     world_size,
 )
@@ -177,11 +176,6 @@ class Run:
         }
         return checkpoint.save(run_dir, state, score=score, keep_last=self.config.keep_checkpoints)
 
-    def agree(self, *flags: bool) -> list[bool]:
-        """Each flag as set in any process."""
-        marks = torch.tensor(flags, dtype=torch.float32, device=self.agent.device)
-        return [bool(mark) for mark in self.world.max(marks)]
-
     def start(self, *, seed: int | None) -> None:
         """Begin an episode in every environment; see `Actor.reset`."""
         steps = self.config.steps_to_stagger
@@ -242,15 +236,10 @@ def _run(config: TrainConfig) -> tuple[Path, int]:
         with closing(make_vector_env(config.env, num_envs=1, seed=0)) as env:
             console.print(bytes_table(predicted_bytes(config, env)), highlight=False)
         return Path(), 0
-    with joined_world(device) as world:
-        console.quiet = world.rank > 0
+    with joined_world(device, options=values(config)) as world:
         if config.num_processes not in (0, world.size):
             say(f"num_processes={config.num_processes} has no effect: {world.size} were started")
         config.check_processes(world.size)
-        world.check_equal(
-            {**library_versions(), **values(config)},
-            remedy="start all processes with the same options and versions",
-        )
         num_envs, seed = config.num_envs // world.size, stream_seed(config.seed, 0)
         first_env = world.rows(num_envs).start
         with closing(
@@ -364,7 +353,7 @@ def _loop(run: Run, run_dir: Path) -> int:
                 progress.update(run.step, metrics)
             is_due = time.monotonic() - saved >= config.checkpoint_seconds
             # Every process takes the same decisions: rank 0's clock, and any process's signal.
-            is_due, is_stopping = run.agree(is_due and is_main, bool(stop))
+            is_due, is_stopping = world.any(is_due and is_main, bool(stop), device=run.agent.device)
             if is_due:
                 run.save(run_dir)
                 saved = time.monotonic()

@@ -1,22 +1,33 @@
 """Train a character model: `python -m mtxl_rl.train_lm text=FILE`, or on the recall text."""
 
 import math
+import signal
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 import torch
+from hydra.core.hydra_config import HydraConfig
 from jaxtyping import Bool, Int
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from mtxl_rl.agents.world import World
 from mtxl_rl.command import Command, options_of, run_command
 from mtxl_rl.config import find_device
 from mtxl_rl.language_model.causal_lm import CausalLM
 from mtxl_rl.language_model.model import MemoryTransformerXL
+from mtxl_rl.runtime.distributed import (
+    check_devices,
+    joined_world,
+    launch,
+    local_device,
+    world_size,
+)
 from mtxl_rl.torso import save_torso
 from mtxl_rl.torso.torso_config import DECAYS, check_at_least
 from mtxl_rl.tracking.cli import say, stop_requests
@@ -62,6 +73,9 @@ class TrainLMConfig:
     """Adam's step size after a warm-up of 50 updates; a cosine schedule decays it to zero."""
     evaluate_every: int = 50
     """Updates between two evaluations, which use the last tenth of the text."""
+    num_processes: int = 1
+    """Processes that learn together, each with an equal share of batch_size. torchrun starts them
+    on several machines."""
     seed: int = 0
     """Seed of the weights and the recall text."""
     device: str = "auto"
@@ -73,7 +87,7 @@ class TrainLMConfig:
         """Check ranges and names here, so that messages have this command's names."""
         check_at_least(
             self, 1, "gap", "num_characters", "dim", "depth", "heads", "seq_len", "batch_size",
-            "segments", "updates", "evaluate_every",
+            "segments", "updates", "evaluate_every", "num_processes",
         )  # fmt: skip
         check_at_least(self, 0, "mem_len", "num_mem_kv", "seed")
         if self.text != RECALL:
@@ -96,6 +110,20 @@ class TrainLMConfig:
                 f"long_term={self.long_term} is unknown; choose one of {', '.join(DECAYS)}"
             )
         find_device(self.device)
+        self.check_processes(self.num_processes)
+
+    def check_processes(self, size: int) -> None:
+        """Check that the rows divide equally among `size` processes.
+
+        Raises:
+            ValueError: they do not.
+        """
+        if self.batch_size % size:
+            legal = [n for n in range(1, self.batch_size + 1) if self.batch_size % n == 0]
+            raise ValueError(
+                f"num_processes={size} must divide batch_size={self.batch_size}; choose one of "
+                f"{legal}"
+            )
 
     @property
     def length(self) -> int:
@@ -151,9 +179,12 @@ def is_answer(tokens: Int[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
 
 @torch.no_grad()
 def evaluate(
-    model: MemoryTransformerXL, rows: Int[Tensor, "B T"], *, length: int
+    model: MemoryTransformerXL, rows: Int[Tensor, "B T"], *, length: int, world: World
 ) -> dict[str, float]:
-    """Bits per character over the rows, with memories carried over; and the answers' accuracy."""
+    """Bits per character over the rows, with memories carried over; and the answers' accuracy.
+
+    Each process passes its share of the rows; the metrics are those of all rows.
+    """
     model.eval()
     memories, nats, count, right, asked = None, 0.0, 0, 0, 0
     for start in range(0, rows.shape[1] - 1, length):
@@ -167,8 +198,10 @@ def evaluate(
         asked += int(answers.sum())
         right += int(((logits.argmax(-1) == targets) & answers).sum())
     model.train()
-    metrics = {"lm/bits_per_character": nats / count / math.log(2)}
-    return metrics | ({"lm/answer_accuracy": right / asked} if asked else {})
+    sums = torch.tensor([nats, count, right, asked], dtype=torch.float64, device=rows.device)
+    all_nats, all_targets, all_right, all_asked = world.sum(sums).tolist()
+    metrics = {"lm/bits_per_character": all_nats / all_targets / math.log(2)}
+    return metrics | ({"lm/answer_accuracy": all_right / all_asked} if all_asked else {})
 
 
 def run(config: TrainLMConfig) -> Path:
@@ -184,68 +217,93 @@ def run(config: TrainLMConfig) -> Path:
 def _run(config: TrainLMConfig) -> tuple[Path, int]:
     """Do what `run` does; return the folder and the number of the signal that stopped it, or 0."""
     torch.manual_seed(config.seed)
-    device = find_device(config.device)
-    if config.text == RECALL:
-        text = recall_text(config.num_characters, gap=config.gap, seed=config.seed)
-    else:
-        if not Path(config.text).exists() or Path(config.text).is_dir():
-            raise FileNotFoundError(
-                f"text={config.text} is not a file; give a text file, or text={RECALL}"
-            )
-        text = Path(config.text).read_bytes()
-    train, held_out = (rows.to(device) for rows in rows_of(text, config))
-    model = MemoryTransformerXL(
-        num_tokens=256, dim=config.dim, heads=config.heads, depth=config.depth,
-        seq_len=config.seq_len, mem_len=config.mem_len, num_mem_kv=config.num_mem_kv,
-        lmem_len=16, long_term=config.long_term,
-    ).to(device)  # fmt: skip
-    now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    run_dir = Path(config.run_dir or Path("runs") / "lm" / now)
-    with run_lock(run_dir):
-        if (run_dir / "config.yaml").exists():
-            raise ValueError(f"run_dir={run_dir} already holds a run; choose another run_dir")
-        size = sum(parameter.numel() for parameter in model.parameters())
-        say(f"{run_dir}: {device}, {len(text):,} bytes of text, {size:,} parameters")
-        signal_number = _train(model, train, held_out, config, run_dir)
-        save_torso(model.torso, run_dir / "model.safetensors", within=model)
-    say(f"saved {run_dir / 'model.safetensors'}")
+    device = local_device(find_device(config.device))
+    with joined_world(device, options=asdict(config)) as world:
+        config.check_processes(world.size)
+        run_dir = Path(world.gather(str(_run_dir(config)))[0])
+        with run_lock(run_dir) if world.rank == 0 else nullcontext():
+            if world.rank == 0 and (run_dir / "config.yaml").exists():
+                raise ValueError(f"run_dir={run_dir} already holds a run; choose another run_dir")
+            own = world.rows(config.batch_size // world.size)
+            text = _text(config)
+            train, held_out = (rows[own].to(device) for rows in rows_of(text, config))
+            model = MemoryTransformerXL(
+                num_tokens=256, dim=config.dim, heads=config.heads, depth=config.depth,
+                seq_len=config.seq_len, mem_len=config.mem_len, num_mem_kv=config.num_mem_kv,
+                lmem_len=16, long_term=config.long_term,
+            ).to(device)  # fmt: skip
+            size = sum(parameter.numel() for parameter in model.parameters())
+            say(f"{run_dir}: {device}, {len(text):,} bytes of text, {size:,} parameters")
+            signal_number = _train(model, train, held_out, config, run_dir, world)
+            if world.rank == 0:
+                save_torso(model.torso, run_dir / "model.safetensors", within=model)
+        say(f"saved {run_dir / 'model.safetensors'}")
     return run_dir, signal_number
 
 
+def _run_dir(config: TrainLMConfig) -> Path:
+    now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    return Path(config.run_dir or Path("runs") / "lm" / now)
+
+
+def _text(config: TrainLMConfig) -> bytes:
+    if config.text == RECALL:
+        return recall_text(config.num_characters, gap=config.gap, seed=config.seed)
+    if not Path(config.text).exists() or Path(config.text).is_dir():
+        raise FileNotFoundError(
+            f"text={config.text} is not a file; give a text file, or text={RECALL}"
+        )
+    return Path(config.text).read_bytes()
+
+
 def _train(
-    model: MemoryTransformerXL, rows: Tensor, held_out: Tensor, config: TrainLMConfig, run_dir: Path
+    model: MemoryTransformerXL,
+    rows: Tensor,
+    held_out: Tensor,
+    config: TrainLMConfig,
+    run_dir: Path,
+    world: World,
 ) -> int:
     """Train for `updates`; return the number of the signal that stopped it earlier, or 0."""
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.99))
+    parameters = list(model.parameters())
+    optimizer = torch.optim.Adam(parameters, lr=config.learning_rate, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
         lambda i: min((i + 1) / 50, 0.5 * (1 + math.cos(math.pi * i / config.updates))),
     )
     learner = CausalLM(model)
+    is_main = world.rank == 0
     memories, position, start = None, 0, time.perf_counter()
-    with MetricsLogger(run_dir) as logger, stop_requests() as stop:
+    with (
+        MetricsLogger(run_dir) if is_main else nullcontext() as logger,
+        stop_requests(announce=is_main) as stop,
+    ):
         for update in range(1, config.updates + 1):
-            if stop:
-                break
+            (is_stopping,) = world.any(bool(stop), device=rows.device)
+            if is_stopping:
+                # Without a signal of its own, this process stops because another one received one.
+                return (stop or [signal.SIGTERM])[0]
             if position + config.length + 1 > rows.shape[1]:
                 memories, position = None, 0  # The text begins again.
             loss, memories = learner(rows[:, position : position + config.length + 1], memories)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            (loss / world.size).backward()
+            (loss,) = world.sum_gradients(parameters, [loss.detach() / world.size])
+            nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             schedule.step()
-            if update == 1:  # A failed start leaves the folder free for the next one.
+            if update == 1 and is_main:  # A failed start leaves the folder free for the next one.
                 OmegaConf.save(OmegaConf.structured(config), run_dir / "config.yaml")
             memories, position = memories.detach(), position + config.length
             if update % config.evaluate_every == 0 or update == config.updates:
-                metrics = evaluate(model, held_out, length=config.length)
-                speed = update * rows.shape[0] * config.length / (time.perf_counter() - start)
+                metrics = evaluate(model, held_out, length=config.length, world=world)
+                speed = update * config.batch_size * config.length / (time.perf_counter() - start)
                 metrics |= {"loss/train": loss.item(), "time/characters_per_second": speed}
-                logger.log(metrics, step=update)
+                if logger is not None:
+                    logger.log(metrics, step=update)
                 cells = " | ".join(f"{name} {value:.4g}" for name, value in metrics.items())
                 say(f"update {update}/{config.updates} | {cells}")
-    return stop[0] if stop else 0
+    return 0
 
 
 USAGE = """\
@@ -254,6 +312,15 @@ python -m mtxl_rl.train_lm [text=FILE] [option=value ...]     train a character 
 
 
 def _run_command(config: TrainLMConfig) -> None:
+    if world_size() == 1 and config.num_processes > 1:
+        check_devices(config.num_processes, find_device(config.device))
+        overrides = HydraConfig.get().overrides.task
+        exit_code = launch(
+            ["-m", "mtxl_rl.train_lm", *overrides], num_processes=config.num_processes
+        )
+        if exit_code:
+            raise SystemExit(exit_code)
+        return
     _, signal_number = _run(config)
     if signal_number:
         raise SystemExit(128 + signal_number)

@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 
 from mtxl_rl import MemoryTransformerXL
 from mtxl_rl.language_model.causal_lm import CausalLM
+from mtxl_rl.runtime.distributed import launch
+from mtxl_rl.tracking.metrics import read_rows
 from mtxl_rl.train_lm import TrainLMConfig, is_answer, main, recall_text, rows_of
 
 TINY = ["dim=16", "depth=1", "heads=2", "seq_len=8", "mem_len=8", "segments=2", "batch_size=4",
@@ -131,3 +133,30 @@ def test_an_interrupted_run_saves_its_weights_and_exits_with_the_signals_code(
         main([*TINY, f"run_dir={tmp_path / 'run'}"])
     assert stop.value.code == 143
     assert (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
+    worker = str(Path(__file__).parent / "language_model" / "data_parallel_worker.py")
+    options = [*TINY, "updates=6", "evaluate_every=3"]
+    for size in (1, 2):
+        arguments = [worker, *options, f"run_dir={tmp_path / str(size)}"]
+        assert launch(arguments, num_processes=size) == 0
+    one, two = (load_file(tmp_path / size / "model.safetensors") for size in ("1", "2"))
+    for name, weight in one.items():
+        assert weight.dtype == torch.float64
+        torch.testing.assert_close(two[name], weight, rtol=0, atol=1e-9, msg=name)
+    for row, other in zip(read_rows(tmp_path / "1"), read_rows(tmp_path / "2"), strict=True):
+        for name in ("lm/bits_per_character", "lm/answer_accuracy", "loss/train"):
+            assert other[name] == pytest.approx(row[name], rel=1e-6)
+
+
+def test_the_command_starts_its_processes(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    run_dir = tmp_path / "run"
+    main([*TINY, "updates=2", "num_processes=2", f"run_dir={run_dir}"])
+    assert capfd.readouterr().out.count("update 2/2 | ") == 1  # Process 0 alone prints.
+    assert len(read_rows(run_dir)) == 1
+
+
+def test_the_legal_numbers_of_processes_are_named() -> None:
+    with pytest.raises(ValueError, match=r"num_processes=3 .* batch_size=4; choose one of \[1, 2"):
+        TrainLMConfig(batch_size=4, num_processes=3)

@@ -47,6 +47,13 @@ class World:
         """Elementwise maximum of `tensor` over the processes."""
         return self._reduce(tensor, dist.ReduceOp.MAX)
 
+    def any(self, *flags: bool, device: torch.device) -> list[bool]:
+        """Each flag as set in any process."""
+        if self.size == 1:
+            return list(flags)
+        marks = torch.tensor(flags, dtype=torch.float32, device=device)
+        return [bool(mark) for mark in self.max(marks)]
+
     def sum_gradients(self, parameters: Iterable[nn.Parameter], extra: Sequence[Tensor]) -> Tensor:
         """Sum the parameters' gradients over the processes, in place and as one flat tensor.
 

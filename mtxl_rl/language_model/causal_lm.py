@@ -46,8 +46,10 @@ class CausalLM(nn.Module):
         targets = tokens[:, 1:]
         if mask is not None:
             targets = targets.masked_fill(~(mask[:, 1:] & mask[:, :-1]), self.ignore_index)
+        # In float32 at least: float64 stays.
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         total = nn.functional.cross_entropy(
-            logits.float().flatten(0, 1),
+            logits.flatten(0, 1),
             targets.flatten(),
             ignore_index=self.ignore_index,
             reduction="sum",

@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from datetime import timedelta
@@ -24,7 +24,7 @@ from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-
 
 from mtxl_rl.agents.world import World
 from mtxl_rl.envs.cores import num_cores
-from mtxl_rl.tracking.cli import say, show_cursor
+from mtxl_rl.tracking.cli import console, say, show_cursor
 
 TIMEOUT = timedelta(minutes=10)
 """How long a process waits for the others before it ends with an error."""
@@ -72,12 +72,16 @@ def local_device(device: torch.device) -> torch.device:
 
 
 @contextmanager
-def joined_world(device: torch.device) -> Iterator[World]:
+def joined_world(
+    device: torch.device, *, options: Mapping[str, object] | None = None
+) -> Iterator[World]:
     """Join the processes that torchrun or `launch` started: gloo on CPUs, NCCL on GPUs.
+
+    Only the first process prints. The processes' options and library versions must be the same.
 
     Raises:
         ValueError: there are fewer GPUs than processes.
-        RuntimeError: the other processes cannot be reached.
+        RuntimeError: the other processes cannot be reached, or have other options or versions.
     """
     size = world_size()
     if size == 1:
@@ -97,8 +101,14 @@ def joined_world(device: torch.device) -> Iterator[World]:
     store = _meet(rank, size)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
     _stop_with_parent()
+    console.quiet = rank > 0
+    world = World(rank, size)
     try:
-        yield World(rank, size)
+        world.check_equal(
+            {**library_versions(), **(options or {})},
+            remedy="start all processes with the same options and versions",
+        )
+        yield world
     except BaseException:
         # Where another process is gone, NCCL would wait for it.
         if backend == "gloo":
