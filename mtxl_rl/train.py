@@ -515,4 +515,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    # Launchers of sweeps pickle functions; those of the imported module by their names.
+    from mtxl_rl.train import main as imported_main
+
+    imported_main()
