@@ -8,6 +8,7 @@ import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # What type checkers and editors see of the names that load on first use.
+    from mtxl_rl.agent import Agent
     from mtxl_rl.language_model.autoregressive_wrapper import AutoregressiveWrapper
     from mtxl_rl.language_model.causal_lm import CausalLM
     from mtxl_rl.language_model.model import MemoryTransformerXL
@@ -29,6 +30,7 @@ if TYPE_CHECKING:  # What type checkers and editors see of the names that load o
     __version__: str
 
 _HOMES = {
+    "Agent": "mtxl_rl.agent",
     "Cache": "mtxl_rl.torso",
     "AutoregressiveWrapper": "mtxl_rl.language_model.autoregressive_wrapper",
     "CausalLM": "mtxl_rl.language_model.causal_lm",
@@ -47,6 +49,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Agent",
     "AutoregressiveWrapper",
     "Cache",
     "CausalLM",

@@ -9,33 +9,16 @@ from mtxl_rl.agents.policy import Policy
 from mtxl_rl.agents.rollout import RolloutShape
 from mtxl_rl.agents.transition import Shapes, observation_shapes
 from mtxl_rl.config import TrainConfig
-from mtxl_rl.tracking.checkpoint import TrainingState
 
 
 def build_policy(config: TrainConfig, env: Any) -> Policy:  # noqa: ANN401
-    """The policy for the spaces of `env`, a vector environment."""
+    """The policy for the spaces of `env`: a vector environment, or a `SavedAgent`."""
     return Policy(
         env.single_observation_space,
         env.single_action_space,
         torso=config.torso,
         policy=config.policy,
     )
-
-
-def load_weights(policy: Policy, state: TrainingState, *, where: str) -> None:
-    """Give `policy` the weights of a checkpoint's state; `where` it comes from, for the message.
-
-    Raises:
-        ValueError: they are another policy's.
-    """
-    try:
-        policy.load_state_dict(state["agent"]["policy"])
-    except (KeyError, RuntimeError) as error:
-        raise ValueError(
-            f"{where} does not fit the policy that its config.yaml describes "
-            "(options that change what is observed or done, another version of mtxl_rl, or an "
-            "edited config)"
-        ) from error
 
 
 def rollout_shape(

@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
+from importlib.metadata import version
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from hydra import compose, initialize_config_module
@@ -31,6 +32,7 @@ from mtxl_rl.torso.torso_config import check_at_least
 
 GROUPS = ("env", "torso", "model")
 Config = TypeVar("Config")
+_VERSION_KEY = "mtxl_rl_version"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -269,14 +271,39 @@ def from_document(config_class: type[Config], document: DictConfig | ListConfig)
     return config
 
 
+def config_to_dict(config: TrainConfig) -> dict[str, Any]:
+    """The options as plain values, with the version of mtxl_rl that wrote them."""
+    options = OmegaConf.to_container(OmegaConf.structured(config))
+    assert isinstance(options, dict)
+    return {_VERSION_KEY: version("mtxl_rl"), **options}
+
+
+def config_from_dict(document: Mapping[str, Any], *, path: Path) -> TrainConfig:
+    """The configuration of a `config_to_dict`.
+
+    Raises:
+        ValueError: an option is unknown or not legal. The message names `path`, the option, and
+            the version that wrote it.
+    """
+    options = dict(document)
+    writer = options.pop(_VERSION_KEY, "an earlier version")
+    try:
+        with readable_errors():
+            schema = OmegaConf.structured(TrainConfig)
+            schema.env = OmegaConf.structured(env_entry(options["env"]["name"]).config_class)
+            config = OmegaConf.to_object(OmegaConf.merge(schema, options))
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: {error}. The file was written by mtxl_rl {writer}, and this is mtxl_rl "
+            f"{version('mtxl_rl')}: install that version, or change the file"
+        ) from error
+    assert isinstance(config, TrainConfig), type(config)
+    return config
+
+
 def save_config(config: TrainConfig, path: Path) -> None:
     """Write the configuration as YAML."""
-    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")
-
-
-def run_folder(path: Path) -> Path:
-    """The folder of the run that `path` names: itself, or that of a checkpoint file in it."""
-    return path.parent.parent if path.is_file() else path
+    path.write_text(OmegaConf.to_yaml(config_to_dict(config)), encoding="utf-8")
 
 
 def load_config(run_dir: Path) -> TrainConfig:
@@ -286,6 +313,10 @@ def load_config(run_dir: Path) -> TrainConfig:
         ValueError: there is no such run, or its config.yaml is damaged.
     """
     path = run_dir / "config.yaml"
+    if not run_dir.exists():
+        raise FileNotFoundError(
+            f"{run_dir} does not exist; give the folder of a run, or a checkpoint file (.pt)"
+        )
     if not path.is_file():
         raise ValueError(f"{run_dir} is not a run: it has no config.yaml; give the folder of a run")
     saved = OmegaConf.load(path)
@@ -294,9 +325,5 @@ def load_config(run_dir: Path) -> TrainConfig:
             f"{path} is not an agent's configuration: it is cut off, or a language model's "
             "(mtxl_rl.train_lm); give the folder of a run of mtxl_rl.train"
         )
-    with readable_errors():
-        schema = OmegaConf.structured(TrainConfig)
-        schema.env = OmegaConf.structured(env_entry(saved.env.name).config_class)
-        config = OmegaConf.to_object(OmegaConf.merge(schema, saved))
-    assert isinstance(config, TrainConfig), type(config)
-    return config
+    document = cast("dict[str, Any]", OmegaConf.to_container(saved))
+    return config_from_dict(document, path=path)

@@ -8,27 +8,23 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from omegaconf import OmegaConf
 from rich.table import Table
 
-from mtxl_rl.agents.collector import Actor, VectorEnv
-from mtxl_rl.build import build_policy, load_weights
+from mtxl_rl.agent import EVALUATION_SEED, Agent
+from mtxl_rl.agents.collector import Actor
+from mtxl_rl.agents.episodes import MEMORIES, play_episodes
 from mtxl_rl.command import Command, options_of, run_command, value_of
-from mtxl_rl.config import TrainConfig, load_config, run_folder
+from mtxl_rl.config import TrainConfig
 from mtxl_rl.envs.registry import evaluation_env, make_vector_env, stream_seed
 from mtxl_rl.evaluation.intervals import mean_and_interval
 from mtxl_rl.evaluation.visualize import VideoRecorder
 from mtxl_rl.runtime.compile import compile_acting
-from mtxl_rl.torso import Cache
+from mtxl_rl.saved_agent import SavedAgent, read_agent, saved_config
 from mtxl_rl.torso.torso_config import check_at_least
-from mtxl_rl.tracking import checkpoint
 from mtxl_rl.tracking.cli import make_writable, say, show
 from mtxl_rl.tracking.files import atomic_write
-
-MEMORIES = ("on", "zero", "noise")
-_EVALUATION = 2**31  # The second word of the key to its seeds; training has its step there.
 
 
 @dataclass(kw_only=True, slots=True)
@@ -54,7 +50,7 @@ class EvaluateConfig:
     """The options of `mtxl_rl.evaluate`."""
 
     checkpoint: str = ""
-    """Folder of a run, or a checkpoint file in it."""
+    """Folder of a run, a checkpoint file (.pt), or a policy.safetensors."""
     which: str = "latest"
     """Which checkpoint of a run's folder: latest or best."""
     episodes: int = 100
@@ -112,9 +108,8 @@ class EvaluateConfig:
             if path and Path(path).suffix not in suffixes:
                 raise ValueError(f"{name}={path} must end in {' or '.join(suffixes)}")
 
-    def train_config(self) -> TrainConfig:
-        """The run's configuration with this evaluation's changes."""
-        saved = load_config(run_folder(Path(self.checkpoint)))
+    def train_config(self, saved: TrainConfig) -> TrainConfig:
+        """The run's configuration `saved` with this evaluation's changes."""
         torso, policy = self.torso, self.policy
         return replace(
             saved,
@@ -131,64 +126,17 @@ class EvaluateConfig:
         )
 
 
-def evaluate(
-    actor: Actor, *, episodes: int, seed: int | None = None, memory: str = "on",
-    recorder: VideoRecorder | None = None,
-) -> list[dict[str, float]]:  # fmt: skip
-    """Return, length and, where the environment reports it, success of new episodes.
-
-    Every environment plays its share of `episodes`, so that short ones are not over-represented.
-
-    Args:
-        actor: the policy in its environments.
-        episodes: number of episodes.
-        seed: seed of the environments; None keeps the one they have.
-        memory: setting of the long-term memory, see `ablate_memory`.
-        recorder: records the first environment.
-    """
-    actor.reset(seed=seed)
-    num_envs = actor.env.num_envs
-    cache = actor.prefill(actor.policy.torso.initial_state(num_envs))
-    remaining = np.full(num_envs, episodes // num_envs)
-    remaining[: episodes % num_envs] += 1
-    counted: list[dict[str, float]] = []
-    while remaining.any():
-        if recorder is not None:
-            recorder.add(actor.inputs())
-        ablate_memory(cache, memory)
-        _, ended = actor.step()
-        for episode in ended:
-            if remaining[episode.env]:
-                remaining[episode.env] -= 1
-                counted.append(episode.statistics())
-    if recorder is not None:
-        recorder.add(actor.inputs())  # These inputs hold the last step's reward.
-    return counted
-
-
-def ablate_memory(cache: Cache, setting: str) -> None:
-    """Set the long-term memory: on keeps it, zero zeroes it, noise replaces it.
-
-    The noise is normal, with the root mean square of the memory that it replaces.
-    """
-    if setting == "zero":
-        cache.long_term.zero_()
-    elif setting == "noise":
-        scale = cache.long_term.square().mean().sqrt()
-        cache.long_term.copy_(torch.randn_like(cache.long_term) * scale)
-
-
 def run(config: EvaluateConfig) -> dict[str, list[dict[str, float]]]:
     """Evaluate under every setting of the memory, print a table, and return the episodes."""
-    train = config.train_config()
-    state = checkpoint.load(Path(config.checkpoint), which=config.which)
+    saved = read_agent(Path(config.checkpoint), which=config.which)
+    train = config.train_config(saved.config)
     names = _settings(config, train)
     for output in (config.output, config.video, config.timeline):
         if output:
             make_writable(Path(output))
     results: dict[str, list[dict[str, float]]] = {}
     try:
-        _evaluate_settings(config, train, state, names, results)
+        _evaluate_settings(config, replace(saved, config=train), names, results)
     finally:  # An interrupted evaluation shows and keeps what was measured.
         if results:
             _print(results, train)
@@ -197,31 +145,34 @@ def run(config: EvaluateConfig) -> dict[str, list[dict[str, float]]]:
             if len(results) < len(names):  # Under another name, to keep an earlier complete file.
                 output_path = output_path.with_suffix(f".partial{output_path.suffix}")
                 say(f"{output_path}: the settings that were finished before the evaluation stopped")
-            _write(output_path, config, train, state["step"], results)
+            _write(output_path, config, train, saved.step, results)
     return results
 
 
 def _evaluate_settings(
     config: EvaluateConfig,
-    train: TrainConfig,
-    state: checkpoint.TrainingState,
+    saved: SavedAgent,
     names: Sequence[str],
     results: dict[str, list[dict[str, float]]],
 ) -> None:
     """Fill `results` with the episodes of each setting: the same environments and noise in each."""
-    seed = stream_seed(config.seed, _EVALUATION)
+    train = saved.config
+    torch.set_num_threads(train.num_threads)
+    agent = Agent(saved, device=train.device)
+    if train.compile:
+        compile_acting(agent.policy)
+    seed = stream_seed(config.seed, EVALUATION_SEED)
     with closing(make_vector_env(train.env, num_envs=config.num_envs, seed=seed)) as env:
-        actor = _actor(config, train, state, env)
+        actor = agent.actor(env, greedy=config.greedy)
         recorder = _recorder(config, train, actor)
         for name in names:
             torch.manual_seed(config.seed)
             if actor.generator is not None:
                 actor.generator.manual_seed(config.seed)
-            with torch.no_grad(), actor.policy.autocast():
-                results[name] = evaluate(
-                    actor, episodes=config.episodes, seed=seed, memory=name,
-                    recorder=recorder if name == "on" else None,
-                )  # fmt: skip
+            results[name] = play_episodes(
+                actor, episodes=config.episodes, seed=seed, memory=name,
+                on_step=recorder.add if recorder is not None and name == "on" else None,
+            )  # fmt: skip
         if recorder is not None:  # After all settings: a failure to draw loses no results.
             _draw(recorder, config)
 
@@ -274,19 +225,6 @@ def _write(
         temporary.write_text(json.dumps(document), encoding="utf-8")
 
 
-def _actor(
-    config: EvaluateConfig, train: TrainConfig, state: checkpoint.TrainingState, env: VectorEnv
-) -> Actor:
-    """The trained policy in the environments."""
-    torch.set_num_threads(train.num_threads)
-    device = train.torch_device()
-    policy = build_policy(train, env).to(device)
-    load_weights(policy, state, where=config.checkpoint)
-    if train.compile:
-        compile_acting(policy)
-    return Actor(env, policy, generator=None if config.greedy else torch.Generator(device))
-
-
 def _recorder(config: EvaluateConfig, train: TrainConfig, actor: Actor) -> VideoRecorder | None:
     """The recorder of the requested pictures, if any."""
     if not (config.video or config.timeline):
@@ -337,7 +275,7 @@ def _describe(overrides: list[str]) -> Command:
     base = OmegaConf.structured(EvaluateConfig)
     if not source:
         return Command(usage=USAGE, options=options_of(EvaluateConfig), base=base)
-    env = evaluation_env(load_config(run_folder(Path(source))).env)
+    env = evaluation_env(saved_config(Path(source)).env)
     base.env = env
     options = options_of(EvaluateConfig, env=[type(env)])
     return Command(usage=USAGE, options=options, base=base)

@@ -26,15 +26,13 @@ from mtxl_rl.agents.collector import Actor
 from mtxl_rl.agents.heads import CategoricalHead
 from mtxl_rl.agents.policy import Policy
 from mtxl_rl.agents.transition import EPISODE_STEP, PolicyInputs, Shapes
-from mtxl_rl.build import build_policy, load_weights
 from mtxl_rl.command import Command, options_of, run_command
-from mtxl_rl.config import load_config, run_folder
 from mtxl_rl.envs.registry import make_vector_env
 from mtxl_rl.runtime.compile import require_compiler
 from mtxl_rl.runtime.exported_policy import ABOUT, ExportedPolicy, made_for
+from mtxl_rl.saved_agent import read_agent
 from mtxl_rl.torso import Cache, DecodeCache, MemoryTransformer
 from mtxl_rl.torso.torso_config import check_at_least
-from mtxl_rl.tracking import checkpoint
 from mtxl_rl.tracking.cli import make_writable, say
 from mtxl_rl.tracking.files import atomic_write
 
@@ -50,7 +48,7 @@ class ExportConfig:
     """The options of `mtxl_rl.export`."""
 
     checkpoint: str = ""
-    """Folder of a run, or a checkpoint file in it."""
+    """Folder of a run, a checkpoint file (.pt), or a policy.safetensors."""
     which: str = "latest"
     """Which checkpoint of a run's folder: latest or best."""
     output: str = "policy.pt2"
@@ -256,19 +254,17 @@ def run(config: ExportConfig) -> None:
         RuntimeError: the file computes something else than the policy.
     """
     source, path = Path(config.checkpoint), Path(config.output)
-    saved = load_config(run_folder(source))
-    precision = replace(saved.policy, precision="float32")
-    train = replace(saved, device="cpu", policy=precision)
-    state = checkpoint.load(source, which=config.which)
+    saved = read_agent(source, which=config.which)
+    precision = replace(saved.config.policy, precision="float32")
+    saved = replace(saved, config=replace(saved.config, device="cpu", policy=precision))
     make_writable(path)
     torch.set_num_threads(1)
     generator = None if config.greedy else torch.Generator().manual_seed(0)
     with (
-        closing(make_vector_env(train.env, num_envs=config.num_rows, seed=0)) as env,
+        closing(make_vector_env(saved.config.env, num_envs=config.num_rows, seed=0)) as env,
         atomic_write(path) as unchecked,
     ):
-        policy = build_policy(train, env).eval()
-        load_weights(policy, state, where=config.checkpoint)
+        policy = saved.build_policy(torch.device("cpu"))
         if config.weights == "bfloat16":
             policy = narrowed(policy)
         actor = Actor(env, policy, generator=generator)

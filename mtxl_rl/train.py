@@ -28,9 +28,7 @@ from mtxl_rl.config import (
     GROUPS,
     TrainConfig,
     device_overrides,
-    load_config,
     options_without_effect,
-    run_folder,
     save_config,
     train_command,
     values,
@@ -48,7 +46,7 @@ from mtxl_rl.runtime.distributed import (
     world_size,
 )
 from mtxl_rl.runtime.profiler import IterationProfiler
-from mtxl_rl.torso import save_torso
+from mtxl_rl.saved_agent import describe_agent, run_folder, save_policy, saved_config
 from mtxl_rl.tracking import checkpoint
 from mtxl_rl.tracking.cli import console, say, stop_requests
 from mtxl_rl.tracking.files import run_lock
@@ -173,8 +171,13 @@ class Run:
             "episodes": self.episodes.state_dict(),
             "collector": rows["collector"],
             "env": rows["env"],
+            "description": self.description(),
         }
         return checkpoint.save(run_dir, state, score=score, keep_last=self.config.keep_checkpoints)
+
+    def description(self) -> str:
+        """What a file of the agent holds besides the weights."""
+        return describe_agent(self.config, self.env, step=self.step)
 
     def start(self, *, seed: int | None) -> None:
         """Begin an episode in every environment; see `Actor.reset`."""
@@ -254,7 +257,7 @@ def _run(config: TrainConfig) -> tuple[Path, int]:
                     if not (run_dir / "config.yaml").exists():  # Resumed with no steps left.
                         save_config(config, run_dir / "config.yaml")
                     path = run_dir / "policy.safetensors"
-                    save_torso(run.policy.torso, path, within=run.policy)
+                    save_policy(run.policy, path, description=run.description())
         return run_dir, signal_number
 
 
@@ -291,7 +294,7 @@ def _load(config: TrainConfig, run_dir: Path, world: World) -> checkpoint.Traini
     source = Path(config.resume)
     state = checkpoint.load(source)
     old = run_folder(source)
-    changed = _changed(config, load_config(old))
+    changed = _changed(config, saved_config(source))
     if state["step"] >= config.total_steps:
         done = f"{source} has {state['step']:,} of total_steps={config.total_steps:,}"
         if changed:
@@ -302,10 +305,11 @@ def _load(config: TrainConfig, run_dir: Path, world: World) -> checkpoint.Traini
         say(f"{done}: nothing is left to train; give a larger total_steps= to continue")
     if world.rank > 0:
         return state
-    if run_dir.resolve() != old.resolve():
+    if old is None or run_dir.resolve() != old.resolve():
         if (run_dir / "config.yaml").exists():
             raise ValueError(f"run_dir={run_dir} already holds a run; choose another run_dir")
-        shutil.copy(old / METRICS_FILE, run_dir)
+        if old is not None:
+            shutil.copy(old / METRICS_FILE, run_dir)
         return state
     newest = checkpoint.latest(run_dir)
     if newest is not None and checkpoint.step_of(newest) > state["step"]:
@@ -460,8 +464,7 @@ def _describe(overrides: list[str]) -> Command:
                 f"Cannot change {part.partition('=')[0]} when resuming. Remove it, or start a new "
                 "run."
             )
-    run_dir = run_folder(Path(source))
-    saved = replace(load_config(run_dir), run_dir=str(run_dir))
+    saved = replace(saved_config(Path(source)), run_dir=str(run_folder(Path(source)) or ""))
     return Command(usage=USAGE, options=options_of(TrainConfig, env=[type(saved.env)]), base=saved)
 
 

@@ -16,6 +16,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from mtxl_rl import evaluate, train
+from mtxl_rl.agents import episodes
 from mtxl_rl.config import compose_config, save_config
 from mtxl_rl.tracking import checkpoint
 
@@ -260,7 +261,7 @@ def test_an_interrupted_evaluation_keeps_the_finished_settings(
         if setting == "noise":
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(evaluate, "ablate_memory", interrupted)
+    monkeypatch.setattr(episodes, "ablate_memory", interrupted)
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
         evaluate.main([f"checkpoint={folder}", "episodes=2", "num_envs=2", f"output={output}"])
@@ -280,7 +281,7 @@ def test_a_checkpoint_of_another_size_is_refused(
     assert "Cannot change" in sentence(capsys, f"resume={folder}", "torso.width=32")
     saved = folder / "config.yaml"
     saved.write_text(saved.read_text().replace("num_layers: ", "num_layers: 1"))
-    assert "does not fit" in sentence(capsys, f"checkpoint={folder}", module=evaluate)
+    assert "the weights do not fit" in sentence(capsys, f"checkpoint={folder}", module=evaluate)
 
 
 def test_an_evaluation_refuses_options_that_it_does_not_use(

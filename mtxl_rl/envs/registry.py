@@ -6,6 +6,12 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from gymnasium.vector import VectorEnv
 
+from mtxl_rl.envs.backends.custom_env import (
+    CustomEnv,
+    CustomEnvConfig,
+    make_custom,
+    refuse_to_make,
+)
 from mtxl_rl.envs.backends.envpool_env import EnvPoolConfig, env_seeds, make_envpool
 from mtxl_rl.envs.backends.gymnasium_env import GymnasiumConfig, make_gymnasium
 from mtxl_rl.envs.memory_maze.spec import MemoryMazeConfig
@@ -84,8 +90,14 @@ ENVS: dict[str, EnvEntry] = {
 }
 
 
+CUSTOM = EnvEntry(CustomEnvConfig, refuse_to_make)
+"""Environments that Python code passes; the command line has no name for them."""
+
+
 def env_entry(name: str) -> EnvEntry:
     """Return the entry of a name, or raise ValueError with the known names."""
+    if name == CustomEnvConfig().name:
+        return CUSTOM
     if name not in ENVS:
         known = ", ".join(nearest_names(name, ENVS))
         raise ValueError(
@@ -105,7 +117,12 @@ def stream_seed(*key: int) -> int:
 
 
 def make_vector_env(
-    config: EnvConfig, *, num_envs: int, seed: int, first_env: int = 0
+    config: EnvConfig,
+    *,
+    num_envs: int,
+    seed: int,
+    first_env: int = 0,
+    custom: CustomEnv | None = None,
 ) -> EpisodeStatistics:
     """Create the vector environment of a config, with checks and episode statistics.
 
@@ -115,6 +132,7 @@ def make_vector_env(
         seed: Seed of the first reset, at least 0; a later ``reset(seed=...)`` replaces it.
         first_env: Index of the first environment in a run of several processes. An environment's
             seed depends on its index in the run, not on its process.
+        custom: An environment that Python code passed, in place of the config's.
     """
     entry = env_entry(config.name)
     if not isinstance(config, entry.config_class):
@@ -130,7 +148,10 @@ def make_vector_env(
     env_seed: int | list[int] = seed + first_env
     if first_env and isinstance(config, EnvPoolConfig):
         env_seed = env_seeds(seed, num_envs=first_env + num_envs)[first_env:]
-    env = entry.make(config, num_envs=num_envs, seed=env_seed)
+    if custom is None:
+        env = entry.make(config, num_envs=num_envs, seed=env_seed)
+    else:
+        env = make_custom(custom, num_envs=num_envs, seed=seed + first_env)
     try:
         return EpisodeStatistics(CheckedVectorEnv(env))
     except ValueError:

@@ -1,6 +1,7 @@
 """Saves and loads a torso, its weights and its configuration, as a safetensors file."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,22 @@ _COMPILED = "_orig_mod."
 """Prefix that torch.compile adds to the names of a module's weights."""
 
 
-def save_torso(torso: nn.Module, path: Path | str, *, within: nn.Module | None = None) -> None:
+def save_torso(
+    torso: nn.Module,
+    path: Path | str,
+    *,
+    within: nn.Module | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """Write a torso, or a whole module with the attribute `torso`, as safetensors.
 
     Both may be compiled (torch.compile). Tied weights are written once per name.
+
+    Args:
+        torso: what `build_torso` returned.
+        path: the file to write.
+        within: the module whose weights to write too.
+        metadata: more texts for the file's metadata, by name.
 
     Raises:
         ValueError: it is not a torso, or not the attribute `torso` of `within`.
@@ -45,7 +58,7 @@ def save_torso(torso: nn.Module, path: Path | str, *, within: nn.Module | None =
     # A sweep's options can be NumPy numbers, which json does not serialise.
     config = json.dumps(asdict(torso.config), default=lambda number: number.item())
     try:
-        save_file(weights, path, metadata={_METADATA: config})
+        save_file(weights, path, metadata={**(metadata or {}), _METADATA: config})
     except SafetensorError as error:
         raise OSError(f"cannot write {path}: {error}") from error
 

@@ -13,7 +13,7 @@ import re
 import shutil
 import zipfile
 from pathlib import Path
-from typing import Any, NamedTuple, Never, TypedDict
+from typing import Any, NamedTuple, Never, NotRequired, TypedDict
 
 import torch
 
@@ -46,6 +46,9 @@ class TrainingState(TypedDict):
     """`Collector.state_dict()`: tensors with a row for each environment of the run."""
     env: dict[str, Any] | None
     """State of the environments, with a row for each; None if they cannot be saved."""
+    description: NotRequired[str]
+    """Options and spaces of the agent as JSON: see `mtxl_rl.saved_agent`. Checkpoints of mtxl_rl
+    before this entry have their options in the run's config.yaml alone."""
 
 
 class Header(NamedTuple):
@@ -133,7 +136,7 @@ def find(path: Path | str, *, which: str = "latest") -> Path:
         return path
     if not path.is_dir():
         raise FileNotFoundError(
-            f"{path} does not exist; give a checkpoint file (.pt) or the folder of a run"
+            f"{path} does not exist; give the folder of a run or a checkpoint file (.pt)"
         )
     newest, best = latest(path), path / _FOLDER / _BEST
     chosen = newest if which == "latest" else best

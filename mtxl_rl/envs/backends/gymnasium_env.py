@@ -100,7 +100,7 @@ def make_gymnasium(
             f"env.kwargs={kwargs or {}} does not fit env.id={env_id} ({reason}); "
             f"{_legal_kwargs(spec)}."
         ) from error
-    return _SeededFirstReset(env, seed=seed)
+    return SeededFirstReset(env, seed=seed)
 
 
 def _spec(env_id: str) -> gymnasium.envs.registration.EnvSpec:
@@ -148,12 +148,26 @@ def _import_registering(module: str, *, env_id: str, extra: str | None) -> None:
         ) from error
 
 
-class _SeededFirstReset(VectorWrapper[Any, Any, Any, Any, Any]):
-    """Seeds the first reset, because Gymnasium's environments take no seed at construction."""
+class SeededFirstReset(VectorWrapper[Any, Any, Any, Any, Any]):
+    """Seeds the first reset, because Gymnasium's environments take no seed at construction.
 
-    def __init__(self, env: VectorEnv[Any, Any, Any], *, seed: int) -> None:
+    Args:
+        env: The environment.
+        seed: Seed of the first reset.
+        closes: Whether closing this wrapper closes the environment.
+    """
+
+    closed = False  # Its own flag: Gymnasium's wrappers share the environment's.
+
+    def __init__(self, env: VectorEnv[Any, Any, Any], *, seed: int, closes: bool = True) -> None:
         super().__init__(env)
         self._seed: int | None = seed
+        self._closes = closes
+
+    def close(self, **kwargs: Any) -> None:  # noqa: ANN401
+        """Close the environment, unless it belongs to the caller."""
+        if self._closes:
+            super().close(**kwargs)
 
     def reset(
         self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None

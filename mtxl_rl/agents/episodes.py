@@ -1,0 +1,67 @@
+"""Play whole episodes with a trained policy, with its long-term memory on or ablated."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from mtxl_rl.agents.collector import Actor
+from mtxl_rl.agents.transition import PolicyInputs
+from mtxl_rl.torso import Cache
+
+MEMORIES = ("on", "zero", "noise")
+"""Settings of the long-term memory: see `ablate_memory`."""
+
+
+@torch.no_grad()
+def play_episodes(
+    actor: Actor,
+    *,
+    episodes: int,
+    seed: int | None = None,
+    memory: str = "on",
+    on_step: Callable[[PolicyInputs], None] | None = None,
+) -> list[dict[str, float]]:
+    """Return, length and, where the environment reports it, success of new episodes.
+
+    Every environment plays its share of `episodes`, so that short ones are not over-represented.
+
+    Args:
+        actor: the policy in its environments.
+        episodes: number of episodes.
+        seed: seed of the environments; None keeps the one they have.
+        memory: setting of the long-term memory, see `ablate_memory`.
+        on_step: called with the policy's inputs before each step and after the last one.
+    """
+    actor.reset(seed=seed)
+    num_envs = actor.env.num_envs
+    remaining = np.full(num_envs, episodes // num_envs)
+    remaining[: episodes % num_envs] += 1
+    first_env = actor.world.rows(num_envs).start
+    counted: list[dict[str, float]] = []
+    with actor.policy.autocast():
+        cache = actor.prefill(actor.policy.torso.initial_state(num_envs))
+        while remaining.any():
+            if on_step is not None:
+                on_step(actor.inputs())
+            ablate_memory(cache, memory)
+            _, ended = actor.step()
+            for episode in ended:
+                if remaining[episode.env - first_env]:
+                    remaining[episode.env - first_env] -= 1
+                    counted.append(episode.statistics())
+    if on_step is not None:
+        on_step(actor.inputs())  # These inputs hold the last step's reward.
+    return counted
+
+
+def ablate_memory(cache: Cache, setting: str) -> None:
+    """Set the long-term memory: on keeps it, zero zeroes it, noise replaces it.
+
+    The noise is normal, with the root mean square of the memory that it replaces.
+    """
+    if setting == "zero":
+        cache.long_term.zero_()
+    elif setting == "noise":
+        scale = cache.long_term.square().mean().sqrt()
+        cache.long_term.copy_(torch.randn_like(cache.long_term) * scale)

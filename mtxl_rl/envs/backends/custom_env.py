@@ -1,0 +1,81 @@
+"""Environments that Python code passes: an env, a vector env, or a function that makes an env."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NoReturn
+
+import gymnasium
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+
+from mtxl_rl.envs.backends.covered_spaces import cover
+from mtxl_rl.envs.backends.gymnasium_env import SeededFirstReset
+
+CustomEnv = (
+    gymnasium.Env[Any, Any] | VectorEnv[Any, Any, Any] | Callable[[], gymnasium.Env[Any, Any]]
+)
+
+
+@dataclass(kw_only=True, slots=True)
+class CustomEnvConfig:
+    """What a run's options say about an environment that Python code passed."""
+
+    name: str = "Custom"
+    """The environment's name in the registry."""
+    description: str = ""
+    """The object, as Python prints it."""
+
+
+def is_factory(env: CustomEnv) -> bool:
+    """Whether `env` makes environments, as a class or a function does."""
+    return not isinstance(env, gymnasium.Env | VectorEnv)
+
+
+def default_num_envs(env: CustomEnv) -> int | None:
+    """Environments in an object: those of a vector, or 1; None for a factory, which makes any."""
+    if isinstance(env, VectorEnv):
+        return env.num_envs
+    return None if is_factory(env) else 1
+
+
+def make_custom(env: CustomEnv, *, num_envs: int, seed: int) -> VectorEnv[Any, Any, Any]:
+    """Return a vector environment with ``NEXT_STEP`` autoreset.
+
+    Environments of a factory are stepped one after another in this process. Closing the vector
+    closes them, and leaves an object that the caller passed open.
+
+    Args:
+        env: The environment, or a function without arguments that returns one.
+        num_envs: Number of environments; for an object, as many as it has.
+        seed: Environment i is seeded with seed + i at the first reset.
+    """
+    legal = default_num_envs(env)
+    if legal is not None and num_envs != legal:
+        raise ValueError(
+            f"num_envs={num_envs} does not fit {env}, which is {legal} environment(s); pass "
+            f"num_envs={legal}, or a function that makes an environment, as in lambda: MyEnv()"
+        )
+    if isinstance(env, VectorEnv):
+        return SeededFirstReset(env, seed=seed, closes=False)
+    makers = [partial(_make_one, env)] * num_envs
+    vector = SyncVectorEnv(makers, autoreset_mode=AutoresetMode.NEXT_STEP)
+    return SeededFirstReset(vector, seed=seed, closes=is_factory(env))
+
+
+def refuse_to_make(config: CustomEnvConfig, **_: object) -> NoReturn:
+    """Raise the error for a custom environment that a command line cannot make."""
+    raise ValueError(
+        f"this agent was trained in Python on {config.description}, which a file cannot hold; "
+        "pass the environment again: mtxl_rl.Agent.load(PATH).evaluate(env), or "
+        "mtxl_rl.train(env, resume=RUN_DIR)"
+    )
+
+
+def _make_one(env: CustomEnv) -> gymnasium.Env[Any, Any]:
+    made = env if isinstance(env, gymnasium.Env) else env()  # type: ignore[operator]
+    if not isinstance(made, gymnasium.Env):
+        raise ValueError(
+            f"{env} returned a {type(made).__name__}, and only a gymnasium.Env is legal; pass a "
+            "vector environment itself, not a function that makes it"
+        )
+    return cover(made)

@@ -1,0 +1,181 @@
+"""Trained agents in files: options, spaces and weights, read from a run, checkpoint or safetensors.
+
+Each file that a run writes describes its agent by itself, so that it can be moved anywhere.
+"""
+
+import json
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from mtxl_rl.agents.policy import Policy
+from mtxl_rl.build import build_policy
+from mtxl_rl.config import TrainConfig, config_from_dict, config_to_dict, load_config
+from mtxl_rl.envs.registry import make_vector_env
+from mtxl_rl.envs.space_json import space_from_json, space_to_json
+from mtxl_rl.torso import save_torso
+from mtxl_rl.tracking import checkpoint
+
+SAFETENSORS = ".safetensors"
+_METADATA = "mtxl_rl.agent"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedAgent:
+    """A trained agent, read from a file."""
+
+    path: Path
+    """The file or folder it was read from."""
+    config: TrainConfig
+    """Options of its run."""
+    single_observation_space: gymnasium.Space[Any]
+    single_action_space: gymnasium.Space[Any]
+    step: int
+    """Environment steps of its training."""
+    weights: Mapping[str, Tensor]
+    """`state_dict` of the policy."""
+
+    def build_policy(self, device: torch.device) -> Policy:
+        """The policy with its weights.
+
+        Raises:
+            ValueError: the weights do not fit the options.
+        """
+        policy = build_policy(self.config, self).to(device)
+        try:
+            policy.load_state_dict(self.weights)
+        except RuntimeError as error:
+            raise ValueError(
+                f"{self.path}: the weights do not fit the policy that its options describe "
+                "(an edited config.yaml, or another version of mtxl_rl)"
+            ) from error
+        return policy.eval()
+
+
+def describe_agent(config: TrainConfig, env: Any, *, step: int) -> str:  # noqa: ANN401
+    """What a file must hold besides the weights, as JSON; `env` has the spaces."""
+    return json.dumps({
+        "step": step,
+        "config": config_to_dict(config),
+        "observation_space": space_to_json(env.single_observation_space),
+        "action_space": space_to_json(env.single_action_space),
+    })  # fmt: skip
+
+
+def save_policy(policy: Policy, path: Path, *, description: str) -> None:
+    """Write the weights and the description as safetensors."""
+    save_torso(policy.torso, path, within=policy, metadata={_METADATA: description})
+
+
+def read_agent(path: Path, *, which: str = "latest") -> SavedAgent:
+    """Read a trained agent.
+
+    Args:
+        path: Folder of a run, a checkpoint (.pt), or a policy.safetensors.
+        which: In a run's folder, the latest or best checkpoint.
+
+    Raises:
+        FileNotFoundError: there is no such file or folder, or no checkpoint in it.
+        ValueError: the file is damaged, is not an agent, or has an option that is not legal.
+    """
+    if path.suffix == SAFETENSORS:
+        description, weights = _read_safetensors(path)
+        return _saved_agent(path, description, weights)
+    state = checkpoint.load(path, which=which)
+    weights = state["agent"]["policy"]
+    if "description" not in state:
+        return _agent_without_description(path, state["step"], weights)
+    saved = _saved_agent(path, state["description"], weights)
+    # In a run's folder, config.yaml is what resuming and people change.
+    return SavedAgent(**{**vars(saved), "config": load_config(path)}) if path.is_dir() else saved
+
+
+def saved_config(path: Path) -> TrainConfig:
+    """The options of a run, from its folder or from one of its files; see `read_agent`."""
+    if not path.is_file():
+        return load_config(path)
+    if path.suffix == SAFETENSORS:
+        return _config(path, _read_safetensors(path)[0])
+    state = checkpoint.load(path, map_location="meta")
+    if "description" not in state:
+        return _config_beside(path)
+    return _config(path, state["description"])
+
+
+def run_folder(path: Path) -> Path | None:
+    """The folder of the run that `path` names: itself, or that of a checkpoint file in it.
+
+    None for a file that was moved out of its run's folder.
+    """
+    if not path.is_file():
+        return path
+    return path.parent.parent if (path.parent.parent / "config.yaml").is_file() else None
+
+
+def _saved_agent(path: Path, description: str, weights: Mapping[str, Tensor]) -> SavedAgent:
+    document = json.loads(description)
+    return SavedAgent(
+        path=path,
+        config=_config(path, description),
+        single_observation_space=space_from_json(document["observation_space"]),
+        single_action_space=space_from_json(document["action_space"]),
+        step=document["step"],
+        weights=weights,
+    )
+
+
+def _config_beside(path: Path) -> TrainConfig:
+    """The config.yaml of the run that a file without a description lies in."""
+    folder = run_folder(path)
+    if folder is None:
+        raise ValueError(
+            f"{path} does not hold its run's options, because an earlier mtxl_rl wrote it; "
+            "put it back into its run's folder"
+        )
+    return load_config(folder)
+
+
+def _config(path: Path, description: str) -> TrainConfig:
+    return config_from_dict(json.loads(description)["config"], path=path)
+
+
+def _agent_without_description(path: Path, step: int, weights: Mapping[str, Tensor]) -> SavedAgent:
+    """An agent of an earlier mtxl_rl: options from config.yaml, spaces from the environment."""
+    config = _config_beside(path)
+    with closing(make_vector_env(config.env, num_envs=1, seed=0)) as env:
+        return SavedAgent(
+            path=path,
+            config=config,
+            single_observation_space=env.single_observation_space,
+            single_action_space=env.single_action_space,
+            step=step,
+            weights=weights,
+        )
+
+
+def _read_safetensors(path: Path) -> tuple[str, dict[str, Tensor]]:
+    """The description and the weights of a file of `save_policy`."""
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} does not exist; give the folder of a run, a checkpoint file (.pt) or a "
+            "policy.safetensors"
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            description = (file.metadata() or {}).get(_METADATA)
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from error
+    if description is None:
+        raise ValueError(
+            f"{path} does not describe an agent (options and spaces); give the policy.safetensors "
+            "of a run, or the run's folder"
+        )
+    return description, weights
