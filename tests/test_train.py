@@ -306,7 +306,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_harms_no_weight(tmp_path: P
     training = Run(config, env)
     training.collector.reset(seed=None)
     rollout, _ = training.collector.collect()
-    rollout.reward[0, 3] = float("inf")
+    rollout.training_reward[0, 3] = float("inf")
     with pytest.raises(RuntimeError, match="non-finite"):
         training.agent.update(rollout, progress=0.0)
     assert all(weight.isfinite().all() for weight in training.policy.parameters())

@@ -29,6 +29,9 @@ from mtxl_rl.torso import Cache, MemoryState
 STATISTICS_KEY = "episode_statistics"
 """Key of `envs.wrappers.EpisodeStatistics` in the info dict."""
 
+TRAINING_REWARD_KEY = "training_reward"
+"""Key of the info dict under which an environment may report another reward to learn from."""
+
 
 @runtime_checkable
 class VectorEnv(Protocol):
@@ -200,7 +203,7 @@ class Actor:
         with record_function("act"):
             decision = self.policy.act(inputs, self.cache, self._noise())
             env_action = self.policy.action_head.to_env(decision.action)
-        terminated, episodes = self._env_step(env_action)
+        terminated, training_reward, episodes = self._env_step(env_action)
         self.action = decision.action
         return (
             Transition(
@@ -208,13 +211,20 @@ class Actor:
                 decision=decision,
                 is_reset_row=self._to_device(is_reset_row),
                 reward=self.reward,
+                training_reward=training_reward,
                 terminated=self._to_device(terminated),
             ),
             episodes,
         )
 
-    def _env_step(self, env_action: NDArray[Any]) -> tuple[NDArray[np.bool_], list[Episode]]:
-        """Step the environments; `terminated`, and statistics of the episodes that ended."""
+    def _env_step(
+        self, env_action: NDArray[Any]
+    ) -> tuple[NDArray[np.bool_], Tensor, list[Episode]]:
+        """Step the environments.
+
+        Returns:
+            `terminated`, the reward to learn from, and the episodes that ended.
+        """
         begin = time.perf_counter()
         with record_function("environment"):
             observation, reward, terminated, truncated, info = self.env.step(env_action)
@@ -225,7 +235,12 @@ class Actor:
         episodes = self._ended_episodes(info)
         self.observation = self._to_tensors(observation)
         self.reward = torch.as_tensor(reward, dtype=torch.float32).to(self.device)
-        return terminated, episodes
+        training_reward = self.reward
+        if TRAINING_REWARD_KEY in info:
+            is_reported = info[f"_{TRAINING_REWARD_KEY}"]
+            reward = np.where(is_reported, info[TRAINING_REWARD_KEY], reward)
+            training_reward = torch.as_tensor(reward, dtype=torch.float32).to(self.device)
+        return terminated, training_reward, episodes
 
     def _ended_episodes(self, info: Mapping[str, Any]) -> list[Episode]:
         """Episodes that ended in this step, from the statistics in the environment's info."""

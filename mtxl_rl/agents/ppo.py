@@ -269,7 +269,7 @@ class PPO:
 
     def _advantage(self, rollout: Rollout) -> Float[Tensor, "B T"]:
         return gae(
-            rollout.reward[:, 1:],
+            rollout.training_reward,
             rollout.terminated,
             rollout.valid,
             rollout.value,

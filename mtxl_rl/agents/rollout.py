@@ -55,7 +55,7 @@ class RolloutShape:
     def bytes_by_part(self) -> dict[str, int]:
         """Bytes of the steps, the timeline (B N (M + T) D) and the snapshots."""
         batch, steps, item = self.num_envs, self.num_steps, self.memory_dtype.itemsize
-        per_step = sum(_bytes(*leaf) for leaf in self.observation.values()) + 2 * item + 3
+        per_step = sum(_bytes(*leaf) for leaf in self.observation.values()) + 3 * item + 3
         steps_bytes = batch * (steps * per_step + (steps + 1) * (_bytes(*self.action) + item))
         timeline = self.num_layers * self.timeline_length * self.width * item
         memory = _size(self.memory_shape) * item
@@ -109,6 +109,7 @@ class Rollout:
         }
         self.action = zeros(batch, steps + 1, *shape.action[0], dtype=shape.action[1])
         self.reward = zeros(batch, steps + 1)
+        self.training_reward = zeros(batch, steps)
         self.log_prob = zeros(batch, steps)
         self.value = zeros(batch, steps)
         self.terminated = zeros(batch, steps, dtype=torch.bool)
@@ -123,7 +124,7 @@ class Rollout:
     def nbytes_by_part(self) -> dict[str, int]:
         """Bytes held, by the parts of `RolloutShape.bytes_by_part`."""
         steps = [*self.observation.values(), self.action, self.reward, self.log_prob, self.value]
-        steps += [self.terminated, self.valid, self.is_first]
+        steps += [self.training_reward, self.terminated, self.valid, self.is_first]
         snapshots = [self.long_term, self.window_length, self.segment_step]
         return {
             "steps": sum(field.nbytes for field in steps),
@@ -133,7 +134,7 @@ class Rollout:
 
     def record(self, t: int, transition: Transition) -> None:
         """Store step t."""
-        inputs, decision, is_reset_row, reward, terminated = transition
+        inputs, decision, is_reset_row, reward, training_reward, terminated = transition
         for key, leaf in inputs.observation.items():
             self.observation[key][:, t] = leaf
         self.is_first[:, t] = inputs.is_first
@@ -141,6 +142,7 @@ class Rollout:
         self.action[:, t], self.action[:, t + 1] = inputs.previous_action, decision.action
         self.reward[:, t], self.reward[:, t + 1] = inputs.previous_reward, reward
         self.log_prob[:, t], self.value[:, t] = decision.log_prob, decision.value
+        self.training_reward[:, t] = training_reward
         self.terminated[:, t] = terminated
 
     def starts_span(self, t: int) -> bool:

@@ -50,6 +50,9 @@ class Transition(NamedTuple):
     is_reset_row: Bool[Tensor, " B"]
     """True in the row after an episode's end, whose action the environment ignores."""
     reward: Float[Tensor, " B"]
+    """The task's reward, which the policy receives as an input of its next step."""
+    training_reward: Float[Tensor, " B"]
+    """The reward to learn from: the task's, unless the environment reports another one."""
     terminated: Bool[Tensor, " B"]
 
 

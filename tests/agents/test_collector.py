@@ -155,3 +155,24 @@ def test_statistics_are_those_of_whole_episodes() -> None:
             returns = [episode.episode_return for episode in episodes if episode.env == env]
             assert returns[0] == pytest.approx(float(expected))
             episodes.remove(next(episode for episode in episodes if episode.env == env))
+
+
+def test_the_training_reward_is_learned_from_and_not_shown_to_the_policy() -> None:
+    task = ["env=MemoryMaze", "env.progress_reward=0.1", "env.episode_length=16"]
+    with small_run(task, "stagger_steps=0", "env.textures=procedural") as run:
+        run.start(seed=None)
+        rollout, episodes = run.collector.collect()
+        assert set(rollout.reward.unique().tolist()) <= {0.0, 1.0}
+        assert rollout.training_reward.std() > 0
+        assert (rollout.training_reward - rollout.reward[:, 1:]).abs().max() < 0.05
+        assert {episode.episode_return % 1 for episode in episodes} == {0.0}
+        before = run.agent._advantage(rollout)
+        rollout.training_reward += 1
+        assert not torch.equal(run.agent._advantage(rollout), before)
+
+
+def test_an_environment_without_a_training_reward_teaches_its_reward() -> None:
+    with small_run(["env=RepeatFirst"]) as run:
+        run.start(seed=None)
+        rollout, _ = run.collector.collect()
+        assert torch.equal(rollout.training_reward, rollout.reward[:, 1:])

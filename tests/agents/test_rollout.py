@@ -43,7 +43,7 @@ def numbered() -> Rollout:
             )
         none = torch.zeros(3, dtype=torch.bool)
         decision = Decision(number[:, None], torch.zeros(3), number.float())
-        rollout.record(t, Transition(inputs, decision, none, number.float(), none))
+        rollout.record(t, Transition(inputs, decision, none, number.float(), number.float(), none))
     rollout.timeline[:] = (100 * env[:, None] + torch.arange(13))[:, None, :, None]
     return rollout
 

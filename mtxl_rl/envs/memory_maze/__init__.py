@@ -13,7 +13,8 @@ Pasukonis et al. (2023), "Evaluating Long-Term Memory in 3D Mazes", https://arxi
     observe.py     border, minimap and the extra observations
     advance.py     one step of many mazes, compiled
     vector.py      the batched Gymnasium environment; single.py is one of it
-    oracle.py      a walker that knows the maze; policies.py names it and the random one
-    __main__.py    commands: play, oracle, random, textures
+    oracle.py      a walker that knows the maze; explorer.py knows what it has seen
+    policies.py    names them and the random one
+    __main__.py    commands: play, oracle, explorer, random, textures
     kernels.py, threads.py   compiling, sharing the cores
 """

@@ -1,7 +1,8 @@
-"""Commands: walk a maze yourself, let the oracle or the random policy walk, get the textures.
+"""Commands: walk a maze yourself, let a policy walk, get the textures.
 
 python -m mtxl_rl.envs.memory_maze play
 python -m mtxl_rl.envs.memory_maze oracle --episodes 32
+python -m mtxl_rl.envs.memory_maze explorer --memory-steps 32 64 128
 python -m mtxl_rl.envs.memory_maze random --gif maze.gif
 python -m mtxl_rl.envs.memory_maze textures
 """
@@ -42,7 +43,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             write_gif(args.gif, config, policy=args.command, seed=args.seed, num_steps=args.steps)
             sys.stdout.write(f"{args.gif}\n")
         else:
-            _print_returns(config, policy=args.command, seed=args.seed, episodes=args.episodes)
+            for memory_steps in args.memory_steps:
+                _print_returns(
+                    config,
+                    policy=args.command,
+                    seed=args.seed,
+                    episodes=args.episodes,
+                    memory_steps=memory_steps,
+                )
     except (ImportError, ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
@@ -51,13 +59,20 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m mtxl_rl.envs.memory_maze", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("command", choices=["play", "oracle", "random", "textures"])
+    parser.add_argument("command", choices=["play", "oracle", "explorer", "random", "textures"])
     parser.add_argument("--size", default="9x9")
     parser.add_argument("--variant", default="", help="Vis, HD, Top, Oracle, 6CL, ...")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--episodes", type=int, default=32, help="number to average over")
     parser.add_argument("--gif", type=Path, help="write a video of the policy to this .gif instead")
     parser.add_argument("--steps", type=int, default=200, help="steps of the video")
+    parser.add_argument(
+        "--memory-steps",
+        type=int,
+        nargs="+",
+        default=[None],
+        help="the explorer forgets what it saw more than this many steps ago; several: a table",
+    )
     parser.add_argument(
         "--wheel", type=Path, help="unpack the textures of this wheel of labmaze; downloads nothing"
     )
@@ -70,16 +85,26 @@ def _get_textures(wheel: Path | None) -> None:
     sys.stdout.write(f"Memory Maze's original textures are in {folder}\n")
 
 
-def _print_returns(config: MemoryMazeConfig, *, policy: str, seed: int, episodes: int) -> None:
+def _print_returns(
+    config: MemoryMazeConfig,
+    *,
+    policy: str,
+    seed: int,
+    episodes: int,
+    memory_steps: int | None,
+) -> None:
     from mtxl_rl.envs.memory_maze.policies import episode_returns
 
-    returns = episode_returns(config, policy=policy, seed=seed, num_episodes=episodes)
+    returns = episode_returns(
+        config, policy=policy, seed=seed, num_episodes=episodes, memory_steps=memory_steps
+    )
     interval = "(no interval)"  # One episode has no variance.
     if len(returns) > 1:
         interval = f"+- {1.96 * returns.std(ddof=1) / len(returns) ** 0.5:.2f}"
+    memory = "" if memory_steps is None else f", {memory_steps:4} steps of memory"
     print(  # noqa: T201
-        f"{policy}, {config.size}, {len(returns)} episodes of {config.steps_per_episode} steps: "
-        f"return {returns.mean():.2f} {interval}"
+        f"{policy}{memory}, {config.size}, {len(returns)} episodes of "
+        f"{config.steps_per_episode} steps: return {returns.mean():.2f} {interval}"
     )
 
 

@@ -23,13 +23,22 @@ from numpy.typing import NDArray
 
 from mtxl_rl.envs.memory_maze.kernels import announcing_compilation, claim, inlined, kernel
 from mtxl_rl.envs.memory_maze.physics import Scratch, move_walker, new_scratch
-from mtxl_rl.envs.memory_maze.spec import ACTIONS, BALL_RADIUS, CELL, SUBSTEP_SECONDS, TARGET_RADIUS
+from mtxl_rl.envs.memory_maze.spec import (
+    ACTIONS,
+    BALL_RADIUS,
+    CELL,
+    ROLL_LAG,
+    ROLL_SPEED,
+    SUBSTEP_SECONDS,
+    TARGET_RADIUS,
+    TURN_LAG,
+    TURN_SPEED,
+)
 from mtxl_rl.envs.memory_maze.vector import MemoryMazeVectorEnv
 
 _SECONDS = 0.25
 _NUM_SUBSTEPS = round(_SECONDS / SUBSTEP_SECONDS)
-_ROLL, _TURN = 2.0 * _SECONDS / CELL, 1.28 * _SECONDS  # cells and radians of a move
-_ROLL_LAG, _TURN_LAG = 0.2, 0.13
+_ROLL, _TURN = ROLL_SPEED * _SECONDS / CELL, TURN_SPEED * _SECONDS  # cells and radians of a move
 _PER_CELL, _NUM_HEADINGS = 4, 24
 _PER_RADIAN = _NUM_HEADINGS / (2 * math.pi)
 _CONTROLS = np.array(ACTIONS)
@@ -367,8 +376,8 @@ def _seconds_at(place: NDArray[np.float64], speed: NDArray[np.float64], world: _
         world.walls,
         x,
         y,
-        x + _ROLL_LAG * speed[0] / CELL,
-        y - _ROLL_LAG * speed[1] / CELL,
-        (place[3] + _TURN_LAG * speed[3]) * _PER_RADIAN,
+        x + ROLL_LAG * speed[0] / CELL,
+        y - ROLL_LAG * speed[1] / CELL,
+        (place[3] + TURN_LAG * speed[3]) * _PER_RADIAN,
         world.seconds[world.current],
     )

@@ -1,4 +1,7 @@
-"""Policies that learn nothing, by name, and their returns; `oracle.py` is the best of them."""
+"""Policies that learn nothing, by name, and their returns.
+
+`oracle.py` knows the maze, and `explorer.py` what it has seen of it.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +10,8 @@ import numpy as np
 from jaxtyping import Float64, Int64
 from numpy.typing import NDArray
 
-from mtxl_rl.envs.memory_maze.kernels import kernel
+from mtxl_rl.envs.memory_maze.explorer import Explorer, measure_steps
+from mtxl_rl.envs.memory_maze.kernels import announcing_compilation, kernel
 from mtxl_rl.envs.memory_maze.oracle import Oracle
 from mtxl_rl.envs.memory_maze.spec import CELL, MemoryMazeConfig
 from mtxl_rl.envs.memory_maze.vector import MemoryMazeVectorEnv
@@ -37,23 +41,56 @@ def random_policy(seed: int) -> Policy:
     return act
 
 
+def explorer_policy(memory_steps: int | None = None) -> Policy:
+    """Explorers that forget what they last saw more than `memory_steps` steps ago; None: nothing.
+
+    They see every step at which they are asked for an action.
+    """
+    explorers: list[Explorer] = []
+
+    def act(env: MemoryMazeVectorEnv) -> NDArray[Any]:
+        if explorers:
+            env.explore(explorers[0])
+        else:
+            grid = env.config.maze_size.grid
+            explorers.append(Explorer(env.num_envs, grid=grid, memory_steps=memory_steps))
+            with announcing_compilation("the explorer"):
+                env.explore(explorers[0])
+        return explorers[0].actions.copy()
+
+    return act
+
+
 POLICIES: dict[str, Callable[[int], Policy]] = {
     "oracle": lambda _: Oracle(),
+    "explorer": lambda _: explorer_policy(),
     "random": random_policy,
 }
 """Functions that make a policy from a seed, by name."""
 
 
 def episode_returns(
-    config: MemoryMazeConfig, *, policy: str, seed: int, num_episodes: int
+    config: MemoryMazeConfig,
+    *,
+    policy: str,
+    seed: int,
+    num_episodes: int,
+    memory_steps: int | None = None,
 ) -> Float64[np.ndarray, " episodes"]:
-    """The returns of the first episodes of seed, seed + 1, ... under a policy of `POLICIES`."""
+    """The returns of the first episodes of seed, seed + 1, ... under a policy of `POLICIES`.
+
+    `memory_steps` is the explorer's.
+    """
     if num_episodes < 1:
         raise ValueError(f"num_episodes={num_episodes} must be at least 1.")
-    if policy == "oracle" and not config.discrete_actions:
-        raise ValueError("the oracle takes discrete actions: discrete_actions=True.")
+    if policy != "random" and not config.discrete_actions:
+        raise ValueError(f"the {policy} takes discrete actions: discrete_actions=True.")
+    if memory_steps is not None and policy != "explorer":
+        raise ValueError(
+            f"memory_steps={memory_steps} is for the explorer; the {policy} policy has no memory."
+        )
     env = MemoryMazeVectorEnv(num_episodes, config=config, seed=seed)
-    act = POLICIES[policy](seed)
+    act = explorer_policy(memory_steps) if policy == "explorer" else POLICIES[policy](seed)
     env.reset()
     returns = np.zeros(num_episodes)
     for _ in range(config.steps_per_episode):
@@ -82,7 +119,7 @@ def choose_steps(
     queue = np.empty((n * n, 2), np.int64)
     actions = np.empty(count, np.int64)
     for e in range(count):
-        _measure(*_cell(targets[e], n), walls[e], distance, queue)
+        measure_steps(*_cell(targets[e], n), walls[e], distance, queue)
         x, y = targets[e, 0], targets[e, 1]
         row, column = _downhill(*_cell(positions[e], n), distance)
         if distance[row, column] > 0:
@@ -115,26 +152,3 @@ def _steer(angle: float) -> int:
     if abs(angle) > _TURN_WHILE_WALKING:
         return _FORWARD_LEFT if angle > 0 else _FORWARD_RIGHT
     return _FORWARD
-
-
-@kernel
-def _measure(
-    row: int,
-    column: int,
-    walls: NDArray[np.bool_],
-    distance: NDArray[np.int64],
-    queue: NDArray[np.int64],
-) -> None:
-    """Steps from every floor cell to one cell, breadth first; -1 where it cannot be reached."""
-    distance[:, :] = -1
-    distance[row, column] = 0
-    queue[0, 0], queue[0, 1] = row, column
-    head, tail = 0, 1
-    while head < tail:
-        r, c = queue[head, 0], queue[head, 1]
-        head += 1
-        for dr, dc in ((-1, 0), (1, 0), (0, -1), (0, 1)):
-            if not walls[r + dr, c + dc] and distance[r + dr, c + dc] < 0:
-                distance[r + dr, c + dc] = distance[r, c] + 1
-                queue[tail, 0], queue[tail, 1] = r + dr, c + dc
-                tail += 1

@@ -1,5 +1,6 @@
 """The tasks of Memory Maze by size and variant. Importing this module loads nothing else."""
 
+import math
 import warnings
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -19,6 +20,10 @@ SUBSTEP_SECONDS = 0.005
 """The original's physics time step."""
 TARGET_RADIUS = 0.6
 BALL_RADIUS = 0.2
+ROLL_SPEED, TURN_SPEED = 2.0, 1.28
+"""Metres and radians a second of a walker that holds an action."""
+ROLL_LAG, TURN_LAG = 0.2, 0.13
+"""Seconds in which its speeds follow the controls: it comes to rest this much later."""
 MAX_NUM_TARGETS = 6
 TARGET_COLORS = (
     (170 / 220, 38 / 220, 30 / 220),  # red
@@ -105,6 +110,10 @@ class MemoryMazeConfig:
     ``{5x5: 0.3, 7x7: 0.3}``. For training only: evaluations play the full size."""
     curriculum_steps: int = 0
     """Steps of each environment over which these shares fall to 0; 0: they stay."""
+    progress_reward: float = 0.0
+    """Reward for each cell gained on the path of a player that knows only what it has seen, in
+    addition to the task's. For training only: returns and the policy's inputs have the task's
+    reward, and evaluations do not compute it."""
     original_quirks: bool = True
     """Keep two faults of the original that seeds depend on; see `layout.py`."""
     num_threads: int = 0
@@ -138,7 +147,7 @@ class MemoryMazeConfig:
                 f"env.episode_length={self.episode_length} must be 0 (the original's) or a number "
                 "of actions, e.g. env.episode_length=1000."
             )
-        self._check_curriculum()
+        self._check_training_options()
         if self.num_threads < 0:
             raise ValueError(
                 f"env.num_threads={self.num_threads} must be 0 (one for each core) or a number of "
@@ -152,7 +161,12 @@ class MemoryMazeConfig:
         if self.textures == AUTO:
             self.textures = _available_textures()
 
-    def _check_curriculum(self) -> None:
+    def _check_training_options(self) -> None:
+        if not 0 <= self.progress_reward < math.inf:
+            raise ValueError(
+                f"env.progress_reward={self.progress_reward} must be 0 (none) or more, e.g. "
+                "env.progress_reward=0.1."
+            )
         smaller = list(SIZES)[: list(SIZES).index(self.size)]
         shares = list(self.curriculum.values())
         if set(self.curriculum) - set(smaller) or min(shares, default=0) < 0 or sum(shares) > 1:
@@ -169,8 +183,8 @@ class MemoryMazeConfig:
             )
 
     def for_evaluation(self) -> "MemoryMazeConfig":
-        """Return the task itself, without the curriculum."""
-        return replace(self, curriculum={}, curriculum_steps=0)
+        """Return the task itself, without the curriculum and the progress reward."""
+        return replace(self, curriculum={}, curriculum_steps=0, progress_reward=0.0)
 
     @property
     def maze_size(self) -> MazeSize:

@@ -20,6 +20,7 @@ from mtxl_rl.envs.memory_maze.camera import (
     walker_cameras,
 )
 from mtxl_rl.envs.memory_maze.curriculum import size_to_play, with_targets
+from mtxl_rl.envs.memory_maze.explorer import Explorer
 from mtxl_rl.envs.memory_maze.kernels import announcing_compilation
 from mtxl_rl.envs.memory_maze.layout import FREE, Episode, EpisodeStream, spawn_height
 from mtxl_rl.envs.memory_maze.observe import (
@@ -42,7 +43,12 @@ from mtxl_rl.envs.memory_maze.spec import (
 )
 from mtxl_rl.envs.memory_maze.textures import load_atlas
 from mtxl_rl.envs.memory_maze.threads import Threads, rows_between
-from mtxl_rl.envs.wrappers.checked import EnvState, Observations, reset_mask
+from mtxl_rl.envs.wrappers.checked import (
+    TRAINING_REWARD_KEY,
+    EnvState,
+    Observations,
+    reset_mask,
+)
 
 _CONTROLS = np.array(ACTIONS)
 _COLORS = np.array(TARGET_COLORS)
@@ -53,6 +59,7 @@ _NOT_THE_TASK = (
     "num_threads",
     "curriculum",
     "curriculum_steps",
+    "progress_reward",
     "extra_observations",
     "show_path",
     "top_camera",
@@ -62,6 +69,7 @@ _NOT_THE_TASK = (
 )
 """Options on which a saved state does not depend."""
 _MAX_SEED = 2**32 - 1
+_EXPLORER = "explorer_"
 
 
 class Motion(NamedTuple):
@@ -96,6 +104,9 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
 
     With `curriculum`, some environments play smaller mazes. Where their episodes end, the info
     ``is_practice`` [B] is true.
+
+    With `progress_reward`, each step's info has ``training_reward`` [B]: the reward, plus
+    `progress_reward` for each cell that the step gained on the path of an `explorer.Explorer`.
 
     Pasukonis et al. (2023), https://arxiv.org/abs/2210.13383
 
@@ -173,6 +184,9 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         self._sides = np.zeros(count, np.int64)
         self._is_stale = np.ones(count, np.bool_)  # its picture is not drawn yet
         self._is_running = False
+        self._explorer: Explorer | None = None
+        if self.config.progress_reward:
+            self._explorer = Explorer(count, grid=size.grid)
 
     def _seed_streams(self, seed: int | Sequence[int] | None) -> None:
         seeds = seed_list(seed, num_envs=self.num_envs)
@@ -216,6 +230,7 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         self._advance(np.zeros((self.num_envs, 2)), only=0)
         self._is_stale[0] = True
         self._draw(self._images, only=0)
+        self._explore()
         for array in (self._position, self._velocity, self._wall_texture):
             array[:1] = 0
 
@@ -272,10 +287,15 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
             self._draw(self._images)
         truncated = self._num_steps >= self.config.steps_per_episode
         self._ended = truncated
-        infos = {}
+        infos: dict[str, Any] = {}
         if self.config.curriculum and truncated.any():
             is_practice = self._sides < self.config.maze_size.side
-            infos = {"is_practice": is_practice, "_is_practice": truncated.copy()}
+            infos |= {"is_practice": is_practice, "_is_practice": truncated.copy()}
+        if self._explorer is not None:
+            self._explore()
+            shaping = np.float32(self.config.progress_reward) * self._explorer.progress
+            infos[TRAINING_REWARD_KEY] = rewards + shaping
+            infos[f"_{TRAINING_REWARD_KEY}"] = np.ones(self.num_envs, np.bool_)
         return self._observations(), rewards, np.zeros_like(truncated), truncated.copy(), infos
 
     def render(self) -> tuple[NDArray[np.uint8], ...] | None:
@@ -371,6 +391,22 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
             self._targets,
             self._current,
         )
+
+    def explore(self, explorer: Explorer) -> None:
+        """Let explorers, one for each environment, see the current step and plan."""
+        explorer.update(
+            self._threads.run,
+            position=self._position,
+            velocity=self._velocity,
+            walls=self.walls(),
+            targets=self._targets,
+            current=self._current,
+            episode_step=self._num_steps,
+        )
+
+    def _explore(self) -> None:
+        if self._explorer is not None:
+            self.explore(self._explorer)
 
     def run_in_threads(self, kernel: Callable[..., None], *arguments: Any) -> None:  # noqa: ANN401
         """Run ``kernel(rows, *arguments)`` over the environments; see `Threads.run`."""
@@ -488,6 +524,7 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         self._new_images()
         self._is_stale[:] = True
         self._draw(self._images)
+        self._explore()
         return self._observations()
 
     def _new_images(self) -> None:
@@ -584,7 +621,9 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         }
 
     def _state_arrays(self) -> dict[str, NDArray[Any]]:
+        explorer = {} if self._explorer is None else self._explorer.memory._asdict()
         return {
+            **{f"{_EXPLORER}{name}": array for name, array in explorer.items()},
             "position": self._position,
             "velocity": self._velocity,
             "wall_texture": self._wall_texture,
@@ -623,7 +662,10 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
 
     def _restore(self, index: int, state: EnvState, *, row: int) -> None:
         for name, array in self._state_arrays().items():
-            array[index] = state[name][row]  # type: ignore[index]
+            if name in state:
+                array[index] = state[name][row]  # type: ignore[index]
+            elif self._explorer is not None:  # Saved without progress_reward.
+                self._explorer.forget(index)
         self._target_rgb[index] = 255 * _COLORS[self._colors[index]]
         stream = {
             key.removeprefix("stream_"): value[row]  # type: ignore[index]

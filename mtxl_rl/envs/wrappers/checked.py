@@ -19,6 +19,9 @@ Observations = NDArray[Any] | dict[str, NDArray[Any]]
 EnvState = dict[str, NDArray[Any] | str | int]
 """Everything an environment needs to continue exactly."""
 
+TRAINING_REWARD_KEY = "training_reward"
+"""Key of the info dict under which an environment may report another reward to learn from."""
+
 ACTION_MASK_KEY = "action_mask"
 """The key of a Dict observation that marks the allowed actions."""
 
@@ -110,6 +113,8 @@ class CheckedVectorEnv(VectorWrapper[Any, Any, Any, Any, Any]):
         truncated = np.asarray(truncated, dtype=np.bool_)
         self._check_observations(observations)
         self._check_finite(rewards, name="reward")
+        if TRAINING_REWARD_KEY in infos:
+            self._check_finite(infos[TRAINING_REWARD_KEY], name=f"info[{TRAINING_REWARD_KEY!r}]")
         is_end = terminated | truncated
         self._check_reset_rows(rewards, is_end)
         self._is_reset_row = is_end

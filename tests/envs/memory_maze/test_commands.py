@@ -89,3 +89,12 @@ def test_the_oracle_finds_many_and_chance_finds_few() -> None:
     assert oracle.min() >= 2
     assert oracle.mean() > 12
     assert np.mean(chance) < 1
+
+
+def test_the_explorer_prints_a_line_for_each_memory(capsys: Any) -> None:  # noqa: ANN401
+    main(["explorer", "--episodes", "2", "--size", "5x5", "--memory-steps", "0", "64"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == [
+        "explorer,    0 steps of memory, 5x5, 2 episodes of 250 steps",
+        "explorer,   64 steps of memory, 5x5, 2 episodes of 250 steps",
+    ]
