@@ -1,7 +1,7 @@
 """Start data-parallel processes and connect them.
 
-`launch` starts the processes of one machine, torchrun those of one or many; Slurm and Ray start
-torchrun or the same functions. Each process runs the same command line.
+`launch` starts the processes of one machine, torchrun those of one or many; Slurm starts torchrun.
+Each process runs the same command line.
 """
 
 import importlib.metadata

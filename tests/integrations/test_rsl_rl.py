@@ -1,4 +1,4 @@
-"""The torso in rsl_rl's PPO: acting and learning agree; a done forgets; it learns to recall."""
+"""The torso in rsl_rl's PPO: acting and learning agree; a done forgets."""
 
 import warnings
 from typing import Any
