@@ -139,7 +139,7 @@ def test_a_file_that_was_not_exported_is_refused(
         ExportedPolicy(tmp_path / "policy.pt2")
     with pytest.raises(SystemExit):
         main([f"checkpoint={tmp_path}"])
-    assert "is not a run" in capsys.readouterr().err
+    assert "give the folder of a run" in capsys.readouterr().err
 
 
 def test_an_observation_is_taken_as_it_is_or_refused() -> None:
