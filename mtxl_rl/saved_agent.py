@@ -123,7 +123,7 @@ def _saved_agent(path: Path, description: str, weights: Mapping[str, Tensor]) ->
     document = json.loads(description)
     return SavedAgent(
         path=path,
-        config=_config(path, description),
+        config=config_from_dict(document["config"], path=path),
         single_observation_space=space_from_json(document["observation_space"]),
         single_action_space=space_from_json(document["action_space"]),
         step=document["step"],

@@ -66,8 +66,7 @@ def refuse_to_make(config: CustomEnvConfig, **_: object) -> NoReturn:
     """Raise the error for a custom environment that a command line cannot make."""
     raise ValueError(
         f"this agent was trained in Python on {config.description}, which a file cannot hold; "
-        "pass the environment again: mtxl_rl.Agent.load(PATH).evaluate(env), or "
-        "mtxl_rl.train(env, resume=RUN_DIR)"
+        "pass the environment again: mtxl_rl.Agent.load(PATH).evaluate(env)"
     )
 
 
