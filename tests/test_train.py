@@ -19,7 +19,8 @@ from mtxl_rl.config import TrainConfig, compose_config, device_overrides, load_c
 from mtxl_rl.envs.registry import make_vector_env, stream_seed
 from mtxl_rl.tracking import checkpoint
 from mtxl_rl.tracking.files import run_lock
-from mtxl_rl.train import Run, main, run
+from mtxl_rl.train import main
+from mtxl_rl.trainer import Run, run
 
 TINY = [
     "env=TMaze", "env.corridor_length=9", "model=tiny", "num_envs=4", "ppo.rollout_length=16",

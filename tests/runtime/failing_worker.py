@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 
 from mtxl_rl.command import value_of
-from mtxl_rl.train import Run, main
+from mtxl_rl.train import main
+from mtxl_rl.trainer import Run
 
 
 def fail(kind: str, seconds: float) -> None:
