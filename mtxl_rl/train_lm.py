@@ -33,6 +33,7 @@ from mtxl_rl.torso.torso_config import DECAYS, check_at_least
 from mtxl_rl.tracking.cli import say, stop_requests
 from mtxl_rl.tracking.files import run_lock
 from mtxl_rl.tracking.metrics import MetricsLogger
+from mtxl_rl.tracking.run_record import outcome, run_record
 
 RECALL = "recall"
 
@@ -234,7 +235,9 @@ def _run(config: TrainLMConfig) -> tuple[Path, int]:
             ).to(device)  # fmt: skip
             size = sum(parameter.numel() for parameter in model.parameters())
             say(f"{run_dir}: {device}, {len(text):,} bytes of text, {size:,} parameters")
-            signal_number = _train(model, train, held_out, config, run_dir, world)
+            with run_record(run_dir, rank=world.rank, world_size=world.size) as record:
+                signal_number = _train(model, train, held_out, config, run_dir, world)
+                record["outcome"] = outcome(signal_number)
             if world.rank == 0:
                 save_torso(model.torso, run_dir / "model.safetensors", within=model)
         say(f"saved {run_dir / 'model.safetensors'}")

@@ -1,5 +1,6 @@
 """A training run: its parts, its loop, its folder. `mtxl_rl.train` is the command line."""
 
+import math
 import shutil
 import signal
 import statistics
@@ -36,6 +37,7 @@ from mtxl_rl.tracking.cli import console, say, stop_requests
 from mtxl_rl.tracking.files import run_lock
 from mtxl_rl.tracking.metrics import METRICS_FILE, EpisodeWindow, MetricsLogger
 from mtxl_rl.tracking.progress import Progress
+from mtxl_rl.tracking.run_record import RECORD_FILE, outcome, run_record
 
 PROFILED_ITERATION = 3
 """The iteration that profile=true profiles: the first ones compile and warm up."""
@@ -235,8 +237,14 @@ def run_until_signal(config: TrainConfig) -> tuple[Path, int]:
             run_dir = _shared_run_dir(config, world)
             with run_lock(run_dir) if world.rank == 0 else nullcontext():
                 run = _begin(config, env, run_dir, world)
-                with _noted_errors(run, run_dir):
+                with (
+                    run_record(
+                        run_dir, step=run.step, rank=world.rank, world_size=world.size
+                    ) as record,
+                    _noted_errors(run, run_dir),
+                ):
                     signal_number = _loop(run, run_dir)
+                    record |= {"last_step": run.step, "outcome": outcome(signal_number)}
                 if world.rank == 0:
                     if not (run_dir / "config.yaml").exists():  # Resumed with no steps left.
                         save_config(config, run_dir / "config.yaml")
@@ -293,7 +301,7 @@ def _load(config: TrainConfig, run_dir: Path, world: World) -> checkpoint.Traini
         if (run_dir / "config.yaml").exists():
             raise ValueError(f"run_dir={run_dir} already holds a run; choose another run_dir")
         if old is not None:
-            shutil.copy(old / METRICS_FILE, run_dir)
+            _copy_history(old, run_dir)
         return state
     newest = checkpoint.latest(run_dir)
     if newest is not None and checkpoint.step_of(newest) > state["step"]:
@@ -302,6 +310,12 @@ def _load(config: TrainConfig, run_dir: Path, world: World) -> checkpoint.Traini
             f"{newest}; give run_dir=NEW_FOLDER to continue from there in another folder"
         )
     return state
+
+
+def _copy_history(old: Path, run_dir: Path) -> None:
+    for name in (METRICS_FILE, RECORD_FILE):
+        if (old / name).exists():
+            shutil.copy(old / name, run_dir)
 
 
 def _changed(config: TrainConfig, saved: TrainConfig) -> list[str]:
@@ -329,7 +343,8 @@ def _loop(run: Run, run_dir: Path) -> int:
     ):
         if logger is not None:
             logger.truncate_after(run.step)
-        saved, is_config_due = time.monotonic(), bool(config.resume)
+        # A run that is killed in its first minutes loses one iteration, not all.
+        saved, is_config_due = -math.inf, bool(config.resume)
         is_stopping = False
         while run.step < config.total_steps and not is_stopping:
             metrics = run.iterate()
@@ -339,10 +354,11 @@ def _loop(run: Run, run_dir: Path) -> int:
             if logger is not None and progress is not None:
                 logger.log(metrics, step=run.step)
                 progress.update(run.step, metrics)
-            is_due = time.monotonic() - saved >= config.checkpoint_seconds
+            is_last = run.step >= config.total_steps
+            is_due = not is_last and time.monotonic() - saved >= config.checkpoint_seconds
             # Every process takes the same decisions: rank 0's clock, and any process's signal.
             is_due, is_stopping = world.any(is_due and is_main, bool(stop), device=run.agent.device)
-            if is_due:
+            if is_due and not is_stopping:
                 run.save(run_dir)
                 saved = time.monotonic()
         last = run.save(run_dir)

@@ -1,6 +1,7 @@
 """Training end to end: the command line, resuming, interrupts, and errors of the user."""
 
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from mtxl_rl.config import TrainConfig, compose_config, device_overrides, load_c
 from mtxl_rl.envs.registry import make_vector_env, stream_seed
 from mtxl_rl.tracking import checkpoint
 from mtxl_rl.tracking.files import run_lock
+from mtxl_rl.tracking.run_record import read_record
 from mtxl_rl.train import main
 from mtxl_rl.trainer import Run, run
 
@@ -246,6 +248,46 @@ def test_options_that_cannot_change_when_resuming_are_refused(
     with pytest.raises(SystemExit):
         main([f"resume={tmp_path}", "ppo.gama=1"])
     assert "did you mean ppo.gamma?" in capsys.readouterr().err
+
+
+def test_the_first_iteration_is_saved_before_the_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved, iterate = list[Path | None](), Run.iterate
+
+    def recorded(self: Run) -> dict[str, float]:
+        saved.append(checkpoint.latest(tmp_path))
+        return iterate(self)
+
+    monkeypatch.setattr(Run, "iterate", recorded)
+    run(compose_config([*TINY, "total_steps=192", "checkpoint_seconds=1e6", f"run_dir={tmp_path}"]))
+    first = tmp_path / "checkpoints" / "step_000000000064.pt"
+    assert saved == [None, first, first]
+
+
+def test_a_runs_record_has_an_entry_for_the_start_and_each_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, copy = tmp_path / "run", tmp_path / "copy"
+    run(compose_config([*TINY, "total_steps=64", f"run_dir={folder}"]))
+    main([f"resume={folder}", "total_steps=128", f"run_dir={copy}"])
+    with monkeypatch.context() as patch:
+        interrupt_after_an_iteration(patch, signal.SIGINT)
+        with pytest.raises(SystemExit):
+            main([f"resume={copy}", "total_steps=256"])
+    monkeypatch.setattr(Run, "iterate", lambda _: {}["missing"])
+    with pytest.raises(KeyError):
+        main([f"resume={copy}", "total_steps=256"])
+    first, *others = read_record(copy)
+    assert [first] == read_record(folder)
+    parts = [(e["first_step"], e["last_step"], e["outcome"]) for e in (first, *others)]
+    assert parts[:3] == [
+        (0, 64, "finished"), (64, 128, "finished"), (128, 192, "stopped by SIGINT"),
+    ]  # fmt: skip
+    assert parts[3][2].startswith("KeyError: 'missing'; at step 192; the last checkpoint is ")
+    assert first["command"] == shlex.join(sys.orig_argv)
+    assert first["torch"] == torch.__version__
+    assert first["start"] <= first["end"] <= others[0]["start"]
 
 
 def test_a_run_is_never_overwritten(tmp_path: Path) -> None:

@@ -1,0 +1,114 @@
+"""The record of a run in `RUN_DIR/run.json`: where each of its parts was started, how it ended."""
+
+import json
+import platform
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mtxl_rl.tracking.files import atomic_write
+
+RECORD_FILE = "run.json"
+_PACKAGE = Path(__file__).parents[1]
+
+
+@contextmanager
+def run_record(
+    run_dir: Path, *, step: int = 0, rank: int = 0, world_size: int = 1
+) -> Iterator[dict[str, Any]]:
+    """Append an entry to `RUN_DIR/run.json`, and complete it when the block ends.
+
+    The file is a list with an entry for the start and for each resume. "end" and "outcome" are null
+    while the run continues, and stay so if it is killed.
+
+    Args:
+        run_dir: The run's folder.
+        step: The step it starts at.
+        rank: The process; only the first one, 0, writes the file.
+        world_size: Processes of the run.
+
+    Yields:
+        The entry. The caller sets "outcome" and "last_step"; an error sets "outcome" itself.
+    """
+    entry: dict[str, Any] = {
+        "start": _now(),
+        "end": None,
+        "outcome": None,
+        "first_step": step,
+        "last_step": None,
+        "command": shlex.join(sys.orig_argv),
+        "mtxl_rl": version("mtxl_rl"),
+        "commit": _commit(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "host": socket.gethostname(),
+        "world_size": world_size,
+    }
+    if rank > 0:
+        yield entry
+        return
+    path, entries = run_dir / RECORD_FILE, [*read_record(run_dir), entry]
+    _write(path, entries)
+    try:
+        yield entry
+    except BaseException as error:
+        message = "; ".join([str(error), *getattr(error, "__notes__", [])])
+        entry["outcome"] = f"{type(error).__name__}: {message}"
+        raise
+    finally:
+        entry["end"] = _now()
+        _write(path, entries)
+
+
+def outcome(signal_number: int) -> str:
+    """The outcome of a run that a signal stopped, or 0."""
+    if not signal_number:
+        return "finished"
+    return f"stopped by {signal.Signals(signal_number).name}"
+
+
+def read_record(run_dir: Path) -> list[dict[str, Any]]:
+    """The entries of a run's record, oldest first; empty for a run of an earlier version.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    path = run_dir / RECORD_FILE
+    if not path.is_file():
+        return []
+    try:
+        return list(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); delete it, or restore it") from error
+
+
+def _write(path: Path, entries: list[dict[str, Any]]) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_text(f"{json.dumps(entries, indent=1)}\n", encoding="utf-8")
+
+
+def _now() -> str:
+    return datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+def _commit() -> str | None:
+    """The git commit of the library's checkout, with -dirty after changes; None if installed."""
+    if not (_PACKAGE.parent / ".git").exists():
+        return None
+    command = ["git", "-C", str(_PACKAGE.parent), "describe", "--always", "--dirty",
+               "--abbrev=40", "--exclude=*"]  # fmt: skip
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() or None
