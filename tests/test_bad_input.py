@@ -1,8 +1,10 @@
 """Everything that can be wrong with a run ends in one sentence, exit code 1, and nothing lost."""
 
+import builtins
 import errno
 import json
 import shutil
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -47,6 +49,27 @@ class Faulty(gymnasium.Env[Any, Any]):
         wrong = self.fault if self.t > self.good_steps else 0.0
         observation = np.full(3, wrong if self.where == "observation" else 0.0, np.float32)
         return observation, wrong if self.where == "reward" else 0.0, False, False, {}
+
+
+class Failing(Faulty):
+    """Raises an error of its own."""
+
+    def __init__(self, *, where: str = "", error: str = "ValueError") -> None:
+        super().__init__(good_steps=10**9)
+        self.where, self.error = where, error
+        self._fail("init")
+
+    def _fail(self, where: str) -> None:
+        if where == self.where:
+            raise getattr(builtins, self.error)("boom in the user env")
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:  # noqa: ANN401, D102
+        self._fail("reset")
+        return super().reset(**kwargs)
+
+    def step(self, action: int) -> tuple[Any, float, bool, bool, dict[str, Any]]:  # noqa: D102
+        self._fail("step")
+        return super().step(action)
 
 
 class OddSpaces(Faulty):
@@ -94,11 +117,12 @@ def same_step_vector(num_envs: int) -> SyncVectorEnv:
 @pytest.fixture(autouse=True)
 def registered() -> Iterator[None]:
     gymnasium.register("Faulty-v0", Faulty)
+    gymnasium.register("Failing-v0", Failing)
     gymnasium.register("OddSpaces-v0", OddSpaces)
     gymnasium.register("OnlyOneAction-v0", OnlyOneAction)
     gymnasium.register("SameStep-v0", vector_entry_point=same_step_vector)
     yield
-    for name in ("Faulty-v0", "OddSpaces-v0", "OnlyOneAction-v0", "SameStep-v0"):
+    for name in ("Faulty-v0", "Failing-v0", "OddSpaces-v0", "OnlyOneAction-v0", "SameStep-v0"):
         gymnasium.registry.pop(name)
 
 
@@ -125,6 +149,21 @@ def test_numbers_that_are_not_finite_name_their_source_and_leave_the_checkpoints
     assert where in stderr
     assert fault in stderr.lower()
     assert checkpoint.load(tmp_path / "run")["step"] == 128  # two whole iterations before step 41
+
+
+@pytest.mark.parametrize("where", ["init", "reset", "step"])
+@pytest.mark.parametrize("error", ["ValueError", "TypeError", "RuntimeError", "OSError"])
+def test_an_environments_own_exception_keeps_its_type_and_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture, where: str, error: str
+) -> None:
+    with pytest.raises(getattr(builtins, error), match="boom in the user env") as raised:
+        train.main([
+            "env=Gymnasium", "env.id=Failing-v0", *SIZES, f"run_dir={tmp_path / 'run'}",
+            f"env.kwargs.where={where}", f"+env.kwargs.error={error}",
+        ])  # fmt: skip
+    cause = raised.value.__cause__ or raised.value  # Gymnasium chains a TypeError.
+    assert traceback.extract_tb(cause.__traceback__)[-1].name == "_fail"
+    assert "error:" not in capsys.readouterr().err
 
 
 def test_an_autoreset_mode_that_hides_the_final_observation_is_refused(

@@ -3,8 +3,10 @@
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from types import FrameType
 
@@ -14,6 +16,11 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 console = Console()
 _NO_LIMIT = 10_000
+_PACKAGE = Path(__file__).parents[1]
+_LIBRARIES = {
+    *sys.stdlib_module_names, "torch", "numpy", "yaml", "hydra", "omegaconf", "safetensors",
+    "tensorboard", "rich", "imageio", "matplotlib", "pandas",
+}  # fmt: skip
 _SHOW_CURSOR = b"\x1b[?25h"
 
 
@@ -32,22 +39,51 @@ def show(table: Table) -> None:
 
 @contextmanager
 def one_sentence_errors() -> Iterator[None]:
-    """End the program with one sentence and exit code 1; MTXL_RL_TRACEBACK=1 shows where."""
+    """End the program with one sentence and exit code 1 for an error that this library raised.
+
+    Errors of other code, such as an environment, keep their traceback. MTXL_RL_TRACEBACK=1 shows it
+    for all.
+    """
     try:
         yield
     except KeyboardInterrupt:
         sys.stderr.write("stopped\n")
         raise SystemExit(130) from None
     except (ValueError, OSError, ImportError, RuntimeError, YAMLError) as error:
-        if os.environ.get("MTXL_RL_TRACEBACK"):
+        if os.environ.get("MTXL_RL_TRACEBACK") or is_foreign(error):
             raise
-        message = "; ".join([str(error), *getattr(error, "__notes__", [])])
-        if isinstance(error, OSError) and error.strerror and error.filename is None:
-            message = error.strerror  # Without the errno that str() prepends.
-        if isinstance(error, YAMLError):
-            message = f"not valid YAML: {' '.join(message.split())}"
-        sys.stderr.write(f"error: {message}\n")
+        sys.stderr.write(_message(error))
         raise SystemExit(1) from None
+
+
+def is_foreign(error: BaseException) -> bool:
+    """Whether code of others raised the error, such as an environment's or a callback's.
+
+    That is code which this library called, and which is not a library for files, tensors or
+    options.
+    """
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    called = list(takewhile(lambda frame: not _is_of_package(frame), reversed(frames)))
+    modules = {frame.f_globals.get("__name__", "").partition(".")[0] for frame in called}
+    return not modules <= _LIBRARIES
+
+
+def _is_of_package(frame: FrameType) -> bool:
+    # By the file: a command's module is called __main__.
+    return Path(frame.f_code.co_filename).is_relative_to(_PACKAGE)
+
+
+def _message(error: Exception) -> str:
+    """The error as one sentence, below the notes of several lines, as a worker's traceback."""
+    message = str(error)
+    if isinstance(error, OSError) and error.strerror and error.filename is None:
+        message = error.strerror  # Without the errno that str() prepends.
+    if isinstance(error, YAMLError):
+        message = f"not valid YAML: {' '.join(message.split())}"
+    notes = getattr(error, "__notes__", [])
+    blocks = [note.rstrip() + "\n" for note in notes if "\n" in note.strip()]
+    sentences = [note for note in notes if "\n" not in note.strip()]
+    return "".join([*blocks, f"error: {'; '.join([message, *sentences])}\n"])
 
 
 def make_writable(path: Path) -> None:

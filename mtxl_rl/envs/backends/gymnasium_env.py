@@ -5,6 +5,7 @@ import importlib
 import inspect
 import io
 import os
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -95,6 +96,8 @@ def make_gymnasium(
             f"env.id={env_id} needs a package that is not installed: {error}"
         ) from error
     except (TypeError, gymnasium.error.Error) as error:
+        if not _gymnasium_raised(error):
+            raise
         reason = str(error).splitlines()[0]
         raise ValueError(
             f"env.kwargs={kwargs or {}} does not fit env.id={env_id} ({reason}); "
@@ -122,6 +125,13 @@ def _spec(env_id: str) -> gymnasium.envs.registration.EnvSpec:
     return spec
 
 
+def _gymnasium_raised(error: Exception) -> bool:
+    """Whether Gymnasium refused to make the environment; otherwise its own code failed."""
+    cause = error.__cause__ or error  # Gymnasium chains a TypeError of the environment.
+    *_, (frame, _) = traceback.walk_tb(cause.__traceback__)
+    return str(frame.f_globals.get("__name__", "")).startswith("gymnasium.")
+
+
 def _legal_kwargs(spec: gymnasium.envs.registration.EnvSpec) -> str:
     entry_point = spec.entry_point or spec.vector_entry_point
     assert entry_point is not None
@@ -141,6 +151,8 @@ def _import_registering(module: str, *, env_id: str, extra: str | None) -> None:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             importlib.import_module(module)
     except ImportError as error:
+        if extra is None and not module.startswith(error.name or module):
+            raise  # The module exists, and imports something that does not.
         pip_line = f"pip install 'mtxl_rl[{extra}]'" if extra else "pip, if a package has it"
         raise ImportError(
             f"env.id={env_id} needs the module {module}, which cannot be imported ({error}); "
