@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from functools import cache
@@ -23,6 +23,7 @@ from typing import Any, get_origin, get_type_hints
 from unittest import mock
 
 import hydra
+from hydra import compose, initialize, initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -115,6 +116,40 @@ def run_command(
         is_sweep = bool({"-m", "--multirun"} & set(flags))
         overrides = check_overrides(overrides, command, is_sweep=is_sweep)
         _run_hydra(command, [*overrides, *flags], run)
+
+
+def compose_command(command: Command, overrides: Sequence[str]) -> Any:  # noqa: ANN401
+    """A command's dataclass with overrides (`name=value`), composed without a command line.
+
+    Raises:
+        ValueError: a name or a value is not legal. The message lists the legal ones.
+    """
+    overrides = check_overrides(overrides, command)
+    with fresh_hydra(), readable_errors():
+        if isinstance(command.base, str):
+            name = command.base
+            context: Any = initialize_config_module("mtxl_rl.configs", version_base="1.3")
+        else:  # Without the folder: Hydra takes an option for a group that has its name.
+            name, context = _store(command.base), initialize(None, version_base="1.3")
+        with context:
+            return OmegaConf.to_object(compose(name, overrides=overrides))
+
+
+def as_override(name: str, value: object) -> str:
+    """`name=value` in Hydra's grammar, for a value of Python."""
+    return f"{name}={_in_hydra(value)}"
+
+
+def _in_hydra(value: object) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Mapping):
+        return f"{{{','.join(f'{key}:{_in_hydra(item)}' for key, item in value.items())}}}"
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(_in_hydra, value))}]"
+    return str(value) if isinstance(value, int | float) else _quote(str(value))
 
 
 def _run_hydra(command: Command, argv: Sequence[str], run: Callable[[Any], object]) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
-from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
@@ -19,9 +18,8 @@ from mtxl_rl.agents.ppo import PPOConfig
 from mtxl_rl.command import (
     Command,
     check_choice,
-    check_overrides,
     choices,
-    fresh_hydra,
+    compose_command,
     options_of,
     readable_errors,
     value_of,
@@ -219,13 +217,7 @@ def compose_config(overrides: Sequence[str]) -> TrainConfig:
     Raises:
         ValueError: a name or a value is not legal. The message lists the legal ones.
     """
-    overrides = check_overrides(overrides, train_command(overrides))
-    with (
-        fresh_hydra(),
-        readable_errors(),
-        initialize_config_module("mtxl_rl.configs", version_base="1.3"),
-    ):
-        config = OmegaConf.to_object(compose("train", overrides=overrides))
+    config = compose_command(train_command(overrides), overrides)
     assert isinstance(config, TrainConfig), type(config)
     return config
 

@@ -1,19 +1,42 @@
-"""Train an agent: `python -m mtxl_rl.train env=MemoryMaze`. A run itself is in `trainer`."""
+"""Train an agent: `python -m mtxl_rl.train env=MemoryMaze`, or `mtxl_rl.train("MemoryMaze")`.
 
+This module parses options. The run itself is in `trainer`.
+"""
+
+import inspect
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
+import gymnasium
 from hydra.core.hydra_config import HydraConfig
 
-from mtxl_rl.command import Command, options_of, run_command, value_of
+from mtxl_rl.agents.ppo import PPOConfig
+from mtxl_rl.callbacks import Callback
+from mtxl_rl.command import (
+    Command,
+    as_override,
+    compose_command,
+    options_of,
+    run_command,
+    value_of,
+)
 from mtxl_rl.config import (
     GROUPS,
     TrainConfig,
     device_overrides,
     options_without_effect,
     train_command,
+)
+from mtxl_rl.envs.backends.custom_env import (
+    CustomEnv,
+    CustomEnvConfig,
+    default_num_envs,
+    describe_custom,
 )
 from mtxl_rl.runtime.distributed import (
     STOPPED,
@@ -24,7 +47,8 @@ from mtxl_rl.runtime.distributed import (
 )
 from mtxl_rl.saved_agent import run_folder, saved_config
 from mtxl_rl.tracking import checkpoint
-from mtxl_rl.tracking.cli import say
+from mtxl_rl.tracking.cli import quiet, say
+from mtxl_rl.trained_run import TrainedRun
 from mtxl_rl.trainer import new_run_dir, run_until_signal
 
 USAGE = """\
@@ -107,6 +131,100 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     run_command(argv, describe=_describe, run=_run_command)
 
+
+def train(
+    env: str | CustomEnv | None = None,
+    options: Mapping[str, Any] | None = None,
+    *,
+    callbacks: Callback | Sequence[object] = (),
+    verbose: bool = True,
+    **top_level: Any,  # noqa: ANN401 - options of any type
+) -> TrainedRun:
+    """Train an agent in this process, as the command line does.
+
+    ```python
+    run = mtxl_rl.train("TMaze", {"env.corridor_length": 20}, total_steps=100_000)
+    print(run.metrics["episode/return"], run.agent.evaluate(episodes=100))
+    ```
+
+    Args:
+        env: A task's name, an id of Gymnasium, an environment, a vector environment, or a function
+            that makes an environment. None: the environment of the run that `resume=` names.
+        options: Options by their names on the command line, as "ppo.learning_rate".
+        callbacks: `mtxl_rl.Callback`, or objects with some of its methods.
+        verbose: Print what the command line prints.
+        top_level: Options whose names have no dot, as total_steps=100_000.
+
+    Raises:
+        ValueError: an option or the environment is not legal.
+        KeyboardInterrupt: Ctrl-C stopped the run, after it was saved.
+        SystemExit: SIGTERM stopped it, after it was saved.
+
+    Returns:
+        The run's folder, metrics and agent.
+    """
+    config, custom = _config(env, {**(options or {}), **top_level})
+    if config.dry_run or config.num_processes not in (0, 1, world_size()):
+        raise ValueError(
+            f"dry_run={config.dry_run} and num_processes={config.num_processes} are options of the "
+            "command line, and mtxl_rl.train() trains in this process; remove them, or run python "
+            "-m mtxl_rl.train, or start this script with torchrun"
+        )
+    calls = callbacks if isinstance(callbacks, Sequence) else [callbacks]
+    with quiet(not verbose):
+        run_dir, signal_number = run_until_signal(config, env=custom, callbacks=calls)
+    if signal_number == signal.SIGINT:
+        raise KeyboardInterrupt(f"saved; continue with mtxl_rl.train(resume={str(run_dir)!r})")
+    if signal_number:
+        raise SystemExit(128 + signal_number)
+    return TrainedRun.read(run_dir)
+
+
+def _config(
+    env: str | CustomEnv | None, values: Mapping[str, Any]
+) -> tuple[TrainConfig, CustomEnv | None]:
+    """The options of a run from Python, and the environment that Python made, if any."""
+    custom = None if isinstance(env, str) else env
+    defaults = dict[str, Any]()
+    if isinstance(env, str):
+        is_id = env in gymnasium.registry or ":" in env
+        defaults = {"env": "Gymnasium", "env.id": env} if is_id else {"env": env}
+    elif custom is not None and "resume" not in values:
+        defaults = {"env": "Gymnasium", "ppo.num_minibatches": 1}
+        num_envs = default_num_envs(custom)
+        defaults |= {} if num_envs is None else {"num_envs": num_envs}
+    overrides = [
+        f"{name}={value}" if name in GROUPS else as_override(name, value)
+        for name, value in {**defaults, **values}.items()
+    ]
+    config = compose_command(_describe(overrides), overrides)
+    if custom is None:
+        return config, None
+    if "resume" not in values:
+        if "ppo.num_minibatches" not in values:  # As many as divide the spans of few environments.
+            spans = config.num_envs * (config.ppo.rollout_length // config.span_length)
+            most = PPOConfig().num_minibatches
+            config.ppo.num_minibatches = max(n for n in range(1, most + 1) if spans % n == 0)
+        config.env = CustomEnvConfig(description=describe_custom(custom))
+    elif not isinstance(config.env, CustomEnvConfig):
+        raise ValueError(
+            f"the run resume={config.resume} has the environment {config.env.name}; call "
+            "mtxl_rl.train(resume=...) without an environment, or start a new run"
+        )
+    return config, custom
+
+
+class _TrainModule(ModuleType):
+    """This module can be called: `mtxl_rl.train` is both the command's module and `train`."""
+
+    __signature__ = inspect.signature(train)
+
+    def __call__(self, *arguments: Any, **options: Any) -> TrainedRun:  # noqa: ANN401
+        """Call `train`."""
+        return train(*arguments, **options)
+
+
+sys.modules[__name__].__class__ = _TrainModule
 
 if __name__ == "__main__":
     # Launchers of sweeps pickle functions; those of the imported module by their names.

@@ -18,18 +18,13 @@ from mtxl_rl.agents.collector import Actor, Collector, Episode
 from mtxl_rl.agents.ppo import PPO
 from mtxl_rl.agents.world import World, concatenate_rows, select_rows, tensors_hash
 from mtxl_rl.build import build_policy, bytes_table, predicted_bytes, rollout_shape
-from mtxl_rl.config import (
-    TrainConfig,
-    save_config,
-    values,
-)
+from mtxl_rl.callbacks import CallbackList, Metrics
+from mtxl_rl.config import TrainConfig, save_config, values
+from mtxl_rl.envs.backends.custom_env import CustomEnv, is_factory
 from mtxl_rl.envs.registry import make_vector_env, stream_seed
 from mtxl_rl.envs.wrappers.episode_statistics import EpisodeStatistics
 from mtxl_rl.runtime.compile import check_gradients, compile_policy
-from mtxl_rl.runtime.distributed import (
-    joined_world,
-    local_device,
-)
+from mtxl_rl.runtime.distributed import joined_world, local_device
 from mtxl_rl.runtime.profiler import IterationProfiler
 from mtxl_rl.saved_agent import describe_agent, run_folder, save_policy, saved_config
 from mtxl_rl.tracking import checkpoint
@@ -66,6 +61,8 @@ class Run:
         shape = rollout_shape(config, self.actor.shapes, self.policy, num_envs=env.num_envs)
         self.collector = Collector(self.actor, shape=shape)
         self.episodes = EpisodeWindow(size=100)
+        self.ended_episodes: list[Episode] = []
+        """The episodes that ended in the last iteration."""
         self.profiler = IterationProfiler(self.collector, self.agent)
         stored, predicted = self.collector.rollout.nbytes_by_part(), shape.bytes_by_part()
         assert stored == predicted, (stored, predicted)
@@ -124,7 +121,8 @@ class Run:
     def _count(self, episodes: Sequence[Episode]) -> None:
         """Count the episodes that ended in all processes, in the order of their environments."""
         everywhere = [episode for part in self.world.gather(episodes) for episode in part]
-        for episode in sorted(everywhere, key=lambda episode: episode.env):
+        self.ended_episodes = sorted(everywhere, key=lambda episode: episode.env)
+        for episode in self.ended_episodes:
             self.episodes.add(
                 episode_return=episode.episode_return,
                 episode_length=episode.length,
@@ -205,8 +203,15 @@ class Run:
             self.start(seed=stream_seed(self.config.seed, self.step))
 
 
-def run(config: TrainConfig) -> Path:
+def run(
+    config: TrainConfig, *, env: CustomEnv | None = None, callbacks: Sequence[Any] = ()
+) -> Path:
     """Train until `total_steps`, or until asked to stop; return the run's folder.
+
+    Args:
+        config: The options.
+        env: An environment that Python code made, for the options' own.
+        callbacks: See `mtxl_rl.callbacks`.
 
     Raises:
         ValueError: a setting, the environment's spaces or a checkpoint is not legal.
@@ -215,42 +220,58 @@ def run(config: TrainConfig) -> Path:
 
     An error while training has a note that names the step and the last checkpoint.
     """
-    return run_until_signal(config)[0]
+    return run_until_signal(config, env=env, callbacks=callbacks)[0]
 
 
-def run_until_signal(config: TrainConfig) -> tuple[Path, int]:
+def run_until_signal(
+    config: TrainConfig, *, env: CustomEnv | None = None, callbacks: Sequence[Any] = ()
+) -> tuple[Path, int]:
     """Train as `run` does; return the folder and the number of the signal that stopped it, or 0."""
-    device = local_device(config.torch_device())
+    device, calls = local_device(config.torch_device()), CallbackList(callbacks)
     if config.dry_run:
-        with closing(make_vector_env(config.env, num_envs=1, seed=0)) as env:
-            console.print(bytes_table(predicted_bytes(config, env)), highlight=False)
+        with closing(make_vector_env(config.env, num_envs=1, seed=0)) as vector:
+            console.print(bytes_table(predicted_bytes(config, vector)), highlight=False)
         return Path(), 0
     with joined_world(device, options=values(config)) as world:
         if config.num_processes not in (0, world.size):
             say(f"num_processes={config.num_processes} has no effect: {world.size} were started")
         config.check_processes(world.size)
-        num_envs, seed = config.num_envs // world.size, stream_seed(config.seed, 0)
-        first_env = world.rows(num_envs).start
-        with closing(
-            make_vector_env(config.env, num_envs=num_envs, seed=seed, first_env=first_env)
-        ) as env:
+        with closing(_make_envs(config, env, world)) as vector:
             run_dir = _shared_run_dir(config, world)
             with run_lock(run_dir) if world.rank == 0 else nullcontext():
-                run = _begin(config, env, run_dir, world)
+                run = _begin(config, vector, run_dir, world)
                 with (
                     run_record(
                         run_dir, step=run.step, rank=world.rank, world_size=world.size
                     ) as record,
                     _noted_errors(run, run_dir),
                 ):
-                    signal_number = _loop(run, run_dir)
-                    record |= {"last_step": run.step, "outcome": outcome(signal_number)}
+                    signal_number = _loop(run, run_dir, calls)
+                    result = calls.stop_reason or outcome(signal_number)
+                    record |= {"last_step": run.step, "outcome": result}
                 if world.rank == 0:
                     if not (run_dir / "config.yaml").exists():  # Resumed with no steps left.
                         save_config(config, run_dir / "config.yaml")
                     path = run_dir / "policy.safetensors"
                     save_policy(run.policy, path, description=run.description())
         return run_dir, signal_number
+
+
+def _make_envs(config: TrainConfig, custom: CustomEnv | None, world: World) -> EpisodeStatistics:
+    """This process's share of the environments."""
+    if custom is not None and world.size > 1 and not is_factory(custom):
+        raise ValueError(
+            f"{custom} is one object, and each of the {world.size} processes needs environments of "
+            "its own; pass a function that makes an environment, as in lambda: MyEnv()"
+        )
+    num_envs = config.num_envs // world.size
+    return make_vector_env(
+        config.env,
+        num_envs=num_envs,
+        seed=stream_seed(config.seed, 0),
+        first_env=world.rows(num_envs).start,
+        custom=custom,
+    )
 
 
 def _shared_run_dir(config: TrainConfig, world: World) -> Path:
@@ -325,7 +346,7 @@ def _changed(config: TrainConfig, saved: TrainConfig) -> list[str]:
     return [key for key in after if key not in ignored and after[key] != before.get(key)]
 
 
-def _loop(run: Run, run_dir: Path) -> int:
+def _loop(run: Run, run_dir: Path, callbacks: CallbackList) -> int:
     """Iterate, log and save; return the number of the signal that stopped the loop, or 0."""
     config, world = run.config, run.world
     is_main = world.rank == 0
@@ -345,7 +366,7 @@ def _loop(run: Run, run_dir: Path) -> int:
             logger.truncate_after(run.step)
         # A run that is killed in its first minutes loses one iteration, not all.
         saved, is_config_due = -math.inf, bool(config.resume)
-        is_stopping = False
+        is_stopping, metrics = False, dict[str, float | int]()
         while run.step < config.total_steps and not is_stopping:
             metrics = run.iterate()
             if is_config_due and is_main:  # Only now is it certain that the options fit the run.
@@ -354,17 +375,32 @@ def _loop(run: Run, run_dir: Path) -> int:
             if logger is not None and progress is not None:
                 logger.log(metrics, step=run.step)
                 progress.update(run.step, metrics)
+                callbacks.on_iteration(metrics, episodes=run.ended_episodes, step=run.step)
             is_last = run.step >= config.total_steps
             is_due = not is_last and time.monotonic() - saved >= config.checkpoint_seconds
-            # Every process takes the same decisions: rank 0's clock, and any process's signal.
-            is_due, is_stopping = world.any(is_due and is_main, bool(stop), device=run.agent.device)
+            # Every process takes the same decisions: rank 0's clock and callbacks, and any signal.
+            asks_to_stop = bool(stop) or bool(callbacks.stop_reason)
+            is_due, is_stopping = world.any(
+                is_due and is_main, asks_to_stop, device=run.agent.device
+            )
             if is_due and not is_stopping:
-                run.save(run_dir)
+                _save(run, run_dir, metrics, callbacks)
                 saved = time.monotonic()
-        last = run.save(run_dir)
+        last = _save(run, run_dir, metrics, callbacks)
     _report_end(run, run_dir, last)
+    callbacks.stop_reason = world.gather(callbacks.stop_reason)[0]
+    if not is_stopping or callbacks.stop_reason:
+        return 0
     # Without a signal of its own, this process stops because another one received a signal.
-    return (stop or [signal.SIGTERM])[0] if is_stopping else 0
+    return (stop or [signal.SIGTERM])[0]
+
+
+def _save(run: Run, run_dir: Path, metrics: Metrics, callbacks: CallbackList) -> Path | None:
+    """Save a checkpoint, and pass it to the callbacks; its path on rank 0."""
+    path = run.save(run_dir)
+    if path is not None:
+        callbacks.on_checkpoint(path, metrics, step=run.step)
+    return path
 
 
 def _report_end(run: Run, run_dir: Path, last: Path | None) -> None:

@@ -168,6 +168,12 @@ def read_header(path: Path | str) -> Header:
     return Header(step=document["state"]["step"], score=document["score"])
 
 
+def read_best_header(run_dir: Path | str) -> Header | None:
+    """Return the step and score of a run's best checkpoint, or None if it has none."""
+    best = Path(run_dir) / _FOLDER / _BEST
+    return read_header(best) if best.is_file() else None
+
+
 def _check_request(folder: Path, *, step: int, keep_last: int) -> None:
     if not 0 <= step < 10**12:
         raise ValueError(f"step={step} does not fit a file name; give 0 to 999,999,999,999")

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,16 @@ _SHOW_CURSOR = b"\x1b[?25h"
 def say(sentence: str) -> None:
     """Print one line without wrapping it: a wrapped path cannot be copied."""
     console.print(sentence, soft_wrap=True, highlight=False, markup=False)
+
+
+@contextmanager
+def quiet(is_quiet: bool) -> Iterator[None]:
+    """Print nothing in this block, if `is_quiet`."""
+    before, console.quiet = console.quiet, console.quiet or is_quiet
+    try:
+        yield
+    finally:
+        console.quiet = before
 
 
 def show(table: Table) -> None:
@@ -114,6 +125,9 @@ def stop_requests(*, collect_all: bool = False, announce: bool = True) -> Iterat
         announce: print a line at the first signal.
     """
     requests: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield requests  # Only the main thread receives signals.
+        return
 
     def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
         if requests and not collect_all:

@@ -23,7 +23,7 @@ class CustomEnvConfig:
     name: str = "Custom"
     """The environment's name in the registry."""
     description: str = ""
-    """The object, as Python prints it."""
+    """The id or class of the environment, or the function that made it."""
 
 
 def is_factory(env: CustomEnv) -> bool:
@@ -36,6 +36,18 @@ def default_num_envs(env: CustomEnv) -> int | None:
     if isinstance(env, VectorEnv):
         return env.num_envs
     return None if is_factory(env) else 1
+
+
+def describe_custom(env: CustomEnv) -> str:
+    """Return the environment's id or class, or the function's name."""
+    if isinstance(env, gymnasium.Env | VectorEnv):
+        return env.spec.id if env.spec is not None else type(env.unwrapped).__qualname__
+    if not callable(env):
+        raise ValueError(
+            f"{env!r} is a {type(env).__name__}; pass a task's name, a gymnasium.Env, a "
+            "gymnasium.vector.VectorEnv, or a function that makes a gymnasium.Env"
+        )
+    return str(getattr(env, "__qualname__", type(env).__qualname__))
 
 
 def make_custom(env: CustomEnv, *, num_envs: int, seed: int) -> VectorEnv[Any, Any, Any]:
@@ -66,7 +78,8 @@ def refuse_to_make(config: CustomEnvConfig, **_: object) -> NoReturn:
     """Raise the error for a custom environment that a command line cannot make."""
     raise ValueError(
         f"this agent was trained in Python on {config.description}, which a file cannot hold; "
-        "pass the environment again: mtxl_rl.Agent.load(PATH).evaluate(env)"
+        "pass the environment again: mtxl_rl.train(env, resume=PATH) or "
+        "mtxl_rl.Agent.load(PATH).evaluate(env)"
     )
 
 

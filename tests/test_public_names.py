@@ -1,0 +1,76 @@
+"""The public names of each module: adding, renaming or removing one changes this list.
+
+A change belongs in CHANGELOG.md, under Added, Changed or Removed.
+"""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import mtxl_rl
+from mtxl_rl import torso
+
+ROOT = Path(__file__).parents[1]
+NAMES = {
+    "mtxl_rl": [
+        "Agent", "AutoregressiveWrapper", "Cache", "Callback", "CausalLM", "ExportedPolicy",
+        "MemoryState", "MemoryTransformer", "MemoryTransformerXL", "SlotsConfig", "StopTraining",
+        "SublayersConfig", "TokensConfig", "TorsoConfig", "TrainedRun", "build_torso",
+        "load_torso", "match_parameters", "save_torso", "train",
+    ],
+    "mtxl_rl.torso": [
+        "Cache", "DecodeCache", "Diagnostics", "MemoryState", "MemoryTransformer", "SlotsConfig",
+        "SublayersConfig", "TokensConfig", "Torso", "TorsoConfig", "build_torso",
+        "count_parameters", "load_torso", "match_parameters", "save_torso", "window_mask",
+    ],
+    "mtxl_rl.train": ["main", "train"],
+    "mtxl_rl.evaluate": [
+        "EvaluateConfig", "PolicyOverrides", "TorsoOverrides", "evidence", "main", "run",
+    ],
+    "mtxl_rl.trainer": ["Run", "new_run_dir", "run", "run_until_signal"],
+    "mtxl_rl.trained_run": ["TrainedRun"],
+    "mtxl_rl.callbacks": ["Callback", "CallbackList", "Metrics", "StopTraining"],
+    "mtxl_rl.agent": ["Agent", "AgentCache"],
+    "mtxl_rl.agents.collector": ["Actor", "Collector", "Episode", "Stagger", "VectorEnv"],
+    "mtxl_rl.agents.policy": ["Policy", "PolicyConfig", "PolicyOutputs"],
+    "mtxl_rl.agents.ppo": ["NonFiniteLossError", "PPO", "PPOConfig", "ppo_loss"],
+    "mtxl_rl.agents.rollout": ["Rollout", "RolloutShape", "Spans", "random_minibatches"],
+    "mtxl_rl.envs.registry": [
+        "EnvConfig", "EnvEntry", "env_entry", "evaluation_env", "make_vector_env", "stream_seed",
+    ],
+    "mtxl_rl.integrations.flat_torso": ["FlatTorso"],
+    "mtxl_rl.integrations.rllib": ["TorsoCatalog", "TorsoEncoder", "TorsoEncoderConfig"],
+    "mtxl_rl.integrations.rsl_rl": ["TorsoMemory", "TorsoModel"],
+    "mtxl_rl.integrations.sb3": [
+        "CnnTorsoPolicy", "Core", "MlpTorsoPolicy", "MultiInputTorsoPolicy", "TorsoPolicy",
+    ],
+    "mtxl_rl.integrations.torchrl": ["TorsoModule"],
+    "mtxl_rl.tracking.metrics": ["EpisodeWindow", "MetricsLogger", "Row", "read_rows"],
+}  # fmt: skip
+
+
+def defined_names(module: str) -> list[str]:
+    """Classes, functions and aliases that a module defines, read without importing it."""
+    source = ROOT.joinpath(*module.split(".")).with_suffix(".py").read_text(encoding="utf-8")
+    names = list[str]()
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            names.append(node.name)
+        elif isinstance(node, ast.Assign):
+            targets = [target.id for target in node.targets if isinstance(target, ast.Name)]
+            names += [name for name in targets if not name.isupper()]  # Without constants.
+    return sorted(name for name in names if not name.startswith("_"))
+
+
+@pytest.mark.parametrize("module", [name for name in NAMES if name.count(".") > 0])
+def test_a_modules_public_names_are_listed(module: str) -> None:
+    names = torso.__all__ if module == "mtxl_rl.torso" else defined_names(module)
+    assert sorted(names) == NAMES[module]
+
+
+def test_the_packages_names_are_listed_and_load() -> None:
+    assert sorted(mtxl_rl.__all__) == NAMES["mtxl_rl"]
+    for name in NAMES["mtxl_rl"]:
+        assert getattr(mtxl_rl, name) is not None
+        assert name in dir(mtxl_rl)
