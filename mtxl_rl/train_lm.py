@@ -289,24 +289,38 @@ def _train(
             if position + config.length + 1 > rows.shape[1]:
                 memories, position = None, 0  # The text begins again.
             loss, memories = learner(rows[:, position : position + config.length + 1], memories)
-            optimizer.zero_grad(set_to_none=True)
-            (loss / world.size).backward()
-            (loss,) = world.sum_gradients(parameters, [loss.detach() / world.size])
-            nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
+            loss = _step(optimizer, loss, parameters, world)
             schedule.step()
             if update == 1 and is_main:  # A failed start leaves the folder free for the next one.
                 OmegaConf.save(OmegaConf.structured(config), run_dir / "config.yaml")
             memories, position = memories.detach(), position + config.length
             if update % config.evaluate_every == 0 or update == config.updates:
-                metrics = evaluate(model, held_out, length=config.length, world=world)
                 speed = update * config.batch_size * config.length / (time.perf_counter() - start)
+                metrics = evaluate(model, held_out, length=config.length, world=world)
                 metrics |= {"loss/train": loss.item(), "time/characters_per_second": speed}
-                if logger is not None:
-                    logger.log(metrics, step=update)
-                cells = " | ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-                say(f"update {update}/{config.updates} | {cells}")
+                _report(metrics, logger, update=update, updates=config.updates)
     return 0
+
+
+def _step(
+    optimizer: torch.optim.Optimizer, loss: Tensor, parameters: list[nn.Parameter], world: World
+) -> Tensor:
+    """Take one step on the gradients of all processes; return the mean of their losses."""
+    optimizer.zero_grad(set_to_none=True)
+    (loss / world.size).backward()
+    (mean_loss,) = world.sum_gradients(parameters, [loss.detach() / world.size])
+    nn.utils.clip_grad_norm_(parameters, 1.0)
+    optimizer.step()
+    return mean_loss
+
+
+def _report(
+    metrics: dict[str, float], logger: MetricsLogger | None, *, update: int, updates: int
+) -> None:
+    if logger is not None:
+        logger.log(metrics, step=update)
+    cells = " | ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+    say(f"update {update}/{updates} | {cells}")
 
 
 USAGE = """\

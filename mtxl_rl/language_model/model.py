@@ -13,6 +13,12 @@ from mtxl_rl.torso.torso_config import SlotsConfig, SublayersConfig
 # B rows, T tokens, V size of the vocabulary, D width.
 
 
+def _slots_of_2020(num_slots: int, *, write_iterations: int) -> SlotsConfig:
+    return SlotsConfig(
+        num_slots=num_slots, write_iterations=write_iterations, cell="nbrc", is_shared=True
+    )
+
+
 class MemoryTransformerXL(nn.Module):
     """A language model with the call of the package `memory-transformer-xl` 0.1.0.
 
@@ -62,16 +68,11 @@ class MemoryTransformerXL(nn.Module):
         super().__init__()
         if num_tokens < 1:
             raise ValueError(f"num_tokens={num_tokens} must be 1 or more")
-        window_length = max(seq_len if mem_len is None else mem_len, seq_len)
+        window_length = max(mem_len or 0, seq_len)
         slots = SlotsConfig()
         if long_term == "slots":
-            slots = SlotsConfig(
-                num_slots=window_length if lmem_len is None else lmem_len,
-                write_iterations=mem_write_iters,
-                cell="nbrc",
-                is_shared=True,
-            )
-        has_memory = long_term != "none"
+            num_slots = window_length if lmem_len is None else lmem_len
+            slots = _slots_of_2020(num_slots, write_iterations=mem_write_iters)
         self.config = TorsoConfig(
             width=dim,
             num_layers=depth,
@@ -85,7 +86,7 @@ class MemoryTransformerXL(nn.Module):
             mogrifier_rounds=5 if mogrify_gru else 0,
             long_term=long_term,
             decay="fixed" if long_term == "linear" else "none",
-            memory_layers=sorted(memory_layers or []) if has_memory else [],
+            memory_layers=[] if long_term == "none" else sorted(memory_layers or []),
             slots=slots,
             sublayers=SublayersConfig(
                 activation="gelu",

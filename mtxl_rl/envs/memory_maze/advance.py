@@ -1,14 +1,47 @@
-"""One step of all mazes, compiled: walkers move and what they see is drawn, a row at a time."""
+"""One step of all mazes, compiled: each walker moves, then its view is drawn, row by row."""
+
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mtxl_rl.envs.memory_maze.camera import ViewTables
-from mtxl_rl.envs.memory_maze.kernels import claim, kernel
+from mtxl_rl.envs.memory_maze.kernels import bare_kernel, claim, kernel
 from mtxl_rl.envs.memory_maze.observe import draw_border
 from mtxl_rl.envs.memory_maze.physics import move_walker, new_scratch
-from mtxl_rl.envs.memory_maze.span_renderer import draw_view, new_canvas
+from mtxl_rl.envs.memory_maze.span_renderer import Canvas, draw_view, new_canvas
 from mtxl_rl.envs.memory_maze.textures import TextureAtlas
+
+
+class Scenes(NamedTuple):
+    """Everything that the pictures of all environments show, and the pictures."""
+
+    position: NDArray[np.float64]
+    """[environments, 5]; see `physics.move_walker`."""
+    wall_textures: NDArray[np.uint8]
+    """[environments, n, n]; see `span_renderer.draw_view` for this and the next fields."""
+    is_room: NDArray[np.uint8]
+    """[environments, n, n]."""
+    wall_height: float
+    """In metres."""
+    targets: NDArray[np.float64]
+    """[environments, targets, 2]."""
+    target_colors: NDArray[np.float32]
+    """[environments, targets, 3]."""
+    target_height: float
+    """In metres."""
+    current: NDArray[np.int64]
+    """[environments] the target whose colour the border shows."""
+    atlas: TextureAtlas
+    """The textures."""
+    tables: ViewTables
+    """Tables that depend only on the picture's size."""
+    border: int
+    """Width of the border in pixels."""
+    is_stale: NDArray[np.bool_]
+    """[environments] whether the picture must be drawn."""
+    images: NDArray[np.uint8]
+    """[environments, side, side, 3]."""
 
 
 @kernel
@@ -22,22 +55,10 @@ def advance(
     boxes: NDArray[np.uint8],
     touched: NDArray[np.int64],
     touched_at_start: NDArray[np.int64],
-    position: NDArray[np.float64],
-    wall_textures: NDArray[np.uint8],
-    is_room: NDArray[np.uint8],
-    wall_height: float,
-    targets: NDArray[np.float64],
-    target_colors: NDArray[np.float32],
-    target_height: float,
-    current: NDArray[np.int64],
-    atlas: TextureAtlas,
-    tables: ViewTables,
-    border: int,
-    is_stale: NDArray[np.bool_],
-    images: NDArray[np.uint8],
+    scenes: Scenes,
     is_drawn_later: bool,
 ) -> None:
-    """Move walkers in place, except those that stand still, and draw what they see.
+    """Move walkers in place, except those that stand still, and draw their views.
 
     A picture stays stale where an episode starts or the current target may change.
 
@@ -51,110 +72,60 @@ def advance(
         boxes: [environments, boxes, 4].
         touched: [environments] is filled with the targets touched, one bit each.
         touched_at_start: [environments] bits of the targets touched when the episode started.
-        position: See `draw_views`, for this and the next arguments.
-        wall_textures: See `draw_views`.
-        is_room: See `draw_views`.
-        wall_height: See `draw_views`.
-        targets: See `draw_views`.
-        target_colors: See `draw_views`.
-        target_height: See `draw_views`.
-        current: See `draw_views`.
-        atlas: See `draw_views`.
-        tables: See `draw_views`.
-        border: See `draw_views`.
-        is_stale: [environments] is filled.
-        images: See `draw_views`.
+        scenes: Its positions, pictures and `is_stale` are filled.
         is_drawn_later: Whether all pictures are left stale.
     """
-    scratch, canvas = new_scratch(), new_canvas(images.shape[1])
+    scratch, canvas = new_scratch(), new_canvas(scenes.images.shape[1])
     e = claim(rows)
     while e >= 0:
         touched[e] = 0
         if not is_still[e]:
             touched[e] = move_walker(
-                position[e],
+                scenes.position[e],
                 velocity[e],
                 controls[e, 0],
                 controls[e, 1],
                 num_substeps,
                 box_of_cell[e],
                 boxes[e],
-                targets[e],
-                target_height,
+                scenes.targets[e],
+                scenes.target_height,
                 scratch,
             )
-        is_reached = touched[e] >> current[e] & 1
-        is_stale[e] = is_drawn_later or is_still[e] or is_reached or touched_at_start[e]
-        if not is_stale[e]:
-            draw_view(
-                position[e],
-                wall_textures[e],
-                is_room[e],
-                wall_height,
-                targets[e],
-                target_colors[e],
-                target_height,
-                atlas,
-                tables,
-                images[e],
-                canvas,
-            )
-            draw_border(images[e], border, target_colors[e, current[e]])
+        is_reached = touched[e] >> scenes.current[e] & 1
+        is_stale = is_drawn_later or is_still[e] or is_reached or touched_at_start[e]
+        scenes.is_stale[e] = is_stale
+        if not is_stale:
+            _draw(e, scenes, canvas)
         e = claim(rows)
 
 
 @kernel
-def draw_views(
-    rows: NDArray[np.int64],
-    position: NDArray[np.float64],
-    wall_textures: NDArray[np.uint8],
-    is_room: NDArray[np.uint8],
-    wall_height: float,
-    targets: NDArray[np.float64],
-    target_colors: NDArray[np.float32],
-    target_height: float,
-    current: NDArray[np.int64],
-    atlas: TextureAtlas,
-    tables: ViewTables,
-    border: int,
-    is_stale: NDArray[np.bool_],
-    images: NDArray[np.uint8],
-) -> None:
-    """Draw the stale pictures and their borders.
-
-    Args:
-        rows: The environments not claimed yet; see `kernels.claim`.
-        position: [environments, 5]; see `span_renderer.draw_view` for the next arguments, too.
-        wall_textures: [environments, n, n].
-        is_room: [environments, n, n].
-        wall_height: In metres.
-        targets: [environments, targets, 2].
-        target_colors: [environments, targets, 3].
-        target_height: In metres.
-        current: [environments] the targets whose colours the borders show.
-        atlas: The textures.
-        tables: Tables that depend only on the picture's size.
-        border: Width of the border in pixels.
-        is_stale: [environments] is cleared.
-        images: [environments, side, side, 3] is filled where stale.
-    """
-    canvas = new_canvas(images.shape[1])
+def draw_views(rows: NDArray[np.int64], scenes: Scenes) -> None:
+    """Draw the stale pictures and clear `is_stale`; for `rows`, see `kernels.claim`."""
+    canvas = new_canvas(scenes.images.shape[1])
     e = claim(rows)
     while e >= 0:
-        if is_stale[e]:
-            draw_view(
-                position[e],
-                wall_textures[e],
-                is_room[e],
-                wall_height,
-                targets[e],
-                target_colors[e],
-                target_height,
-                atlas,
-                tables,
-                images[e],
-                canvas,
-            )
-            draw_border(images[e], border, target_colors[e, current[e]])
-            is_stale[e] = False
+        if scenes.is_stale[e]:
+            _draw(e, scenes, canvas)
+            scenes.is_stale[e] = False
         e = claim(rows)
+
+
+@bare_kernel
+def _draw(e: int, scenes: Scenes, canvas: Canvas) -> None:
+    """Draw the view of environment e and its border."""
+    draw_view(
+        scenes.position[e],
+        scenes.wall_textures[e],
+        scenes.is_room[e],
+        scenes.wall_height,
+        scenes.targets[e],
+        scenes.target_colors[e],
+        scenes.target_height,
+        scenes.atlas,
+        scenes.tables,
+        scenes.images[e],
+        canvas,
+    )
+    draw_border(scenes.images[e], scenes.border, scenes.target_colors[e, scenes.current[e]])

@@ -23,7 +23,7 @@ _SECONDS_BEFORE_NOTICE = 2.0
 
 
 def kernel(function: _Function) -> _Function:
-    """Compile a function at its first call; it runs without the GIL and may reorder sums."""
+    """Compile a function at its first call; it runs without the GIL."""
     return _compile(function)
 
 
@@ -43,10 +43,9 @@ def inlined(function: _Function) -> _Function:
 def _compile(function: _Function, **options: Any) -> _Function:  # noqa: ANN401
     # Tests wrap every function in a type checker; numba needs the function itself.
     plain = inspect.unwrap(function)
-    # The error model leaves out the check for zero at each division.
-    compiled: Any = numba.njit(
-        plain, cache=True, nogil=True, fastmath=True, error_model="numpy", **options
-    )
+    # The error model omits the check for zero at each division. No fastmath: with it, a process
+    # that compiles rounds differently from one that loads the cache, and a resumed run differs.
+    compiled: Any = numba.njit(plain, cache=True, nogil=True, error_model="numpy", **options)
     return compiled
 
 

@@ -11,7 +11,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from mtxl_rl.envs.memory_maze.advance import advance, draw_views
+from mtxl_rl.envs.memory_maze.advance import Scenes, advance, draw_views
 from mtxl_rl.envs.memory_maze.camera import (
     TAN_HALF_VIEW,
     tan_half_top_view,
@@ -439,29 +439,28 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
             self._boxes,
             self._touched,
             self._touched_at_start,
-            *self._view(self._images),
+            self._scenes(self._images),
             self._sees_over_walls(),
         )
 
     def _sees_over_walls(self) -> bool:
         return self.config.top_camera or self.config.good_visibility
 
-    def _view(self, images: NDArray[np.uint8]) -> tuple[Any, ...]:
-        """Arguments of `draw_views`."""
-        return (
-            self._position,
-            self._wall_texture,
-            self._is_room,
-            self.config.wall_height,
-            self._targets,
-            self._target_rgb,
-            self.config.target_height,
-            self._current,
-            self._atlas,
-            self._tables,
-            border_width(self.config.camera_resolution),
-            self._is_stale,
-            images,
+    def _scenes(self, images: NDArray[np.uint8]) -> Scenes:
+        return Scenes(
+            position=self._position,
+            wall_textures=self._wall_texture,
+            is_room=self._is_room,
+            wall_height=self.config.wall_height,
+            targets=self._targets,
+            target_colors=self._target_rgb,
+            target_height=self.config.target_height,
+            current=self._current,
+            atlas=self._atlas,
+            tables=self._tables,
+            border=border_width(self.config.camera_resolution),
+            is_stale=self._is_stale,
+            images=images,
         )
 
     def _controls(self, actions: NDArray[Any]) -> NDArray[np.float64]:
@@ -545,7 +544,7 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         if self._sees_over_walls():
             self._cast(images, only=only)
         else:
-            self._run(only, draw_views, *self._view(images))
+            self._run(only, draw_views, self._scenes(images))
 
     def _cast(self, images: NDArray[np.uint8], *, only: int | None = None) -> None:
         """Draw the views that see over walls."""
