@@ -71,7 +71,7 @@ def test_a_start_that_failed_does_not_keep_its_folder(
     argv = [*TINY, "updates=1", f"run_dir={tmp_path / 'run'}"]
     with monkeypatch.context() as broken:
         broken.setattr(MemoryTransformerXL, "forward", fails)
-        with pytest.raises(SystemExit):
+        with pytest.raises(RuntimeError, match="out of memory"):
             main(argv)
     main(argv)
     with pytest.raises(SystemExit):
