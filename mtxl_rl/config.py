@@ -73,6 +73,12 @@ class TrainConfig:
     """Seconds between checkpoints, which are saved at an iteration's end; 0: every iteration."""
     keep_checkpoints: int = 3
     """Number of latest checkpoints to keep, in addition to the best one."""
+    eval_every: int = 0
+    """Environment steps between evaluations, which play new episodes in environments of their own,
+    without a curriculum; the last policy is evaluated too. The best checkpoint is then the one with
+    the highest evaluated return. 0: no evaluation."""
+    eval_episodes: int = 32
+    """Episodes of each evaluation."""
     compile: bool = False
     """Compile acting and the torso's layers, for torso.kind=transformer. It takes one or two
     minutes the first time, some seconds from torch's cache, and needs a C++ compiler on a CPU."""
@@ -83,9 +89,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Check ranges and sizes against each other."""
-        counts = ("num_envs", "total_steps", "keep_checkpoints", "num_threads")
+        counts = ("num_envs", "total_steps", "keep_checkpoints", "num_threads", "eval_episodes")
         check_at_least(self, 1, *counts)
-        check_at_least(self, 0, "seed", "checkpoint_seconds", "num_processes")
+        check_at_least(self, 0, "seed", "checkpoint_seconds", "num_processes", "eval_every")
         if self.stagger_steps < -1:
             raise ValueError(
                 f"stagger_steps={self.stagger_steps} must be -1 (the task's episode length), 0 "

@@ -136,6 +136,7 @@ def train(
     env: str | CustomEnv | None = None,
     options: Mapping[str, Any] | None = None,
     *,
+    eval_env: CustomEnv | None = None,
     callbacks: Callback | Sequence[object] = (),
     verbose: bool = True,
     **top_level: Any,  # noqa: ANN401 - options of any type
@@ -151,6 +152,7 @@ def train(
         env: A task's name, an id of Gymnasium, an environment, a vector environment, or a function
             that makes an environment. None: the environment of the run that `resume=` names.
         options: Options by their names on the command line, as "ppo.learning_rate".
+        eval_env: An environment for `eval_every=`; None: those that `env` names or makes.
         callbacks: `mtxl_rl.Callback`, or objects with some of its methods.
         verbose: Print what the command line prints.
         top_level: Options whose names have no dot, as total_steps=100_000.
@@ -172,7 +174,9 @@ def train(
         )
     calls = callbacks if isinstance(callbacks, Sequence) else [callbacks]
     with quiet(not verbose):
-        run_dir, signal_number = run_until_signal(config, env=custom, callbacks=calls)
+        run_dir, signal_number = run_until_signal(
+            config, env=custom, eval_env=eval_env, callbacks=calls
+        )
     if signal_number == signal.SIGINT:
         raise KeyboardInterrupt(f"saved; continue with mtxl_rl.train(resume={str(run_dir)!r})")
     if signal_number:

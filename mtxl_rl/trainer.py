@@ -23,10 +23,17 @@ from mtxl_rl.config import TrainConfig, save_config, values
 from mtxl_rl.envs.backends.custom_env import CustomEnv, is_factory
 from mtxl_rl.envs.registry import make_vector_env, stream_seed
 from mtxl_rl.envs.wrappers.episode_statistics import EpisodeStatistics
+from mtxl_rl.evaluation.periodic import evaluate_while_training
 from mtxl_rl.runtime.compile import check_gradients, compile_policy
 from mtxl_rl.runtime.distributed import joined_world, local_device
 from mtxl_rl.runtime.profiler import IterationProfiler
-from mtxl_rl.saved_agent import describe_agent, run_folder, save_policy, saved_config
+from mtxl_rl.saved_agent import (
+    SavedAgent,
+    describe_agent,
+    run_folder,
+    save_policy,
+    saved_config,
+)
 from mtxl_rl.tracking import checkpoint
 from mtxl_rl.tracking.cli import console, say, stop_requests
 from mtxl_rl.tracking.files import run_lock
@@ -42,7 +49,12 @@ class Run:
     """The parts of a training run, and how they are saved and restored."""
 
     def __init__(
-        self, config: TrainConfig, env: EpisodeStatistics, *, world: World | None = None
+        self,
+        config: TrainConfig,
+        env: EpisodeStatistics,
+        *,
+        world: World | None = None,
+        eval_env: CustomEnv | None = None,
     ) -> None:
         torch.manual_seed(config.seed)
         torch.set_num_threads(config.num_threads)
@@ -51,6 +63,7 @@ class Run:
         device = local_device(config.torch_device())
         self.config = config
         self.env = env
+        self.eval_env = eval_env
         self.world = world or World()
         self.policy = build_policy(config, env).to(device)
         if config.compile:
@@ -63,6 +76,8 @@ class Run:
         self.episodes = EpisodeWindow(size=100)
         self.ended_episodes: list[Episode] = []
         """The episodes that ended in the last iteration."""
+        self.evaluated_return: float | None = None
+        """The mean return of the evaluation after the last iteration, if there was one."""
         self.profiler = IterationProfiler(self.collector, self.agent)
         stored, predicted = self.collector.rollout.nbytes_by_part(), shape.bytes_by_part()
         assert stored == predicted, (stored, predicted)
@@ -72,6 +87,7 @@ class Run:
     def iterate(self) -> dict[str, float]:
         """Collect a rollout and learn from it; return the metrics."""
         self.num_iterations += 1
+        self.evaluated_return = None
         if self.config.profile and self.num_iterations == PROFILED_ITERATION:
             with self.profiler.profile(num_steps=self.config.steps_per_iteration):
                 return self._iterate()
@@ -146,8 +162,6 @@ class Run:
         rows = concatenate_rows(self.world.gather(rows))
         if self.world.rank > 0:
             return None
-        # A mean over few episodes can be lucky, and would then never be beaten.
-        score = self.episodes.means().get("episode/return") if self.episodes.is_full else None
         state: checkpoint.TrainingState = {
             "step": self.step,
             "agent": self.agent.state_dict(),
@@ -157,7 +171,36 @@ class Run:
             "env": rows["env"],
             "description": self.description(),
         }
-        return checkpoint.save(run_dir, state, score=score, keep_last=self.config.keep_checkpoints)
+        keep_last = self.config.keep_checkpoints
+        return checkpoint.save(run_dir, state, score=self._score(), keep_last=keep_last)
+
+    def _score(self) -> float | None:
+        """What the best checkpoint has the highest of; None: this one cannot be the best."""
+        if self.config.eval_every:
+            return self.evaluated_return
+        # A mean over few episodes can be lucky, and would then never be beaten.
+        return self.episodes.means().get("episode/return") if self.episodes.is_full else None
+
+    def is_evaluation_due(self) -> bool:
+        """Whether `eval_every` steps are complete with the last iteration, or the run is."""
+        every, before = self.config.eval_every, self.step - self.config.steps_per_iteration
+        is_complete = self.step >= self.config.total_steps
+        return bool(every) and (is_complete or self.step // every > before // every)
+
+    def evaluate(self) -> dict[str, float]:
+        """Evaluate the policy in environments of its own; return the metrics."""
+        saved = SavedAgent(
+            path=Path(),
+            config=self.config,
+            single_observation_space=self.env.single_observation_space,
+            single_action_space=self.env.single_action_space,
+            step=self.step,
+            weights=self.policy.state_dict(),
+        )
+        episodes = self.config.eval_episodes
+        metrics = evaluate_while_training(saved, episodes=episodes, env=self.eval_env)
+        self.evaluated_return = metrics["eval/return"]
+        return metrics
 
     def description(self) -> str:
         """What a file of the agent holds besides the weights."""
@@ -204,13 +247,18 @@ class Run:
 
 
 def run(
-    config: TrainConfig, *, env: CustomEnv | None = None, callbacks: Sequence[Any] = ()
+    config: TrainConfig,
+    *,
+    env: CustomEnv | None = None,
+    eval_env: CustomEnv | None = None,
+    callbacks: Sequence[Any] = (),
 ) -> Path:
     """Train until `total_steps`, or until asked to stop; return the run's folder.
 
     Args:
         config: The options.
         env: An environment that Python code made, for the options' own.
+        eval_env: An environment to evaluate in; None: the options' own, or those that `env` makes.
         callbacks: See `mtxl_rl.callbacks`.
 
     Raises:
@@ -220,14 +268,19 @@ def run(
 
     An error while training has a note that names the step and the last checkpoint.
     """
-    return run_until_signal(config, env=env, callbacks=callbacks)[0]
+    return run_until_signal(config, env=env, eval_env=eval_env, callbacks=callbacks)[0]
 
 
 def run_until_signal(
-    config: TrainConfig, *, env: CustomEnv | None = None, callbacks: Sequence[Any] = ()
+    config: TrainConfig,
+    *,
+    env: CustomEnv | None = None,
+    eval_env: CustomEnv | None = None,
+    callbacks: Sequence[Any] = (),
 ) -> tuple[Path, int]:
     """Train as `run` does; return the folder and the number of the signal that stopped it, or 0."""
     device, calls = local_device(config.torch_device()), CallbackList(callbacks)
+    eval_env = _evaluation_object(config, env, eval_env)
     if config.dry_run:
         with closing(make_vector_env(config.env, num_envs=1, seed=0)) as vector:
             console.print(bytes_table(predicted_bytes(config, vector)), highlight=False)
@@ -239,7 +292,7 @@ def run_until_signal(
         with closing(_make_envs(config, env, world)) as vector:
             run_dir = _shared_run_dir(config, world)
             with run_lock(run_dir) if world.rank == 0 else nullcontext():
-                run = _begin(config, vector, run_dir, world)
+                run = _begin(config, vector, run_dir, world, eval_env)
                 with (
                     run_record(
                         run_dir, step=run.step, rank=world.rank, world_size=world.size
@@ -255,6 +308,20 @@ def run_until_signal(
                     path = run_dir / "policy.safetensors"
                     save_policy(run.policy, path, description=run.description())
         return run_dir, signal_number
+
+
+def _evaluation_object(
+    config: TrainConfig, env: CustomEnv | None, eval_env: CustomEnv | None
+) -> CustomEnv | None:
+    """The environment to evaluate in, if Python code made it."""
+    if eval_env is not None and not config.eval_every:
+        raise ValueError("eval_env= has no effect without eval_every=STEPS; add it, or remove it")
+    if eval_env is None and config.eval_every and env is not None and not is_factory(env):
+        raise ValueError(
+            f"eval_every={config.eval_every} needs environments of its own, and {env} is trained "
+            "in; pass eval_env=, or a function that makes an environment, as in lambda: MyEnv()"
+        )
+    return env if eval_env is None else eval_env
 
 
 def _make_envs(config: TrainConfig, custom: CustomEnv | None, world: World) -> EpisodeStatistics:
@@ -282,7 +349,13 @@ def _shared_run_dir(config: TrainConfig, world: World) -> Path:
     return Path(world.gather(name)[0])
 
 
-def _begin(config: TrainConfig, env: EpisodeStatistics, run_dir: Path, world: World) -> Run:
+def _begin(
+    config: TrainConfig,
+    env: EpisodeStatistics,
+    run_dir: Path,
+    world: World,
+    eval_env: CustomEnv | None,
+) -> Run:
     """A new run, whose config is saved, or a run restored from its checkpoint."""
     state = _load(config, run_dir, world) if config.resume else None
     if state is None and world.rank == 0 and (run_dir / "config.yaml").exists():
@@ -292,7 +365,7 @@ def _begin(config: TrainConfig, env: EpisodeStatistics, run_dir: Path, world: Wo
         raise ValueError(
             f"run_dir={run_dir} already holds a run; {remedy}, or choose another run_dir"
         )
-    run = Run(config, env, world=world)
+    run = Run(config, env, world=world, eval_env=eval_env)
     if state is not None:
         run.restore(state)
     else:
@@ -373,11 +446,16 @@ def _loop(run: Run, run_dir: Path, callbacks: CallbackList) -> int:
                 save_config(config, run_dir / "config.yaml")
                 is_config_due = False
             if logger is not None and progress is not None:
+                if run.is_evaluation_due():
+                    metrics |= run.evaluate()
                 logger.log(metrics, step=run.step)
                 progress.update(run.step, metrics)
                 callbacks.on_iteration(metrics, episodes=run.ended_episodes, step=run.step)
             is_last = run.step >= config.total_steps
-            is_due = not is_last and time.monotonic() - saved >= config.checkpoint_seconds
+            is_due = not is_last and (
+                time.monotonic() - saved >= config.checkpoint_seconds
+                or run.evaluated_return is not None
+            )
             # Every process takes the same decisions: rank 0's clock and callbacks, and any signal.
             asks_to_stop = bool(stop) or bool(callbacks.stop_reason)
             is_due, is_stopping = world.any(
