@@ -51,6 +51,9 @@ class TrainConfig:
     num_processes: int = 0
     """Processes that act and learn together, each with an equal share of num_envs; 0: as many as
     are fastest on this machine. torchrun starts them on several machines."""
+    launcher: str = "torch"
+    """What starts the processes of num_processes=: torch (its elastic launcher) or ray (Ray Train,
+    which continues without a process that is lost; needs mtxl_rl[ray])."""
     num_threads: int = 1
     """CPU threads of torch's operations, in each process."""
     num_envs: int = 32
@@ -92,6 +95,7 @@ class TrainConfig:
         counts = ("num_envs", "total_steps", "keep_checkpoints", "num_threads", "eval_episodes")
         check_at_least(self, 1, *counts)
         check_at_least(self, 0, "seed", "checkpoint_seconds", "num_processes", "eval_every")
+        check_choice("launcher", self.launcher, ("torch", "ray"))
         if self.stagger_steps < -1:
             raise ValueError(
                 f"stagger_steps={self.stagger_steps} must be -1 (the task's episode length), 0 "

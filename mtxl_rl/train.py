@@ -38,6 +38,7 @@ from mtxl_rl.envs.backends.custom_env import (
     default_num_envs,
     describe_custom,
 )
+from mtxl_rl.ray_trainer import train_with_ray
 from mtxl_rl.runtime.distributed import (
     STOPPED,
     check_devices,
@@ -56,6 +57,7 @@ python -m mtxl_rl.train env=NAME [option=value ...]           train an agent
 python -m mtxl_rl.train env=NAME --help                       list env.* options too
 python -m mtxl_rl.train env=NAME --cfg job                    show the values of a run
 python -m mtxl_rl.train env=NAME -m seed=0,1 'run_dir=runs/${seed}'     train several, one by one
+python -m mtxl_rl.train env=NAME launcher=ray num_processes=N train in workers of Ray Train
 python -m mtxl_rl.train resume=RUN_DIR [option=value ...]     continue a run
 
 The defaults below are those of the library. env=, model= and torso= change some of them.
@@ -88,6 +90,11 @@ def _run_command(config: TrainConfig) -> None:
     if world_size() == 1:
         for option, cause in options_without_effect(config, overrides):
             say(f"{option} has no effect with {cause}")
+        if config.launcher == "ray" and not config.dry_run:
+            signal_number = train_with_ray(config)
+            if signal_number:
+                raise SystemExit(128 + signal_number)
+            return
         num_processes = _num_processes(config)
         if num_processes > 1:
             _launch(config, overrides, num_processes=num_processes)
@@ -166,11 +173,13 @@ def train(
         The run's folder, metrics and agent.
     """
     config, custom = _config(env, {**(options or {}), **top_level})
-    if config.dry_run or config.num_processes not in (0, 1, world_size()):
+    is_launched = config.launcher == "ray" or config.num_processes not in (0, 1, world_size())
+    if config.dry_run or is_launched:
         raise ValueError(
-            f"dry_run={config.dry_run} and num_processes={config.num_processes} are options of the "
-            "command line, and mtxl_rl.train() trains in this process; remove them, or run python "
-            "-m mtxl_rl.train, or start this script with torchrun"
+            f"dry_run={config.dry_run}, launcher={config.launcher} and num_processes="
+            f"{config.num_processes} are options of the command line, and mtxl_rl.train() trains "
+            "in this process; remove them, or run python -m mtxl_rl.train, or start this script "
+            "with torchrun"
         )
     calls = callbacks if isinstance(callbacks, Sequence) else [callbacks]
     with quiet(not verbose):

@@ -27,6 +27,7 @@ from mtxl_rl.evaluation.periodic import evaluate_while_training
 from mtxl_rl.runtime.compile import check_gradients, compile_policy
 from mtxl_rl.runtime.distributed import joined_world, local_device
 from mtxl_rl.runtime.profiler import IterationProfiler
+from mtxl_rl.runtime.ray_train import Session
 from mtxl_rl.saved_agent import (
     SavedAgent,
     describe_agent,
@@ -277,16 +278,21 @@ def run_until_signal(
     env: CustomEnv | None = None,
     eval_env: CustomEnv | None = None,
     callbacks: Sequence[Any] = (),
+    session: Session | None = None,
 ) -> tuple[Path, int]:
-    """Train as `run` does; return the folder and the number of the signal that stopped it, or 0."""
+    """Train as `run` does; return the folder and the number of the signal that stopped it, or 0.
+
+    `session` is the connection to Ray Train, in one of its workers.
+    """
     device, calls = local_device(config.torch_device()), CallbackList(callbacks)
     eval_env = _evaluation_object(config, env, eval_env)
     if config.dry_run:
         with closing(make_vector_env(config.env, num_envs=1, seed=0)) as vector:
             console.print(bytes_table(predicted_bytes(config, vector)), highlight=False)
         return Path(), 0
-    with joined_world(device, options=values(config)) as world:
-        if config.num_processes not in (0, world.size):
+    group = None if session is None else session.group
+    with joined_world(device, options=values(config), group=group) as world:
+        if config.num_processes not in (0, world.size) and session is None:
             say(f"num_processes={config.num_processes} has no effect: {world.size} were started")
         config.check_processes(world.size)
         with closing(_make_envs(config, env, world)) as vector:
@@ -299,7 +305,7 @@ def run_until_signal(
                     ) as record,
                     _noted_errors(run, run_dir),
                 ):
-                    signal_number = _loop(run, run_dir, calls)
+                    signal_number = _loop(run, run_dir, calls, session)
                     result = calls.stop_reason or outcome(signal_number)
                     record |= {"last_step": run.step, "outcome": result}
                 if world.rank == 0:
@@ -357,14 +363,7 @@ def _begin(
     eval_env: CustomEnv | None,
 ) -> Run:
     """A new run, whose config is saved, or a run restored from its checkpoint."""
-    state = _load(config, run_dir, world) if config.resume else None
-    if state is None and world.rank == 0 and (run_dir / "config.yaml").exists():
-        remedy = f"continue with resume={run_dir}"
-        if checkpoint.latest(run_dir) is None:
-            remedy = "it was stopped before its first checkpoint: delete it"
-        raise ValueError(
-            f"run_dir={run_dir} already holds a run; {remedy}, or choose another run_dir"
-        )
+    state = check_start(config, run_dir, world)
     run = Run(config, env, world=world, eval_env=eval_env)
     if state is not None:
         run.restore(state)
@@ -373,6 +372,26 @@ def _begin(
         if world.rank == 0:
             save_config(config, run_dir / "config.yaml")
     return run
+
+
+def check_start(
+    config: TrainConfig, run_dir: Path, world: World
+) -> checkpoint.TrainingState | None:
+    """Check that a run can begin or continue in a folder; return the checkpoint that it continues.
+
+    Raises:
+        ValueError: the folder holds another run, or later steps of this one.
+    """
+    if config.resume:
+        return _load(config, run_dir, world)
+    if world.rank == 0 and (run_dir / "config.yaml").exists():
+        remedy = f"continue with resume={run_dir}"
+        if checkpoint.latest(run_dir) is None:
+            remedy = "it was stopped before its first checkpoint: delete it"
+        raise ValueError(
+            f"run_dir={run_dir} already holds a run; {remedy}, or choose another run_dir"
+        )
+    return None
 
 
 def _load(config: TrainConfig, run_dir: Path, world: World) -> checkpoint.TrainingState:
@@ -419,14 +438,14 @@ def _changed(config: TrainConfig, saved: TrainConfig) -> list[str]:
     return [key for key in after if key not in ignored and after[key] != before.get(key)]
 
 
-def _loop(run: Run, run_dir: Path, callbacks: CallbackList) -> int:
+def _loop(run: Run, run_dir: Path, callbacks: CallbackList, session: Session | None) -> int:
     """Iterate, log and save; return the number of the signal that stopped the loop, or 0."""
     config, world = run.config, run.world
     is_main = world.rank == 0
     say(_description(run, run_dir))
     with (
         MetricsLogger(run_dir) if is_main else nullcontext() as logger,
-        stop_requests(announce=is_main) as stop,
+        stop_requests(announce=is_main, requests=session.stop if session else None) as stop,
         Progress(
             config.total_steps,
             console=console,
@@ -462,9 +481,9 @@ def _loop(run: Run, run_dir: Path, callbacks: CallbackList) -> int:
                 is_due and is_main, asks_to_stop, device=run.agent.device
             )
             if is_due and not is_stopping:
-                _save(run, run_dir, metrics, callbacks)
+                _save(run, run_dir, metrics, callbacks, session)
                 saved = time.monotonic()
-        last = _save(run, run_dir, metrics, callbacks)
+        last = _save(run, run_dir, metrics, callbacks, session)
     _report_end(run, run_dir, last)
     callbacks.stop_reason = world.gather(callbacks.stop_reason)[0]
     if not is_stopping or callbacks.stop_reason:
@@ -473,11 +492,19 @@ def _loop(run: Run, run_dir: Path, callbacks: CallbackList) -> int:
     return (stop or [signal.SIGTERM])[0]
 
 
-def _save(run: Run, run_dir: Path, metrics: Metrics, callbacks: CallbackList) -> Path | None:
-    """Save a checkpoint, and pass it to the callbacks; its path on rank 0."""
+def _save(
+    run: Run,
+    run_dir: Path,
+    metrics: Metrics,
+    callbacks: CallbackList,
+    session: Session | None,
+) -> Path | None:
+    """Save a checkpoint, and pass it to the callbacks and to Ray; its path on rank 0."""
     path = run.save(run_dir)
     if path is not None:
         callbacks.on_checkpoint(path, metrics, step=run.step)
+    if session is not None:
+        session.report(metrics, path)
     return path
 
 

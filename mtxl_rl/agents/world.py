@@ -32,6 +32,8 @@ class World:
 
     rank: int = 0
     size: int = 1
+    group: dist.ProcessGroup | None = None
+    """The processes among which operations run; None: all that are connected."""
     _waits: list[tuple[Any, Any]] = field(default_factory=list, repr=False)
     """Begin and end of each collective operation since `wait_seconds`, as `_now` returns them."""
 
@@ -74,7 +76,7 @@ class World:
             gradients.append(parameter.grad)
         flat = torch.cat([gradient.flatten() for gradient in gradients] + [scalars])
         with self._collective(flat.device):
-            dist.all_reduce(flat)
+            dist.all_reduce(flat, group=self.group)
         parts = flat.split([*(gradient.numel() for gradient in gradients), len(scalars)])
         for gradient, part in zip(gradients, parts[:-1], strict=True):
             gradient.copy_(part.view_as(gradient))
@@ -89,7 +91,7 @@ class World:
         torch.save(item, buffer)
         parts: list[Any] = [None] * self.size
         with self._collective(torch.device("cpu")):
-            dist.all_gather_object(parts, buffer.getvalue())
+            dist.all_gather_object(parts, buffer.getvalue(), group=self.group)
         return [torch.load(io.BytesIO(part), weights_only=False) for part in parts]
 
     def check_equal(self, items: Mapping[str, object], *, remedy: str) -> None:
@@ -120,7 +122,7 @@ class World:
             return tensor
         reduced = tensor.clone()
         with self._collective(tensor.device):
-            dist.all_reduce(reduced, operation)
+            dist.all_reduce(reduced, operation, group=self.group)
         return reduced
 
     @contextmanager

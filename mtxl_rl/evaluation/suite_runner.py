@@ -11,6 +11,7 @@ stopped ones.
 import json
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -292,9 +293,13 @@ def run_suite(suite: Suite) -> list[str]:
                 _start(waiting.pop(0), active)
             _reap(active, failed, is_continuing=not stop)
             if len(stop) > num_signals:
+                is_second = num_signals > 0 and signal.SIGINT in stop[num_signals:]
                 num_signals = len(stop)
                 for process in active.values():
-                    process.terminate()
+                    if is_second:
+                        process.kill()
+                    else:
+                        process.terminate()
             done = total - len(waiting) - len(active) - len(failed)
             live.update(_table(active, title=f"{done} of {total} runs done, {len(failed)} failed"))
             # Without a terminal, rich prints the table only at the end.

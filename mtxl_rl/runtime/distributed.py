@@ -1,7 +1,7 @@
 """Start data-parallel processes and connect them.
 
 `launch` starts the processes of one machine, torchrun those of one or many; Slurm starts torchrun.
-Each process runs the same command line.
+Each process runs the same command line. Ray's workers run a function: see `ray_train`.
 """
 
 import importlib.metadata
@@ -73,11 +73,21 @@ def local_device(device: torch.device) -> torch.device:
 
 @contextmanager
 def joined_world(
-    device: torch.device, *, options: Mapping[str, object] | None = None
+    device: torch.device,
+    *,
+    options: Mapping[str, object] | None = None,
+    group: dist.ProcessGroup | None = None,
 ) -> Iterator[World]:
     """Join the processes that torchrun or `launch` started: gloo on CPUs, NCCL on GPUs.
 
-    Only the first process prints. The processes' options and library versions must be the same.
+    Where another launcher has connected the processes already, as Ray does, they are used as they
+    are. Only the first process prints. The processes' options and library versions must be the
+    same.
+
+    Args:
+        device: where this process computes.
+        options: what must be the same, in addition to the versions.
+        group: the processes of the run, if they are only some of those that are connected.
 
     Raises:
         ValueError: there are fewer GPUs than processes.
@@ -87,22 +97,14 @@ def joined_world(
     if size == 1:
         yield World()
         return
-    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-    if missing:
-        raise ValueError(
-            f"WORLD_SIZE={size} is set without {', '.join(missing)}; start the processes with "
-            "torchrun or num_processes=, or unset WORLD_SIZE"
-        )
     if device.type == "cuda":
         check_devices(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), device)
         torch.cuda.set_device(device)  # NCCL gathers objects through the current device.
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    rank = int(os.environ["RANK"])
-    store = _meet(rank, size)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
-    _stop_with_parent()
+    if not dist.is_initialized():
+        _connect("nccl" if device.type == "cuda" else "gloo", size)
+    rank, backend = dist.get_rank(group), dist.get_backend(group)
     console.quiet = rank > 0
-    world = World(rank, size)
+    world = World(rank, size, group)
     try:
         world.check_equal(
             {**library_versions(), **(options or {})},
@@ -110,12 +112,32 @@ def joined_world(
         )
         yield world
     except BaseException:
-        # Where another process is gone, NCCL would wait for it.
-        if backend == "gloo":
+        # Where another process is gone, NCCL would wait for it. Ray may have disconnected already.
+        if backend == "gloo" and dist.is_initialized():
             dist.destroy_process_group()
         raise
-    dist.barrier()  # The launcher ends the others when one has ended, and rank 0 may be saving.
+    # The launcher ends the others when one has ended, and rank 0 may be saving.
+    dist.barrier(group)
     dist.destroy_process_group()
+
+
+def _connect(backend: str, size: int) -> None:
+    """Connect this process to the others that were started with it.
+
+    Raises:
+        ValueError: the environment lacks one of torchrun's variables.
+        RuntimeError: the other processes cannot be reached.
+    """
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise ValueError(
+            f"WORLD_SIZE={size} is set without {', '.join(missing)}; start the processes with "
+            "torchrun or num_processes=, or unset WORLD_SIZE"
+        )
+    rank = int(os.environ["RANK"])
+    store = _meet(rank, size)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
+    _stop_with_parent()
 
 
 def _meet(rank: int, size: int) -> Store:

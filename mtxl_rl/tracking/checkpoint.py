@@ -7,17 +7,15 @@ the highest score in `best.pt`.
 import errno
 import io
 import math
-import os
 import pickle
 import re
-import shutil
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple, Never, NotRequired, TypedDict
 
 import torch
 
-from mtxl_rl.tracking.files import TEMPORARY_PREFIX, atomic_write
+from mtxl_rl.tracking.files import TEMPORARY_PREFIX, atomic_write, link_or_copy
 
 FORMAT = "mtxl_rl.tracking.checkpoint"
 VERSION = 1
@@ -90,7 +88,7 @@ def save(
         temporary.write_bytes(content)
     if _is_best(folder / _BEST, score=score):
         with atomic_write(folder / _BEST, advice=advice) as temporary:
-            _link(path, temporary)
+            link_or_copy(path, temporary)
     for outdated in [*_step_files(folder)[keep_last:], *folder.glob(f"{TEMPORARY_PREFIX}*")]:
         outdated.unlink(missing_ok=True)
     return path
@@ -233,14 +231,6 @@ def _is_best(best: Path, *, score: float | None) -> bool:
     except (FileNotFoundError, ValueError):
         return True  # There is no best checkpoint, or it cannot be loaded.
     return best_score is None or score > best_score
-
-
-def _link(source: Path, target: Path) -> None:
-    """Hard-link `source`, or copy it where the file system has no hard links."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def _read(path: Path, *, map_location: torch.device | str) -> dict[str, Any]:

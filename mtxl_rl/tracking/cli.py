@@ -116,29 +116,36 @@ def make_writable(path: Path) -> None:
 
 
 @contextmanager
-def stop_requests(*, collect_all: bool = False, announce: bool = True) -> Iterator[list[int]]:
+def stop_requests(
+    *, collect_all: bool = False, announce: bool = True, requests: list[int] | None = None
+) -> Iterator[list[int]]:
     """Collect SIGINT and SIGTERM in a list; a loop ends when the list is not empty.
 
+    A second signal ends the program immediately, unless both are SIGTERM: at the end of a job a
+    process can receive one from Slurm and one from torchrun. After a second Ctrl-C torchrun sends
+    SIGTERM.
+
     Args:
-        collect_all: collect later signals too, for a caller that forwards them; otherwise a second
-            signal ends the program immediately.
+        collect_all: collect later signals too, for a caller that forwards them.
         announce: print a line at the first signal.
+        requests: the list, if the caller adds requests of its own. Outside of the main thread,
+            where Python delivers no signals, there are no others.
     """
-    requests: list[int] = []
+    stop = list[int]() if requests is None else requests
     if threading.current_thread() is not threading.main_thread():
-        yield requests  # Only the main thread receives signals.
+        yield stop
         return
 
     def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        if requests and not collect_all:
+        if stop and signal.SIGINT in (stop[0], number) and not collect_all:
             _exit_immediately(number)
-        requests.append(number)
-        if announce and len(requests) == 1:
+        stop.append(number)
+        if announce and len(stop) == 1:
             os.write(2, b"\nStopping once the work is saved. Press Ctrl-C again to quit now.\n")
 
     old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield requests
+        yield stop
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)

@@ -3,6 +3,7 @@
 import errno
 import importlib
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -54,6 +55,14 @@ def explained_write_errors(path: Path, *, advice: str) -> Iterator[None]:
         reason = " ".join((error.strerror or str(error)).split()) or "the write failed"
         message = f"cannot write {path}: {reason}; {advice}"
         raise OSError(error.errno or errno.EIO, message) from error
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Hard-link `source`, or copy it where the file system has no hard links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 @contextmanager

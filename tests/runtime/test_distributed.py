@@ -129,6 +129,21 @@ def test_processes_on_gpus_that_do_not_exist_are_not_started(
     assert "use device=cpu, or install a CUDA build" in capsys.readouterr().err
 
 
+def test_ray_that_is_not_installed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(SystemExit):
+        main([*OPTIONS, "launcher=ray", "num_processes=2", f"run_dir={tmp_path / 'run'}"])
+    assert "pip install 'mtxl_rl[ray]', or remove launcher=ray" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_launcher_is_named() -> None:
+    with pytest.raises(ValueError, match=r"launcher=rya is unknown; choose one of ray, torch"):
+        compose_config([*OPTIONS, "launcher=rya"])
+
+
 @pytest.fixture
 def port(monkeypatch: pytest.MonkeyPatch) -> int:
     """A free port, in the variables of process 0 of 2."""
