@@ -1,7 +1,7 @@
 """A trained agent in Python: load it from a file, act step by step, play episodes."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,6 +157,7 @@ class Agent:
         seed: int = 0,
         memory: str = "on",
         greedy: bool = False,
+        on_step: Callable[[PolicyInputs], None] | None = None,
     ) -> list[dict[str, float]]:
         """Play new episodes.
 
@@ -169,6 +170,7 @@ class Agent:
             memory: The long-term memory: on, zero (zeroed before every step) or noise (replaced by
                 noise of the same scale).
             greedy: Take the most probable action instead of drawing one.
+            on_step: Called with the policy's inputs before each step and after the last one.
 
         Raises:
             ValueError: `memory` is unknown, or the environment does not fit the agent.
@@ -190,7 +192,9 @@ class Agent:
         with closing(vector):
             actor = self.actor(vector, seed=seed, greedy=greedy)
             torch.manual_seed(seed)  # memory="noise" draws from torch's generator.
-            return play_episodes(actor, episodes=episodes, seed=env_seed, memory=memory)
+            return play_episodes(
+                actor, episodes=episodes, seed=env_seed, memory=memory, on_step=on_step
+            )
 
     def actor(self, env: VectorEnv, *, seed: int = 0, greedy: bool = False) -> Actor:
         """The policy in the environments.

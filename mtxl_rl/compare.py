@@ -26,7 +26,7 @@ class CompareConfig:
 
     runs: list[str] = field(default_factory=list)
     """Folders of runs; `runs=` can be left out."""
-    metric: str = "episode/return"
+    metric: str = "charts/episodic_return"
     """Column of metrics.jsonl to compare."""
     output: str = "compare"
     """The curves are written to OUTPUT.png and OUTPUT.svg."""
@@ -72,7 +72,7 @@ def _summary(run: Path, curve: Any, metric: str) -> dict[str, str]:  # noqa: ANN
         known = sorted({key for row in rows for key in row})
         raise ValueError(f"{run} has no {metric}; its metrics are {', '.join(known)}")
     highest = curve.loc[curve["value"].idxmax()]
-    speed = float(np.median([row["time/env_steps_per_second"] or 0.0 for row in rows]))
+    speed = float(np.median([row["charts/SPS"] or 0.0 for row in rows]))
     return {
         "run": str(run),
         "env": config.env.name,

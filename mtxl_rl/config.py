@@ -27,6 +27,7 @@ from mtxl_rl.command import (
 from mtxl_rl.envs.registry import ENVS, env_entry
 from mtxl_rl.torso import TorsoConfig
 from mtxl_rl.torso.torso_config import check_at_least
+from mtxl_rl.tracking.loggers import check_logger_names
 
 GROUPS = ("env", "torso", "model")
 Config = TypeVar("Config")
@@ -82,6 +83,12 @@ class TrainConfig:
     the highest evaluated return. 0: no evaluation."""
     eval_episodes: int = 32
     """Episodes of each evaluation."""
+    eval_video: bool = True
+    """Draw a video and the memory timeline of each evaluation, in RUN_DIR/evaluations and for the
+    loggers, if matplotlib and imageio are installed."""
+    logger: list[str] = field(default_factory=lambda: ["tensorboard"])
+    """Where metrics are shown: tensorboard, wandb, trackio, several of them, or none.
+    RUN_DIR/metrics.jsonl is always written."""
     compile: bool = False
     """Compile acting and the torso's layers, for torso.kind=transformer. It takes one or two
     minutes the first time, some seconds from torch's cache, and needs a C++ compiler on a CPU."""
@@ -96,6 +103,7 @@ class TrainConfig:
         check_at_least(self, 1, *counts)
         check_at_least(self, 0, "seed", "checkpoint_seconds", "num_processes", "eval_every")
         check_choice("launcher", self.launcher, ("torch", "ray"))
+        check_logger_names(self.logger)
         if self.stagger_steps < -1:
             raise ValueError(
                 f"stagger_steps={self.stagger_steps} must be -1 (the task's episode length), 0 "

@@ -152,7 +152,7 @@ def train(
 
     ```python
     run = mtxl_rl.train("TMaze", {"env.corridor_length": 20}, total_steps=100_000)
-    print(run.metrics["episode/return"], run.agent.evaluate(episodes=100))
+    print(run.metrics["charts/episodic_return"], run.agent.evaluate(episodes=100))
     ```
 
     Args:

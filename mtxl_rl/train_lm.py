@@ -297,7 +297,7 @@ def _train(
             if update % config.evaluate_every == 0 or update == config.updates:
                 speed = update * config.batch_size * config.length / (time.perf_counter() - start)
                 metrics = evaluate(model, held_out, length=config.length, world=world)
-                metrics |= {"loss/train": loss.item(), "time/characters_per_second": speed}
+                metrics |= {"losses/train_loss": loss.item(), "time/characters_per_second": speed}
                 _report(metrics, logger, update=update, updates=config.updates)
     return 0
 

@@ -5,13 +5,16 @@ import shutil
 import signal
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import gymnasium
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.profiler import record_function
 
 from mtxl_rl.agents.collector import Actor, Collector, Episode
@@ -23,7 +26,7 @@ from mtxl_rl.config import TrainConfig, save_config, values
 from mtxl_rl.envs.backends.custom_env import CustomEnv, is_factory
 from mtxl_rl.envs.registry import make_vector_env, stream_seed
 from mtxl_rl.envs.wrappers.episode_statistics import EpisodeStatistics
-from mtxl_rl.evaluation.periodic import evaluate_while_training
+from mtxl_rl.evaluation.periodic import Evaluation, can_draw, draw, evaluate_while_training
 from mtxl_rl.runtime.compile import check_gradients, compile_policy
 from mtxl_rl.runtime.distributed import joined_world, local_device
 from mtxl_rl.runtime.profiler import IterationProfiler
@@ -38,6 +41,7 @@ from mtxl_rl.saved_agent import (
 from mtxl_rl.tracking import checkpoint
 from mtxl_rl.tracking.cli import console, say, stop_requests
 from mtxl_rl.tracking.files import run_lock
+from mtxl_rl.tracking.loggers import check_loggers_installed
 from mtxl_rl.tracking.metrics import METRICS_FILE, EpisodeWindow, MetricsLogger
 from mtxl_rl.tracking.progress import Progress
 from mtxl_rl.tracking.run_record import RECORD_FILE, outcome, run_record
@@ -105,7 +109,7 @@ class Run:
             metrics = self.agent.update(rollout, progress=self.step / self.config.total_steps)
         self.step += self.config.steps_per_iteration
         self._count(episodes)
-        speed = self._speed(begin, collected, metrics)
+        speed = self._speed(begin, collected)
         waits = self.world.wait_seconds()
         return (
             self.episodes.means()
@@ -118,9 +122,7 @@ class Run:
             }
         )
 
-    def _speed(
-        self, begin: float, collected: float, metrics: Mapping[str, float]
-    ) -> dict[str, float]:
+    def _speed(self, begin: float, collected: float) -> dict[str, float]:
         """Seconds of each part of an iteration, and steps per second."""
         now, steps = time.perf_counter(), self.config.steps_per_iteration
         env_seconds, self.actor.env_seconds = self.actor.env_seconds, 0.0
@@ -129,10 +131,7 @@ class Run:
             "time/env_seconds": env_seconds,
             "time/act_seconds": act_seconds,
             "time/learn_seconds": learn_seconds,
-            "time/env_steps_per_second": steps / (now - begin),
-            "speed/env_steps_per_second": steps / env_seconds,
-            "speed/act_steps_per_second": steps / act_seconds,
-            "speed/learn_samples_per_second": steps * metrics["ppo/epochs"] / learn_seconds,
+            "charts/SPS": steps / (now - begin),
         }
 
     def _count(self, episodes: Sequence[Episode]) -> None:
@@ -180,7 +179,9 @@ class Run:
         if self.config.eval_every:
             return self.evaluated_return
         # A mean over few episodes can be lucky, and would then never be beaten.
-        return self.episodes.means().get("episode/return") if self.episodes.is_full else None
+        return (
+            self.episodes.means().get("charts/episodic_return") if self.episodes.is_full else None
+        )
 
     def is_evaluation_due(self) -> bool:
         """Whether `eval_every` steps are complete with the last iteration, or the run is."""
@@ -188,8 +189,8 @@ class Run:
         is_complete = self.step >= self.config.total_steps
         return bool(every) and (is_complete or self.step // every > before // every)
 
-    def evaluate(self) -> dict[str, float]:
-        """Evaluate the policy in environments of its own; return the metrics."""
+    def evaluate(self) -> Evaluation:
+        """Evaluate the policy in environments of its own."""
         saved = SavedAgent(
             path=Path(),
             config=self.config,
@@ -199,9 +200,17 @@ class Run:
             weights=self.policy.state_dict(),
         )
         episodes = self.config.eval_episodes
-        metrics = evaluate_while_training(saved, episodes=episodes, env=self.eval_env)
-        self.evaluated_return = metrics["eval/return"]
-        return metrics
+        evaluation = evaluate_while_training(saved, episodes=episodes, env=self.eval_env)
+        self.evaluated_return = evaluation.metrics["eval/episodic_return"]
+        return evaluation
+
+    def action_probabilities(self) -> dict[str, NDArray[Any]]:
+        """Probabilities of the last rollout's actions; of continuous actions, log-densities."""
+        rollout = self.collector.rollout
+        log_prob = rollout.log_prob[rollout.valid].float().cpu().numpy()
+        if isinstance(self.env.single_action_space, gymnasium.spaces.Box):
+            return {"histograms/action_log_density": log_prob}
+        return {"histograms/action_probability": np.exp(log_prob)}
 
     def description(self) -> str:
         """What a file of the agent holds besides the weights."""
@@ -286,6 +295,9 @@ def run_until_signal(
     """
     device, calls = local_device(config.torch_device()), CallbackList(callbacks)
     eval_env = _evaluation_object(config, env, eval_env)
+    check_loggers_installed(config.logger)
+    if config.eval_every and config.eval_video and not can_draw():
+        say("evaluations are not drawn: pip install 'mtxl_rl[video]' (eval_video=false: no videos)")
     if config.dry_run:
         with closing(make_vector_env(config.env, num_envs=1, seed=0)) as vector:
             console.print(bytes_table(predicted_bytes(config, vector)), highlight=False)
@@ -444,7 +456,9 @@ def _loop(run: Run, run_dir: Path, callbacks: CallbackList, session: Session | N
     is_main = world.rank == 0
     say(_description(run, run_dir))
     with (
-        MetricsLogger(run_dir) if is_main else nullcontext() as logger,
+        MetricsLogger(run_dir, loggers=config.logger, options=values(config))
+        if is_main
+        else nullcontext() as logger,
         stop_requests(announce=is_main, requests=session.stop if session else None) as stop,
         Progress(
             config.total_steps,
@@ -466,7 +480,7 @@ def _loop(run: Run, run_dir: Path, callbacks: CallbackList, session: Session | N
                 is_config_due = False
             if logger is not None and progress is not None:
                 if run.is_evaluation_due():
-                    metrics |= run.evaluate()
+                    metrics |= _evaluate(run, run_dir, logger)
                 logger.log(metrics, step=run.step)
                 progress.update(run.step, metrics)
                 callbacks.on_iteration(metrics, episodes=run.ended_episodes, step=run.step)
@@ -490,6 +504,17 @@ def _loop(run: Run, run_dir: Path, callbacks: CallbackList, session: Session | N
         return 0
     # Without a signal of its own, this process stops because another one received a signal.
     return (stop or [signal.SIGTERM])[0]
+
+
+def _evaluate(run: Run, run_dir: Path, logger: MetricsLogger) -> dict[str, float]:
+    """Evaluate the policy, and log its pictures and histograms; return its metrics."""
+    evaluation = run.evaluate()
+    pictures = dict[str, Path]()
+    if run.config.eval_video and can_draw():
+        pictures = draw(evaluation.recorder, run_dir / "evaluations", step=run.step)
+    histograms = run.action_probabilities() | evaluation.histograms
+    logger.log_media(histograms=histograms, pictures=pictures, step=run.step)
+    return evaluation.metrics
 
 
 def _save(

@@ -37,7 +37,7 @@ def success(folder: Path, *options: str, episodes: int, memory: str = "on") -> d
 
 def test_the_long_term_memory_solves_a_corridor_beyond_the_receptive_field(tmp_path: Path) -> None:
     folder = trained(tmp_path / "run", "env=TMaze")
-    assert best(folder, "episode/success")[0] >= 0.98
+    assert best(folder, "charts/success")[0] >= 0.98
     rates = success(folder, episodes=400, memory="on,zero,noise")
     assert rates["on"] >= 0.97
     assert abs(rates["zero"] - 0.5) < 0.1  # 4 standard errors
@@ -63,4 +63,4 @@ def test_a_task_without_memory_is_solved_too(tmp_path: Path) -> None:
         "torso.window_length=16", "torso.segment_length=16", "ppo.learning_rate=1e-3",
         "total_steps=120000",
     )  # fmt: skip
-    assert best(folder, "episode/return")[0] >= 400
+    assert best(folder, "charts/episodic_return")[0] >= 400

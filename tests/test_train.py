@@ -91,16 +91,16 @@ def test_acting_and_learning_agree_in_every_iteration(
     run(compose_config([*TINY, *options, f"run_dir={tmp_path / 'run'}"]))
     logged = rows(tmp_path / "run")
     assert len(logged) == 4
-    assert max(row["ppo/ratio_deviation"] for row in logged) < bound
+    assert max(row["losses/ratio_deviation"] for row in logged) < bound
     assert ("memory/drift" in logged[-1]) == (refresh == "epoch")
-    assert {"step", "episode/return", "time/env_steps_per_second"} <= set(logged[-1])
+    assert {"step", "charts/episodic_return", "charts/SPS"} <= set(logged[-1])
 
 
 @pytest.mark.parametrize("env_id", ["Pendulum-v1", "CartPole-v1"])
 def test_gymnasium_environments_train(tmp_path: Path, env_id: str) -> None:
     overrides = ["env=Gymnasium", f"env.id={env_id}", *TINY[2:], "total_steps=64"]
     folder = run(compose_config([*overrides, f"run_dir={tmp_path / 'run'}"]))
-    assert rows(folder)[-1]["ppo/ratio_deviation"] < 1e-5
+    assert rows(folder)[-1]["losses/ratio_deviation"] < 1e-5
 
 
 def interrupt_after_an_iteration(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
@@ -363,8 +363,8 @@ def test_a_profiled_run_ends_with_a_table_and_logs_each_parts_speed(
     shown = capsys.readouterr().out
     for part in ("environment", "acting", "learning"):
         assert part in shown
-    for part in ("env_steps", "act_steps", "learn_samples"):
-        assert rows(tmp_path)[-1][f"speed/{part}_per_second"] > 0
+    for part in ("env", "act", "learn"):
+        assert rows(tmp_path)[-1][f"time/{part}_seconds"] > 0
 
 
 def test_compiling_a_torso_that_has_no_such_step_is_refused() -> None:
@@ -482,4 +482,4 @@ def test_training_on_a_gpu_acts_as_it_learns(
     main([*options, f"policy.precision={precision}", f"run_dir={run_dir}"])
     bound = 1e-4 if precision == "float32" else 0.25
     assert rows(run_dir)[-1]["step"] == 8192
-    assert max(row["ppo/ratio_deviation"] for row in rows(run_dir)) < bound
+    assert max(row["losses/ratio_deviation"] for row in rows(run_dir)) < bound

@@ -110,7 +110,7 @@ def test_an_environment_of_python_trains_and_evaluates(
         env, SIZES, total_steps=num_envs * 32, run_dir=tmp_path, verbose=False, **options
     )
     assert [row["step"] for row in read_rows(tmp_path)] == [num_envs * 16, num_envs * 32]
-    assert max(row["ppo/ratio_deviation"] for row in read_rows(tmp_path)) < 1e-5
+    assert max(row["losses/ratio_deviation"] for row in read_rows(tmp_path)) < 1e-5
     if env == "CartPole-v1":
         return
     assert [e["return"] for e in result.agent.evaluate(env, episodes=3)] == [5, 5, 5]
@@ -209,4 +209,4 @@ def test_a_thread_trains(tmp_path: Path) -> None:
 def test_quiet_training_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     mtxl_rl.train("TMaze", TINY, total_steps=64, run_dir=tmp_path, verbose=False)
     assert capfd.readouterr().out == ""
-    assert np.isfinite(read_rows(tmp_path)[-1]["loss/policy"])
+    assert np.isfinite(read_rows(tmp_path)[-1]["losses/policy_loss"])

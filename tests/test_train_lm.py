@@ -146,7 +146,7 @@ def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
         assert weight.dtype == torch.float64
         torch.testing.assert_close(two[name], weight, rtol=0, atol=1e-9, msg=name)
     for row, other in zip(read_rows(tmp_path / "1"), read_rows(tmp_path / "2"), strict=True):
-        for name in ("lm/bits_per_character", "lm/answer_accuracy", "loss/train"):
+        for name in ("lm/bits_per_character", "lm/answer_accuracy", "losses/train_loss"):
             assert other[name] == pytest.approx(row[name], rel=1e-6)
 
 

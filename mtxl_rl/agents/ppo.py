@@ -136,12 +136,12 @@ def ppo_loss(
     with torch.no_grad():
         outside = ((ratio - 1).abs() > clip_coef).to(weight.dtype)
         metrics = {
-            "loss/policy": policy_loss,
-            "loss/value": value_loss,
-            "ppo/entropy": mean_entropy,
-            "ppo/approx_kl": approx_kl,
-            "ppo/clip_fraction": (weight * outside).sum(),
-            "ppo/ratio_deviation": (ratio - 1).abs().max(),
+            "losses/policy_loss": policy_loss,
+            "losses/value_loss": value_loss,
+            "losses/entropy": mean_entropy,
+            "losses/approx_kl": approx_kl,
+            "losses/clipfrac": (weight * outside).sum(),
+            "losses/ratio_deviation": (ratio - 1).abs().max(),
         }
     return loss, {key: metric.detach() for key, metric in metrics.items()}
 
@@ -196,17 +196,19 @@ class PPO:
             metrics = self._sum_over_processes(metrics)
             _append(log, metrics)
             if num_updates == 0:
-                deviation = float(metrics["ppo/ratio_deviation"])
+                deviation = float(metrics["losses/ratio_deviation"])
                 check_ratio(self.policy, spans, deviation, bound=self.ratio_bound)
             elif self._exceeds_target_kl(metrics):
                 break
             with record_function("optimizer"):
-                _append(log, {"ppo/grad_norm": self._optimizer_step(metrics["loss/total"])})
+                _append(
+                    log, {"losses/grad_norm": self._optimizer_step(metrics["losses/total_loss"])}
+                )
             num_updates += 1
         return self._report(log, rollout, advantage) | {
-            "ppo/learning_rate": learning_rate,
-            "ppo/entropy_coef": entropy_coef,
-            "ppo/epochs": num_updates / config.num_minibatches,
+            "charts/learning_rate": learning_rate,
+            "charts/entropy_coef": entropy_coef,
+            "losses/epochs": num_updates / config.num_minibatches,
         }
 
     def loss(
@@ -231,8 +233,8 @@ class PPO:
         if outputs.reconstruction_loss is not None:
             reconstruction = (outputs.reconstruction_loss * spans.valid).sum() / num_valid
             loss = loss + policy.config.reconstruction_coef * reconstruction
-            metrics["loss/reconstruction"] = reconstruction.detach()
-        return loss, metrics | {"loss/total": loss.detach()}
+            metrics["losses/reconstruction_loss"] = reconstruction.detach()
+        return loss, metrics | {"losses/total_loss": loss.detach()}
 
     @torch.no_grad()
     def refresh(self, rollout: Rollout) -> Float[Tensor, ""]:
@@ -308,12 +310,12 @@ class PPO:
     def _sum_over_processes(self, metrics: dict[str, Tensor]) -> dict[str, Tensor]:
         """Sum gradients and metrics over the processes; `ratio_deviation` stays local."""
         sums = self.world.sum_gradients(self.parameters, list(metrics.values()))
-        deviation = metrics["ppo/ratio_deviation"]
-        return dict(zip(metrics, sums, strict=True)) | {"ppo/ratio_deviation": deviation}
+        deviation = metrics["losses/ratio_deviation"]
+        return dict(zip(metrics, sums, strict=True)) | {"losses/ratio_deviation": deviation}
 
     def _exceeds_target_kl(self, metrics: Mapping[str, Tensor]) -> bool:
         target_kl = self.config.target_kl
-        return target_kl > 0 and float(metrics["ppo/approx_kl"]) > 1.5 * target_kl
+        return target_kl > 0 and float(metrics["losses/approx_kl"]) > 1.5 * target_kl
 
     def _optimizer_step(self, loss: Tensor) -> Tensor:
         """Clip the gradients and update the weights, unless loss or gradients are not finite.
@@ -333,17 +335,17 @@ class PPO:
     ) -> dict[str, float]:
         """Means over minibatches, fetched from the device together."""
         report = {key: torch.stack(values).mean() for key, values in log.items()}
-        report["ppo/ratio_deviation"] = self.world.max(log["ppo/ratio_deviation"][0])
+        report["losses/ratio_deviation"] = self.world.max(log["losses/ratio_deviation"][0])
         _, unexplained = masked_moments(advantage, rollout.valid, self.world)
         _, variance = masked_moments(rollout.value + advantage, rollout.valid, self.world)
-        report["ppo/explained_variance"] = 1 - unexplained / variance
+        report["losses/explained_variance"] = 1 - unexplained / variance
         values = torch.stack([value.float() for value in report.values()]).tolist()
         result = dict(zip(report, values, strict=True))
-        total, norm = result["loss/total"], result["ppo/grad_norm"]
+        total, norm = result["losses/total_loss"], result["losses/grad_norm"]
         if not (math.isfinite(total) and math.isfinite(norm)):
             raise NonFiniteLossError(
-                f"the loss became non-finite (loss/total={total}, ppo/grad_norm={norm}); lower "
-                "ppo.learning_rate or ppo.max_grad_norm"
+                f"the loss became non-finite (losses/total_loss={total}, losses/grad_norm={norm}); "
+                "lower ppo.learning_rate or ppo.max_grad_norm"
             )
         return result
 

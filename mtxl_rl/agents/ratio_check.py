@@ -35,7 +35,7 @@ def check_ratio(policy: Policy, spans: Spans, deviation: float, *, bound: float)
     rounding = rounding_deviation(policy, spans)
     if deviation > 10 * rounding:
         raise RuntimeError(
-            f"ppo/ratio_deviation={deviation:.2e} before the first update exceeds "
+            f"losses/ratio_deviation={deviation:.2e} before the first update exceeds "
             f"ppo.ratio_bound={bound:.0e}, and rounding explains {rounding:.0e} of it: acting and "
             "learning disagree, which is a bug of the policy; please report it, or raise "
             "ppo.ratio_bound to continue"

@@ -1,51 +1,115 @@
 """Evaluation while training: new episodes in environments of its own."""
 
+import importlib.util
 import random
 import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from mtxl_rl.agent import Agent
 from mtxl_rl.envs.backends.custom_env import CustomEnv, is_factory
+from mtxl_rl.evaluation.visualize import VideoRecorder
 from mtxl_rl.saved_agent import SavedAgent
+from mtxl_rl.tracking.cli import say
 
 MAX_ENVS = 16
 """Environments that are stepped together, at most."""
+RECORDED_STEPS = 100
+"""Steps of the first environment in the video and the timeline."""
+_NAMES = {"return": "episodic_return", "length": "episodic_length", "success": "success"}
 SEED = 2**31 + 1
 """Other episodes than those of `mtxl_rl.evaluate`, so that the best checkpoint is not chosen by the
 episodes that test it."""
 
 
+class Evaluation(NamedTuple):
+    """What an evaluation measured."""
+
+    metrics: dict[str, float]
+    """Means over the episodes, as "eval/episodic_return", and over the memory's writes and reads in
+    the first environment, as "memory/strength"."""
+    histograms: dict[str, NDArray[Any]]
+    """How far each gate moved the stream, and write strengths, per layer."""
+    recorder: VideoRecorder
+    """The first steps of the first environment."""
+
+
 def evaluate_while_training(
     saved: SavedAgent, *, episodes: int, env: CustomEnv | None = None
-) -> dict[str, float]:
+) -> Evaluation:
     """Play the same new episodes at each call; the training run's numbers do not change.
 
     Args:
-        saved: The agent as it is now.
+        saved: The current agent.
         episodes: Number of episodes.
         env: See `Agent.evaluate`.
-
-    Returns:
-        Means over the episodes, as "eval/return", and "time/eval_seconds".
     """
     begin = time.perf_counter()
     num_envs = min(episodes, MAX_ENVS) if env is None or is_factory(env) else None
     device = saved.config.torch_device()
     with unchanged_random_state(device):
         agent = Agent(saved, device=str(device))
+        recorder = VideoRecorder(
+            agent.policy, agent.observation_space, max_steps=RECORDED_STEPS,
+            title=f"{saved.config.env.name}, step {saved.step:,}",
+        )  # fmt: skip
         results = agent.evaluate(
-            env, episodes=episodes, num_envs=num_envs, seed=saved.config.seed + SEED
-        )
-    means = {
-        f"eval/{key}": statistics.fmean(episode[key] for episode in results if key in episode)
-        for key in sorted({key for episode in results for key in episode})
+            env, episodes=episodes, num_envs=num_envs, seed=saved.config.seed + SEED,
+            on_step=recorder.add,
+        )  # fmt: skip
+    metrics = {
+        f"eval/{name}": statistics.fmean(episode[key] for episode in results if key in episode)
+        for key, name in _NAMES.items()
+        if any(key in episode for episode in results)
     }
-    return means | {"time/eval_seconds": time.perf_counter() - begin}
+    for key in ("memory/strength", "memory/retention", "moved/read"):
+        layers = [record[key].float().mean().item() for record in recorder.records if key in record]
+        if layers:
+            metrics[f"memory/{key.rpartition('/')[2]}"] = statistics.fmean(layers)
+    metrics["time/eval_seconds"] = time.perf_counter() - begin
+    return Evaluation(metrics, _histograms(recorder), recorder)
+
+
+def _histograms(recorder: VideoRecorder) -> dict[str, NDArray[Any]]:
+    return {
+        f"gates/layer_{n}/{key.replace('/', '_')}": field.float().cpu().numpy()
+        for n, record in enumerate(recorder.records, 1)
+        for key, field in record.items()
+        if key.startswith("moved/") or key == "memory/strength"
+    }
+
+
+def can_draw() -> bool:
+    """Whether the packages are installed that `draw` needs."""
+    return all(importlib.util.find_spec(name) for name in ("imageio", "matplotlib"))
+
+
+def draw(recorder: VideoRecorder, folder: Path, *, step: int) -> dict[str, Path]:
+    """Write a video, and a memory timeline if the torso has one; their paths by name.
+
+    A picture that cannot be drawn is reported and left out: a run is never lost to one.
+    """
+    writers = {"evaluation/video": (recorder.write_video, "gif")}
+    if recorder.records:
+        writers["evaluation/memory_timeline"] = (recorder.write_timeline, "png")
+    pictures = dict[str, Path]()
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, (write, suffix) in writers.items():
+        path = folder / f"step_{step:012d}.{suffix}"
+        try:
+            write(path)
+        except Exception as error:
+            say(f"{path} was not drawn: {type(error).__name__}: {error}")
+        else:
+            pictures[name] = path
+    return pictures
 
 
 @contextmanager

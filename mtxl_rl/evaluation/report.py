@@ -31,6 +31,9 @@ from mtxl_rl.evaluation.suite_runner import Suite
 from mtxl_rl.tracking.files import atomic_write
 from mtxl_rl.tracking.metrics import METRICS_FILE
 
+_CHARTS = {"return": "charts/episodic_return", "success": "charts/success"}
+"""The metric of a training run for each score of a suite."""
+
 _CSV_COLUMNS = ["task", "torso", "seed", "setting", "measure", "score", "normalised", "episodes"]
 _COLUMNS = [*_CSV_COLUMNS, "is_transfer", "evidence"]
 
@@ -215,7 +218,7 @@ def _draw(suite: Suite, scores: pd.DataFrame, matrices: Mapping[str, Scores]) ->
     """Write the three figures."""
     measures = {name: task.score for name, task in suite.tasks.items()}
     curves = [
-        plots.read_curve(run.folder, f"episode/{measures[run.task]}").assign(
+        plots.read_curve(run.folder, _CHARTS[measures[run.task]]).assign(
             task=run.task, label=run.torso
         )
         for run in suite.runs()

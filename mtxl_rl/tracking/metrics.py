@@ -1,6 +1,6 @@
-"""Metrics of a run: `metrics.jsonl`, TensorBoard, and means over recent episodes.
+"""Metrics of a run: `metrics.jsonl`, the loggers, and means over recent episodes.
 
-The callers choose the metrics' names, such as `episode/return`, `loss/policy`, `ppo/approx_kl`.
+The callers choose the metrics' names, such as `charts/episodic_return`, `losses/approx_kl`.
 """
 
 import json
@@ -9,13 +9,16 @@ import os
 import statistics
 import warnings
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple
 
+from numpy.typing import NDArray
+
 from mtxl_rl.tracking.files import atomic_write, explained_write_errors
+from mtxl_rl.tracking.loggers import Logger, open_logger
 
 METRICS_FILE = "metrics.jsonl"
 Row = dict[str, float | int | None]
@@ -23,17 +26,32 @@ _ADVICE = "earlier rows are kept; free space and resume, or choose another folde
 
 
 class MetricsLogger:
-    """Writes each row of metrics to `RUN_DIR/metrics.jsonl` and to TensorBoard, unbuffered.
+    """Writes each row of metrics to `RUN_DIR/metrics.jsonl` and to the loggers, unbuffered.
 
     A row is one flat JSON object on one line, with "step" first, and NaN and infinities as null.
     If a write fails, the file is cut back to its whole lines. Only a killed process can leave an
     incomplete last line, which is dropped when the file is next opened.
     """
 
-    def __init__(self, run_dir: Path | str) -> None:
+    def __init__(
+        self,
+        run_dir: Path | str,
+        *,
+        loggers: Sequence[str] = ("tensorboard",),
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Prepare to write.
+
+        Args:
+            run_dir: The run's folder.
+            loggers: Names of `LOGGERS`.
+            options: The run's options by dotted names, which the loggers show.
+        """
         self.path = Path(run_dir) / METRICS_FILE
+        self._names = [name for name in loggers if name != "none"]
+        self._options = options or {}
         self._file: BinaryIO | None = None
-        self._writer: Any = None  # A SummaryWriter, which takes 2 seconds to import.
+        self._loggers: list[Logger] = []  # Opened at the first row.
         self._purge_step: int | None = None
 
     def __enter__(self) -> "MetricsLogger":
@@ -51,7 +69,7 @@ class MetricsLogger:
         self._close_file()
         try:
             with self._explained_errors():
-                self._close_writer()
+                self._close_loggers()
         except OSError:
             if error is None:  # Otherwise the first error is the one to report.
                 raise
@@ -68,17 +86,30 @@ class MetricsLogger:
         line = json.dumps({"step": step} | {name: _finite(value) for name, value in row.items()})
         with self._explained_errors():
             _append(self._file, f"{line}\n".encode())
-            writer = self._tensorboard()
-            for name, value in row.items():
-                writer.add_scalar(name, value, step)
-            writer.flush()
+            for logger in self._open_loggers():
+                logger.log(row, step=step)
+
+    def log_media(
+        self,
+        *,
+        histograms: Mapping[str, NDArray[Any]],
+        pictures: Mapping[str, Path],
+        step: int,
+    ) -> None:
+        """Pass distributions of numbers, and .png and .gif files, to the loggers."""
+        with self._explained_errors():
+            for logger in self._open_loggers():
+                for name, values in histograms.items():
+                    logger.log_histogram(name, values, step=step)
+                for name, path in pictures.items():
+                    logger.log_picture(name, path, step=step)
 
     def truncate_after(self, step: int) -> None:
         """Remove the rows later than `step`, also from TensorBoard, before a run resumes there."""
         assert self._file is not None, "use MetricsLogger in a with statement"
         self._close_file()
         with self._explained_errors():
-            self._close_writer()
+            self._close_loggers()
             lines = self.path.read_bytes().splitlines(keepends=True)
         kept = [line for line in lines if _is_kept(line, step=step, path=self.path)]
         if len(kept) < len(lines):
@@ -100,17 +131,20 @@ class MetricsLogger:
             self._file.close()
             self._file = None
 
-    def _close_writer(self) -> None:
-        writer, self._writer = self._writer, None
-        if writer is not None:
-            writer.close()
+    def _close_loggers(self) -> None:
+        loggers, self._loggers = self._loggers, []
+        for logger in loggers:
+            logger.close()
 
-    def _tensorboard(self) -> Any:  # noqa: ANN401
-        if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(self.path.parent), purge_step=self._purge_step)
-        return self._writer
+    def _open_loggers(self) -> list[Logger]:
+        if not self._loggers:
+            self._loggers = [
+                open_logger(
+                    name, self.path.parent, options=self._options, purge_step=self._purge_step
+                )
+                for name in self._names
+            ]
+        return self._loggers
 
 
 def read_rows(run_dir: Path | str) -> list[Row]:
@@ -169,13 +203,13 @@ class EpisodeWindow:
         episodes.append(_Episode(episode_return, episode_length, episode_success))
 
     def means(self) -> dict[str, float]:
-        """Return the means: `episode/return`, `.../length`, `.../success`, `practice/return`."""
+        """Return the means, as "charts/episodic_return"."""
         successes = [episode.success for episode in self._episodes if episode.success is not None]
         columns = {
-            "episode/return": [episode.episode_return for episode in self._episodes],
-            "episode/length": [episode.length for episode in self._episodes],
-            "episode/success": successes,
-            "practice/return": [episode.episode_return for episode in self._practice],
+            "charts/episodic_return": [episode.episode_return for episode in self._episodes],
+            "charts/episodic_length": [episode.length for episode in self._episodes],
+            "charts/success": successes,
+            "charts/practice_return": [episode.episode_return for episode in self._practice],
         }
         return {name: statistics.fmean(column) for name, column in columns.items() if column}
 

@@ -13,14 +13,14 @@ from rich.text import Text
 
 # Labels of the metrics to show, in this order.
 _LABELS = {
-    "episode/return": "return",
-    "episode/success": "success",
-    "practice/return": "practice return",
-    "loss/policy": "policy loss",
-    "loss/value": "value loss",
-    "ppo/entropy": "entropy",
-    "ppo/approx_kl": "approx KL",
-    "ppo/ratio_deviation": "ratio dev.",
+    "charts/episodic_return": "return",
+    "charts/success": "success",
+    "charts/practice_return": "practice return",
+    "losses/policy_loss": "policy loss",
+    "losses/value_loss": "value loss",
+    "losses/entropy": "entropy",
+    "losses/approx_kl": "approx KL",
+    "losses/ratio_deviation": "ratio dev.",
 }
 _COLUMNS = (
     TextColumn("{task.completed:,.0f}/{task.total:,.0f} steps"),

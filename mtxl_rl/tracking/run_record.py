@@ -14,8 +14,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mtxl_rl.tracking.files import atomic_write
 
 RECORD_FILE = "run.json"
@@ -49,7 +47,7 @@ def run_record(
         "command": shlex.join(sys.orig_argv),
         "mtxl_rl": version("mtxl_rl"),
         "commit": _commit(),
-        "torch": torch.__version__,
+        "torch": version("torch"),
         "python": platform.python_version(),
         "host": socket.gethostname(),
         "world_size": world_size,

@@ -133,7 +133,7 @@ def test_the_policy_sees_each_steps_number_where_it_asks_for_it() -> None:
         run.collector.reset(seed=None)
         rollout, previous = run.collector.rollout, None
         for _ in range(3):
-            assert run.iterate()["ppo/ratio_deviation"] < 1e-5
+            assert run.iterate()["losses/ratio_deviation"] < 1e-5
             for t in range(32):
                 step = rollout.observation["episode_step"][:, t]
                 expected = torch.zeros(4, dtype=torch.long) if previous is None else previous + 1

@@ -63,7 +63,7 @@ def test_it_trains_with_ppo_and_its_gradient_reaches_the_encoder_through_the_tor
     env = make_vector_env(config.env, num_envs=4, seed=0)
     run = Run(config, env)
     run.collector.reset(seed=None)
-    assert run.iterate()["loss/reconstruction"] > 0
+    assert run.iterate()["losses/reconstruction_loss"] > 0
     rollout = run.collector.rollout
     spans = rollout.spans(torch.arange(4), rollout.value, rollout.value)
     outputs, _ = run.policy(spans.inputs, spans.memory)

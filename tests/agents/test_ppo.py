@@ -132,7 +132,7 @@ def test_rows_that_are_not_valid_weigh_nothing() -> None:
     other = spans._replace(advantage=torch.where(spans.valid, spans.advantage, -77.0))
     after, metrics = ppo_loss(**wild, spans=other, **COEFFICIENTS)
     assert torch.equal(before, after)
-    assert float(metrics["ppo/ratio_deviation"]) < float("inf")
+    assert float(metrics["losses/ratio_deviation"]) < float("inf")
     log_prob = torch.where(spans.valid, current["log_prob"], 200.0).requires_grad_()  # overflows
     loss, metrics = ppo_loss(**{**wild, "log_prob": log_prob}, spans=other, **COEFFICIENTS)
     (gradient,) = torch.autograd.grad(loss, log_prob)
@@ -153,7 +153,7 @@ def test_the_kl_penalty_keeps_a_policy_that_learns_from_noise(run: Run) -> None:
         agent = PPO(copy.deepcopy(run.policy), config)
         agent.update(rollout, progress=0.0)
         _, metrics = agent.loss(spans, 0.0)
-        approx_kl[kl_coef] = float(metrics["ppo/approx_kl"])
+        approx_kl[kl_coef] = float(metrics["losses/approx_kl"])
     assert approx_kl[3.0] < approx_kl[0.0] / 3
 
 
@@ -162,7 +162,7 @@ def test_a_large_kl_stops_before_the_next_update(run: Run) -> None:
     before = [weight.clone() for weight in run.policy.parameters()]
     metrics = run.agent.update(run.collector.rollout, progress=0.0)
     # The first minibatch meets the weights that acted, so it moves them; the second stops.
-    assert metrics["ppo/epochs"] == 1 / 4
+    assert metrics["losses/epochs"] == 1 / 4
     assert any((a != b).any() for a, b in zip(before, run.policy.parameters(), strict=True))
 
 
@@ -173,7 +173,7 @@ def test_a_large_kl_stops_before_the_next_update(run: Run) -> None:
 )
 def test_schedules_are_linear_in_the_progress(run: Run) -> None:
     rates = [
-        run.agent.update(run.collector.rollout, progress=progress)["ppo/learning_rate"]
+        run.agent.update(run.collector.rollout, progress=progress)["charts/learning_rate"]
         for progress in (0.0, 0.5, 1.0, 1.5)
     ]
     assert rates == pytest.approx([0.01, 0.006, 0.002, 0.002])
@@ -202,7 +202,7 @@ def test_every_item_is_in_one_minibatch_and_shares_are_equal() -> None:
 def test_a_ratio_above_its_bound_is_allowed_what_rounding_explains(run: Run) -> None:
     rollout, random = run.collector.rollout, torch.get_rng_state()
     run.agent.ratio_bound = -1.0  # Any deviation, also one of exactly 0, is compared.
-    assert run.agent.update(rollout, progress=0.0)["ppo/ratio_deviation"] < 0.1
+    assert run.agent.update(rollout, progress=0.0)["losses/ratio_deviation"] < 0.1
     assert torch.equal(torch.get_rng_state(), random)
     run.collector.collect()
     before = [weight.clone() for weight in run.policy.torso.parameters()]

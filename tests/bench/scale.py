@@ -50,7 +50,7 @@ def steps_per_second(case: Case, arguments: argparse.Namespace) -> float:
         command = [sys.executable, "-m", "mtxl_rl.train", *case.options(arguments)]
         subprocess.run([*command, f"run_dir={run_dir}"], check=True, capture_output=True)
         rows = read_rows(run_dir)[WARM_UP:]
-    return statistics.median(float(row["time/env_steps_per_second"] or 0) for row in rows)
+    return statistics.median(float(row["charts/SPS"] or 0) for row in rows)
 
 
 def main() -> None:

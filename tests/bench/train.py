@@ -101,7 +101,7 @@ def ours(task: str, torso: str, arguments: argparse.Namespace) -> System:
 
     def iterate() -> Seconds:
         metrics = run.iterate()
-        total = config.steps_per_iteration / metrics["time/env_steps_per_second"]
+        total = config.steps_per_iteration / metrics["charts/SPS"]
         parts = (metrics[f"time/{part}_seconds"] for part in ("env", "act", "learn"))
         return Seconds(total, *parts)
 

@@ -10,12 +10,14 @@ import pytest
 import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import mtxl_rl
 from mtxl_rl import agent
 from mtxl_rl.config import load_config
 from mtxl_rl.envs.registry import make_vector_env
 from mtxl_rl.evaluation.periodic import unchanged_random_state
+from mtxl_rl.evaluation.visualize import VideoRecorder
 from mtxl_rl.tracking import checkpoint
 from mtxl_rl.tracking.metrics import read_rows
 
@@ -25,7 +27,7 @@ SIZES = {
     "ppo.bptt_segments": 2, "ppo.num_epochs": 1, "ppo.num_minibatches": 2, "num_envs": 4,
 }  # fmt: skip
 TINY = {**SIZES, "env.corridor_length": 9, "total_steps": 256}
-EVALUATED = {"eval_every": 100, "eval_episodes": 6}
+EVALUATED = {"eval_every": 100, "eval_episodes": 6, "eval_video": False}
 
 
 class Global(gymnasium.Env[Any, Any]):
@@ -57,7 +59,11 @@ class Global(gymnasium.Env[Any, Any]):
 def learned(run_dir: Path) -> list[dict[str, Any]]:
     """The rows without evaluations and times."""
     return [
-        {key: row[key] for key in row if not key.startswith(("eval/", "time/", "speed/"))}
+        {
+            key: row[key]
+            for key in row
+            if not key.startswith(("eval/", "time/", "memory/", "charts/SPS"))
+        }
         for row in read_rows(run_dir)
     ]
 
@@ -73,7 +79,7 @@ def test_an_evaluation_changes_no_number_of_the_run(tmp_path: Path, env: Any) ->
     one, two = checkpoint.load(plain), checkpoint.load(evaluated)
     for key, weight in one["agent"]["policy"].items():
         assert torch.equal(weight, two["agent"]["policy"][key]), key
-    is_evaluated = {row["step"]: "eval/return" in row for row in read_rows(evaluated)}
+    is_evaluated = {row["step"]: "eval/episodic_return" in row for row in read_rows(evaluated)}
     assert is_evaluated == {64: False, 128: True, 192: False, 256: True}
 
 
@@ -102,11 +108,14 @@ def test_the_best_checkpoint_has_the_highest_evaluated_return(
     def evaluate(self: mtxl_rl.Agent, *_: Any, **__: Any) -> list[dict[str, float]]:  # noqa: ANN401
         return [{"return": next(returns), "length": float(self.step)}]
 
+    monkeypatch.setattr(VideoRecorder, "records", [])
     monkeypatch.setattr(mtxl_rl.Agent, "evaluate", evaluate)
-    run = mtxl_rl.train("TMaze", TINY, eval_every=90, run_dir=tmp_path, verbose=False)
-    rows = [row for row in read_rows(tmp_path) if "eval/return" in row]
+    run = mtxl_rl.train(
+        "TMaze", TINY, eval_every=90, eval_video=False, run_dir=tmp_path, verbose=False
+    )
+    rows = [row for row in read_rows(tmp_path) if "eval/episodic_return" in row]
     assert [row["step"] for row in rows] == [128, 192, 256]
-    assert [row["eval/length"] for row in rows] == [128, 192, 256]
+    assert [row["eval/episodic_length"] for row in rows] == [128, 192, 256]
     assert run.best == checkpoint.Header(step=192, score=3.0)
 
 
@@ -120,7 +129,7 @@ def test_an_evaluation_has_environments_of_its_own(tmp_path: Path) -> None:
         mtxl_rl.train(vector, options, run_dir=tmp_path / "b")
     other = Global()
     mtxl_rl.train(vector, options, eval_env=other, run_dir=tmp_path / "b", verbose=False)
-    assert "eval/return" in read_rows(tmp_path / "b")[-1]
+    assert "eval/episodic_return" in read_rows(tmp_path / "b")[-1]
     with pytest.raises(ValueError, match=r"eval_env= has no effect without eval_every="):
         mtxl_rl.train(vector, SIZES, eval_env=other, run_dir=tmp_path / "c")
 
@@ -133,8 +142,36 @@ def test_an_evaluation_has_no_curriculum(tmp_path: Path, monkeypatch: pytest.Mon
         return make_vector_env(config, **arguments)
 
     monkeypatch.setattr(agent, "make_vector_env", record)
+    monkeypatch.setattr(VideoRecorder, "records", [])
     monkeypatch.setattr(agent, "play_episodes", lambda *_, **__: [{"return": 1.0, "length": 1.0}])
     options = {**SIZES, **EVALUATED, "total_steps": 64, "env.curriculum": {"5x5": 0.9}}
     mtxl_rl.train("MemoryMaze", options, stagger_steps=0, run_dir=tmp_path, verbose=False)
     assert [config.curriculum for config in configs] == [{}]
     assert load_config(tmp_path).env.curriculum == {"5x5": 0.9}
+
+
+def test_an_evaluation_draws_and_passes_histograms_to_the_loggers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    pytest.importorskip("imageio")
+    pytest.importorskip("matplotlib")
+    options = {**TINY, **EVALUATED, "eval_video": True, "total_steps": 64, "torso": "mtxl"}
+    mtxl_rl.train("TMaze", options, run_dir=tmp_path / "run", verbose=False)
+    files = {path.name for path in (tmp_path / "run" / "evaluations").iterdir()}
+    assert files == {"step_000000000064.gif", "step_000000000064.png"}
+    events = EventAccumulator(str(tmp_path / "run"), size_guidance={"images": 0})
+    events.Reload()
+    tags = events.Tags()
+    assert set(tags["images"]) == {"evaluation/video", "evaluation/memory_timeline"}
+    image = events.Images("evaluation/video")[0]
+    assert (image.step, image.encoded_image_string[:4]) == (64, b"GIF8")
+    assert {"histograms/action_probability", "gates/layer_1/moved_read"} <= set(tags["histograms"])
+    assert 0 < read_rows(tmp_path / "run")[-1]["memory/strength"] < 1
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("no font")
+
+    monkeypatch.setattr(VideoRecorder, "write_video", fail)
+    mtxl_rl.train("TMaze", options, run_dir=tmp_path / "other")
+    assert ".gif was not drawn: RuntimeError: no font" in capsys.readouterr().out
+    assert len(list((tmp_path / "other" / "evaluations").iterdir())) == 1

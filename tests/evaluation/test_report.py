@@ -39,8 +39,8 @@ def suite(tmp_path: Path, *, seeds: int = 3, missing: tuple[str, int] = ("", 0))
         rows = [
             {
                 "step": step,
-                "episode/success": step / 400,
-                "episode/return": None if step == 1 else 1,
+                "charts/success": step / 400,
+                "charts/episodic_return": None if step == 1 else 1,
             }
             for step in (1, 100, 200)
         ]
@@ -106,9 +106,11 @@ def test_a_suite_without_any_finished_run_has_a_report(tmp_path: Path) -> None:
 
 def test_curves_average_the_steps_that_all_runs_have(tmp_path: Path) -> None:
     tiny = suite(tmp_path, seeds=2)
-    (tiny.runs()[-1].folder / "metrics.jsonl").write_text('{"step": 100, "episode/return": 3}\n')
+    (tiny.runs()[-1].folder / "metrics.jsonl").write_text(
+        '{"step": 100, "charts/episodic_return": 3}\n'
+    )
     curves = pd.concat(
-        plots.read_curve(run.folder, "episode/return").assign(task="long", label=run.torso)
+        plots.read_curve(run.folder, "charts/episodic_return").assign(task="long", label=run.torso)
         for run in tiny.runs()
         if run.task == "long"
     )
@@ -135,6 +137,4 @@ def test_bars_keep_the_order_of_tasks_and_torsos() -> None:
 def test_a_metric_that_no_row_has_gives_an_empty_curve(tmp_path: Path) -> None:
     run = suite(tmp_path, seeds=1).runs()[0]
     assert plots.read_curve(run.folder, "nothing").empty
-    assert np.allclose(
-        plots.read_curve(run.folder, "episode/success")["value"], [0.0025, 0.25, 0.5]
-    )
+    assert np.allclose(plots.read_curve(run.folder, "charts/success")["value"], [0.0025, 0.25, 0.5])

@@ -224,9 +224,9 @@ def test_compare_prints_and_draws_any_runs(tmp_path: Path, capsys: pytest.Captur
     suite.main([*arguments(tmp_path, total_steps=64), "seeds=1"])
     runs = [str(tmp_path / "results" / "short" / torso / "seed_0") for torso in ("mtxl", "gtrxl")]
     capsys.readouterr()
-    compare.main([*runs, "metric=ppo/entropy", f"output={tmp_path / 'both'}"])
+    compare.main([*runs, "metric=losses/entropy", f"output={tmp_path / 'both'}"])
     shown = capsys.readouterr().out
-    assert "ppo/entropy" in shown
+    assert "losses/entropy" in shown
     assert all(run in shown for run in runs), "a name is cut"
     assert (tmp_path / "both.png").exists()
     with pytest.raises(SystemExit):

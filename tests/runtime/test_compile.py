@@ -124,8 +124,13 @@ def test_a_compiled_run_learns_what_an_eager_one_learns(options: list[str]) -> N
             run.start(seed=None)
             metrics.append([run.iterate() for _ in range(3)])
     for eager, compiled in zip(*metrics, strict=True):
-        assert compiled["ppo/ratio_deviation"] < 1e-5
-        for name in ("loss/policy", "loss/value", "ppo/entropy", "ppo/grad_norm"):
+        assert compiled["losses/ratio_deviation"] < 1e-5
+        for name in (
+            "losses/policy_loss",
+            "losses/value_loss",
+            "losses/entropy",
+            "losses/grad_norm",
+        ):
             assert compiled[name] == pytest.approx(eager[name], rel=1e-3, abs=1e-5), name
 
 

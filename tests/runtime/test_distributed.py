@@ -26,7 +26,13 @@ OPTIONS = [
     "torso.window_length=4", "torso.segment_length=4", "ppo.rollout_length=16",
     "ppo.bptt_segments=2", "ppo.num_minibatches=4", "ppo.num_epochs=4", "total_steps=10000",
 ]  # fmt: skip
-KEYS = ("loss/policy", "loss/value", "ppo/approx_kl", "ppo/epochs", "ppo/explained_variance")
+KEYS = (
+    "losses/policy_loss",
+    "losses/value_loss",
+    "losses/approx_kl",
+    "losses/epochs",
+    "losses/explained_variance",
+)
 Result = tuple[dict[str, Any], list[Any]]
 
 
@@ -53,7 +59,9 @@ def assert_same(one: Result, other: Result) -> None:
         assert {key: metrics[key] for key in KEYS} == pytest.approx(
             {key: expected[key] for key in KEYS}, rel=1e-6, abs=1e-7
         )
-        assert metrics.get("episode/return") == pytest.approx(expected.get("episode/return"))
+        assert metrics.get("charts/episodic_return") == pytest.approx(
+            expected.get("charts/episodic_return")
+        )
 
 
 def test_two_processes_continued_by_one_learn_what_one_learns(tmp_path: Path) -> None:
@@ -67,7 +75,7 @@ def test_two_processes_continued_by_one_learn_what_one_learns(tmp_path: Path) ->
 def test_four_processes_stop_an_epoch_together(tmp_path: Path) -> None:
     options = ["ppo.target_kl=1e-5", "ppo.num_minibatches=2"]
     one = train(tmp_path / "one", 1, *options)
-    assert one[1][-1]["ppo/epochs"] < 4
+    assert one[1][-1]["losses/epochs"] < 4
     assert_same(one, train(tmp_path / "four", 4, *options))
 
 

@@ -31,12 +31,12 @@ def scalars(run_dir: Path, name: str) -> list[tuple[int, float]]:
 
 def test_a_row_is_one_flat_json_object_with_the_step_first(tmp_path: Path) -> None:
     with MetricsLogger(tmp_path / "new" / "run") as logger:
-        logger.log({"loss/policy": 0.5, "ppo/epochs": 3}, step=10)
-        logger.log({"loss/policy": math.nan, "a": math.inf, "b": -math.inf}, step=20)
+        logger.log({"losses/policy_loss": 0.5, "losses/epochs": 3}, step=10)
+        logger.log({"losses/policy_loss": math.nan, "a": math.inf, "b": -math.inf}, step=20)
     text = (tmp_path / "new/run/metrics.jsonl").read_text()
     assert text == (
-        '{"step": 10, "loss/policy": 0.5, "ppo/epochs": 3}\n'
-        '{"step": 20, "loss/policy": null, "a": null, "b": null}\n'
+        '{"step": 10, "losses/policy_loss": 0.5, "losses/epochs": 3}\n'
+        '{"step": 20, "losses/policy_loss": null, "a": null, "b": null}\n'
     )
 
 
@@ -48,9 +48,9 @@ def test_a_row_can_be_read_while_the_run_continues(tmp_path: Path) -> None:
 
 def test_tensorboard_holds_the_same_numbers(tmp_path: Path) -> None:
     with MetricsLogger(tmp_path) as logger:
-        logger.log({"episode/return": 0.25}, step=10)
-        logger.log({"episode/return": 0.75}, step=20)
-    assert scalars(tmp_path, "episode/return") == [(10, 0.25), (20, 0.75)]
+        logger.log({"charts/episodic_return": 0.25}, step=10)
+        logger.log({"charts/episodic_return": 0.75}, step=20)
+    assert scalars(tmp_path, "charts/episodic_return") == [(10, 0.25), (20, 0.75)]
 
 
 def test_numpy_and_torch_scalars_are_numbers(tmp_path: Path) -> None:
@@ -145,11 +145,12 @@ def test_a_full_disk_is_one_sentence_and_leaves_whole_lines(tmp_path: Path) -> N
 def test_a_failure_of_tensorboard_is_one_sentence_and_keeps_the_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with MetricsLogger(tmp_path) as logger:
-        monkeypatch.setattr(logger._tensorboard(), "flush", fail)
+        (tensorboard,) = logger._open_loggers()
+        monkeypatch.setattr(tensorboard, "log", fail)
         with pytest.raises(OSError, match=r"cannot write .*No space left"):
             logger.log({"a": 1.0}, step=1)
     assert rows(tmp_path) == [{"step": 1, "a": 1.0}]
@@ -175,7 +176,7 @@ def test_the_window_means_over_the_last_episodes() -> None:
     for number in range(5):
         window.add(episode_return=float(number), episode_length=10 * number)
     assert len(window) == 3
-    assert window.means() == {"episode/return": 3.0, "episode/length": 30.0}
+    assert window.means() == {"charts/episodic_return": 3.0, "charts/episodic_length": 30.0}
 
 
 def test_success_is_a_mean_over_the_episodes_that_define_it() -> None:
@@ -183,7 +184,7 @@ def test_success_is_a_mean_over_the_episodes_that_define_it() -> None:
     window.add(episode_return=0.0, episode_length=1, episode_success=1.0)
     window.add(episode_return=0.0, episode_length=1, episode_success=0.0)
     window.add(episode_return=0.0, episode_length=1)
-    assert window.means()["episode/success"] == 0.5
+    assert window.means()["charts/success"] == 0.5
 
 
 def test_a_window_survives_a_resume(tmp_path: Path) -> None:
@@ -194,7 +195,7 @@ def test_a_window_survives_a_resume(tmp_path: Path) -> None:
     resumed = EpisodeWindow(size=2)
     resumed.add(episode_return=100.0, episode_length=1.0)
     resumed.load_state_dict(torch.load(tmp_path / "window.pt", weights_only=True))
-    assert resumed.means() == {"episode/return": 3.5, "episode/length": 1.0}
+    assert resumed.means() == {"charts/episodic_return": 3.5, "charts/episodic_length": 1.0}
 
 
 def test_a_window_of_no_episodes_is_refused() -> None:

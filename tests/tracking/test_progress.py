@@ -10,9 +10,9 @@ from rich.console import Console
 from mtxl_rl.tracking.progress import Progress
 
 METRICS = {
-    "episode/return": 0.512345,
-    "loss/policy": -1.23456e-05,
-    "ppo/approx_kl": 0.0123,
+    "charts/episodic_return": 0.512345,
+    "losses/policy_loss": -1.23456e-05,
+    "losses/approx_kl": 0.0123,
     "time/learn_seconds": 1.0,
 }
 SHOW_CURSOR = "\x1b[?25h"
