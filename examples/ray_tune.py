@@ -42,7 +42,9 @@ def sweep(rates: list[float], options: list[str], *, folder: Path, num_workers: 
     tuner = tune.Tuner(
         tune.with_resources(trial, {"CPU": 0}),
         param_space=choices,
-        tune_config=tune.TuneConfig(metric="episode/return", mode="max", max_concurrent_trials=1),
+        tune_config=tune.TuneConfig(
+            metric="charts/episodic_return", mode="max", max_concurrent_trials=1
+        ),
         run_config=tune.RunConfig(storage_path=str(folder.resolve()), name="tune"),
     )
     return tuner.fit()
@@ -64,7 +66,7 @@ if __name__ == "__main__":
     for result in results:
         print(
             f"learning rate {result.config['learning_rate']:g}: mean return "
-            f"{result.metrics['episode/return']:.3f}"
+            f"{result.metrics['charts/episodic_return']:.3f}"
         )
     best = results.get_best_result()
     print(f"best: {best.config['learning_rate']:g}, {best.metrics['checkpoint_path']}")
