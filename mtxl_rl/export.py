@@ -1,7 +1,8 @@
-"""A trained agent as one file of machine code: `python -m mtxl_rl.export checkpoint=RUN_DIR`.
+"""A trained agent as one file: `python -m mtxl_rl.export checkpoint=RUN_DIR output=policy.onnx`.
 
-The file holds a step of acting, from the observation to the action, compiled ahead of time by
-torch's AOTInductor, with its weights. `mtxl_rl.runtime.exported_policy` runs it.
+The file holds a step of acting, from the observation to the action, with its weights. A .pt2 file
+is machine code, compiled ahead of time by torch's AOTInductor; a .onnx file is a graph for
+onnxruntime and other ONNX runtimes. `mtxl_rl.runtime.exported_policy` runs both.
 """
 
 import json
@@ -29,7 +30,13 @@ from mtxl_rl.agents.transition import EPISODE_STEP, PolicyInputs, Shapes
 from mtxl_rl.command import Command, options_of, run_command
 from mtxl_rl.envs.registry import make_vector_env
 from mtxl_rl.runtime.compile import require_compiler
-from mtxl_rl.runtime.exported_policy import ABOUT, ExportedPolicy, made_for
+from mtxl_rl.runtime.exported_policy import (
+    ABOUT,
+    OUTPUTS,
+    ExportedPolicy,
+    made_for,
+    require_onnx,
+)
 from mtxl_rl.saved_agent import read_agent
 from mtxl_rl.torso import Cache, DecodeCache, MemoryTransformer
 from mtxl_rl.torso.torso_config import check_at_least
@@ -39,6 +46,7 @@ from mtxl_rl.tracking.files import atomic_write
 # B rows: episodes that are stepped together.
 
 WEIGHTS = ("float32", "bfloat16")
+SUFFIXES = (".pt2", ".onnx")
 MAX_DIFFERENCE = 1e-4
 """Between the file's values and the policy's own, relative to the largest, that rounding makes."""
 
@@ -52,7 +60,7 @@ class ExportConfig:
     which: str = "latest"
     """Which checkpoint of a run's folder: latest or best."""
     output: str = "policy.pt2"
-    """The file to write."""
+    """The file to write: .pt2 (machine code, by AOTInductor) or .onnx."""
     num_rows: int = 1
     """Rows that one call steps, B: one episode each."""
     weights: str = "float32"
@@ -72,8 +80,14 @@ class ExportConfig:
             raise ValueError(
                 f"weights={self.weights} is unknown; choose one of {', '.join(WEIGHTS)}"
             )
-        if Path(self.output).suffix != ".pt2":
-            raise ValueError(f"output={self.output} must end in .pt2")
+        suffix = Path(self.output).suffix
+        if suffix not in SUFFIXES:
+            raise ValueError(f"output={self.output} must end in {' or '.join(SUFFIXES)}")
+        if suffix == ".onnx" and self.weights != "float32":
+            raise ValueError(
+                f"weights={self.weights} needs output=*.pt2, but output={self.output} was given; "
+                "ONNX files hold weights=float32"
+            )
 
 
 class NarrowLinear(nn.Module):
@@ -111,7 +125,12 @@ def narrowed(policy: Policy) -> Policy:
 
 def prefill(policy: Policy, num_rows: int) -> Cache:
     """Cache of new episodes; with a `narrowed` torso, its window is kept in bfloat16."""
-    cache = policy.prefill(policy.torso.initial_state(num_rows))
+    state = policy.torso.initial_state(num_rows)
+    timeline = None
+    if isinstance(policy.torso, MemoryTransformer):
+        # The shortest legal one, M + 1 steps.
+        timeline = torch.nn.functional.pad(state.window, (0, 0, 0, 1))
+    cache = policy.prefill(state, timeline=timeline)
     is_narrow = any(isinstance(part, NarrowLinear) for part in policy.torso.modules())
     if not (is_narrow and isinstance(cache, DecodeCache)):
         return cache
@@ -138,19 +157,25 @@ class ExportedStep(nn.Module):
         head = policy.action_head
         self.cache = prefill(policy, num_rows)
         state = self.cache.mutable_tensors()
+        if _writes_whole_segments(policy):
+            assert isinstance(self.cache, DecodeCache)
+            state["timeline"] = self.cache.timeline
         state["previous_action"] = torch.zeros(
             num_rows, *head.action_shape, dtype=head.action_dtype
         )
         if EPISODE_STEP in shapes:
             state[EPISODE_STEP] = torch.zeros(num_rows, dtype=torch.long)
-        # Position embeddings depend on the weights alone, and the step keeps no timeline.
-        constant = ("position_embeddings", "timeline_index")
+        # Position embeddings depend on the weights alone.
+        constant = {"position_embeddings"}
+        if "timeline" not in state:
+            constant.add("timeline_index")
         self.state = {
             name: tensor
             for name, tensor in state.items()
             if tensor.numel() and name not in constant
         }
         """The tensors that change, as they are when episodes start."""
+        self._empty = {name: tensor for name, tensor in state.items() if not tensor.numel()}
 
     def forward(
         self,
@@ -159,26 +184,36 @@ class ExportedStep(nn.Module):
         is_first: Bool[Tensor, " B"],
         noise: Tensor | None,
         state: list[Tensor],
-    ) -> tuple[Tensor, Tensor]:
-        """The action, in the environment's action space, and the value."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The action in the environment's action space, the value, the distribution's parameters.
+
+        The order is that of `OUTPUTS`.
+        """
         tensors = dict(zip(self.state, state, strict=True))
         leaves = dict(zip(self.leaves, observation, strict=True))
         if EPISODE_STEP in tensors:
             tensors[EPISODE_STEP] *= ~is_first
             leaves[EPISODE_STEP] = tensors[EPISODE_STEP]
         inputs = PolicyInputs(leaves, tensors["previous_action"], reward, is_first)
-        cache = self._without_timeline(self.cache.with_tensors(tensors))
-        decision = self.policy.decode_step(inputs, cache, noise)
-        tensors["previous_action"].copy_(decision.action)
+        # A step may write to them, though they hold nothing; torch.onnx refuses to write constants.
+        empty = {name: torch.empty_like(tensor) for name, tensor in self._empty.items()}
+        cache = self.cache.with_tensors(tensors | empty)
+        cache = self._with_timeline(cache, tensors.get("timeline"))
+        outputs = self.policy.step_outputs(inputs, cache)
+        action = self.policy.action_head.sample(outputs.action_parameters, noise)
+        tensors["previous_action"].copy_(action)
         if EPISODE_STEP in tensors:
             tensors[EPISODE_STEP] += 1
-        return self.policy.action_head.in_space(decision.action), decision.value
+        in_space = self.policy.action_head.in_space(action)
+        return in_space, outputs.value, outputs.action_parameters
 
     @staticmethod
-    def _without_timeline(cache: Cache) -> Cache:
-        """Only the learner, and memories written from whole segments, read the timeline."""
+    def _with_timeline(cache: Cache, timeline: Tensor | None) -> Cache:
+        """The cache with this timeline, or where no memory reads it, with one that is not kept."""
         if not isinstance(cache, DecodeCache):
             return cache
+        if timeline is not None:
+            return replace(cache, timeline=timeline)
         batch, num_layers, _, width = cache.timeline.shape
         return replace(
             cache,
@@ -187,33 +222,48 @@ class ExportedStep(nn.Module):
         )
 
 
-def _require_exportable(torso: nn.Module) -> None:
-    if isinstance(torso, MemoryTransformer) and torso.writes_whole_segments:
-        raise ValueError(
-            f"a torso with torso.long_term={torso.config.long_term} cannot be exported: its memory "
-            "is written from a whole segment, which a step does not hold; delta, linear, agalite, "
-            "none and the baselines can"
-        )
+class FunctionalStep(nn.Module):
+    """An `ExportedStep` that returns the next memory, and keeps the one it was called with."""
+
+    def __init__(self, step: ExportedStep) -> None:
+        super().__init__()
+        self.step = step
+
+    def forward(
+        self,
+        observation: list[Tensor],
+        reward: Float[Tensor, " B"],
+        is_first: Bool[Tensor, " B"],
+        noise: Tensor | None,
+        state: list[Tensor],
+    ) -> tuple[Tensor, ...]:
+        """The outputs of `ExportedStep`, then the next memory in the order of its `state`."""
+        state = [tensor.clone() for tensor in state]
+        return *self.step(observation, reward, is_first, noise, state), *state
+
+
+def _writes_whole_segments(policy: Policy) -> bool:
+    """Whether a step reads the layer inputs of the whole segment, from the timeline."""
+    torso = policy.torso
+    return isinstance(torso, MemoryTransformer) and torso.writes_whole_segments
 
 
 def export_policy(
     policy: Policy, shapes: Shapes, path: Path, *, num_rows: int = 1, greedy: bool = False
 ) -> None:
-    """Compile a step of `policy`, on the CPU and for one thread, and write it to `path`.
+    """Write a step of `policy` to `path`, for the CPU.
 
     Args:
         policy: with weights of float32, on the CPU; `narrowed` for such in bfloat16.
         shapes: of its observations' leaves; see `observation_shapes`.
-        path: ends in .pt2.
+        path: ends in .pt2 (compiled for one thread) or .onnx.
         num_rows: episodes that one call steps.
         greedy: take the most probable action instead of drawing one.
 
     Raises:
-        ValueError: the torso's memory is written from a whole segment (slots, tokens), or there is
-            no C++ compiler.
+        ValueError: there is no C++ compiler, which .pt2 needs.
+        ImportError: the packages that .onnx needs are missing.
     """
-    _require_exportable(policy.torso)
-    require_compiler(torch.device("cpu"))
     policy = deepcopy(policy).eval().requires_grad_(requires_grad=False)
     policy.config = replace(policy.config, precision="float32", reconstruction_coef=0.0)
     policy.decoder = None
@@ -232,18 +282,43 @@ def export_policy(
             [name, list(tensor.shape), str(tensor.dtype).removeprefix("torch.")]
             for name, tensor in zip(names, tensors, strict=True)
         ],
-        "outputs": ["action", "value"],
+        "outputs": list(OUTPUTS),
         "noise": "uniform" if isinstance(head, CategoricalHead) else "normal",
-        "made_for": made_for(),
     }
+    write = _write_onnx if path.suffix == ".onnx" else _write_package
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # Of torch's own code.
-        program = torch.export.export(step, inputs, strict=False)
-        torch._inductor.aoti_compile_and_package(
-            program,
-            package_path=str(path),
-            inductor_configs={"aot_inductor.metadata": {ABOUT: json.dumps(about)}},
-        )
+        warnings.simplefilter("ignore")  # Of torch's own code.
+        write(step, inputs, path, about)
+
+
+def _write_package(
+    step: ExportedStep, inputs: tuple[Any, ...], path: Path, about: dict[str, Any]
+) -> None:
+    """Compile the step by AOTInductor."""
+    require_compiler(torch.device("cpu"))
+    torch._inductor.aoti_compile_and_package(
+        torch.export.export(step, inputs, strict=False),
+        package_path=str(path),
+        inductor_configs={
+            "aot_inductor.metadata": {ABOUT: json.dumps(about | {"made_for": made_for()})}
+        },
+    )
+
+
+def _write_onnx(
+    step: ExportedStep, inputs: tuple[Any, ...], path: Path, about: dict[str, Any]
+) -> None:
+    """Translate the step to ONNX; its next memory is among the outputs."""
+    require_onnx("onnx", "onnxscript", "onnxruntime")
+    names = [name for name, _, _ in about["inputs"]]
+    outputs = [*OUTPUTS, *(f"next_{name}" for name in names if name.startswith("memory/"))]
+    program = torch.onnx.export(
+        FunctionalStep(step), inputs, dynamo=True, input_names=names, output_names=outputs,
+        verbose=False,
+    )  # fmt: skip
+    assert program is not None
+    program.model.metadata_props[ABOUT] = json.dumps(about | {"outputs": outputs})
+    program.save(path)
 
 
 def run(config: ExportConfig) -> None:

@@ -37,6 +37,8 @@ TORSOS = {
     "one memory": {**SIZES, "memory_layers": [2]},
     "linear": {**SIZES, "long_term": "linear", "decay": "free", "position": "rotary"},
     "agalite": {**SIZES, "long_term": "agalite"},
+    "slots": {**SIZES, "long_term": "slots"},
+    "tokens": {**SIZES, "long_term": "tokens"},
     "gtrxl": {**SIZES, "long_term": "none"},
     "gru": {"kind": "gru", "width": 16},
     "lstm": {"kind": "lstm", "width": 16},
@@ -77,9 +79,37 @@ def test_an_exported_step_equals_acting(name: str, *, is_narrow: bool) -> None:
         leaves = {"obs": observation} | ({EPISODE_STEP: number} if EPISODE_STEP in shapes else {})
         decision = policy.act(PolicyInputs(leaves, action, reward, is_first), cache, noise)
         with torch.no_grad():
-            env_action, value = step([observation], reward, is_first, noise, state)
+            env_action, value, parameters = step([observation], reward, is_first, noise, state)
         assert torch.equal(value, decision.value)
+        log_prob = policy.action_head.log_prob(parameters, decision.action)
+        assert torch.equal(log_prob, decision.log_prob)
         assert np.array_equal(env_action.numpy(), policy.action_head.to_env(decision.action))
+        action, number = decision.action, number + 1
+
+
+@pytest.mark.compile
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["delta", "slots", "tokens", "gru"])
+def test_an_onnx_file_acts_as_the_policy(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    policy, path = policy_of(TORSOS[name], episode_step=name == "delta"), tmp_path / "policy.onnx"
+    shapes = observation_shapes(SPACES[0], episode_step=name == "delta")
+    export_policy(policy, shapes, path, num_rows=3)
+    agent, generator = ExportedPolicy(path, seed=1), torch.Generator().manual_seed(1)
+    cache, action = prefill(policy, 3), torch.zeros(3, 2, dtype=torch.long)
+    number = torch.zeros(3, dtype=torch.long)
+    for t in range(200):
+        observation, reward = torch.randn(3, 3), torch.randn(3)
+        is_first = torch.rand(3) < (0.1 if t else 1.0)
+        number = torch.where(is_first, 0, number)
+        leaves = {"obs": observation} | ({EPISODE_STEP: number} if EPISODE_STEP in shapes else {})
+        inputs = PolicyInputs(leaves, action, reward, is_first)
+        decision = policy.act(inputs, cache, policy.action_head.noise(3, generator))
+        agent.reset(is_first.numpy())
+        env_action = agent.act(observation.numpy(), reward=reward.numpy())
+        assert np.array_equal(env_action, policy.action_head.to_env(decision.action))
+        torch.testing.assert_close(agent.value, decision.value, rtol=1e-5, atol=1e-5)
         action, number = decision.action, number + 1
 
 
@@ -113,20 +143,14 @@ def test_narrow_weights_are_rounded_and_nothing_else() -> None:
     [
         ({"checkpoint": ""}, "checkpoint= is missing"),
         ({"weights": "int4"}, "weights=int4 is unknown; choose one of float32, bfloat16"),
-        ({"output": "policy.onnx"}, r"must end in \.pt2"),
+        ({"output": "policy.so"}, r"must end in \.pt2 or \.onnx"),
+        ({"output": "p.onnx", "weights": "bfloat16"}, r"weights=bfloat16 needs output=\*\.pt2"),
         ({"num_rows": 0}, "num_rows=0 must be 1 or more"),
     ],
 )
 def test_illegal_options_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ExportConfig(**({"checkpoint": "runs/x"} | options))  # type: ignore[arg-type]
-
-
-def test_a_memory_that_is_written_from_whole_segments_is_refused(tmp_path: Path) -> None:
-    policy = policy_of({**SIZES, "long_term": "slots"})
-    shapes = observation_shapes(SPACES[0], episode_step=False)
-    with pytest.raises(ValueError, match=r"long_term=slots cannot be exported.*delta, linear"):
-        export_policy(policy, shapes, tmp_path / "policy.pt2")
 
 
 def test_a_file_that_was_not_exported_is_refused(
@@ -137,6 +161,9 @@ def test_a_file_that_was_not_exported_is_refused(
     (tmp_path / "policy.pt2").write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"is not a file that mtxl_rl\.export wrote"):
         ExportedPolicy(tmp_path / "policy.pt2")
+    (tmp_path / "policy.bin").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"must end in \.pt2 or \.onnx"):
+        ExportedPolicy(tmp_path / "policy.bin")
     with pytest.raises(SystemExit):
         main([f"checkpoint={tmp_path}"])
     assert "give the folder of a run" in capsys.readouterr().err
@@ -205,26 +232,36 @@ def test_a_file_that_takes_other_actions_is_refused(*, is_right: bool) -> None:
 @pytest.mark.slow
 @pytest.mark.unchecked
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("weights", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [("policy.pt2", "float32"), ("policy.pt2", "bfloat16"), ("policy.onnx", "float32")],
+)
 def test_a_run_is_exported_and_its_file_acts(
     tmp_path: Path,
+    name: str,
     weights: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    folder, path = tmp_path / "run", tmp_path / "files" / "policy.pt2"
+    if name.endswith(".onnx"):
+        pytest.importorskip("onnxscript")
+        pytest.importorskip("onnxruntime")
+    folder, path = tmp_path / "run", tmp_path / "files" / name
     options = ["env=TMaze", "env.corridor_length=9", "model=tiny", "num_envs=4", "total_steps=512",
                "torso.window_length=4", "torso.segment_length=4", "ppo.rollout_length=16",
                "ppo.bptt_segments=4", "policy.episode_step=true"]  # fmt: skip
     run = trainer.run(compose_config([*options, "device=cpu", f"run_dir={folder}"]))
     main([f"checkpoint={run}", f"output={path}", f"weights={weights}", "check_steps=30"])
     assert "a step of 1 row(s) takes" in capsys.readouterr().out
-    assert [file.name for file in path.parent.iterdir()] == ["policy.pt2"]
+    assert [file.name for file in path.parent.iterdir()] == [name]
     agent, twin = ExportedPolicy(path, seed=3), ExportedPolicy(path, seed=3)
     observation = episodes_of(agent, twin, folder)
     assert_resets_forget(agent, twin, observation)
     assert_wrong_inputs_are_refused(agent, observation)
     monkeypatch.setattr(exported_policy, "made_for", lambda: "torch 1")
+    if name.endswith(".onnx"):  # Its graph depends on neither torch nor the processor.
+        ExportedPolicy(path)
+        return
     with pytest.raises(ValueError, match=r"made for torch .*this is torch 1"):
         ExportedPolicy(path)
 

@@ -193,11 +193,15 @@ class Policy(nn.Module):
 
         The executor may replace it by a compiled function.
         """
-        features = self.torso.decode_step(self._encode(inputs), cache, inputs.is_first)
-        outputs = self._heads(features, inputs)
+        outputs = self.step_outputs(inputs, cache)
         action = self.action_head.sample(outputs.action_parameters, noise)
         log_prob = self.action_head.log_prob(outputs.action_parameters, action)
         return Decision(action, log_prob, outputs.value)
+
+    def step_outputs(self, inputs: PolicyInputs, cache: Cache) -> PolicyOutputs:
+        """Outputs of one step, of which `decode_step` takes an action; updates `cache` in place."""
+        features = self.torso.decode_step(self._encode(inputs), cache, inputs.is_first)
+        return self._heads(features, inputs)
 
     def autocast(self) -> torch.autocast:
         """Context of `policy.precision`; around a whole rollout it casts each weight once."""

@@ -1,10 +1,12 @@
 """Run an agent from a file that `mtxl_rl.export` wrote, without a compiler and the agent's classes.
 
-C++ runs the same file with torch's AOTIModelPackageLoader. `ExportedPolicy.about` lists its inputs
-in order, with shapes and dtypes. Those named memory/... start as zeros and are updated in place,
-is_first marks the rows whose episode starts, and noise is new for each step.
+C++ runs a .pt2 file with torch's AOTIModelPackageLoader, and a .onnx file with onnxruntime.
+`ExportedPolicy.about` lists a file's inputs in order, with shapes and dtypes. Those named
+memory/... start as zeros; is_first marks the rows whose episode starts, and noise is new for each
+step. A .pt2 file updates the memory in place; a .onnx file returns it as next_memory/....
 """
 
+import importlib.util
 import json
 import platform
 from collections.abc import Callable, Iterable, Mapping
@@ -24,6 +26,70 @@ ABOUT = "mtxl_rl"
 """Key of `ExportedPolicy.about` in the file's metadata."""
 
 
+OUTPUTS = ("action", "value", "action_parameters")
+"""Outputs of a step; a .onnx file has the next memory after them."""
+
+Run = Callable[[list[Tensor]], list[Tensor]]
+"""A file's step: from its inputs to `OUTPUTS`; updates the inputs named memory/... in place."""
+
+
+def require_onnx(*packages: str) -> None:
+    """Raise an ImportError that names the extra, if one of the packages is missing."""
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(f".onnx files need {' and '.join(missing)}: pip install 'mtxl_rl[onnx]'")
+
+
+def _load_package(path: Path) -> tuple[dict[str, Any], Run]:
+    """What a .pt2 file is, and its step."""
+    try:
+        package = torch._inductor.aoti_load_package(str(path))
+        about: dict[str, Any] = json.loads(package.loader.get_metadata()[ABOUT])
+    except (RuntimeError, KeyError) as error:
+        raise _refusal(path, error) from error
+    if about["made_for"] != made_for():
+        raise ValueError(
+            f"{path} is made for {about['made_for']}, and this is {made_for()}; export the run here"
+        )
+    # Without the package's own wrapper, which takes a tenth of a millisecond.
+    return about, package.loader.run
+
+
+def _load_onnx(path: Path) -> tuple[dict[str, Any], Run]:
+    """What a .onnx file is, and its step on one thread."""
+    require_onnx("onnxruntime")
+    import onnxruntime
+    from onnxruntime.capi import onnxruntime_pybind11_state as errors
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    try:
+        session = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"]
+        )
+        about: dict[str, Any] = json.loads(session.get_modelmeta().custom_metadata_map[ABOUT])
+    except (errors.InvalidProtobuf, errors.Fail, KeyError) as error:
+        raise _refusal(path, error) from error
+    names = [name for name, _, _ in about["inputs"]]
+
+    def run(inputs: list[Tensor]) -> list[Tensor]:
+        tensors = dict(zip(names, inputs, strict=True))
+        outputs = session.run(None, {name: tensor.numpy() for name, tensor in tensors.items()})
+        named = dict(zip(about["outputs"], map(torch.from_numpy, outputs), strict=True))
+        for name, tensor in tensors.items():
+            if name.startswith("memory/"):
+                tensor.copy_(named[f"next_{name}"])
+        return [named[name] for name in OUTPUTS]
+
+    return about, run
+
+
+def _refusal(path: Path, error: Exception) -> ValueError:
+    return ValueError(
+        f"{path} is not a file that mtxl_rl.export wrote: {str(error).splitlines()[0]}"
+    )
+
+
 def made_for() -> str:
     """Version of torch and kind of processor that a file made here runs on."""
     return f"torch {torch.__version__}, {platform.machine()}, {cpu.get_cpu_capability()}"
@@ -40,32 +106,25 @@ class ExportedPolicy:
     ```
 
     Args:
-        path: the file.
+        path: the file, .pt2 or .onnx.
         seed: of the actions that are drawn.
 
     Raises:
-        ValueError: the file is not an exported policy, or was made for another machine or torch.
+        ValueError: the file is not an exported policy; or it is a .pt2 file made for another
+            machine or torch.
         FileNotFoundError: there is no file.
+        ImportError: it is a .onnx file, and onnxruntime is not installed.
     """
 
     def __init__(self, path: str | Path, *, seed: int = 0) -> None:
         if not Path(path).is_file():
             raise FileNotFoundError(f"there is no file {path}")
-        try:
-            package = torch._inductor.aoti_load_package(str(path))
-            self.about: dict[str, Any] = json.loads(package.loader.get_metadata()[ABOUT])
-            """The file's inputs and outputs."""
-        except (RuntimeError, KeyError) as error:
-            raise ValueError(
-                f"{path} is not a file that mtxl_rl.export wrote: {str(error).splitlines()[0]}"
-            ) from error
-        if self.about["made_for"] != made_for():
-            raise ValueError(
-                f"{path} is made for {self.about['made_for']}, and this is {made_for()}; export "
-                "the run here"
-            )
-        self._run: Callable[[list[Tensor]], list[Tensor]] = package.loader.run
-        """Without the package's own wrapper, which takes a tenth of a millisecond."""
+        loaders = {".pt2": _load_package, ".onnx": _load_onnx}
+        load = loaders.get(Path(path).suffix)
+        if load is None:
+            raise ValueError(f"{path} must end in {' or '.join(loaders)}")
+        self.about, self._run = load(Path(path))
+        """The file's inputs and outputs, and its step."""
         self._inputs = {
             name: torch.zeros(shape, dtype=getattr(torch, dtype))
             for name, shape, dtype in self.about["inputs"]
@@ -79,6 +138,8 @@ class ExportedPolicy:
         self._generator = torch.Generator().manual_seed(seed)
         self.value: Float[Tensor, " B"] = torch.zeros(self.num_rows)
         """Value estimates of the last step."""
+        self.action_parameters: Float[Tensor, "B n"] = torch.zeros(self.num_rows, 0)
+        """Of the last step: log-probabilities of each choice, or means and log deviations."""
         self.reset()
 
     @property
@@ -133,7 +194,7 @@ class ExportedPolicy:
                 noise.uniform_(generator=self._generator)
             else:
                 noise.normal_(generator=self._generator)
-        action, self.value = self._run(self._given)
+        action, self.value, self.action_parameters = self._run(self._given)
         self._inputs["is_first"].fill_(value=False)
         array: NDArray[Any] = action.numpy()
         return array[0] if is_single else array
