@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,19 @@ from mtxl_rl.command import Command, options_of, run_command, value_of
 from mtxl_rl.config import TrainConfig
 from mtxl_rl.envs.registry import evaluation_env, make_vector_env, stream_seed
 from mtxl_rl.evaluation.intervals import mean_and_interval
-from mtxl_rl.evaluation.visualize import VideoRecorder
+from mtxl_rl.evaluation.visualize import (
+    TIMELINE_SUFFIXES,
+    VIDEO_SUFFIXES,
+    VideoRecorder,
+    require_drawing,
+)
 from mtxl_rl.runtime.compile import compile_acting
 from mtxl_rl.saved_agent import SavedAgent, read_agent, saved_config
 from mtxl_rl.torso.torso_config import check_at_least
-from mtxl_rl.tracking.cli import make_writable, say, show
+from mtxl_rl.tracking import checkpoint
+from mtxl_rl.tracking.cli import console, make_writable, say, show
 from mtxl_rl.tracking.files import atomic_write
+from mtxl_rl.tracking.progress import Progress
 
 
 @dataclass(kw_only=True, slots=True)
@@ -103,7 +111,7 @@ class EvaluateConfig:
                 f"memory={settings} does not contain on, and video= and timeline= show an agent "
                 f"with its memory; type memory=on,{settings}"
             )
-        for name, suffixes in (("video", (".mp4", ".gif")), ("timeline", (".png", ".svg"))):
+        for name, suffixes in (("video", VIDEO_SUFFIXES), ("timeline", TIMELINE_SUFFIXES)):
             path = getattr(self, name)
             if path and Path(path).suffix not in suffixes:
                 raise ValueError(f"{name}={path} must end in {' or '.join(suffixes)}")
@@ -128,7 +136,11 @@ class EvaluateConfig:
 
 def run(config: EvaluateConfig) -> dict[str, list[dict[str, float]]]:
     """Evaluate under every setting of the memory, print a table, and return the episodes."""
+    for option in ("video", "timeline"):
+        if getattr(config, option):
+            require_drawing(option)
     saved = read_agent(Path(config.checkpoint), which=config.which)
+    say(f"{_file(config)}: step {saved.step:,}")
     train = config.train_config(saved.config)
     names = _settings(config, train)
     for output in (config.output, config.video, config.timeline):
@@ -149,6 +161,12 @@ def run(config: EvaluateConfig) -> dict[str, list[dict[str, float]]]:
     return results
 
 
+def _file(config: EvaluateConfig) -> Path:
+    """The file that is evaluated."""
+    path = Path(config.checkpoint)
+    return checkpoint.find(path, which=config.which) if path.is_dir() else path
+
+
 def _evaluate_settings(
     config: EvaluateConfig,
     saved: SavedAgent,
@@ -165,23 +183,25 @@ def _evaluate_settings(
     with closing(make_vector_env(train.env, num_envs=config.num_envs, seed=seed)) as env:
         actor = agent.actor(env, greedy=config.greedy)
         recorder = _recorder(config, train, actor)
-        for name in names:
-            torch.manual_seed(config.seed)
-            if actor.generator is not None:
-                actor.generator.manual_seed(config.seed)
-            results[name] = play_episodes(
-                actor, episodes=config.episodes, seed=seed, memory=name,
-                on_step=recorder.add if recorder is not None and name == "on" else None,
-            )  # fmt: skip
+        with Progress(config.episodes * len(names), console=console, unit="episode") as progress:
+            for number, name in enumerate(names):
+                torch.manual_seed(config.seed)
+                if actor.generator is not None:
+                    actor.generator.manual_seed(config.seed)
+                finished = number * config.episodes
+                results[name] = play_episodes(
+                    actor, episodes=config.episodes, seed=seed, memory=name,
+                    on_step=recorder.add if recorder is not None and name == "on" else None,
+                    on_count=partial(_count, progress, finished),
+                )  # fmt: skip
         if recorder is not None:  # After all settings: a failure to draw loses no results.
-            _draw(recorder, config)
+            for path in filter(None, (config.video, config.timeline)):
+                if recorder.has_timeline or path == config.video:
+                    recorder.write(Path(path))
 
 
-def _draw(recorder: VideoRecorder, config: EvaluateConfig) -> None:
-    if config.video:
-        recorder.write_video(Path(config.video))
-    if config.timeline:
-        recorder.write_timeline(Path(config.timeline))
+def _count(progress: Progress, finished: int, count: int) -> None:
+    progress.update(finished + count)
 
 
 def _settings(config: EvaluateConfig, train: TrainConfig) -> list[str]:
@@ -232,8 +252,11 @@ def _recorder(config: EvaluateConfig, train: TrainConfig, actor: Actor) -> Video
     space = actor.env.single_observation_space
     title = f"{train.env.name}, {config.checkpoint} ({config.which})"
     recorder = VideoRecorder(actor.policy, space, max_steps=config.video_steps, title=title)
-    if config.timeline:
-        recorder.check_timeline()
+    if config.timeline and not recorder.has_timeline:
+        say(
+            f"timeline={config.timeline} is left out: a torso of kind {train.torso.kind} has no "
+            "attention or long-term memory to plot"
+        )
     return recorder
 
 

@@ -21,6 +21,7 @@ def play_episodes(
     seed: int | None = None,
     memory: str = "on",
     on_step: Callable[[PolicyInputs], None] | None = None,
+    on_count: Callable[[int], None] | None = None,
 ) -> list[dict[str, float]]:
     """Return, length and, where the environment reports it, success of new episodes.
 
@@ -32,6 +33,7 @@ def play_episodes(
         seed: seed of the environments; None keeps the one they have.
         memory: setting of the long-term memory, see `ablate_memory`.
         on_step: called with the policy's inputs before each step and after the last one.
+        on_count: called after each step with the number of episodes that ended.
     """
     actor.reset(seed=seed)
     num_envs = actor.env.num_envs
@@ -50,6 +52,8 @@ def play_episodes(
                 if remaining[episode.env - first_env]:
                     remaining[episode.env - first_env] -= 1
                     counted.append(episode.statistics())
+            if on_count is not None:
+                on_count(len(counted))
     if on_step is not None:
         on_step(actor.inputs())  # These inputs hold the last step's reward.
     return counted

@@ -1,6 +1,5 @@
 """Evaluation while training: new episodes in environments of its own."""
 
-import importlib.util
 import random
 import statistics
 import time
@@ -15,9 +14,8 @@ from numpy.typing import NDArray
 
 from mtxl_rl.agent import Agent
 from mtxl_rl.envs.backends.custom_env import CustomEnv, is_factory
-from mtxl_rl.evaluation.visualize import VideoRecorder
+from mtxl_rl.evaluation.visualize import VideoRecorder, require_drawing
 from mtxl_rl.saved_agent import SavedAgent
-from mtxl_rl.tracking.cli import say
 
 MAX_ENVS = 16
 """Environments that are stepped together, at most."""
@@ -88,28 +86,21 @@ def _histograms(recorder: VideoRecorder) -> dict[str, NDArray[Any]]:
 
 def can_draw() -> bool:
     """Whether the packages are installed that `draw` needs."""
-    return all(importlib.util.find_spec(name) for name in ("imageio", "matplotlib"))
+    try:
+        require_drawing("video")
+    except ImportError:
+        return False
+    return True
 
 
 def draw(recorder: VideoRecorder, folder: Path, *, step: int) -> dict[str, Path]:
-    """Write a video, and a memory timeline if the torso has one; their paths by name.
-
-    A picture that cannot be drawn is reported and left out: a run is never lost to one.
-    """
-    writers = {"evaluation/video": (recorder.write_video, "gif")}
-    if recorder.records:
-        writers["evaluation/memory_timeline"] = (recorder.write_timeline, "png")
-    pictures = dict[str, Path]()
+    """Write a video, and a memory timeline if the torso has one; their paths by name."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, (write, suffix) in writers.items():
-        path = folder / f"step_{step:012d}.{suffix}"
-        try:
-            write(path)
-        except Exception as error:
-            say(f"{path} was not drawn: {type(error).__name__}: {error}")
-        else:
-            pictures[name] = path
-    return pictures
+    stem = f"step_{step:012d}"
+    paths = {"evaluation/video": folder / f"{stem}.gif"}
+    if recorder.has_timeline:
+        paths["evaluation/memory_timeline"] = folder / f"{stem}.png"
+    return {name: path for name, path in paths.items() if recorder.write(path)}
 
 
 @contextmanager

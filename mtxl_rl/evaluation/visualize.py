@@ -3,6 +3,7 @@
 T recorded steps, N layers (counted from 1), H heads, M window length, h x w pixels.
 """
 
+import importlib
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -19,13 +20,29 @@ from mtxl_rl.agents.policy import Policy
 from mtxl_rl.agents.transition import PolicyInputs
 from mtxl_rl.evaluation.retrieval import has_retrievals, retrieval_shares
 from mtxl_rl.torso import MemoryTransformer
+from mtxl_rl.tracking.cli import say
 from mtxl_rl.tracking.files import atomic_write
 
 FRAMES_PER_SECOND = 10
+VIDEO_SUFFIXES = (".mp4", ".gif")
+TIMELINE_SUFFIXES = (".png", ".svg")
 _VIDEO_INCHES = (8.0, 4.0)  # At 100 dots per inch, multiples of 16 pixels, which codecs need.
 _CURSOR = "tab:red"
 _MIN_SHARE = 0.1  # Of a readout; below it, no single write is what the read returns.
 _MAX_COMPONENTS = 16  # Of an observation that the timeline shows.
+
+
+def require_drawing(option: str) -> None:
+    """Check that the packages of an option, `video` or `timeline`, are installed.
+
+    Raises:
+        ImportError: one is not; the message says what to install.
+    """
+    for name in ("matplotlib", "imageio", "imageio_ffmpeg")[: 3 if option == "video" else 1]:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise ImportError(f"{option}= needs {name}: pip install 'mtxl_rl[video]'") from error
 
 
 class _Panel(NamedTuple):
@@ -63,18 +80,10 @@ class VideoRecorder:
         self.title = ": ".join(part for part in (title, _agent_name(policy)) if part)
         self.inputs: list[PolicyInputs] = []
 
-    def check_timeline(self) -> None:
-        """Check, before an evaluation, that a memory timeline can be drawn.
-
-        Raises:
-            ValueError: The torso is a baseline.
-        """
-        kind = self.policy.torso.config.kind
-        if not isinstance(self.policy.torso, MemoryTransformer):
-            raise ValueError(
-                f"timeline= plots attention and long-term memory, which a torso of kind {kind} "
-                "does not have; leave timeline= out"
-            )
+    @property
+    def has_timeline(self) -> bool:
+        """Whether the torso has attention and a memory to plot; the baselines have not."""
+        return isinstance(self.policy.torso, MemoryTransformer)
 
     def add(self, inputs: PolicyInputs) -> None:
         """Record the first environment's step, up to `max_steps`."""
@@ -85,9 +94,22 @@ class VideoRecorder:
     @cached_property
     def records(self) -> list[dict[str, Tensor]]:
         """Diagnostics of each layer over the recorded steps; read it after the last `add`."""
-        if not isinstance(self.policy.torso, MemoryTransformer):
+        if not self.has_timeline:
             return []
         return self.policy.inspect(self._stacked(), self.policy.torso.initial_state(1))
+
+    def write(self, path: Path) -> bool:
+        """Write a video (.mp4, .gif) or a timeline, and return whether that succeeded.
+
+        A failure is reported, not raised: an evaluation is never lost to a picture.
+        """
+        is_video = path.suffix in VIDEO_SUFFIXES
+        try:
+            (self.write_video if is_video else self.write_timeline)(path)
+        except Exception as error:
+            say(f"{path} was not drawn: {type(error).__name__}: {error}")
+            return False
+        return True
 
     def write_timeline(self, path: Path) -> None:
         """Plot what happened, memory writes and reads, and attention over the recorded steps.
@@ -97,9 +119,14 @@ class VideoRecorder:
         Raises:
             ImportError: matplotlib is not installed.
             OSError: The file cannot be written.
-            ValueError: The torso is a baseline.
+            ValueError: The torso is a baseline; see `has_timeline`.
         """
-        self.check_timeline()
+        if not self.has_timeline:
+            kind = self.policy.torso.config.kind
+            raise ValueError(
+                f"a timeline plots attention and long-term memory, which a torso of kind {kind} "
+                "does not have; leave it out"
+            )
         figure = self._draw_timeline()
         with atomic_write(
             path, advice="free space there, or choose another timeline="

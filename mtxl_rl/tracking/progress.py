@@ -1,4 +1,4 @@
-"""Progress of a training run: a live display in a terminal, one line per interval elsewhere."""
+"""Progress of a run or evaluation: a live display in a terminal, else one line per interval."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -23,10 +23,10 @@ _LABELS = {
     "losses/ratio_deviation": "ratio dev.",
 }
 _COLUMNS = (
-    TextColumn("{task.completed:,.0f}/{task.total:,.0f} steps"),
+    TextColumn("{task.completed:,.0f}/{task.total:,.0f} {task.description}s"),
     BarColumn(bar_width=None),
     TextColumn("{task.percentage:.0f}%"),
-    TextColumn("{task.fields[speed]} steps/s"),
+    TextColumn("{task.fields[speed]} {task.description}s/s"),
     TimeElapsedColumn(),
     TextColumn("ETA"),
     TimeRemainingColumn(),
@@ -35,27 +35,29 @@ _SPEED_SECONDS = 300.0
 
 
 class Progress:
-    """A context manager that shows the step, the speed and the metrics of a training run.
+    """A context manager that shows the step, the speed and the metrics of a run.
 
     The speed is the mean over the last five minutes, without the first update, which may include
     compiling. Output errors, such as a closed terminal, end the display and not the run.
 
     Args:
-        total_steps: Step at which the run ends.
+        total: Step at which the run ends.
         console: Where to print.
         initial_step: Step at which a resumed run starts.
         line_seconds: Seconds between lines where there is no terminal.
         clock: Returns the time in seconds.
+        unit: What is counted, in the singular.
     """
 
     def __init__(
         self,
-        total_steps: int,
+        total: int,
         *,
         console: Console,
         initial_step: int = 0,
         line_seconds: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
+        unit: str = "step",
     ) -> None:
         self._console = console
         self._clock = clock
@@ -71,7 +73,7 @@ class Progress:
             get_time=clock,
         )
         task_id = self._display.add_task(
-            "", total=total_steps, completed=initial_step, speed="-", metrics=""
+            unit, total=total, completed=initial_step, speed="-", metrics=""
         )
         self._task: Task = self._display.tasks[task_id]
 
@@ -91,8 +93,9 @@ class Progress:
             if self._has_unprinted_update and not self._is_live:
                 self._print_line()
 
-    def update(self, step: int, metrics: Mapping[str, float | int]) -> None:
+    def update(self, step: int, metrics: Mapping[str, float | int] | None = None) -> None:
         """Show this step and these metrics."""
+        metrics = metrics or {}
         self._display.update(self._task.id, completed=step)
         speed = self._task.speed
         text = " | ".join(
@@ -110,8 +113,8 @@ class Progress:
     def _print_line(self) -> None:
         task = self._task
         cells = [
-            f"step {task.completed:,.0f}/{task.total:,.0f} ({task.percentage:.0f}%)",
-            f"steps/s {task.fields['speed']}",
+            f"{task.description} {task.completed:,.0f}/{task.total:,.0f} ({task.percentage:.0f}%)",
+            f"{task.description}s/s {task.fields['speed']}",
             f"elapsed {_duration(task.elapsed)}",
             f"ETA {_duration(task.time_remaining)}",
             task.fields["metrics"],

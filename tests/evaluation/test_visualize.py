@@ -1,6 +1,7 @@
 """Videos and memory timelines: what they show, and what happens when they cannot be written."""
 
 import errno
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from gymnasium import spaces
 
 from mtxl_rl.agents.policy import Policy, PolicyConfig, PolicyInputs
-from mtxl_rl.evaluation.visualize import VideoRecorder
+from mtxl_rl.evaluation.visualize import VideoRecorder, require_drawing
 from mtxl_rl.torso import TorsoConfig
 
 pytest.importorskip("matplotlib")
@@ -173,9 +174,20 @@ def test_an_encoder_that_fails_leaves_no_torn_video(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_timeline_of_a_baseline_is_refused(tmp_path: Path) -> None:
+def test_a_baseline_has_no_timeline(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     recorder = recorded(VECTORS, kind="gru")
-    with pytest.raises(ValueError, match="a torso of kind gru does not have"):
-        recorder.check_timeline()
-    with pytest.raises(ValueError, match="leave timeline= out"):
+    assert not recorder.has_timeline
+    with pytest.raises(ValueError, match="a torso of kind gru does not have; leave it out"):
         recorder.write_timeline(tmp_path / "timeline.png")
+    assert not recorder.write(tmp_path / "timeline.png")
+    assert "timeline.png was not drawn: ValueError" in capsys.readouterr().out
+    assert recorded(VECTORS).has_timeline
+
+
+@pytest.mark.parametrize(("option", "missing"), [("video", "imageio"), ("timeline", "matplotlib")])
+def test_a_missing_package_is_named_with_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, option: str, missing: str
+) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)  # As if it were not installed.
+    with pytest.raises(ImportError, match=rf"{option}= needs {missing}: pip install"):
+        require_drawing(option)
