@@ -10,14 +10,16 @@ import numpy as np
 from rich.table import Table
 
 from mtxl_rl.command import Command, options_of, run_command
-from mtxl_rl.config import load_config
-from mtxl_rl.torso import TorsoConfig
+from mtxl_rl.config import TrainConfig, load_config, preset_options, torso_preset, values
+from mtxl_rl.evaluation.intervals import mean_and_interval
 from mtxl_rl.tracking.cli import make_writable, say, show
 from mtxl_rl.tracking.metrics import read_rows
 
 USAGE = """\
 python -m mtxl_rl.compare RUN_DIR RUN_DIR ... [option=value ...]     compare runs
 """
+
+_IGNORED = ("seed", "run_dir", "resume")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -37,8 +39,20 @@ class CompareConfig:
             raise ValueError("runs are missing; give the folders of the runs to compare")
 
 
+@dataclass(kw_only=True, slots=True)
+class Group:
+    """Runs whose options differ in nothing but the seed."""
+
+    runs: list[Path]
+    config: TrainConfig
+    options: dict[str, str]
+    """The options in which the groups differ."""
+    label: str = ""
+    """Its name in the legend."""
+
+
 def compare(runs: Sequence[Path], *, metric: str, output: Path) -> None:
-    """Print the runs' last and highest values of `metric`, and draw their curves.
+    """Print the last and highest values of `metric` over the seeds, and draw the curves.
 
     Raises:
         FileNotFoundError: A folder holds no run.
@@ -51,12 +65,19 @@ def compare(runs: Sequence[Path], *, metric: str, output: Path) -> None:
         from mtxl_rl.evaluation.plots import draw_curves, read_curve, save_figure
     except ImportError as error:
         raise ImportError(f"compare needs {error.name}: pip install 'mtxl_rl[report]'") from error
-    names = _short_names(runs)
-    curves = {run: read_curve(run, metric).assign(task=metric, label=names[run]) for run in runs}
-    rows = [_summary(run, curve, metric) for run, curve in curves.items()]
+    groups, curves = group_runs(runs), dict[Path, Any]()
+    for group in groups:
+        for run in group.runs:
+            curve = read_curve(run, metric).assign(task=metric, label=group.label)
+            if curve.empty:
+                known = sorted({key for row in read_rows(run) for key in row})
+                raise ValueError(f"{run} has no {metric}; its metrics are {', '.join(known)}")
+            curves[run] = curve
     table = Table(title=metric, title_justify="left")
+    rows = [_summary(group, [curves[run] for run in group.runs]) for group in groups]
     for column in rows[0]:
-        table.add_column(column, justify="left" if column in ("run", "env", "memory") else "right")
+        is_text = column in ("runs", "env", "torso", "other options")
+        table.add_column(column, justify="left" if is_text else "right")
     for row in rows:
         table.add_row(*row.values())
     show(table)
@@ -65,29 +86,53 @@ def compare(runs: Sequence[Path], *, metric: str, output: Path) -> None:
     say(f"curves: {output}.png, {output}.svg")
 
 
-def _summary(run: Path, curve: Any, metric: str) -> dict[str, str]:  # noqa: ANN401
-    """A run's row of the table, from its `read_curve`."""
-    config, rows = load_config(run), read_rows(run)
-    if curve.empty:
-        known = sorted({key for row in rows for key in row})
-        raise ValueError(f"{run} has no {metric}; its metrics are {', '.join(known)}")
-    highest = curve.loc[curve["value"].idxmax()]
-    speed = float(np.median([row["charts/SPS"] or 0.0 for row in rows]))
+def group_runs(runs: Sequence[Path]) -> list[Group]:
+    """The runs in groups of equal options, in the order of their first runs."""
+    groups = dict[str, Group]()
+    for run in runs:
+        config = load_config(run)
+        options = {key: str(value) for key, value in values(config).items() if key not in _IGNORED}
+        key = str({"env": config.env.name, **options})
+        groups.setdefault(key, Group(runs=[], config=config, options=options)).runs.append(run)
+    names, every = _short_names(runs), list(groups.values())
+    keys = dict.fromkeys(key for group in every for key in group.options)
+    differing = [
+        key
+        for key in keys
+        if key not in preset_options() and len({group.options.get(key) for group in every}) > 1
+    ]
+    for group in every:
+        group.options = {key: group.options[key] for key in differing if key in group.options}
+        group.label = names[group.runs[0]]
+        if len(group.runs) > 1:
+            group.label = " ".join([torso_preset(group.config.torso), *_assignments(group)])
+    return every
+
+
+def _summary(group: Group, curves: Sequence[Any]) -> dict[str, str]:
+    """A group's row of the table, from its runs' `read_curve`."""
+    speeds = [row["charts/SPS"] or 0.0 for run in group.runs for row in read_rows(run)]
+    steps = {f"{curve['step'].iloc[-1]:,.0f}" for curve in curves}
     return {
-        "run": str(run),
-        "env": config.env.name,
-        "memory": _kind(config.torso),
-        "seed": str(config.seed),
-        "steps": f"{curve['step'].iloc[-1]:,.0f}",
-        "last": f"{curve['value'].iloc[-1]:.3f}",
-        "highest": f"{highest['value']:.3f}",
-        "at step": f"{highest['step']:,.0f}",
-        "steps/s": f"{speed:,.0f}",
+        "runs": "\n".join(map(str, group.runs)),
+        "env": group.config.env.name,
+        "torso": torso_preset(group.config.torso),
+        "other options": "\n".join(_assignments(group)),
+        "steps": "\n".join(sorted(steps)),
+        "last": _over_seeds([curve["value"].iloc[-1] for curve in curves]),
+        "highest": _over_seeds([curve["value"].max() for curve in curves]),
+        "steps/s": f"{np.median(speeds):,.0f}",
     }
 
 
-def _kind(torso: TorsoConfig) -> str:
-    return torso.long_term if torso.kind == "transformer" else torso.kind
+def _assignments(group: Group) -> list[str]:
+    return [f"{key}={value}" for key, value in group.options.items()]
+
+
+def _over_seeds(numbers: Sequence[float]) -> str:
+    """One number, or the mean of several with its 95 % interval."""
+    mean, half = mean_and_interval(numbers)
+    return f"{mean:.3f}" if len(numbers) == 1 else f"{mean:.3f} +- {half:.3f}"
 
 
 def _short_names(runs: Sequence[Path]) -> dict[Path, str]:

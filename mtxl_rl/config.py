@@ -240,6 +240,32 @@ def compose_config(overrides: Sequence[str]) -> TrainConfig:
     return config
 
 
+@cache
+def _torso_presets() -> dict[str, dict[str, Any]]:
+    """The options that each file in configs/torso sets."""
+    folder = resources.files("mtxl_rl.configs") / "torso"
+    files = {name: OmegaConf.load(str(folder / f"{name}.yaml")) for name in choices("torso")}
+    return {
+        name: {"kind": "transformer", **cast("dict[str, Any]", OmegaConf.to_container(file))}
+        for name, file in files.items()
+    }
+
+
+def torso_preset(torso: TorsoConfig) -> str:
+    """The name of the preset in configs/torso that fits the options best, as gtrxl."""
+    fitting = {
+        name: len(options)
+        for name, options in _torso_presets().items()
+        if all(getattr(torso, key, None) == value for key, value in options.items())
+    }
+    return max(fitting, key=lambda name: fitting[name], default=torso.kind)
+
+
+def preset_options() -> set[str]:
+    """The options that a torso's preset stands for, as torso.kind."""
+    return {f"torso.{key}" for options in _torso_presets().values() for key in options}
+
+
 def device_overrides(overrides: Sequence[str]) -> list[str]:
     """Defaults for a GPU, without the options that the command line sets."""
     device = value_of(overrides, "device") or "auto"

@@ -49,7 +49,7 @@ def run(config: SuiteConfig) -> None:
     try:
         failed = run_suite(suite)
     except KeyboardInterrupt as stop:
-        say(f"Stopped; continue with: {shlex.join(command)}")
+        say(f"Stopped; {stop.args[1]}; continue with: {shlex.join(command)}")
         raise SystemExit(128 + stop.args[0]) from None
     say(f"report: {write_report(suite, command=command)}")
     if failed:

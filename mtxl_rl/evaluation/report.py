@@ -33,6 +33,7 @@ from mtxl_rl.tracking.metrics import METRICS_FILE
 
 _CHARTS = {"return": "charts/episodic_return", "success": "charts/success"}
 """The metric of a training run for each score of a suite."""
+_MIN_PROFILE_RUNS = 3
 
 _CSV_COLUMNS = ["task", "torso", "seed", "setting", "measure", "score", "normalised", "episodes"]
 _COLUMNS = [*_CSV_COLUMNS, "is_transfer", "evidence"]
@@ -215,7 +216,7 @@ def to_markdown(table: pd.DataFrame) -> str:
 
 
 def _draw(suite: Suite, scores: pd.DataFrame, matrices: Mapping[str, Scores]) -> None:
-    """Write the three figures."""
+    """Write the figures; the performance profile needs three seeds."""
     measures = {name: task.score for name, task in suite.tasks.items()}
     curves = [
         plots.read_curve(run.folder, _CHARTS[measures[run.task]]).assign(
@@ -238,7 +239,8 @@ def _draw(suite: Suite, scores: pd.DataFrame, matrices: Mapping[str, Scores]) ->
         intervals = pd.DataFrame(rows, columns=["task", "torso", *Interval._fields])
         title = f"Suite {suite.name}: interquartile mean, 95 % interval"
         plots.save_figure(plots.draw_scores(intervals, title=title), suite.folder / "scores")
-    if matrices:
+    # The curves of one or two runs are steps, which say nothing about a distribution.
+    if matrices and min(map(len, matrices.values())) >= _MIN_PROFILE_RUNS:
         title = f"Suite {suite.name}: performance profile over {len(suite.tasks)} tasks"
         figure = plots.draw_profiles(matrices, title=title)
         plots.save_figure(figure, suite.folder / "profiles")

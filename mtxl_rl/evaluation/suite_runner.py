@@ -280,9 +280,10 @@ def run_suite(suite: Suite) -> list[str]:
 
     Raises:
         KeyboardInterrupt: a signal stopped it, after all active runs saved their state. The
-            argument is the signal's number.
+            arguments are the signal's number, and a sentence about the unfinished runs.
     """
     waiting, active, failed = suite.runs(), Processes(), list[str]()
+    num_stopped, has_killed = 0, False
     total, num_signals, num_reported = len(waiting), 0, 0
     with (
         stop_requests(collect_all=True) as stop,
@@ -294,7 +295,8 @@ def run_suite(suite: Suite) -> list[str]:
             _reap(active, failed, is_continuing=not stop)
             if len(stop) > num_signals:
                 is_second = num_signals > 0 and signal.SIGINT in stop[num_signals:]
-                num_signals = len(stop)
+                num_stopped, num_signals = max(num_stopped, len(active)), len(stop)
+                has_killed = has_killed or is_second
                 for process in active.values():
                     if is_second:
                         process.kill()
@@ -309,7 +311,10 @@ def run_suite(suite: Suite) -> list[str]:
             sleep(0.5)
     console.print()
     if stop:
-        raise KeyboardInterrupt(stop[0])
+        how = "killed" if has_killed else "stopped and saved"
+        raise KeyboardInterrupt(
+            stop[0], f"unfinished runs: {num_stopped} {how}, {len(waiting)} not started"
+        )
     return failed
 
 

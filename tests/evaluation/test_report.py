@@ -89,6 +89,12 @@ def test_the_figures_are_written(tmp_path: Path) -> None:
         assert (tmp_path / f"{name}.svg").read_text().startswith("<?xml")
 
 
+def test_a_performance_profile_needs_three_seeds(tmp_path: Path) -> None:
+    report.write_report(suite(tmp_path, seeds=2), command=[])
+    assert (tmp_path / "scores.png").exists()
+    assert not (tmp_path / "profiles.png").exists()
+
+
 def test_missing_runs_are_listed(tmp_path: Path) -> None:
     page = report.write_report(suite(tmp_path, missing=("gru", 1)), command=[]).read_text()
     assert "**Missing: short/gru/seed_1, long/gru/seed_1.**" in page

@@ -221,8 +221,8 @@ def _check_observation_space(space: Space[Any]) -> None:
             where = f"observation space {key!r}" if key else "observation space"
             raise ValueError(
                 f"{where} is {leaf}; supported are Box, Discrete and flat MultiDiscrete from 0, "
-                "MultiBinary, and one Dict of those: return one of them from a "
-                "gymnasium.ObservationWrapper."
+                "MultiBinary, and one Dict of those, in single environments also Text and one "
+                "Tuple: return one of them from a gymnasium.ObservationWrapper."
             )
 
 

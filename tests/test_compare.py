@@ -1,0 +1,59 @@
+"""Comparing runs: seeds are aggregated, and only what differs is shown."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mtxl_rl import compare
+from mtxl_rl.compare import group_runs
+from mtxl_rl.config import choices, compose_config, save_config, torso_preset
+
+pytest.importorskip("pandas")
+pytest.importorskip("matplotlib")
+
+
+def make_run(folder: Path, *options: str, values: tuple[float, ...] = (0.0, 1.0)) -> Path:
+    folder.mkdir(parents=True)
+    save_config(compose_config(["env=TMaze", *options]), folder / "config.yaml")
+    rows = [
+        {"step": step, "charts/episodic_return": value, "charts/SPS": 100.0}
+        for step, value in enumerate(values, 1)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_seeds_are_one_group_with_the_differing_options(tmp_path: Path) -> None:
+    runs = [
+        make_run(tmp_path / "a", "seed=1"),
+        make_run(tmp_path / "b", "torso=gtrxl", "ppo.gamma=0.9"),
+        make_run(tmp_path / "c", "seed=2"),
+    ]
+    seeds, other = group_runs(runs)
+    assert (seeds.runs, other.runs) == ([runs[0], runs[2]], [runs[1]])
+    assert seeds.options == {"ppo.gamma": "0.99"}
+    assert (seeds.label, other.label) == ("mtxl ppo.gamma=0.99", "b")
+    assert [torso_preset(group.config.torso) for group in (seeds, other)] == ["mtxl", "gtrxl"]
+
+
+def test_the_table_has_means_over_seeds_with_intervals(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    runs = [
+        make_run(tmp_path / "a1", "seed=1", values=(0.0, 0.5)),
+        make_run(tmp_path / "a2", "seed=2", values=(1.0, 0.7)),
+        make_run(tmp_path / "b", "torso=gru"),
+    ]
+    compare.main([*map(str, runs), f"output={tmp_path / 'it'}"])
+    shown = capsys.readouterr().out
+    for cell in ("0.600 +- 0.196", "0.750 +- 0.490", "mtxl", "gru", *map(str, runs)):
+        assert cell in shown
+    assert "ppo." not in shown
+    assert {"it.png", "it.svg"} <= {path.name for path in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize("name", choices("torso"))
+def test_a_torsos_preset_is_recognised(name: str) -> None:
+    options = ["env=TMaze", f"torso={name}"]
+    assert torso_preset(compose_config(options).torso) == name
