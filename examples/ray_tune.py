@@ -13,6 +13,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from mtxl_rl.config import compose_config
 from mtxl_rl.ray_trainer import ray_trainer
+from mtxl_rl.runtime.ray_train import connect
 
 TINY = ["env=TMaze", "env.corridor_length=9", "model=tiny", "num_envs=16", "total_steps=8192"]
 
@@ -38,9 +39,9 @@ def sweep(rates: list[float], options: list[str], *, folder: Path, num_workers: 
         "folder": str(folder.resolve()),
         "num_workers": num_workers,
     }
-    # A trial only waits for its workers, which take the CPUs or GPUs.
+    # A trial waits for its workers, which take the CPUs. Ray wants it to take something: a byte.
     tuner = tune.Tuner(
-        tune.with_resources(trial, {"CPU": 0}),
+        tune.with_resources(trial, {"memory": 1}),
         param_space=choices,
         tune_config=tune.TuneConfig(
             metric="charts/episodic_return", mode="max", max_concurrent_trials=1
@@ -57,6 +58,7 @@ if __name__ == "__main__":
     parser.add_argument("--num-workers", type=int, default=2)
     parser.add_argument("options", nargs="*", default=TINY, help="options of mtxl_rl.train")
     arguments = parser.parse_args()
+    connect()
     results = sweep(
         arguments.rates,
         arguments.options,

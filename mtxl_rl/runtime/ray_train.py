@@ -238,12 +238,18 @@ def trainer(
 
 
 def connect(**options: Any) -> None:  # noqa: ANN401
-    """Connect to Ray's cluster, or start Ray on this machine, with options of `ray.init`."""
+    """Connect to the cluster at RAY_ADDRESS, or start Ray on this machine.
+
+    Args:
+        options: Others of `ray.init`.
+    """
     require_ray()
     import ray
 
     if not ray.is_initialized():
         quiet = ray.LoggingConfig(log_level="ERROR")
+        # Ray's own default waits for minutes for a cluster of this machine that was killed.
+        options.setdefault("address", os.environ.get("RAY_ADDRESS", "local"))
         ray.init(logging_level=logging.ERROR, logging_config=quiet, **options)
 
 

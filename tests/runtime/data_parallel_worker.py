@@ -1,7 +1,7 @@
-"""A process of a data-parallel run: `data_parallel_worker.py FOLDER ITERATIONS RESUME OPTION`.
+"""A process of a data-parallel run: `data_parallel_worker.py FOLDER ITERATIONS RESUME DTYPE ...`.
 
-Trains in float64 and saves a checkpoint, weights and metrics, on rank 0. RESUME is a folder whose
-checkpoint it continues, or "new".
+Trains in DTYPE, as float64, with the options that follow, and saves a checkpoint, weights and
+metrics, on rank 0. RESUME is a folder whose checkpoint it continues, or "new".
 """
 
 import json
@@ -18,9 +18,9 @@ from mtxl_rl.tracking import checkpoint
 from mtxl_rl.trainer import Run
 
 
-def main(folder: Path, num_iterations: int, resume: str, options: list[str]) -> None:
+def main(folder: Path, num_iterations: int, resume: str, dtype: str, options: list[str]) -> None:
     """Run the iterations."""
-    torch.set_default_dtype(torch.float64)
+    torch.set_default_dtype(getattr(torch, dtype))
     config = compose_config(options)
     with joined_world(torch.device("cpu")) as world:
         num_envs = config.num_envs // world.size
@@ -40,4 +40,4 @@ def main(folder: Path, num_iterations: int, resume: str, options: list[str]) -> 
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4:])
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4], sys.argv[5:])

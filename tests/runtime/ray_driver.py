@@ -6,7 +6,6 @@ lost after the first checkpoint. Each worker leaves its process number in RUN_DI
 first one the number of workers of each start in RUN_DIR.sizes.
 """
 
-import atexit
 import os
 import sys
 import threading
@@ -17,6 +16,7 @@ from typing import Any
 
 import torch
 from failing_worker import inject
+from ray._common.utils import reset_ray_address
 from ray.cluster_utils import Cluster
 
 from mtxl_rl import ray_trainer
@@ -59,13 +59,13 @@ if __name__ == "__main__":
     folder = Path(value_of(options, "run_dir") or "")
     if machines == "machines":
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-        atexit.register(cluster.shutdown)
+        reset_ray_address()  # The file would make others on this machine wait for this cluster.
         second = cluster.add_node(num_cpus=1)
         connect(address=cluster.address)
         arguments = (cluster, folder, second)
         threading.Thread(target=lose_second_machine, args=arguments, daemon=True).start()
     else:
-        connect(address="local", num_cpus=int(machines))
+        connect(num_cpus=int(machines))
     listed = [fault for fault in faults.split(",") if fault]
     ray_trainer._train_in_worker = lambda arguments: train_with_faults(arguments, listed)
     main([*options, "launcher=ray"])
