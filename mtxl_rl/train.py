@@ -30,6 +30,7 @@ from mtxl_rl.config import (
     TrainConfig,
     device_overrides,
     options_without_effect,
+    torso_preset,
     train_command,
 )
 from mtxl_rl.envs.backends.custom_env import (
@@ -64,6 +65,15 @@ The defaults below are those of the library. env=, model= and torso= change some
 """
 
 
+_EXPECTED = {
+    "TMaze": "success 0.98 after 61,000 to 82,000 steps, in three seeds.",
+    "MemoryMaze": "a return of 7.4 to 7.7 after 3 million steps, in two seeds; random play: 0.1.",
+}
+"""Measured with the tasks' default options: see RESULTS.md."""
+_LONG = 1_000_000
+_SHORT_EXAMPLE = "python -m mtxl_rl.train env=TMaze total_steps=150000"
+
+
 def _describe(overrides: list[str]) -> Command:
     """The command of a new run; with resume=, one whose defaults are the saved run's values."""
     source = value_of(overrides, "resume")
@@ -85,9 +95,29 @@ def _describe(overrides: list[str]) -> Command:
     return Command(usage=USAGE, options=options_of(TrainConfig, env=[type(saved.env)]), base=saved)
 
 
+def plan(config: TrainConfig) -> str:
+    """What a run will do, printed before anything slow begins."""
+    iterations = -(-config.total_steps // config.steps_per_iteration)
+    compiled = ", compiled" if config.compile else ""
+    lines = [
+        f"{config.env.name}: {config.total_steps:,} steps in {iterations:,} iterations of "
+        f"{config.num_envs} environments x {config.ppo.rollout_length} steps; torso="
+        f"{torso_preset(config.torso)} model={config.model}, {config.torch_device()}{compiled}",
+        "The time left (ETA) is shown from the second iteration on. Ctrl-C saves and stops.",
+    ]
+    is_default = config.env == type(config.env)()
+    if is_default and config.env.name in _EXPECTED:
+        lines.append(f"What to expect: {_EXPECTED[config.env.name]}")
+    if config.total_steps >= _LONG:
+        lines.append(f"For a result in minutes: {_SHORT_EXAMPLE}")
+    return "\n".join(lines)
+
+
 def _run_command(config: TrainConfig) -> None:
     overrides = HydraConfig.get().overrides.task
     if world_size() == 1:
+        if not config.dry_run:
+            say(plan(config))
         for option, cause in options_without_effect(config, overrides):
             say(f"{option} has no effect with {cause}")
         if config.launcher == "ray" and not config.dry_run:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mtxl_rl import evaluate
+from mtxl_rl import evaluate, trainer
 from mtxl_rl.agents.transition import observation_shapes
 from mtxl_rl.build import build_policy, rollout_shape
 from mtxl_rl.command import choices, options_of
@@ -410,6 +410,24 @@ def test_dry_run_prints_bytes_and_trains_nothing(
     assert "timeline" in out
     assert "model" in out
     assert not (tmp_path / "run").exists()
+
+
+def test_a_command_says_what_it_will_do_before_anything_slow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def slow(*_: object, **__: object) -> None:
+        raise ValueError("the environments are made")
+
+    monkeypatch.setattr(trainer, "make_vector_env", slow)
+    for options in (["env=TMaze", "device=cpu"], ["env=MemoryMaze", "device=cpu"]):
+        with pytest.raises(ValueError, match="are made"):
+            main([*options, "num_processes=1", f"run_dir={tmp_path / 'run'}"])
+    short, long = capsys.readouterr().out.split("MemoryMaze: ")
+    assert short.startswith("TMaze: 400,000 steps in 98 iterations of 32 environments x 128 steps")
+    assert "torso=mtxl model=tiny, cpu" in short
+    assert "What to expect: success 0.98" in short
+    assert "For a result in minutes" not in short
+    assert "For a result in minutes: python -m mtxl_rl.train env=TMaze" in long
 
 
 def test_the_command_line_wins_over_the_devices_defaults() -> None:

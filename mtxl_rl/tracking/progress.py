@@ -101,6 +101,8 @@ class Progress:
         text = " | ".join(
             f"{label} {metrics[name]:.3g}" for name, label in _LABELS.items() if name in metrics
         )
+        if metrics and not {"charts/episodic_return", "charts/practice_return"} & set(metrics):
+            text = f"no episode has ended | {text}"
         with _ignored_output_errors():
             self._display.update(
                 self._task.id, speed="-" if speed is None else f"{speed:,.0f}", metrics=text

@@ -120,3 +120,15 @@ def test_a_closed_terminal_does_not_end_the_run(*, is_terminal: bool, is_closed_
         screen.close()
     with Progress(1000, console=Console(file=screen, force_terminal=is_terminal)) as progress:
         progress.update(10, METRICS)
+
+
+def test_a_run_says_while_no_episode_has_ended() -> None:
+    log, clock = io.StringIO(), Clock()
+    with Progress(100, console=Console(file=log, width=200), clock=clock) as progress:
+        progress.update(10, {"losses/policy_loss": 0.5})
+        clock.seconds += 60
+        progress.update(20, {"losses/policy_loss": 0.5, "charts/episodic_return": 0.25})
+    first, second = log.getvalue().splitlines()
+    assert "no episode has ended | policy loss 0.5" in first
+    assert "ended" not in second
+    assert "return 0.25" in second
