@@ -5,9 +5,10 @@ import signal
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,9 +17,9 @@ from jaxtyping import Bool, Int
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from mtxl_rl.agents.world import World
-from mtxl_rl.command import Command, options_of, run_command
-from mtxl_rl.config import find_device
+from mtxl_rl.agents.world import World, concatenate_rows, select_rows
+from mtxl_rl.command import Command, options_of, run_command, value_of
+from mtxl_rl.config import find_device, from_document
 from mtxl_rl.language_model.causal_lm import CausalLM
 from mtxl_rl.language_model.model import MemoryTransformerXL
 from mtxl_rl.runtime.distributed import (
@@ -28,14 +29,15 @@ from mtxl_rl.runtime.distributed import (
     local_device,
     world_size,
 )
-from mtxl_rl.torso import save_torso
+from mtxl_rl.torso import MemoryState, save_torso
 from mtxl_rl.torso.torso_config import DECAYS, check_at_least
 from mtxl_rl.tracking.cli import say, stop_requests
-from mtxl_rl.tracking.files import run_lock
+from mtxl_rl.tracking.files import atomic_write, run_lock
 from mtxl_rl.tracking.metrics import MetricsLogger
 from mtxl_rl.tracking.run_record import outcome, run_record
 
 RECALL = "recall"
+CHECKPOINT = "checkpoint.pt"
 
 # B rows, each a part of the text read in order; T characters; 256 tokens, which are bytes.
 
@@ -83,12 +85,20 @@ class TrainLMConfig:
     """cpu, cuda, cuda:N, or auto: cuda if there is a GPU, else cpu."""
     run_dir: str = ""
     """Folder for config, metrics and weights; empty: runs/lm/<date_time>."""
+    resume: str = ""
+    """Folder of a run to continue. updates=, evaluate_every=, prompt=, num_generated=, device= and
+    num_processes= can change."""
+    prompt: str = ""
+    """Text that the trained model continues; with resume= of a finished run, without any
+    training."""
+    num_generated: int = 200
+    """Characters to generate after the prompt."""
 
     def __post_init__(self) -> None:
         """Check ranges and names here, so that messages have this command's names."""
         check_at_least(
             self, 1, "gap", "num_characters", "dim", "depth", "heads", "seq_len", "batch_size",
-            "segments", "updates", "evaluate_every", "num_processes",
+            "segments", "updates", "evaluate_every", "num_processes", "num_generated",
         )  # fmt: skip
         check_at_least(self, 0, "mem_len", "num_mem_kv", "seed")
         if self.text != RECALL:
@@ -223,7 +233,7 @@ def _run(config: TrainLMConfig) -> tuple[Path, int]:
         config.check_processes(world.size)
         run_dir = Path(world.gather(str(_run_dir(config)))[0])
         with run_lock(run_dir) if world.rank == 0 else nullcontext():
-            if world.rank == 0 and (run_dir / "config.yaml").exists():
+            if world.rank == 0 and not config.resume and (run_dir / "config.yaml").exists():
                 raise ValueError(f"run_dir={run_dir} already holds a run; choose another run_dir")
             own = world.rows(config.batch_size // world.size)
             text = _text(config)
@@ -241,7 +251,17 @@ def _run(config: TrainLMConfig) -> tuple[Path, int]:
             if world.rank == 0:
                 save_torso(model.torso, run_dir / "model.safetensors", within=model)
         say(f"saved {run_dir / 'model.safetensors'}")
+        if config.prompt and not signal_number:
+            say(generate(model, config.prompt, length=config.num_generated))
     return run_dir, signal_number
+
+
+def generate(model: MemoryTransformerXL, prompt: str, *, length: int) -> str:
+    """The prompt and the model's continuation; bytes that are not UTF-8 are replaced."""
+    device = next(model.parameters()).device
+    start = torch.tensor([list(prompt.encode())], device=device)
+    tokens, _ = CausalLM(model).generate(start, length)
+    return prompt + bytes(tokens[0].tolist()).decode(errors="replace")
 
 
 def _run_dir(config: TrainLMConfig) -> Path:
@@ -259,6 +279,17 @@ def _text(config: TrainLMConfig) -> bytes:
     return Path(config.text).read_bytes()
 
 
+class Reading(NamedTuple):
+    """How far the rows are read and learned from."""
+
+    update: int = 0
+    """Optimiser steps so far."""
+    position: int = 0
+    """Characters of each row that were read since the text last began."""
+    memories: MemoryState | None = None
+    """The memories after them."""
+
+
 def _train(
     model: MemoryTransformerXL,
     rows: Tensor,
@@ -268,64 +299,151 @@ def _train(
     world: World,
 ) -> int:
     """Train for `updates`; return the number of the signal that stopped it earlier, or 0."""
-    parameters = list(model.parameters())
-    optimizer = torch.optim.Adam(parameters, lr=config.learning_rate, betas=(0.9, 0.99))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda i: min((i + 1) / 50, 0.5 * (1 + math.cos(math.pi * i / config.updates))),
-    )
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.99))
     learner = CausalLM(model)
     is_main = world.rank == 0
-    memories, position, start = None, 0, time.perf_counter()
+    reading = Reading()
+    if config.resume:
+        reading = _load(model, optimizer, config, rows.device, world)
+    start, first = time.perf_counter(), reading.update
     with (
         MetricsLogger(run_dir) if is_main else nullcontext() as logger,
         stop_requests(announce=is_main) as stop,
     ):
-        for update in range(1, config.updates + 1):
+        if logger is not None:
+            logger.truncate_after(first)
+        while reading.update < config.updates:
             (is_stopping,) = world.any(bool(stop), device=rows.device)
             if is_stopping:
+                _save(run_dir, model, optimizer, reading, world)
+                say(
+                    f"stopped after update {reading.update}/{config.updates}; continue with: "
+                    f"python -m mtxl_rl.train_lm resume={run_dir}"
+                )
                 # Without a signal of its own, this process stops because another one received one.
                 return (stop or [signal.SIGTERM])[0]
-            if position + config.length + 1 > rows.shape[1]:
-                memories, position = None, 0  # The text begins again.
-            loss, memories = learner(rows[:, position : position + config.length + 1], memories)
-            loss = _step(optimizer, loss, parameters, world)
-            schedule.step()
-            if update == 1 and is_main:  # A failed start leaves the folder free for the next one.
-                OmegaConf.save(OmegaConf.structured(config), run_dir / "config.yaml")
-            memories, position = memories.detach(), position + config.length
-            if update % config.evaluate_every == 0 or update == config.updates:
-                speed = update * config.batch_size * config.length / (time.perf_counter() - start)
+            reading, loss = _update(learner, optimizer, rows, reading, config, world)
+            if reading.update == first + 1 and is_main:
+                # Only now: a failed start leaves the folder free for the next one.
+                saved = replace(config, resume="", prompt="")
+                OmegaConf.save(OmegaConf.structured(saved), run_dir / "config.yaml")
+            if reading.update % config.evaluate_every == 0 or reading.update == config.updates:
                 metrics = evaluate(model, held_out, length=config.length, world=world)
+                num_read = (reading.update - first) * config.batch_size * config.length
+                speed = num_read / (time.perf_counter() - start)
                 metrics |= {"losses/train_loss": loss.item(), "time/characters_per_second": speed}
-                _report(metrics, logger, update=update, updates=config.updates)
+                if logger is not None:
+                    logger.log(metrics, step=reading.update)
+                cells = " | ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+                say(f"update {reading.update}/{config.updates} | {cells}")
+                _save(run_dir, model, optimizer, reading, world)
     return 0
 
 
-def _step(
-    optimizer: torch.optim.Optimizer, loss: Tensor, parameters: list[nn.Parameter], world: World
-) -> Tensor:
-    """Take one step on the gradients of all processes; return the mean of their losses."""
+def _update(
+    learner: CausalLM,
+    optimizer: torch.optim.Optimizer,
+    rows: Tensor,
+    reading: Reading,
+    config: TrainLMConfig,
+    world: World,
+) -> tuple[Reading, Tensor]:
+    """Learn from the next part of the rows; return where reading continues, and the loss."""
+    if reading.position + config.length + 1 > rows.shape[1]:
+        reading = Reading(update=reading.update)  # The text begins again.
+    position = reading.position + config.length
+    loss, memories = learner(rows[:, reading.position : position + 1], reading.memories)
     optimizer.zero_grad(set_to_none=True)
     (loss / world.size).backward()
-    (mean_loss,) = world.sum_gradients(parameters, [loss.detach() / world.size])
+    parameters = list(learner.parameters())
+    (loss,) = world.sum_gradients(parameters, [loss.detach() / world.size])
     nn.utils.clip_grad_norm_(parameters, 1.0)
+    optimizer.param_groups[0]["lr"] = _learning_rate(config, reading.update)
     optimizer.step()
-    return mean_loss
+    return Reading(reading.update + 1, position, memories.detach()), loss
 
 
-def _report(
-    metrics: dict[str, float], logger: MetricsLogger | None, *, update: int, updates: int
+def _learning_rate(config: TrainLMConfig, update: int) -> float:
+    warm_up, decay = (update + 1) / 50, 0.5 * (1 + math.cos(math.pi * update / config.updates))
+    return config.learning_rate * min(warm_up, decay)
+
+
+def _save(
+    run_dir: Path,
+    model: MemoryTransformerXL,
+    optimizer: torch.optim.Optimizer,
+    reading: Reading,
+    world: World,
 ) -> None:
-    if logger is not None:
-        logger.log(metrics, step=update)
-    cells = " | ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-    say(f"update {update}/{updates} | {cells}")
+    """Write everything that the next update depends on, on rank 0."""
+    memories = None if reading.memories is None else dict(reading.memories._asdict())
+    memories = concatenate_rows(world.gather(memories))
+    if world.rank > 0:
+        return
+    state = {
+        "update": reading.update, "position": reading.position, "memories": memories,
+        "model": model.state_dict(), "optimizer": optimizer.state_dict(),
+    }  # fmt: skip
+    with atomic_write(run_dir / CHECKPOINT) as temporary:
+        torch.save(state, temporary)
+
+
+def _load(
+    model: MemoryTransformerXL,
+    optimizer: torch.optim.Optimizer,
+    config: TrainLMConfig,
+    device: torch.device,
+    world: World,
+) -> Reading:
+    """Restore a state of `_save`.
+
+    Raises:
+        FileNotFoundError: the run has none.
+    """
+    path = Path(config.resume) / CHECKPOINT
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"resume={config.resume} has no {CHECKPOINT}: it was stopped before its first update; "
+            "train again in another folder"
+        )
+    state = torch.load(path, map_location=device, weights_only=True)
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    memories = state["memories"]
+    if memories is not None:
+        rows = world.rows(config.batch_size // world.size)
+        memories = MemoryState(**select_rows(memories, rows, num_rows=config.batch_size))
+    if state["update"] >= config.updates and not config.prompt:
+        say(f"nothing is left to train after update {state['update']}; give a larger updates=")
+    return Reading(state["update"], state["position"], memories)
 
 
 USAGE = """\
 python -m mtxl_rl.train_lm [text=FILE] [option=value ...]     train a character model
+python -m mtxl_rl.train_lm resume=RUN_DIR [updates=N]         continue a run
+python -m mtxl_rl.train_lm resume=RUN_DIR prompt=TEXT         generate with a trained model
 """
+_CHANGEABLE = ("resume", "updates", "evaluate_every", "prompt", "num_generated", "device",
+               "num_processes")  # fmt: skip
+
+
+def _describe(overrides: list[str]) -> Command:
+    """The command of a new run; with resume=, one whose defaults are the saved run's values."""
+    options, source = options_of(TrainLMConfig), value_of(overrides, "resume")
+    if not source:
+        return Command(usage=USAGE, options=options, base=TrainLMConfig)
+    path = Path(source) / "config.yaml"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"resume={source} is not a run of mtxl_rl.train_lm: {path} does not exist; give the "
+            "folder of a run"
+        )
+    names = {option.name for option in options}
+    for name in (part.partition("=")[0] for part in overrides):
+        if name in names and name not in _CHANGEABLE:
+            raise ValueError(f"Cannot change {name} when resuming. Remove it, or start a new run.")
+    saved = from_document(TrainLMConfig, OmegaConf.load(path))
+    return Command(usage=USAGE, options=options, base=replace(saved, run_dir=source))
 
 
 def _run_command(config: TrainLMConfig) -> None:
@@ -345,8 +463,7 @@ def _run_command(config: TrainLMConfig) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
-    command = Command(usage=USAGE, options=options_of(TrainLMConfig), base=TrainLMConfig)
-    run_command(argv, describe=lambda _: command, run=_run_command)
+    run_command(argv, describe=_describe, run=_run_command)
 
 
 if __name__ == "__main__":

@@ -135,6 +135,58 @@ def test_an_interrupted_run_saves_its_weights_and_exits_with_the_signals_code(
     assert (tmp_path / "run" / "model.safetensors").exists()
 
 
+def test_resuming_equals_not_stopping_bit_for_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    options = [*TINY, "updates=8", "evaluate_every=4"]
+    main([*options, f"run_dir={whole}"])
+    forward, calls = CausalLM.forward, list[int]()
+
+    def interrupted(self: CausalLM, *args: Any) -> Any:  # noqa: ANN401
+        calls.append(1)
+        if len(calls) == 5:
+            signal.raise_signal(signal.SIGINT)
+        return forward(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CausalLM, "forward", interrupted)
+        with pytest.raises(SystemExit):
+            main([*options, f"run_dir={halves}"])
+    shown = capsys.readouterr().out
+    assert (
+        f"stopped after update 5/8; continue with: python -m mtxl_rl.train_lm resume={halves}"
+        in (shown)
+    )
+    main([f"resume={halves}"])
+    one, two = (load_file(folder / "model.safetensors") for folder in (whole, halves))
+    for name, weight in one.items():
+        assert torch.equal(weight, two[name]), name
+    assert [row["step"] for row in read_rows(halves)] == [4, 8]
+    main([f"resume={halves}"])
+    assert "nothing is left to train after update 8; give a larger updates=" in (
+        capsys.readouterr().out
+    )
+
+
+def test_a_trained_model_continues_a_prompt(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    folder = tmp_path / "run"
+    main([*TINY, "updates=2", f"run_dir={folder}"])
+    before = (folder / "checkpoint.pt").read_bytes()
+    capsys.readouterr()
+    main([f"resume={folder}", "prompt='a3;b7;'", "num_generated=12"])
+    text = capsys.readouterr().out.splitlines()[-1]
+    assert text.startswith("a3;b7;")
+    assert (folder / "checkpoint.pt").read_bytes() == before
+    for arguments, sentence in (
+        ([f"resume={folder}", "dim=32"], "Cannot change dim when resuming"),
+        ([f"resume={tmp_path / 'none'}"], "is not a run of mtxl_rl.train_lm"),
+    ):
+        with pytest.raises(SystemExit):
+            main(arguments)
+        assert sentence in capsys.readouterr().err
+
+
 def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
     worker = str(Path(__file__).parent / "language_model" / "data_parallel_worker.py")
     options = [*TINY, "updates=6", "evaluate_every=3"]
