@@ -157,7 +157,7 @@ class Agent:
         seed: int = 0,
         memory: str = "on",
         greedy: bool = False,
-        on_step: Callable[[PolicyInputs], None] | None = None,
+        on_step: Callable[[Actor], None] | None = None,
     ) -> list[dict[str, float]]:
         """Play new episodes.
 
@@ -170,7 +170,7 @@ class Agent:
             memory: The long-term memory: on, zero (zeroed before every step) or noise (replaced by
                 noise of the same scale).
             greedy: Take the most probable action instead of drawing one.
-            on_step: Called with the policy's inputs before each step and after the last one.
+            on_step: Called with the `Actor` before each step and after the last one.
 
         Raises:
             ValueError: `memory` is unknown, or the environment does not fit the agent.

@@ -191,7 +191,7 @@ def _evaluate_settings(
                 finished = number * config.episodes
                 results[name] = play_episodes(
                     actor, episodes=config.episodes, seed=seed, memory=name,
-                    on_step=recorder.add if recorder is not None and name == "on" else None,
+                    on_step=recorder.observe if recorder is not None and name == "on" else None,
                     on_count=partial(_count, progress, finished),
                 )  # fmt: skip
         if recorder is not None:  # After all settings: a failure to draw loses no results.

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 
 from mtxl_rl.agents.collector import Actor
-from mtxl_rl.agents.transition import PolicyInputs
 from mtxl_rl.torso import Cache
 
 MEMORIES = ("on", "zero", "noise")
@@ -20,7 +19,7 @@ def play_episodes(
     episodes: int,
     seed: int | None = None,
     memory: str = "on",
-    on_step: Callable[[PolicyInputs], None] | None = None,
+    on_step: Callable[[Actor], None] | None = None,
     on_count: Callable[[int], None] | None = None,
 ) -> list[dict[str, float]]:
     """Return, length and, where the environment reports it, success of new episodes.
@@ -32,7 +31,7 @@ def play_episodes(
         episodes: number of episodes.
         seed: seed of the environments; None keeps the one they have.
         memory: setting of the long-term memory, see `ablate_memory`.
-        on_step: called with the policy's inputs before each step and after the last one.
+        on_step: called with the actor before each step and after the last one.
         on_count: called after each step with the number of episodes that ended.
     """
     actor.reset(seed=seed)
@@ -45,7 +44,7 @@ def play_episodes(
         cache = actor.prefill(actor.policy.torso.initial_state(num_envs))
         while remaining.any():
             if on_step is not None:
-                on_step(actor.inputs())
+                on_step(actor)
             ablate_memory(cache, memory)
             _, ended = actor.step()
             for episode in ended:
@@ -55,7 +54,7 @@ def play_episodes(
             if on_count is not None:
                 on_count(len(counted))
     if on_step is not None:
-        on_step(actor.inputs())  # These inputs hold the last step's reward.
+        on_step(actor)  # Its inputs hold the last step's reward.
     return counted
 
 

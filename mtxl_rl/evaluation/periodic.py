@@ -60,7 +60,7 @@ def evaluate_while_training(
         )  # fmt: skip
         results = agent.evaluate(
             env, episodes=episodes, num_envs=num_envs, seed=saved.config.seed + SEED,
-            on_step=recorder.add,
+            on_step=recorder.observe,
         )  # fmt: skip
     metrics = {
         f"eval/{name}": statistics.fmean(episode[key] for episode in results if key in episode)

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from mtxl_rl.agents.collector import Actor
 from mtxl_rl.agents.encoders import channels_last, is_image, observation_leaves
 from mtxl_rl.agents.policy import Policy
 from mtxl_rl.agents.transition import PolicyInputs
@@ -28,6 +29,7 @@ VIDEO_SUFFIXES = (".mp4", ".gif")
 TIMELINE_SUFFIXES = (".png", ".svg")
 _VIDEO_INCHES = (8.0, 4.0)  # At 100 dots per inch, multiples of 16 pixels, which codecs need.
 _CURSOR = "tab:red"
+_WIDE = 2.5  # Width over height of an image above which it stands above the plots.
 _MIN_SHARE = 0.1  # Of a readout; below it, no single write is what the read returns.
 _MAX_COMPONENTS = 16  # Of an observation that the timeline shows.
 
@@ -43,6 +45,17 @@ def require_drawing(option: str) -> None:
             importlib.import_module(name)
         except ImportError as error:
             raise ImportError(f"{option}= needs {name}: pip install 'mtxl_rl[video]'") from error
+
+
+def render_first(env: Any) -> UInt8[np.ndarray, "h w 3"] | None:  # noqa: ANN401 - a vector env
+    """A picture of the first environment: a built-in task's, or of render_mode=rgb_array."""
+    base = env.unwrapped
+    if hasattr(base, "render_row"):
+        return np.asarray(base.render_row(0))
+    if getattr(base, "render_mode", None) == "rgb_array":
+        frames = env.render()
+        return None if frames is None else np.asarray(frames[0])
+    return None
 
 
 class _Panel(NamedTuple):
@@ -79,11 +92,21 @@ class VideoRecorder:
         self.max_steps = max_steps
         self.title = ": ".join(part for part in (title, _agent_name(policy)) if part)
         self.inputs: list[PolicyInputs] = []
+        self.frames: list[UInt8[np.ndarray, "h w 3"]] = []
+        """Pictures that the environment draws of itself, where its observation is not an image."""
 
     @property
     def has_timeline(self) -> bool:
         """Whether the torso has attention and a memory to plot; the baselines have not."""
         return isinstance(self.policy.torso, MemoryTransformer)
+
+    def observe(self, actor: Actor) -> None:
+        """Record the current step of an actor's first environment, with its picture if any."""
+        if len(self.inputs) < self.max_steps:
+            self.add(actor.inputs())
+            frame = None if self._image_key() else render_first(actor.env)
+            if frame is not None:
+                self.frames.append(frame)
 
     def add(self, inputs: PolicyInputs) -> None:
         """Record the first environment's step, up to `max_steps`."""
@@ -171,11 +194,15 @@ class VideoRecorder:
         rewards = [step.previous_reward.item() for step in self.inputs[1:]]
         return np.array([*rewards, np.nan])
 
+    def _image_key(self) -> str | None:
+        """The first part of the observation that is an image."""
+        return next((key for key, space in self.leaves.items() if is_image(space)), None)
+
     def _images(self) -> list[UInt8[np.ndarray, "h w c"]]:
-        """The first image of each step's observation, with 1 or 3 channels; else nothing."""
-        key = next((key for key, space in self.leaves.items() if is_image(space)), None)
+        """The first image of each step's observation, with 1 or 3 channels, or else its frame."""
+        key = self._image_key()
         if key is None:
-            return []
+            return self.frames
         images = [step.observation[key].cpu().numpy() for step in self.inputs]
         if not channels_last(images[0].shape):
             images = [image.transpose(1, 2, 0) for image in images]
@@ -212,7 +239,7 @@ class VideoRecorder:
 
         panels, records = self._panels(), self.records
         events = [self._draw_rewards, self._draw_actions]
-        if not self._images():
+        if self._image_key() is None:
             events.insert(0, self._draw_observations)
         retrievals = [n for n, record in enumerate(records, 1) if has_retrievals(record)]
         heights = [
@@ -253,21 +280,30 @@ class VideoRecorder:
         figure = _new_figure(_VIDEO_INCHES, option="video")
         canvas: Any = FigureCanvasAgg(figure)
         panels = self._panels()
-        grid = figure.add_gridspec(1 + len(panels), 2, width_ratios=[1, 1.2])
-        view = figure.add_subplot(grid[:, 0])
-        plots = [figure.add_subplot(grid[row, 1]) for row in range(1 + len(panels))]
+        images, num_plots = self._images(), 1 + len(panels)
+        is_wide = bool(images) and images[0].shape[1] > _WIDE * images[0].shape[0]
+        if is_wide:  # A corridor: above the plots.
+            grid = figure.add_gridspec(1 + num_plots, 1)
+            view = figure.add_subplot(grid[0])
+            plots = [figure.add_subplot(grid[row]) for row in range(1, 1 + num_plots)]
+        else:
+            grid = figure.add_gridspec(num_plots, 2, width_ratios=[1, 1.2])
+            view = figure.add_subplot(grid[:, 0])
+            plots = [figure.add_subplot(grid[row, 1]) for row in range(num_plots)]
         self._draw_rewards(plots[0])
         for axis, panel in zip(plots[1:], panels, strict=True):
             _draw_panel(axis, panel)
         for axis in plots:
             self._draw_episode_starts(axis)
         plots[-1].set_xlabel("step")
-        images = self._images()
         picture = self._draw_view(view, images)
         cursors = [axis.axvline(0, color=_CURSOR, animated=True) for axis in plots]
         if not images:
             cursors.append(view.axvline(0, color=_CURSOR, animated=True))
-        caption = view.text(0.5, 1.01, "", transform=view.transAxes, ha="center", animated=True)
+        height, alignment = (-0.1, "top") if is_wide else (1.01, "bottom")
+        caption = view.text(
+            0.5, height, "", transform=view.transAxes, ha="center", va=alignment, animated=True
+        )
         figure.suptitle(self.title)
         canvas.draw()
         background = canvas.copy_from_bbox(figure.bbox)

@@ -11,7 +11,10 @@ import pytest
 import torch
 from gymnasium import spaces
 
+from mtxl_rl.agents.collector import Actor
 from mtxl_rl.agents.policy import Policy, PolicyConfig, PolicyInputs
+from mtxl_rl.envs.registry import make_vector_env
+from mtxl_rl.envs.tasks.tmaze import TMazeConfig
 from mtxl_rl.evaluation.visualize import VideoRecorder, require_drawing
 from mtxl_rl.torso import TorsoConfig
 
@@ -191,3 +194,24 @@ def test_a_missing_package_is_named_with_what_to_install(
     monkeypatch.setitem(sys.modules, missing, None)  # As if it were not installed.
     with pytest.raises(ImportError, match=rf"{option}= needs {missing}: pip install"):
         require_drawing(option)
+
+
+def test_a_built_in_task_without_images_is_drawn_by_itself() -> None:
+    env = make_vector_env(TMazeConfig(corridor_length=5), num_envs=2, seed=0)
+    config = TorsoConfig(width=16, num_heads=2, window_length=4, segment_length=4)
+    observation, action = env.single_observation_space, env.single_action_space
+    policy = Policy(observation, action, torso=config, policy=PolicyConfig())
+    actor = Actor(env, policy, generator=None)
+    actor.reset(seed=0)
+    recorder = VideoRecorder(policy, observation, max_steps=3)
+    pictures = []
+    with torch.no_grad():
+        for _ in range(4):
+            recorder.observe(actor)
+            pictures.append(env.unwrapped.render_row(0))
+            actor.step()
+    assert len(recorder.inputs) == len(recorder.frames) == 3
+    for frame, picture in zip(recorder.frames, pictures, strict=False):
+        np.testing.assert_array_equal(frame, picture)
+    assert len(list(recorder._frames())) == 3
+    env.close()

@@ -137,6 +137,10 @@ class VectorTask(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]], abc.ABC):
     def _draw(self, row: int) -> Image:
         """Return a picture [H, W, 3] of one environment's state, hidden parts included."""
 
+    def render_row(self, row: int) -> Image:
+        """Return a picture of one environment, in any render mode."""
+        return self._draw(row)
+
     def render(self) -> tuple[Image, ...] | None:
         """Return a picture of each environment, or None unless `render_mode` is rgb_array."""
         if self.render_mode != "rgb_array":
