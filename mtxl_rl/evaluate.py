@@ -29,7 +29,6 @@ from mtxl_rl.evaluation.visualize import (
 from mtxl_rl.runtime.compile import compile_acting
 from mtxl_rl.saved_agent import SavedAgent, read_agent, saved_config
 from mtxl_rl.torso.torso_config import check_at_least
-from mtxl_rl.tracking import checkpoint
 from mtxl_rl.tracking.cli import console, make_writable, say, show
 from mtxl_rl.tracking.files import atomic_write
 from mtxl_rl.tracking.progress import Progress
@@ -140,7 +139,7 @@ def run(config: EvaluateConfig) -> dict[str, list[dict[str, float]]]:
         if getattr(config, option):
             require_drawing(option)
     saved = read_agent(Path(config.checkpoint), which=config.which)
-    say(f"{_file(config)}: step {saved.step:,}")
+    say(f"{saved.path}: step {saved.step:,}")
     train = config.train_config(saved.config)
     names = _settings(config, train)
     for output in (config.output, config.video, config.timeline):
@@ -159,12 +158,6 @@ def run(config: EvaluateConfig) -> dict[str, list[dict[str, float]]]:
                 say(f"{output_path}: the settings that were finished before the evaluation stopped")
             _write(output_path, config, train, saved.step, results)
     return results
-
-
-def _file(config: EvaluateConfig) -> Path:
-    """The file that is evaluated."""
-    path = Path(config.checkpoint)
-    return checkpoint.find(path, which=config.which) if path.is_dir() else path
 
 
 def _evaluate_settings(

@@ -3,6 +3,7 @@
 Each file that a run writes describes its agent by itself, so that it can be moved anywhere.
 """
 
+import importlib.util
 import json
 from collections.abc import Mapping
 from contextlib import closing
@@ -24,6 +25,8 @@ from mtxl_rl.torso import save_torso
 from mtxl_rl.tracking import checkpoint
 
 SAFETENSORS = ".safetensors"
+POLICY_FILE = "policy.safetensors"
+HUB_PREFIX = "hf://"
 _METADATA = "mtxl_rl.agent"
 
 
@@ -32,7 +35,7 @@ class SavedAgent:
     """A trained agent, read from a file."""
 
     path: Path
-    """The file or folder it was read from."""
+    """The file it was read from."""
     config: TrainConfig
     """Options of its run."""
     single_observation_space: gymnasium.Space[Any]
@@ -78,27 +81,32 @@ def read_agent(path: Path, *, which: str = "latest") -> SavedAgent:
     """Read a trained agent.
 
     Args:
-        path: Folder of a run, a checkpoint (.pt), or a policy.safetensors.
+        path: Folder of a run or of a shared agent, a checkpoint (.pt), a policy.safetensors, or
+            hf://USER/NAME, a repository of the Hugging Face hub.
         which: In a run's folder, the latest or best checkpoint.
 
     Raises:
         FileNotFoundError: there is no such file or folder, or no checkpoint in it.
         ValueError: the file is damaged, is not an agent, or has an option that is not legal.
+        ImportError: it is in a repository, and huggingface_hub is missing.
     """
+    path = _agent_path(path)
     if path.suffix == SAFETENSORS:
         description, weights = _read_safetensors(path)
         return _saved_agent(path, description, weights)
+    file = checkpoint.find(path, which=which)
     state = checkpoint.load(path, which=which)
     weights = state["agent"]["policy"]
     if "description" not in state:
-        return _agent_without_description(path, state["step"], weights)
-    saved = _saved_agent(path, state["description"], weights)
+        return _agent_without_description(file, state["step"], weights)
+    saved = _saved_agent(file, state["description"], weights)
     # In a run's folder, config.yaml is what resuming and people change.
     return SavedAgent(**{**vars(saved), "config": load_config(path)}) if path.is_dir() else saved
 
 
 def saved_config(path: Path) -> TrainConfig:
     """The options of a run, from its folder or from one of its files; see `read_agent`."""
+    path = _agent_path(path)
     if not path.is_file():
         return load_config(path)
     if path.suffix == SAFETENSORS:
@@ -107,6 +115,35 @@ def saved_config(path: Path) -> TrainConfig:
     if "description" not in state:
         return _config_beside(path)
     return _config(path, state["description"])
+
+
+def local_copy(path: Path) -> Path:
+    """The path itself, or for hf://USER/NAME the folder of its downloaded copy.
+
+    Raises:
+        ImportError: it is a repository, and huggingface_hub is missing.
+    """
+    # pathlib writes hf://USER/NAME with one slash.
+    scheme, _, name = path.as_posix().partition(":/")
+    if f"{scheme}://" != HUB_PREFIX:
+        return path
+    require_hub()
+    import huggingface_hub
+
+    return Path(huggingface_hub.snapshot_download(name))
+
+
+def require_hub() -> None:
+    """Raise an ImportError that names the extra, if huggingface_hub is missing."""
+    if importlib.util.find_spec("huggingface_hub") is None:
+        raise ImportError(f"{HUB_PREFIX} needs huggingface_hub: pip install 'mtxl_rl[hub]'")
+
+
+def _agent_path(path: Path) -> Path:
+    """The local path of an agent; for the folder of a shared one, its policy.safetensors."""
+    path = local_copy(path)
+    is_shared = (path / POLICY_FILE).is_file() and not (path / "config.yaml").exists()
+    return path / POLICY_FILE if is_shared else path
 
 
 def run_folder(path: Path) -> Path | None:

@@ -32,6 +32,7 @@ from mtxl_rl.runtime.distributed import joined_world, local_device
 from mtxl_rl.runtime.profiler import IterationProfiler
 from mtxl_rl.runtime.ray_train import Session
 from mtxl_rl.saved_agent import (
+    POLICY_FILE,
     SavedAgent,
     describe_agent,
     run_folder,
@@ -323,7 +324,7 @@ def run_until_signal(
                 if world.rank == 0:
                     if not (run_dir / "config.yaml").exists():  # Resumed with no steps left.
                         save_config(config, run_dir / "config.yaml")
-                    path = run_dir / "policy.safetensors"
+                    path = run_dir / POLICY_FILE
                     save_policy(run.policy, path, description=run.description())
         return run_dir, signal_number
 

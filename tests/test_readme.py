@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mtxl_rl import compare, evaluate, export, suite, train_lm
+from mtxl_rl import compare, evaluate, export, hub, suite, train_lm
 from mtxl_rl.command import choices, options_of
 from mtxl_rl.config import GROUPS, TrainConfig, compose_config
 from mtxl_rl.envs.registry import ENVS
@@ -96,7 +96,7 @@ def test_modules_and_files_exist(page: str) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_options_exist(page: str) -> None:
     """Every code span that begins with `name=` names options of some command; True is Python's."""
-    modules = (compare, evaluate, export, suite, train_lm)
+    modules = (compare, evaluate, export, hub, suite, train_lm)
     members = (member for module in modules for member in vars(module).items())
     schemas = [value for name, value in members if name.endswith("Config") and is_dataclass(value)]
     envs = [entry.config_class for entry in ENVS.values()]

@@ -1,0 +1,224 @@
+"""Share agents: `python -m mtxl_rl.hub push checkpoint=RUN_DIR to=hf://USER/NAME`, and `pull`.
+
+A shared agent is a folder with two files: `policy.safetensors`, a whole agent, and `README.md`, its
+model card. The folder lies on the disk or in a repository of the Hugging Face hub.
+"""
+
+import shlex
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mtxl_rl.agent import Agent
+from mtxl_rl.agents.episodes import MEMORIES
+from mtxl_rl.command import Command, options_of, run_command
+from mtxl_rl.evaluation.intervals import mean_and_interval
+from mtxl_rl.saved_agent import (
+    HUB_PREFIX,
+    POLICY_FILE,
+    SavedAgent,
+    describe_agent,
+    local_copy,
+    read_agent,
+    require_hub,
+    run_folder,
+    save_policy,
+)
+from mtxl_rl.torso.torso_config import check_at_least
+from mtxl_rl.tracking.cli import one_sentence_errors, say
+from mtxl_rl.tracking.metrics import read_rows
+from mtxl_rl.tracking.run_record import read_record
+
+CARD_FILE = "README.md"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+RATIO_DEVIATION = "losses/ratio_deviation"
+
+
+@dataclass(kw_only=True, slots=True)
+class PushConfig:
+    """The options of `mtxl_rl.hub push`."""
+
+    checkpoint: str = ""
+    """Folder of a run, a checkpoint file (.pt), or a policy.safetensors."""
+    to: str = ""
+    """A folder, or hf://USER/NAME, a repository of the Hugging Face hub."""
+    which: str = "latest"
+    """Which checkpoint of a run's folder: latest or best."""
+    weights: str = "float32"
+    """Storage of the weights: float32, or bfloat16, which halves the file. The model card's scores
+    are those of the stored weights."""
+    episodes: int = 100
+    """Episodes for each setting of the long-term memory on the model card."""
+    private: bool = False
+    """Create the repository as a private one."""
+
+    def __post_init__(self) -> None:
+        """Check names and ranges."""
+        if not self.checkpoint:
+            raise ValueError("checkpoint= is missing; give the folder of a run")
+        if not self.to:
+            raise ValueError(f"to= is missing; give a folder, or {HUB_PREFIX}USER/NAME")
+        if self.weights not in DTYPES:
+            raise ValueError(
+                f"weights={self.weights} is unknown; choose one of {', '.join(DTYPES)}"
+            )
+        check_at_least(self, 1, "episodes")
+
+
+@dataclass(kw_only=True, slots=True)
+class PullConfig:
+    """The options of `mtxl_rl.hub pull`."""
+
+    source: str = ""
+    """A folder, or hf://USER/NAME, a repository of the Hugging Face hub."""
+    output: str = ""
+    """The folder to write."""
+
+    def __post_init__(self) -> None:
+        """Check that both are given."""
+        if not self.source:
+            raise ValueError(f"source= is missing; give {HUB_PREFIX}USER/NAME, or a folder")
+        if not self.output:
+            raise ValueError("output= is missing; give the folder to write")
+
+
+def push(config: PushConfig) -> None:
+    """Write an agent and its model card to a folder, or to a repository of the hub.
+
+    Raises:
+        ImportError: `to` is a repository, and huggingface_hub is missing.
+        FileNotFoundError: there is no such agent.
+    """
+    is_repository = config.to.startswith(HUB_PREFIX)
+    if is_repository:
+        require_hub()
+    saved = read_agent(Path(config.checkpoint), which=config.which)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        policy = saved.build_policy(torch.device("cpu")).to(DTYPES[config.weights])
+        description = describe_agent(saved.config, saved, step=saved.step)
+        save_policy(policy, folder / POLICY_FILE, description=description)
+        card = model_card(saved, folder / POLICY_FILE, episodes=config.episodes)
+        (folder / CARD_FILE).write_text(card, encoding="utf-8")
+        if is_repository:
+            import huggingface_hub
+
+            api, name = huggingface_hub.HfApi(), config.to.removeprefix(HUB_PREFIX)
+            api.create_repo(name, private=config.private, exist_ok=True)
+            api.upload_folder(repo_id=name, folder_path=folder)
+        else:
+            shutil.copytree(folder, config.to, dirs_exist_ok=True)
+    say(f"wrote {POLICY_FILE} and {CARD_FILE} to {config.to}")
+
+
+def pull(config: PullConfig) -> None:
+    """Copy a shared agent into a folder.
+
+    Raises:
+        ImportError: `source` is a repository, and huggingface_hub is missing.
+        FileNotFoundError: there is no agent in the folder.
+    """
+    folder = local_copy(Path(config.source))
+    for name in (POLICY_FILE, CARD_FILE):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(
+                f"source={config.source} has no {name}; give a folder or repository that "
+                "`python -m mtxl_rl.hub push` wrote"
+            )
+        Path(config.output).mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / name, Path(config.output) / name)
+    say(f"python -m mtxl_rl.evaluate checkpoint={config.output}")
+
+
+def model_card(saved: SavedAgent, policy_file: Path, *, episodes: int) -> str:
+    """The model card of a stored policy, in Markdown; plays the episodes that it reports."""
+    agent, config = Agent.load(policy_file, device="cpu"), saved.config
+    settings = MEMORIES if config.torso.has_long_term else ("on",)
+    scores = {name: agent.evaluate(episodes=episodes, memory=name) for name in settings}
+    measures = sorted({key for episode in scores["on"] for key in episode})
+    table = [f"| memory | {' | '.join(measures)} |", f"|---|{'---|' * len(measures)}"]
+    for name, played in scores.items():
+        cells = ["{:.3f} +- {:.3f}".format(*_interval(played, key)) for key in measures]
+        table.append(f"| {name} | {' | '.join(cells)} |")
+    parameters = sum(weight.numel() for weight in agent.policy.parameters())
+    facts = {
+        "Task": f"`{config.env.name}`",
+        "Steps": f"{saved.step:,}",
+        "Seed": str(config.seed),
+        "Parameters": f"{parameters:,}",
+        "Windows reach": f"{config.torso.receptive_field} steps back",
+        **_run_facts(saved.path),
+    }
+    return "\n".join([
+        "---",
+        "library_name: mtxl_rl",
+        "tags: [reinforcement-learning, memory]",
+        "---",
+        "",
+        f"# {config.env.name}, {config.torso.kind} torso",
+        "",
+        *(["```bash", command, "```", ""] if (command := facts.pop("Command", "")) else []),
+        "| | |",
+        "|---|---|",
+        *(f"| {name} | {value} |" for name, value in facts.items()),
+        "",
+        f"Mean and 95 % interval of {episodes} new episodes for each setting of the long-term "
+        "memory (zero: zeroed before every step; noise: replaced by noise of the same scale):",
+        "",
+        *table,
+        "",
+    ])  # fmt: skip
+
+
+def _interval(episodes: Sequence[dict[str, float]], key: str) -> tuple[float, float]:
+    return mean_and_interval([episode[key] for episode in episodes])
+
+
+def _run_facts(path: Path) -> dict[str, str]:
+    """Facts that only the run's folder holds; none for a file that was moved out of it."""
+    folder = run_folder(path)
+    if folder is None:
+        return {}
+    facts = dict[str, str]()
+    deviations = [row.get(RATIO_DEVIATION) for row in read_rows(folder)]
+    if measured := [deviation for deviation in deviations if deviation is not None]:
+        facts["Largest ratio deviation"] = f"{max(measured):.1e}"
+    if record := read_record(folder):
+        words = shlex.split(record[0]["command"])
+        if "-m" in words:  # Without the path of the interpreter.
+            facts["Command"] = f"python {shlex.join(words[words.index('-m') :])}"
+        facts["mtxl_rl"] = f"{record[-1]['mtxl_rl']}, commit {record[-1]['commit']}"
+        facts["Trained"] = f"{record[-1]['end']}, torch {record[-1]['torch']}"
+    return facts
+
+
+USAGE = """\
+python -m mtxl_rl.hub push checkpoint=RUN_DIR to=FOLDER             an agent with its model card
+python -m mtxl_rl.hub push checkpoint=RUN_DIR to=hf://USER/NAME     the same on the Hugging Face hub
+python -m mtxl_rl.hub pull source=hf://USER/NAME output=FOLDER      a copy of such an agent
+"""
+_ACTIONS: dict[str, tuple[type, Callable[[Any], None]]] = {
+    "push": (PushConfig, push),
+    "pull": (PullConfig, pull),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line."""
+    action, *rest = [*(sys.argv[1:] if argv is None else argv), ""]
+    if action not in _ACTIONS:
+        with one_sentence_errors():
+            raise ValueError(f"type one of\n{USAGE}")
+    schema, run = _ACTIONS[action]
+    command = Command(usage=USAGE, options=options_of(schema), base=schema)
+    run_command(rest[:-1], describe=lambda _: command, run=run)
+
+
+if __name__ == "__main__":
+    main()
