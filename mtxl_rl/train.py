@@ -110,6 +110,11 @@ def plan(config: TrainConfig) -> str:
         lines.append(f"What to expect: {_EXPECTED[config.env.name]}")
     if config.total_steps >= _LONG:
         lines.append(f"For a result in minutes: {_SHORT_EXAMPLE}")
+        if not config.compile and config.torso.kind == "transformer":
+            lines.append(
+                "compile=true makes it 1.3 to 1.8 times as fast, after one or two minutes of "
+                "compiling"
+            )
     return "\n".join(lines)
 
 
