@@ -95,7 +95,7 @@ def _describe(overrides: list[str]) -> Command:
     return Command(usage=USAGE, options=options_of(TrainConfig, env=[type(saved.env)]), base=saved)
 
 
-def plan(config: TrainConfig) -> str:
+def _plan(config: TrainConfig) -> str:
     """What a run will do, printed before anything slow begins."""
     iterations = -(-config.total_steps // config.steps_per_iteration)
     compiled = ", compiled" if config.compile else ""
@@ -122,7 +122,7 @@ def _run_command(config: TrainConfig) -> None:
     overrides = HydraConfig.get().overrides.task
     if world_size() == 1:
         if not config.dry_run:
-            say(plan(config))
+            say(_plan(config))
         for option, cause in options_without_effect(config, overrides):
             say(f"{option} has no effect with {cause}")
         if config.launcher == "ray" and not config.dry_run:
