@@ -1,11 +1,13 @@
 """The benchmarks run; what they measure is not judged here."""
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 
@@ -26,16 +28,31 @@ def test_one_command_measures_all_and_writes_one_file(tmp_path: Path) -> None:
     assert "failed" not in written
 
 
-def test_systems_start_spread_over_their_episodes_as_a_run_does() -> None:
+def run_program(name: str, argv: list[str], monkeypatch: pytest.MonkeyPatch) -> object:
+    """Run a benchmark in this process, which has imported torch already; return its exit code."""
+    path = ROOT / "tests/bench" / name
+    monkeypatch.setattr(sys, "argv", [str(path), *argv])
+    monkeypatch.syspath_prepend(path.parent)
+    threads = torch.get_num_threads()
+    try:
+        runpy.run_path(str(path), run_name="__main__")
+    except SystemExit as end:
+        return end.code or 0
+    finally:
+        torch.set_num_threads(threads)
+    return 0
+
+
+def test_systems_start_spread_over_their_episodes_as_a_run_does(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     # Episodes of 101 steps, rollouts of 64.
     small = "--width 32 --layers 1 --window 16 --segment 16 --steps 64 --envs 4 --iterations 1"
-    done = subprocess.run(
-        [sys.executable, "tests/bench/train.py", "--tasks", "TMaze", "--systems", "mlp",
-         *small.split()],
-        cwd=ROOT, capture_output=True, text=True, timeout=300, check=True,
-    )  # fmt: skip
-    assert done.stdout.startswith("101 random steps in each of 4 environments")
-    assert "| mlp |" in done.stdout
+    argv = ["--tasks", "TMaze", "--systems", "mlp", *small.split()]
+    assert run_program("train.py", argv, monkeypatch) == 0
+    output = capsys.readouterr().out
+    assert output.startswith("101 random steps in each of 4 environments")
+    assert "| mlp |" in output
 
 
 @pytest.mark.slow
@@ -64,14 +81,15 @@ def test_a_part_that_fails_says_so_and_the_rest_goes_on(tmp_path: Path) -> None:
         ("tasks.py", ["few"], 2, "few"),
     ],
 )  # fmt: skip
-def test_mistakes_are_told_and_help_is_given(
-    program: str, argv: list[str], code: int, message: str
+def test_mistakes_are_explained_and_help_is_given(
+    program: str,
+    argv: list[str],
+    code: int,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    done = subprocess.run(
-        [sys.executable, f"tests/bench/{program}", *argv],
-        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == code, done.stderr
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
-    assert code or len(done.stdout) > 100
+    assert run_program(program, argv, monkeypatch) == code
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert code or len(captured.out) > 100
