@@ -244,7 +244,9 @@ def _recorder(config: EvaluateConfig, train: TrainConfig, actor: Actor) -> Video
         return None
     space = actor.env.single_observation_space
     title = f"{train.env.name}, {config.checkpoint} ({config.which})"
-    recorder = VideoRecorder(actor.policy, space, max_steps=config.video_steps, title=title)
+    recorder = VideoRecorder(
+        actor.policy, space, max_steps=config.video_steps, title=title, renders=bool(config.video)
+    )
     if config.timeline and not recorder.has_timeline:
         say(
             f"timeline={config.timeline} is left out: a torso of kind {train.torso.kind} has no "

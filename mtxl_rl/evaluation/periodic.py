@@ -57,6 +57,7 @@ def evaluate_while_training(
         recorder = VideoRecorder(
             agent.policy, agent.observation_space, max_steps=RECORDED_STEPS,
             title=f"{saved.config.env.name}, step {saved.step:,}",
+            renders=saved.config.eval_video and can_draw(),
         )  # fmt: skip
         results = agent.evaluate(
             env, episodes=episodes, num_envs=num_envs, seed=saved.config.seed + SEED,

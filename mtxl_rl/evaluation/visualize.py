@@ -77,6 +77,7 @@ class VideoRecorder:
         observation_space: Of one environment.
         max_steps: Number of steps to record.
         title: Name of the task, for the titles of the pictures.
+        renders: Whether an environment without image observations draws itself for the video.
     """
 
     def __init__(
@@ -86,12 +87,14 @@ class VideoRecorder:
         *,
         max_steps: int,
         title: str = "",
+        renders: bool = True,
     ) -> None:
         self.policy = policy
         self.leaves = observation_leaves(observation_space)
         self.max_steps = max_steps
         self.title = ": ".join(part for part in (title, _agent_name(policy)) if part)
         self.inputs: list[PolicyInputs] = []
+        self._renders = renders and self._image_key() is None
         self.frames: list[UInt8[np.ndarray, "h w 3"]] = []
         """Pictures that the environment draws of itself, where its observation is not an image."""
 
@@ -104,9 +107,22 @@ class VideoRecorder:
         """Record the current step of an actor's first environment, with its picture if any."""
         if len(self.inputs) < self.max_steps:
             self.add(actor.inputs())
-            frame = None if self._image_key() else render_first(actor.env)
-            if frame is not None:
-                self.frames.append(frame)
+            self._render(actor)
+
+    def _render(self, actor: Actor) -> None:
+        """Record the environment's picture; one that fails is reported once and left out."""
+        if not self._renders:
+            return
+        try:
+            frame = render_first(actor.env)
+        except Exception as error:
+            say(f"the environment was not drawn: {type(error).__name__}: {error}")
+            frame = None
+        if frame is None:
+            self._renders = False
+            self.frames.clear()
+        else:
+            self.frames.append(frame)
 
     def add(self, inputs: PolicyInputs) -> None:
         """Record the first environment's step, up to `max_steps`."""

@@ -3,6 +3,7 @@
 import errno
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
@@ -215,3 +216,19 @@ def test_a_built_in_task_without_images_is_drawn_by_itself() -> None:
         np.testing.assert_array_equal(frame, picture)
     assert len(list(recorder._frames())) == 3
     env.close()
+
+
+@pytest.mark.unchecked
+def test_an_environment_that_cannot_draw_itself_loses_no_evaluation(
+    capsys: pytest.CaptureFixture,
+) -> None:
+    def fail() -> None:
+        raise RuntimeError("no display")
+
+    recorder = recorded(VECTORS, steps=0)
+    base = SimpleNamespace(render_mode="rgb_array")
+    actor: Any = SimpleNamespace(env=SimpleNamespace(unwrapped=base, render=fail))
+    for _ in range(2):
+        recorder._render(actor)
+    assert recorder.frames == []
+    assert capsys.readouterr().out == "the environment was not drawn: RuntimeError: no display\n"
