@@ -83,11 +83,11 @@ def test_arrow_keys_are_the_six_actions(held: str, action: int) -> None:
 
 
 def test_the_oracle_finds_many_and_chance_finds_few() -> None:
-    config = MemoryMazeConfig(num_threads=1, episode_length=400)
+    config = MemoryMazeConfig(num_threads=1, episode_length=200)
     oracle = episode_returns(config, policy="oracle", seed=0, num_episodes=16)
     chance = episode_returns(config, policy="random", seed=0, num_episodes=16)
-    assert oracle.min() >= 2
-    assert oracle.mean() > 12
+    assert oracle.min() >= 1
+    assert oracle.mean() > 5
     assert np.mean(chance) < 1
 
 
