@@ -1,6 +1,7 @@
 """A training run in workers of Ray Train: `launcher=ray`, and `ray_trainer` for Ray Tune."""
 
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,8 @@ def train_with_ray(config: TrainConfig) -> int:
     config = replace(config, run_dir=str(run_dir))
     with run_lock(run_dir):
         check_start(config, run_dir, World())
+        # Of the command before. Ray would continue its list, in which files may be missing by now.
+        shutil.rmtree(run_dir / ray_train.FOLDER, ignore_errors=True)
     ray_train.connect()
     num_workers = _num_workers(config)
     stop_signal = ray_train.new_stop_signal()

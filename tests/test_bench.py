@@ -55,6 +55,14 @@ def test_systems_start_spread_over_their_episodes_as_a_run_does(
     assert "| mlp |" in output
 
 
+def test_the_estimate_of_communication_is_that_of_the_docs() -> None:
+    done = subprocess.run(
+        [sys.executable, "tests/bench/communication.py"],
+        cwd=ROOT, capture_output=True, text=True, timeout=300, check=True,
+    )  # fmt: skip
+    assert done.stdout in (ROOT / "docs/scaling.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.slow
 def test_a_part_that_fails_says_so_and_the_rest_goes_on(tmp_path: Path) -> None:
     broken = tmp_path / "python"

@@ -2,10 +2,11 @@
 
 python tests/bench/scale.py --tasks TMaze,MemoryMaze --processes 1,2 --compile
 
-Strong scaling keeps num_envs, weak scaling keeps num_envs per process. Every case trains
-`--iterations` iterations, the cases in turns, `--rounds` times; the table shows medians over
-iterations (without the first two) of the medians over rounds. Efficiency is the speed over N times
-the speed of one process.
+Strong scaling keeps num_envs, weak scaling keeps num_envs per process. The row `threads` is one
+process with as many threads as the largest number of processes. Every case trains `--iterations`
+iterations, the cases in turns, `--rounds` times. The table shows the median over rounds of the
+median over iterations, without the first two. Efficiency is the speed over N times the speed of the
+smallest number of processes, with the same N for `threads`.
 """
 
 import argparse
@@ -27,19 +28,25 @@ class Case(NamedTuple):
     """One way to train a task."""
 
     task: str
-    num_processes: int
-    is_weak: bool
+    scaling: str
+    """strong, weak or threads."""
+    size: int
+    """Processes, or threads of one process."""
 
     def options(self, arguments: argparse.Namespace) -> list[str]:
         """The run's options."""
         base = [f"env={self.task}", "device=cpu", f"compile={str(arguments.compile).lower()}"]
         config = compose_config(base)
-        num_envs = config.num_envs * (self.num_processes if self.is_weak else 1)
+        num_envs = config.num_envs * (self.size if self.scaling == "weak" else 1)
+        num_processes, num_threads = self.size, 1
+        if self.scaling == "threads":
+            num_processes, num_threads = 1, self.size
         minibatches = config.ppo.num_minibatches
         steps = num_envs * config.ppo.rollout_length * arguments.iterations
         return [
             *base, f"num_envs={num_envs}", f"ppo.num_minibatches={minibatches}",
-            f"num_processes={self.num_processes}", f"total_steps={steps}", "stagger_steps=0",
+            f"num_processes={num_processes}", f"num_threads={num_threads}",
+            f"total_steps={steps}", "stagger_steps=0",
         ]  # fmt: skip
 
 
@@ -63,10 +70,11 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true")
     arguments = parser.parse_args()
     sizes = [int(size) for size in arguments.processes.split(",")]
-    print("| task | scaling | processes | steps/s | efficiency |\n|---|---|---|---|---|")
+    print("| task | scaling | N | steps/s | efficiency |\n|---|---|---|---|---|")
     for task in arguments.tasks.split(","):
-        cases = [Case(task, size, is_weak) for is_weak in (False, True) for size in sizes]
-        cases = [case for case in cases if not (case.is_weak and case.num_processes == sizes[0])]
+        cases = [Case(task, "strong", size) for size in sizes]
+        cases += [Case(task, "weak", size) for size in sizes[1:]]
+        cases += [Case(task, "threads", sizes[-1])]
         rounds: dict[Case, list[float]] = {case: [] for case in cases}
         for _ in range(arguments.rounds):
             for case in cases:
@@ -74,9 +82,8 @@ def main() -> None:
         speeds = {case: statistics.median(values) for case, values in rounds.items()}
         alone = speeds[cases[0]]
         for case, speed in speeds.items():
-            name = "weak" if case.is_weak else "strong"
-            efficiency = speed / alone / (case.num_processes / sizes[0])
-            print(f"| {task} | {name} | {case.num_processes} | {speed:,.0f} | {efficiency:.0%} |")
+            efficiency = speed / alone / (case.size / sizes[0])
+            print(f"| {task} | {case.scaling} | {case.size} | {speed:,.0f} | {efficiency:.0%} |")
 
 
 if __name__ == "__main__":

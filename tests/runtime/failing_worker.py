@@ -1,7 +1,9 @@
 """A process of a training run in which one process fails: `failing_worker.py FAULT OPTION ...`.
 
 FAULT is kind:rank:iteration:fraction. After that many iterations the process of that rank fails, or
-sends a signal; `fraction` of an iteration later, for kind `kill`. Each process leaves its number in
+sends a signal; `fraction` of an iteration later, for kind `kill`. For kind `hang` it stops, as a
+process does that waits for a GPU for ever, and the others are killed. For kind `slurm` SIGTERM
+goes to all processes and to the launcher. Each process leaves its number in
 RUN_DIR.pids/RANK, and its exit code in RUN_DIR.codes/RANK.
 """
 
@@ -21,6 +23,12 @@ def fail(kind: str, seconds: float) -> None:
     """What goes wrong."""
     if kind == "kill":
         threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    elif kind == "hang":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    elif kind == "twice":  # Ctrl-C, and again while this process is not done.
+        for delay in (0.0, 1.0):
+            threading.Timer(delay, os.kill, (os.getppid(), signal.SIGINT)).start()
+        time.sleep(60)
     elif kind == "raise":
         raise RuntimeError("the disk is on fire")
     elif kind == "terminate":
@@ -36,9 +44,14 @@ def inject(fault: str) -> None:
 
     def failing(run: Run) -> dict[str, float]:
         begins.append(time.perf_counter())
-        if run.world.rank == int(rank) and len(begins) == int(iteration) + 1:
+        if len(begins) == int(iteration) + 1:
             last = begins[-1] - begins[-2] if len(begins) > 1 else 1.0
-            fail(kind, float(fraction) * last)
+            if kind == "slurm":
+                fail("terminate", 0)
+            if run.world.rank == int(rank):
+                fail("SIGTERM" if kind == "slurm" else kind, float(fraction) * last)
+            elif kind == "hang":
+                fail("kill", 1.0)
         return iterate(run)
 
     setattr(Run, "iterate", failing)  # noqa: B010

@@ -28,6 +28,7 @@ OPTIONS = [
     "torso.width=16", "torso.num_heads=2", "torso.window_length=4", "torso.segment_length=4",
     "ppo.rollout_length=16", "ppo.bptt_segments=2", "ppo.num_minibatches=2", "ppo.num_epochs=2",
 ]  # fmt: skip
+NUM_KILLS = int(os.environ.get("MTXL_RL_KILLS", "20"))
 Inject = Callable[[str], None]
 
 
@@ -125,13 +126,41 @@ def test_a_process_that_fails_ends_the_run_with_its_error(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_to_torchrun_saves_once(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_second_ctrl_c_ends_all_processes_without_saving(inject: Inject, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    done = torchrun(f"{number.name}:0:1:0", run_dir, "checkpoint_seconds=1000000")
+    inject("twice:0:1:0")
+    options = [*OPTIONS, "num_processes=2", f"run_dir={run_dir}", "total_steps=1000000"]
+    assert exit_code([*options, "checkpoint_seconds=1000000"]) == 130
+    assert_no_process_is_left(run_dir)
+    assert saved_steps(run_dir) == [STEPS]
+
+
+@pytest.mark.slow
+def test_a_process_that_hangs_does_not_outlive_a_failure(inject: Inject, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    inject("hang:1:2:0")
+    options = [*OPTIONS, "num_processes=2", f"run_dir={run_dir}", "checkpoint_seconds=0"]
+    begin = time.monotonic()
+    assert exit_code(options) == 137
+    assert time.monotonic() - begin < distributed.SHUTDOWN_SECONDS / 2  # torch waits 30 s.
+    assert_no_process_is_left(run_dir)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [
+        ("SIGINT", "130"),
+        ("SIGTERM", "143"),
+        ("slurm", "143"),  # Slurm signals every process, and torchrun passes its own signal on.
+    ],
+)
+def test_a_signal_to_torchrun_saves_once(tmp_path: Path, kind: str, code: str) -> None:
+    run_dir = tmp_path / "run"
+    done = torchrun(f"{kind}:0:1:0", run_dir, "checkpoint_seconds=1000000")
     assert done.returncode != 0  # torchrun's own code, with its traceback.
     codes = [path.read_text() for path in run_dir.with_suffix(".codes").iterdir()]
-    assert codes == [str(128 + number)] * 2
+    assert codes == [code] * 2
     assert_no_process_is_left(run_dir)
     assert saved_steps(run_dir) == [STEPS, read_rows(run_dir)[-1]["step"]]
 
@@ -174,14 +203,14 @@ def test_processes_save_and_end_when_their_launcher_is_killed(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_a_run_killed_twenty_times_equals_one_that_was_not(
+def test_a_run_killed_many_times_equals_one_that_was_not(
     inject: Inject, tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> None:
     seed = int(os.environ.get("MTXL_RL_SEED") or time.time_ns() % 1_000_000)
     generator, run_dir = random.Random(seed), tmp_path / "run"
     options = [*OPTIONS, "num_processes=2", "total_steps=4096", "checkpoint_seconds=0"]
     num_lost, start = 0, [*options, f"run_dir={run_dir}"]
-    for _ in range(20):
+    for _ in range(NUM_KILLS):
         fraction = generator.random()
         inject(f"kill:{generator.randrange(2)}:{generator.randrange(3)}:{fraction}")
         assert exit_code(start) == 137
@@ -191,17 +220,23 @@ def test_a_run_killed_twenty_times_equals_one_that_was_not(
             shutil.rmtree(run_dir, ignore_errors=True)
         else:
             start = [f"resume={run_dir}"]
-    step = checkpoint.load(run_dir)["step"]
+    newest = checkpoint.latest(run_dir)
+    step = 0 if newest is None else checkpoint.step_of(newest)
     with capfd.disabled():
         sys.stdout.write(
-            f"\nMTXL_RL_SEED={seed}: 20 kills, {num_lost} before the first checkpoint; at step "
-            f"{step} of 4096\n"
+            f"\nMTXL_RL_SEED={seed}: {NUM_KILLS} kills, {num_lost} before the first checkpoint; at "
+            f"step {step} of 4096\n"
         )
     for arguments in (start, [*options, f"run_dir={tmp_path / 'whole'}"]):
         inject("kill:-1:0:0")  # Of no process.
         main(arguments)
-    assert_equal_trees(checkpoint.load(run_dir), checkpoint.load(tmp_path / "whole"))
+    assert_equal_trees(state_of(run_dir), state_of(tmp_path / "whole"))
     assert learning(run_dir) == learning(tmp_path / "whole")
+
+
+def state_of(run_dir: Path) -> dict[str, object]:
+    """The checkpoint without the options, which name the folder."""
+    return {key: part for key, part in checkpoint.load(run_dir).items() if key != "description"}
 
 
 def assert_equal_trees(one: object, other: object, *, path: str = "state") -> None:
