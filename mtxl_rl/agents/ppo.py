@@ -55,6 +55,10 @@ class PPOConfig:
     back in proportion to its own change. Once a task is solved, normalised advantages are noise at
     full strength; without the penalty the policy follows it, and the few steps that decide an
     episode change far before the mean KL reaches `target_kl`."""
+    advantage_floor: float = 1.0
+    """Slow down where the advantages' deviation is below this times the returns' deviation: the
+    learning rate shrinks in proportion; 0: never. Adam normalises gradients, so the weights move
+    as far on noise as on a signal, and once a task is solved only noise is left. Needs popart."""
     value_coef: float = 0.1
     """Weight of the value loss."""
     popart: bool = True
@@ -75,7 +79,7 @@ class PPOConfig:
         """Check ranges."""
         counts = ("rollout_length", "bptt_segments", "num_epochs", "num_minibatches")
         check_at_least(self, 1, *counts, prefix="ppo.")
-        coefs = ("kl_coef", "value_coef", "entropy_coef", "final_entropy_coef")
+        coefs = ("kl_coef", "advantage_floor", "value_coef", "entropy_coef", "final_entropy_coef")
         bounds = ("final_learning_rate", "target_kl", "ratio_bound")
         check_at_least(self, 0, *coefs, *bounds, prefix="ppo.")
         for field in (*coefs, "learning_rate", "final_learning_rate"):
@@ -179,16 +183,21 @@ class PPO:
             RuntimeError: acting and learning disagree; see `check_ratio`.
         """
         config = self.config
-        learning_rate = _linear(config.learning_rate, config.final_learning_rate, progress)
         entropy_coef = _linear(config.entropy_coef, config.final_entropy_coef, progress)
-        self.optimizer.param_groups[0]["lr"] = learning_rate
         with record_function("advantages"):
             advantage = self._advantage(rollout)
+            mean, variance = masked_moments(advantage, rollout.valid, self.world)
+            deviation = variance.sqrt()
+            normalised = (advantage - mean) / (deviation + 1e-8)
+            value_target = rollout.value + advantage
         if config.popart:
-            self._update_value_statistics(rollout, advantage)
+            self._update_value_statistics(rollout, value_target)
+        learning_rate = _linear(config.learning_rate, config.final_learning_rate, progress)
+        learning_rate *= self._slowdown(deviation)
+        self.optimizer.param_groups[0]["lr"] = learning_rate
         log: defaultdict[str, list[Tensor]] = defaultdict(list)
         num_updates = 0
-        for spans in self._minibatches(rollout, advantage, log):
+        for spans in self._minibatches(rollout, normalised, value_target, log):
             self.optimizer.zero_grad()
             loss, metrics = self.loss(spans, entropy_coef)
             with record_function("backward"):
@@ -196,8 +205,8 @@ class PPO:
             metrics = self._sum_over_processes(metrics)
             _append(log, metrics)
             if num_updates == 0:
-                deviation = float(metrics["losses/ratio_deviation"])
-                check_ratio(self.policy, spans, deviation, bound=self.ratio_bound)
+                ratio_deviation = float(metrics["losses/ratio_deviation"])
+                check_ratio(self.policy, spans, ratio_deviation, bound=self.ratio_bound)
             elif self._exceeds_target_kl(metrics):
                 break
             with record_function("optimizer"):
@@ -280,21 +289,28 @@ class PPO:
             gae_lambda=self.config.gae_lambda,
         )
 
-    def _update_value_statistics(self, rollout: Rollout, advantage: Float[Tensor, "B T"]) -> None:
-        targets = rollout.value + advantage
-        mean, variance = masked_moments(targets, rollout.valid, self.world)
+    def _update_value_statistics(
+        self, rollout: Rollout, value_target: Float[Tensor, "B T"]
+    ) -> None:
+        mean, variance = masked_moments(value_target, rollout.valid, self.world)
         self.policy.value_head.update_statistics(mean, variance)
 
-    def _minibatches(
-        self, rollout: Rollout, advantage: Float[Tensor, "B T"], log: Mapping[str, list[Tensor]]
-    ) -> Iterator[Spans]:
-        """The minibatches of all epochs; advantages are normalised over the rollout's valid steps.
+    def _slowdown(self, advantage_deviation: Float[Tensor, ""]) -> float:
+        """Factor of the learning rate, at most 1; see `PPOConfig.advantage_floor`."""
+        floor = self.config.advantage_floor * self.policy.value_head.deviation
+        if not (self.config.popart and floor > 0):
+            return 1.0
+        return float((advantage_deviation / floor).clamp(max=1))
 
-        The value target of a step is its stored value plus its advantage before normalisation.
-        """
+    def _minibatches(
+        self,
+        rollout: Rollout,
+        advantage: Float[Tensor, "B T"],
+        value_target: Float[Tensor, "B T"],
+        log: Mapping[str, list[Tensor]],
+    ) -> Iterator[Spans]:
+        """The minibatches of all epochs, with normalised advantages."""
         config, world = self.config, self.world
-        mean, variance = masked_moments(advantage, rollout.valid, world)
-        normalised = (advantage - mean) / (variance.sqrt() + 1e-8)
         num_items = rollout.shape.num_envs * rollout.shape.num_spans
         first, stratum = world.rows(num_items).start, config.num_minibatches
         for epoch in range(config.num_epochs):
@@ -305,7 +321,7 @@ class PPO:
             )
             own = every_item[:, first // stratum : (first + num_items) // stratum] - first
             for items in own.to(self.device):
-                yield rollout.spans(items, normalised, rollout.value + advantage)
+                yield rollout.spans(items, advantage, value_target)
 
     def _sum_over_processes(self, metrics: dict[str, Tensor]) -> dict[str, Tensor]:
         """Sum gradients and metrics over the processes; `ratio_deviation` stays local."""

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 from collections.abc import Iterator
 from contextlib import closing
+from typing import Any
 
 import pytest
 import torch
@@ -157,6 +158,25 @@ def test_the_kl_penalty_keeps_a_policy_that_learns_from_noise(run: Run) -> None:
     assert approx_kl[3.0] < approx_kl[0.0] / 3
 
 
+@pytest.mark.parametrize(
+    ("options", "factor"),
+    [
+        ({}, 0.25),
+        ({"advantage_floor": 0.5}, 0.5),
+        ({"advantage_floor": 0.125}, 1.0),
+        ({"advantage_floor": 0.0}, 1.0),
+        ({"popart": False}, 1.0),
+    ],
+)
+def test_small_advantages_slow_learning_down(
+    run: Run, options: dict[str, Any], factor: float
+) -> None:
+    agent = PPO(run.policy, dataclasses.replace(run.config.ppo, **options))
+    run.policy.value_head.variance.fill_(16.0)
+    assert agent._slowdown(torch.tensor(1.0)) == pytest.approx(factor)
+    assert agent._slowdown(torch.tensor(100.0)) == 1.0
+
+
 @pytest.mark.parametrize("run", [["ppo.target_kl=1e-12", "ppo.num_epochs=9"]], indirect=True)
 def test_a_large_kl_stops_before_the_next_update(run: Run) -> None:
     before = [weight.clone() for weight in run.policy.parameters()]
@@ -168,9 +188,10 @@ def test_a_large_kl_stops_before_the_next_update(run: Run) -> None:
 
 @pytest.mark.parametrize(
     "run",
-    [["ppo.learning_rate=0.01", "ppo.final_learning_rate=0.002", "ppo.ratio_bound=1e9"]],
+    [["ppo.learning_rate=0.01", "ppo.final_learning_rate=0.002", "ppo.ratio_bound=1e9",
+      "ppo.advantage_floor=0"]],
     indirect=True,
-)
+)  # fmt: skip
 def test_schedules_are_linear_in_the_progress(run: Run) -> None:
     rates = [
         run.agent.update(run.collector.rollout, progress=progress)["charts/learning_rate"]
