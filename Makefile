@@ -17,12 +17,13 @@ DEFAULT_ENV := $(if $(filter env=% resume=%,$(ARGS)),,env=MemoryMaze)
 COMPILE := $(if $(strip $(ARGS)),,$(if $(shell command -v $(CXX)),compile=true))
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-original test-compile test-export test-slow test-gpu check docs clean FORCE
+.PHONY: help train test test-original test-processes test-compile test-export test-slow test-gpu check docs clean FORCE
 
 help:
 	@echo "make train      train an agent; ARGS='env=TMaze total_steps=100000' are its options"
 	@echo "make test       the fast tests"
 	@echo "make test-original  the comparisons with the original Memory Maze, minutes"
+	@echo "make test-processes  the trainings in several processes, minutes"
 	@echo "make test-compile  the tests of torch.compile and torch.export, minutes"
 	@echo "make test-export   an agent as one file, minutes"
 	@echo "make test-slow  the tests that train until something is learned, minutes each"
@@ -41,7 +42,7 @@ train: $(VENV)/.installed
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 # Some tests pass inputs that the shape checks of the other tests refuse, or compile.
 UNCHECKED = -o addopts="--import-mode=importlib --strict-markers --strict-config"
-FAST = not slow and not gpu and not compile and not original
+FAST = not slow and not gpu and not compile and not original and not processes
 
 test: $(VENV)/.installed-dev
 	$(PYTEST) -m "$(FAST) and not unchecked" $(ARGS)
@@ -49,6 +50,9 @@ test: $(VENV)/.installed-dev
 
 test-original: $(VENV)/.installed-dev
 	$(PYTEST) -m "original" $(ARGS)
+
+test-processes: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "processes and not slow" $(ARGS)
 
 test-compile: $(VENV)/.installed-dev
 	$(PYTEST) $(UNCHECKED) -m "compile and not slow" $(ARGS)

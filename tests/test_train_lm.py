@@ -187,6 +187,7 @@ def test_a_trained_model_continues_a_prompt(tmp_path: Path, capsys: pytest.Captu
         assert sentence in capsys.readouterr().err
 
 
+@pytest.mark.processes
 def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
     worker = str(Path(__file__).parent / "language_model" / "data_parallel_worker.py")
     options = [*TINY, "updates=6", "evaluate_every=3"]
@@ -202,6 +203,7 @@ def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
             assert other[name] == pytest.approx(row[name], rel=1e-6)
 
 
+@pytest.mark.processes
 def test_the_command_starts_its_processes(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     run_dir = tmp_path / "run"
     main([*TINY, "updates=2", "num_processes=2", f"run_dir={run_dir}"])

@@ -71,6 +71,7 @@ def assert_same(one: Result, other: Result, *, atol: float = 1e-9) -> None:
         )
 
 
+@pytest.mark.processes
 def test_two_processes_continued_by_one_learn_what_one_learns(tmp_path: Path) -> None:
     weights, metrics = train(tmp_path / "one", 1, num_iterations=4)
     _, first = train(tmp_path / "two", 2)
@@ -115,6 +116,7 @@ def test_four_processes_stop_an_epoch_together(tmp_path: Path) -> None:
     assert_same(one, train(tmp_path / "four", 4, *options))
 
 
+@pytest.mark.processes
 def test_the_train_command_starts_its_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:

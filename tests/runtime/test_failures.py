@@ -71,6 +71,7 @@ def saved_steps(run_dir: Path) -> list[int]:
     return sorted(checkpoint.step_of(path) for path in (run_dir / "checkpoints").glob("step_*"))
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("fault", "code"),
     [
@@ -91,6 +92,7 @@ def test_a_signal_saves_once_and_ends_all_processes(
     assert capfd.readouterr().out.count("; saved ") == 1
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("fault", "code", "sentences"),
     [
