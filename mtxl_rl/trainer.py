@@ -1,9 +1,8 @@
-"""A training run: its parts, its loop, its folder. `mtxl_rl.train` is the command line."""
+"""The course of a training run: its folder, its loop, its end; `train` is the command line."""
 
 import math
 import shutil
 import signal
-import statistics
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
@@ -11,30 +10,19 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import gymnasium
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch.profiler import record_function
-
-from mtxl_rl.agents.collector import Actor, Collector, Episode
-from mtxl_rl.agents.ppo import PPO
-from mtxl_rl.agents.world import World, concatenate_rows, select_rows, tensors_hash
-from mtxl_rl.build import build_policy, bytes_table, predicted_bytes, rollout_shape
+from mtxl_rl.agents.world import World
+from mtxl_rl.build import bytes_table, predicted_bytes
 from mtxl_rl.callbacks import CallbackList, Metrics
 from mtxl_rl.config import TrainConfig, save_config, values
 from mtxl_rl.envs.backends.custom_env import CustomEnv, is_factory
 from mtxl_rl.envs.registry import make_vector_env, stream_seed
 from mtxl_rl.envs.wrappers.episode_statistics import EpisodeStatistics
-from mtxl_rl.evaluation.periodic import Evaluation, can_draw, draw, evaluate_while_training
-from mtxl_rl.runtime.compile import check_gradients, compile_policy
+from mtxl_rl.evaluation.periodic import can_draw, draw
+from mtxl_rl.run import Run
 from mtxl_rl.runtime.distributed import joined_world, local_device
-from mtxl_rl.runtime.profiler import IterationProfiler
 from mtxl_rl.runtime.ray_train import Session
 from mtxl_rl.saved_agent import (
     POLICY_FILE,
-    SavedAgent,
-    describe_agent,
     run_folder,
     save_policy,
     saved_config,
@@ -43,218 +31,9 @@ from mtxl_rl.tracking import checkpoint
 from mtxl_rl.tracking.cli import console, say, stop_requests
 from mtxl_rl.tracking.files import run_lock
 from mtxl_rl.tracking.loggers import check_loggers_installed
-from mtxl_rl.tracking.metrics import METRICS_FILE, EpisodeWindow, MetricsLogger
+from mtxl_rl.tracking.metrics import METRICS_FILE, MetricsLogger
 from mtxl_rl.tracking.progress import Progress
 from mtxl_rl.tracking.run_record import RECORD_FILE, outcome, run_record
-
-PROFILED_ITERATION = 3
-"""The iteration that profile=true profiles: the first ones compile and warm up."""
-
-
-class Run:
-    """The parts of a training run, and how they are saved and restored."""
-
-    def __init__(
-        self,
-        config: TrainConfig,
-        env: EpisodeStatistics,
-        *,
-        world: World | None = None,
-        eval_env: CustomEnv | None = None,
-    ) -> None:
-        torch.manual_seed(config.seed)
-        torch.set_num_threads(config.num_threads)
-        # Otherwise float32 convolutions are TF32 on a GPU, and acting differs from learning.
-        torch.backends.cudnn.allow_tf32 = False
-        device = local_device(config.torch_device())
-        self.config = config
-        self.env = env
-        self.eval_env = eval_env
-        self.world = world or World()
-        self.policy = build_policy(config, env).to(device)
-        if config.compile:
-            compile_policy(self.policy)
-        self.agent = PPO(self.policy, config.ppo, world=self.world)
-        self.generator = torch.Generator(device).manual_seed(config.seed)
-        self.actor = Actor(env, self.policy, generator=self.generator, world=self.world)
-        shape = rollout_shape(config, self.actor.shapes, self.policy, num_envs=env.num_envs)
-        self.collector = Collector(self.actor, shape=shape)
-        self.episodes = EpisodeWindow(size=100)
-        self.ended_episodes: list[Episode] = []
-        """The episodes that ended in the last iteration."""
-        self.evaluated_return: float | None = None
-        """The mean return of the evaluation after the last iteration, if there was one."""
-        self.profiler = IterationProfiler(self.collector, self.agent)
-        stored, predicted = self.collector.rollout.nbytes_by_part(), shape.bytes_by_part()
-        assert stored == predicted, (stored, predicted)
-        self.step = 0
-        self.num_iterations = 0
-
-    def iterate(self) -> dict[str, float]:
-        """Collect a rollout and learn from it; return the metrics."""
-        self.num_iterations += 1
-        self.evaluated_return = None
-        if self.config.profile and self.num_iterations == PROFILED_ITERATION:
-            with self.profiler.profile(num_steps=self.config.steps_per_iteration):
-                return self._iterate()
-        return self._iterate()
-
-    def _iterate(self) -> dict[str, float]:
-        begin = time.perf_counter()
-        with record_function("acting"):
-            rollout, episodes = self.collector.collect()
-        collected = time.perf_counter()
-        if self.config.compile and self.num_iterations == 1:
-            check_gradients(self.agent, rollout)
-        with record_function("learning"):
-            metrics = self.agent.update(rollout, progress=self.step / self.config.total_steps)
-        self.step += self.config.steps_per_iteration
-        self._count(episodes)
-        speed = self._speed(begin, collected)
-        waits = self.world.wait_seconds()
-        return (
-            self.episodes.means()
-            | metrics
-            | speed
-            | {
-                "world/size": self.world.size,
-                "world/wait_seconds_mean": statistics.fmean(waits),
-                "world/wait_seconds_max": max(waits),
-            }
-        )
-
-    def _speed(self, begin: float, collected: float) -> dict[str, float]:
-        """Seconds of each part of an iteration, and steps per second."""
-        now, steps = time.perf_counter(), self.config.steps_per_iteration
-        env_seconds, self.actor.env_seconds = self.actor.env_seconds, 0.0
-        act_seconds, learn_seconds = collected - begin - env_seconds, now - collected
-        return {
-            "time/env_seconds": env_seconds,
-            "time/act_seconds": act_seconds,
-            "time/learn_seconds": learn_seconds,
-            "charts/SPS": steps / (now - begin),
-        }
-
-    def _count(self, episodes: Sequence[Episode]) -> None:
-        """Count the episodes that ended in all processes, in the order of their environments."""
-        everywhere = [episode for part in self.world.gather(episodes) for episode in part]
-        self.ended_episodes = sorted(everywhere, key=lambda episode: episode.env)
-        for episode in self.ended_episodes:
-            self.episodes.add(
-                episode_return=episode.episode_return,
-                episode_length=episode.length,
-                episode_success=episode.success,
-                is_practice=episode.is_practice,
-            )
-
-    def save(self, run_dir: Path) -> Path | None:
-        """Write a checkpoint of everything that the next iteration depends on, on rank 0.
-
-        Raises:
-            RuntimeError: the processes' parameters differ.
-        """
-        self.world.check_equal(
-            {"the parameters' hash": tensors_hash(self.policy.state_dict())},
-            remedy="the processes' policies differ, which is a bug; please report it",
-        )
-        rows = {"collector": self.collector.state_dict(), "env": None}
-        if self.env.supports_state:
-            rows["env"] = _plain(self.env.get_state())
-        rows = concatenate_rows(self.world.gather(rows))
-        if self.world.rank > 0:
-            return None
-        state: checkpoint.TrainingState = {
-            "step": self.step,
-            "agent": self.agent.state_dict(),
-            "generator": self.generator.get_state(),
-            "episodes": self.episodes.state_dict(),
-            "collector": rows["collector"],
-            "env": rows["env"],
-            "description": self.description(),
-        }
-        keep_last = self.config.keep_checkpoints
-        return checkpoint.save(run_dir, state, score=self._score(), keep_last=keep_last)
-
-    def _score(self) -> float | None:
-        """What the best checkpoint has the highest of; None: this one cannot be the best."""
-        if self.config.eval_every:
-            return self.evaluated_return
-        # A mean over few episodes can be lucky, and would then never be beaten.
-        return (
-            self.episodes.means().get("charts/episodic_return") if self.episodes.is_full else None
-        )
-
-    def is_evaluation_due(self) -> bool:
-        """Whether `eval_every` steps are complete with the last iteration, or the run is."""
-        every, before = self.config.eval_every, self.step - self.config.steps_per_iteration
-        is_complete = self.step >= self.config.total_steps
-        return bool(every) and (is_complete or self.step // every > before // every)
-
-    def evaluate(self) -> Evaluation:
-        """Evaluate the policy in environments of its own."""
-        saved = SavedAgent(
-            path=Path(),
-            config=self.config,
-            single_observation_space=self.env.single_observation_space,
-            single_action_space=self.env.single_action_space,
-            step=self.step,
-            weights=self.policy.state_dict(),
-        )
-        episodes = self.config.eval_episodes
-        evaluation = evaluate_while_training(saved, episodes=episodes, env=self.eval_env)
-        self.evaluated_return = evaluation.metrics["eval/episodic_return"]
-        return evaluation
-
-    def action_probabilities(self) -> dict[str, NDArray[Any]]:
-        """Probabilities of the last rollout's actions; of continuous actions, log-densities."""
-        rollout = self.collector.rollout
-        log_prob = rollout.log_prob[rollout.valid].float().cpu().numpy()
-        if isinstance(self.env.single_action_space, gymnasium.spaces.Box):
-            return {"histograms/action_log_density": log_prob}
-        return {"histograms/action_probability": np.exp(log_prob)}
-
-    def description(self) -> str:
-        """What a file of the agent holds besides the weights."""
-        return describe_agent(self.config, self.env, step=self.step)
-
-    def start(self, *, seed: int | None) -> None:
-        """Begin an episode in every environment; see `Actor.reset`."""
-        steps = self.config.steps_to_stagger
-        if steps:
-            say(
-                f"{steps:,} random steps in each of {self.config.num_envs} environments spread "
-                "them over their episodes (stagger_steps=0: none)"
-            )
-        self.collector.reset(seed=seed, stagger_steps=steps)
-
-    def restore(self, state: checkpoint.TrainingState) -> None:
-        """Continue from a checkpoint; environments that cannot be saved start new episodes."""
-        try:
-            self.agent.load_state_dict(state["agent"])
-            self.step = state["step"]
-            self.generator.set_state(state["generator"].cpu())
-            self.episodes.load_state_dict(state["episodes"])
-            if state["env"] is None:
-                say(
-                    "These environments cannot be saved: they start new episodes, with empty "
-                    "memories. Weights, optimiser and schedules continue."
-                )
-            else:
-                rows = self.world.rows(self.env.num_envs)
-                self.collector.load_state_dict(
-                    select_rows(state["collector"], rows, num_rows=self.config.num_envs)
-                )
-                env_state = select_rows(state["env"], rows, num_rows=self.config.num_envs)
-                self.env.reset()
-                self.env.set_state(_arrays(env_state))
-        except (KeyError, RuntimeError) as error:
-            raise ValueError(
-                f"the checkpoint does not fit this configuration ({_detail(error)}); resume with "
-                "the options it was trained with: num_envs, env.* and those of policy.* that add "
-                "weights cannot change when resuming"
-            ) from error
-        if state["env"] is None:
-            self.start(seed=stream_seed(self.config.seed, self.step))
 
 
 def run(
@@ -580,24 +359,3 @@ def new_run_dir(config: TrainConfig) -> Path:
             folder = now.with_name(f"{now.name}_{attempt}")
         else:
             return folder
-
-
-def _detail(error: Exception) -> str:
-    """The second line of torch's message, which names the weights that do not fit."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    return lines[1] if len(lines) > 1 else lines[0]
-
-
-def _plain(state: dict[str, Any]) -> dict[str, Any]:
-    """Arrays as tensors, for the checkpoint."""
-    return {
-        key: torch.as_tensor(value) if hasattr(value, "dtype") else value
-        for key, value in state.items()
-    }
-
-
-def _arrays(state: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: value.numpy() if isinstance(value, torch.Tensor) else value
-        for key, value in state.items()
-    }

@@ -28,7 +28,8 @@ NAMES = {
     "mtxl_rl.evaluate": [
         "EvaluateConfig", "PolicyOverrides", "TorsoOverrides", "evidence", "main", "run",
     ],
-    "mtxl_rl.trainer": ["Run", "check_start", "new_run_dir", "run", "run_until_signal"],
+    "mtxl_rl.run": ["Run"],
+    "mtxl_rl.trainer": ["check_start", "new_run_dir", "run", "run_until_signal"],
     "mtxl_rl.ray_trainer": ["ray_trainer", "train_with_ray"],
     "mtxl_rl.trained_run": ["TrainedRun"],
     "mtxl_rl.callbacks": ["Callback", "CallbackList", "Metrics", "StopTraining"],

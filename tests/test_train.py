@@ -18,11 +18,12 @@ from mtxl_rl.build import build_policy, rollout_shape
 from mtxl_rl.command import choices, options_of
 from mtxl_rl.config import TrainConfig, compose_config, device_overrides, load_config, save_config
 from mtxl_rl.envs.registry import make_vector_env, stream_seed
+from mtxl_rl.run import Run
 from mtxl_rl.tracking import checkpoint
 from mtxl_rl.tracking.files import run_lock
 from mtxl_rl.tracking.run_record import read_record
 from mtxl_rl.train import main
-from mtxl_rl.trainer import Run, run
+from mtxl_rl.trainer import run
 
 TINY = [
     "env=TMaze", "env.corridor_length=9", "model=tiny", "num_envs=4", "ppo.rollout_length=16",

@@ -11,7 +11,7 @@ from mtxl_rl.agents.collector import Actor, Stagger
 from mtxl_rl.build import build_policy
 from mtxl_rl.config import compose_config
 from mtxl_rl.envs.registry import make_vector_env
-from mtxl_rl.trainer import Run
+from mtxl_rl.run import Run
 
 
 @contextmanager

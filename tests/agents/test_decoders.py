@@ -10,7 +10,7 @@ from gymnasium import spaces
 from mtxl_rl.agents.decoders import ChoiceDecoder, ObservationDecoder
 from mtxl_rl.config import compose_config
 from mtxl_rl.envs.registry import make_vector_env
-from mtxl_rl.trainer import Run
+from mtxl_rl.run import Run
 
 SPACES = {
     "pixels": spaces.Box(0, 255, (30, 20, 3), np.uint8),

@@ -30,7 +30,7 @@ from typing import NamedTuple
 from mtxl_rl.command import choices
 from mtxl_rl.config import TrainConfig, compose_config
 from mtxl_rl.envs.registry import make_vector_env, stream_seed
-from mtxl_rl.trainer import Run
+from mtxl_rl.run import Run
 
 TASKS = {
     "TMaze": ["env=TMaze"],
