@@ -27,8 +27,9 @@ from mtxl_rl.envs.wrappers.episode_statistics import EpisodeStatistics
 class EnvConfig(Protocol):
     """The config of any environment: a dataclass whose `name` is a key of `ENVS`.
 
-    Where all episodes have the same length, a property `steps_per_episode` may return it (0 where
-    they do not). A run then staggers its environments over it (`stagger_steps`).
+    Where all episodes, or all that succeed, have the same length, a property `steps_per_episode`
+    may return it (0 where they do not). A run then staggers its environments over it
+    (`stagger_steps`).
 
     A method `for_evaluation()` may return the config without what helps in training only, such as
     a curriculum.

@@ -88,6 +88,8 @@ def test_a_run_spreads_a_task_whose_episodes_have_one_length(
         (["MemoryMaze-original"], 1000),
         (["RepeatPrevious"], 156),  # As measured.
         (["Concentration"], 208),
+        (["EndlessTMaze"], 55),
+        (["EndlessTMaze", "env.regime=uniform"], 0),
     ],
 )
 def test_a_task_that_names_a_length_is_staggered_over_it(task: list[str], steps: int) -> None:

@@ -62,6 +62,13 @@ class EndlessTMazeConfig:
         check_at_least("num_corridors", self.num_corridors, least=1, example=5)
         check_choice("regime", self.regime, choices=REGIMES)
 
+    @property
+    def steps_per_episode(self) -> int:
+        """Steps of an episode that succeeds without waiting; 0 where corridors differ."""
+        if self.regime == "uniform":
+            return 0
+        return (self.corridor_length + 1) * self.num_corridors
+
     def describe(self) -> TaskDescription:
         """Return what the task demands of an agent."""
         walk = self.num_corridors * (1 if self.regime == "uniform" else self.corridor_length)
