@@ -113,7 +113,7 @@ def push(config: PushConfig) -> None:
             api.create_repo(name, private=config.private, exist_ok=True)
             api.upload_folder(repo_id=name, folder_path=folder)
         else:
-            shutil.copytree(folder, config.to, dirs_exist_ok=True)
+            _copy(folder, Path(config.to))
     say(f"wrote {POLICY_FILE} and {CARD_FILE} to {config.to}")
 
 
@@ -131,9 +131,14 @@ def pull(config: PullConfig) -> None:
                 f"source={config.source} has no {name}; give a folder or repository that "
                 "`python -m mtxl_rl.hub push` wrote"
             )
-        Path(config.output).mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(folder / name, Path(config.output) / name)
+    _copy(folder, Path(config.output))
     say(f"python -m mtxl_rl.evaluate checkpoint={config.output}")
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    for name in (POLICY_FILE, CARD_FILE):
+        shutil.copyfile(source / name, target / name)
 
 
 def model_card(saved: SavedAgent, policy_file: Path, *, episodes: int) -> str:
@@ -190,7 +195,8 @@ def _run_facts(path: Path) -> dict[str, str]:
     if measured := [deviation for deviation in deviations if deviation is not None]:
         facts["Largest ratio deviation"] = f"{max(measured):.1e}"
     if record := read_record(folder):
-        words = shlex.split(record[0]["command"])
+        # Without repetitions: the launcher of several processes adds run_dir= to their command.
+        words = list(dict.fromkeys(shlex.split(record[0]["command"])))
         if "-m" in words:  # Without the path of the interpreter.
             facts["Command"] = f"python {shlex.join(words[words.index('-m') :])}"
         facts["mtxl_rl"] = f"{record[-1]['mtxl_rl']}, commit {record[-1]['commit']}"

@@ -14,7 +14,7 @@ from mtxl_rl.agents.world import World, concatenate_rows, select_rows, tensors_h
 def test_tensors_of_any_dtype_are_gathered(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
 ) -> None:
-    def all_gather_object(parts: list[Any], item: object, *, group: object) -> None:
+    def all_gather_object(parts: list[Any], item: object, **_: object) -> None:
         parts[:] = [pickle.loads(pickle.dumps(item)) for _ in parts]
 
     monkeypatch.setattr(dist, "all_gather_object", all_gather_object)

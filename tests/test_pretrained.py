@@ -1,0 +1,33 @@
+"""The agents in `pretrained/` do what their model cards claim."""
+
+from pathlib import Path
+
+import pytest
+
+from mtxl_rl.agent import Agent
+
+FOLDER = Path(__file__).parents[1] / "pretrained"
+AGENTS = sorted(path.parent for path in FOLDER.glob("*/policy.safetensors"))
+MAX_BYTES = 3_000_000
+
+
+def test_there_are_agents() -> None:
+    assert AGENTS
+
+
+@pytest.mark.parametrize("folder", AGENTS, ids=lambda folder: folder.name)
+def test_an_agent_is_small_and_has_a_model_card(folder: Path) -> None:
+    assert sum(path.stat().st_size for path in folder.iterdir()) < MAX_BYTES
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "python -m mtxl_rl.train env=" in card
+    assert "| noise |" in card
+
+
+def test_the_t_maze_agent_needs_its_memory() -> None:
+    agent = Agent.load(FOLDER / "TMaze", device="cpu")
+    success = {
+        memory: [episode["success"] for episode in agent.evaluate(episodes=32, memory=memory)]
+        for memory in ("on", "zero")
+    }
+    assert sum(success["on"]) > 28
+    assert sum(success["zero"]) < 28
