@@ -17,6 +17,7 @@ import torch
 
 from mtxl_rl.agent import Agent
 from mtxl_rl.agents.episodes import MEMORIES
+from mtxl_rl.agents.policy import PRECISIONS
 from mtxl_rl.command import Command, options_of, run_command
 from mtxl_rl.evaluation.intervals import mean_and_interval
 from mtxl_rl.saved_agent import (
@@ -36,7 +37,6 @@ from mtxl_rl.tracking.metrics import read_rows
 from mtxl_rl.tracking.run_record import read_record
 
 CARD_FILE = "README.md"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 RATIO_DEVIATION = "losses/ratio_deviation"
 
 
@@ -64,9 +64,9 @@ class PushConfig:
             raise ValueError("checkpoint= is missing; give the folder of a run")
         if not self.to:
             raise ValueError(f"to= is missing; give a folder, or {HUB_PREFIX}USER/NAME")
-        if self.weights not in DTYPES:
+        if self.weights not in PRECISIONS:
             raise ValueError(
-                f"weights={self.weights} is unknown; choose one of {', '.join(DTYPES)}"
+                f"weights={self.weights} is unknown; choose one of {', '.join(PRECISIONS)}"
             )
         check_at_least(self, 1, "episodes")
 
@@ -101,7 +101,7 @@ def push(config: PushConfig) -> None:
     saved = read_agent(Path(config.checkpoint), which=config.which)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        policy = saved.build_policy(torch.device("cpu")).to(DTYPES[config.weights])
+        policy = saved.build_policy(torch.device("cpu")).to(PRECISIONS[config.weights])
         description = describe_agent(saved.config, saved, step=saved.step)
         save_policy(policy, folder / POLICY_FILE, description=description)
         card = model_card(saved, folder / POLICY_FILE, episodes=config.episodes)
@@ -195,8 +195,7 @@ def _run_facts(path: Path) -> dict[str, str]:
     if measured := [deviation for deviation in deviations if deviation is not None]:
         facts["Largest ratio deviation"] = f"{max(measured):.1e}"
     if record := read_record(folder):
-        # Without repetitions: the launcher of several processes adds run_dir= to their command.
-        words = list(dict.fromkeys(shlex.split(record[0]["command"])))
+        words = shlex.split(record[0]["command"])
         if "-m" in words:  # Without the path of the interpreter.
             facts["Command"] = f"python {shlex.join(words[words.index('-m') :])}"
         facts["mtxl_rl"] = f"{record[-1]['mtxl_rl']}, commit {record[-1]['commit']}"

@@ -24,10 +24,7 @@ from mtxl_rl.evaluation.periodic import Evaluation, evaluate_while_training
 from mtxl_rl.runtime.compile import check_gradients, compile_policy
 from mtxl_rl.runtime.distributed import local_device
 from mtxl_rl.runtime.profiler import IterationProfiler
-from mtxl_rl.saved_agent import (
-    SavedAgent,
-    describe_agent,
-)
+from mtxl_rl.saved_agent import SavedAgent, describe_agent
 from mtxl_rl.tracking import checkpoint
 from mtxl_rl.tracking.cli import say
 from mtxl_rl.tracking.metrics import EpisodeWindow

@@ -7,7 +7,7 @@ import importlib.util
 import json
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +101,7 @@ def read_agent(path: Path, *, which: str = "latest") -> SavedAgent:
         return _agent_without_description(file, state["step"], weights)
     saved = _saved_agent(file, state["description"], weights)
     # In a run's folder, config.yaml is what resuming and people change.
-    return SavedAgent(**{**vars(saved), "config": load_config(path)}) if path.is_dir() else saved
+    return replace(saved, config=load_config(path)) if path.is_dir() else saved
 
 
 def saved_config(path: Path) -> TrainConfig:

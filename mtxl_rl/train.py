@@ -142,7 +142,8 @@ def _run_command(config: TrainConfig) -> None:
 def _launch(config: TrainConfig, overrides: Sequence[str], *, num_processes: int) -> None:
     """Train in several processes; when one fails, name the checkpoint to continue from."""
     run_dir = Path(config.run_dir or new_run_dir(config))
-    argv = ["-m", "mtxl_rl.train", *overrides, f"run_dir={run_dir}"]
+    others = [part for part in overrides if not part.startswith("run_dir=")]
+    argv = ["-m", "mtxl_rl.train", *others, f"run_dir={run_dir}"]
     exit_code = launch(argv, num_processes=num_processes)
     newest = checkpoint.latest(run_dir)
     if exit_code and exit_code not in STOPPED and newest is not None:

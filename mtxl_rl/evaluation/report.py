@@ -8,7 +8,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
@@ -30,6 +29,7 @@ from mtxl_rl.evaluation.intervals import (
 from mtxl_rl.evaluation.suite_runner import Suite
 from mtxl_rl.tracking.files import atomic_write
 from mtxl_rl.tracking.metrics import METRICS_FILE
+from mtxl_rl.tracking.run_record import commit
 
 _CHARTS = {"return": "charts/episodic_return", "success": "charts/success"}
 """The metric of a training run for each score of a suite."""
@@ -92,7 +92,7 @@ def provenance(suite: Suite, command: Sequence[str]) -> dict[str, Any]:
     return {
         "date": datetime.now().isoformat(timespec="seconds"),
         "command": " ".join(command),
-        "commit": _commit(),
+        "commit": commit(),
         "suite": suite.name,
         "tasks": {name: task.options for name, task in suite.tasks.items()},
         "torsos": suite.torsos,
@@ -111,15 +111,6 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _commit() -> str | None:
-    """The commit of the source tree that runs; None where it is not a git checkout."""
-    process = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        cwd=Path(__file__).parent, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    return process.stdout.strip() or None
 
 
 def _processor() -> str:

@@ -46,7 +46,7 @@ def run_record(
         "last_step": None,
         "command": shlex.join(sys.orig_argv),
         "mtxl_rl": version("mtxl_rl"),
-        "commit": _commit(),
+        "commit": commit(),
         "torch": version("torch"),
         "python": platform.python_version(),
         "host": socket.gethostname(),
@@ -99,7 +99,7 @@ def _now() -> str:
     return datetime.now().astimezone().isoformat(timespec="seconds")
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The git commit of the library's checkout, with -dirty after changes; None if installed."""
     if not (_PACKAGE.parent / ".git").exists():
         return None
