@@ -8,7 +8,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from reference_pages import write_options
+from figures import write_task_pictures
+from reference_pages import write_options, write_tasks
 
 project = "mtxl_rl"
 copyright = "the mtxl_rl developers"  # noqa: A001 - Sphinx's name
@@ -18,10 +19,14 @@ include_patterns = ["docs/**.md", "*.md"]
 exclude_patterns = ["**/.venv", "runs", "build"]
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 4
+default_role = "literal"  # Docstrings have single backquotes.
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_mock_imports = ["envpool"]
 html_theme = "furo"
 html_title = "mtxl_rl"
 
-write_options(Path(__file__).parent / "generated")
+generated = Path(__file__).parent / "generated"
+write_options(generated)
+write_tasks(generated / "tasks")
+write_task_pictures(generated / "tasks")

@@ -13,6 +13,7 @@ NAMES = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "RES
 PAGES = [
     *(ROOT / name for name in NAMES),
     *sorted(ROOT.glob("docs/*.md")),
+    *sorted(ROOT.glob("docs/tutorials/*.md")),
     *sorted(ROOT.glob("docs/experiments/*.md")),
 ]
 SOURCES = [

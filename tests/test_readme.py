@@ -20,7 +20,7 @@ HOW_TO = "CONTRIBUTING.md"
 """Its examples name files that a reader adds; other tests build what it describes."""
 ALL_PAGES = sorted(
     path.relative_to(ROOT).as_posix()
-    for pattern in ("*.md", "docs/*.md", "docs/experiments/*.md")
+    for pattern in ("*.md", "docs/*.md", "docs/tutorials/*.md", "docs/experiments/*.md")
     for path in ROOT.glob(pattern)
 )
 HISTORY = {page for page in ALL_PAGES if page.startswith("docs/experiments/")} | {"CHANGELOG.md"}
@@ -33,9 +33,14 @@ def text(page: str) -> str:
 
 
 def python_blocks() -> list[tuple[str, str]]:
+    """The blocks of every page; those of a notebook share their names, so they are one block."""
     fence = re.compile(r"```python\n(.*?)```", flags=re.DOTALL)
-    pages = [page for page in PAGES if page != HOW_TO]
-    return [(page, block) for page in pages for block in fence.findall(text(page))]
+    pages = [(page, fence.findall(text(page))) for page in PAGES if page != HOW_TO]
+    return [
+        (page, block)
+        for page, blocks in pages
+        for block in (["\n".join(blocks)] if text(page).startswith("---\njupyter:") else blocks)
+    ]
 
 
 def commands(module: str) -> list[list[str]]:
@@ -81,7 +86,7 @@ def test_links_resolve(page: str) -> None:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page != HOW_TO])
 def test_modules_and_files_exist(page: str) -> None:
-    for name in re.findall(r"\bmtxl_rl(?:\.\w+)+", text(page)):
+    for name in re.findall(r"\bmtxl_rl(?:\.(?!__)\w+)+", text(page)):
         parts = name.split(".")
         path = ROOT / parts.pop(0)
         while parts and ((path / parts[0]).is_dir() or (path / f"{parts[0]}.py").is_file()):

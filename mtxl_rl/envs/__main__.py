@@ -3,25 +3,32 @@
 import sys
 
 from mtxl_rl.envs.registry import ENVS
-from mtxl_rl.envs.tasks.catalog import TASKS
+from mtxl_rl.envs.tasks.catalog import TASKS, TaskEntry
+
+TABLE_HEADER = (
+    "| task | horizon | return | must be remembered | memory needed if the window is under |",
+    "|---|---|---|---|---|",
+)
 
 
 def table() -> str:
     """Return a Markdown table of the tasks' variants, then the other environments' names."""
-    lines = [
-        "| task | horizon | return | must be remembered | memory needed if the window is under |",
-        "|---|---|---|---|---|",
-    ]
-    for name, task in TASKS.items():
-        for settings, config in zip(task.variants, task.configs(), strict=True):
-            horizon, (low, high), remembered, window = config.describe()
-            options = "".join(f" env.{key}={value}" for key, value in settings.items())
-            lines.append(
-                f"| env={name}{options} | {horizon:,} | {low:g} .. {high:g} | {remembered} | "
-                f"{window:,} |"
-            )
+    rows = [row for task in TASKS.values() for row in table_rows(task)]
     others = ", ".join(f"env={name}" for name in ENVS if name not in TASKS)
-    return "\n".join([*lines, "", f"From packages: {others}."])
+    return "\n".join([*TABLE_HEADER, *rows, "", f"From packages: {others}."])
+
+
+def table_rows(task: TaskEntry) -> list[str]:
+    """Return the table's row of each variant of a task."""
+    rows = []
+    for settings, config in zip(task.variants, task.configs(), strict=True):
+        horizon, (low, high), remembered, window = config.describe()
+        options = "".join(f" env.{key}={value}" for key, value in settings.items())
+        rows.append(
+            f"| env={task.name}{options} | {horizon:,} | {low:g} .. {high:g} | {remembered} | "
+            f"{window:,} |"
+        )
+    return rows
 
 
 if __name__ == "__main__":

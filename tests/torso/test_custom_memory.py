@@ -1,4 +1,4 @@
-"""The long-term memory in CONTRIBUTING.md works as documented."""
+"""The long-term memory in docs/tutorials works as documented."""
 
 import re
 from pathlib import Path
@@ -11,15 +11,15 @@ from mtxl_rl.torso import TorsoConfig, build_torso
 from mtxl_rl.torso.long_term import LONG_TERM
 from mtxl_rl.torso.torso_config import DECAYS
 
-TEXT = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+PAGE = Path(__file__).parents[2] / "docs/tutorials/long_term_memory.md"
 
 
 @pytest.mark.parametrize("read", ["parallel", "sequential"])
-def test_the_memory_of_contributing_acts_as_it_learns(
+def test_the_memory_of_the_tutorial_acts_as_it_learns(
     read: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    section = TEXT.split("## Adding a long-term memory")[1]
-    (code,) = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
+    text = PAGE.read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     assert len(code.splitlines()) < 60
     names: dict[str, Any] = {}
     exec(code, names)

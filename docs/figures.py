@@ -1,0 +1,137 @@
+"""The pictures of the documentation.
+
+`python docs/figures.py` makes those in docs/images; the build of the site makes one for each
+built-in task.
+"""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from mtxl_rl.envs.memory_maze.explorer import Explorer
+from mtxl_rl.envs.memory_maze.spec import MemoryMazeConfig
+from mtxl_rl.envs.memory_maze.vector import MemoryMazeVectorEnv
+from mtxl_rl.envs.tasks.catalog import TASKS, TaskEntry
+
+IMAGES = Path(__file__).parent / "images"
+_VIEW_SIDE, _GAP, _CAPTION = 256, 8, 36  # pixels
+_BACKGROUND = (24, 24, 28)
+_TOP_VIEW_WIDTH = 1.1  # Width of the top view, in widths of the maze.
+_UNSEEN_BRIGHTNESS = 0.35
+_MAZE_STEPS, _TASK_STEPS = 200, 60
+_MAZE_SEED = 3
+
+Frame = NDArray[np.uint8]
+"""Red, green and blue, [H, W, 3]."""
+
+
+def write_gif(
+    path: Path, frames: Sequence[Frame], *, frames_per_second: float, num_colors: int
+) -> None:
+    """Write a video in an endless loop, with one palette for all frames, which keeps it small."""
+    sample = np.concatenate(frames[:: max(1, len(frames) // 8)])
+    palette = Image.fromarray(sample).quantize(num_colors, kmeans=2)
+    first, *others = (
+        Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE)
+        for frame in frames
+    )
+    first.save(
+        path,
+        save_all=True,
+        append_images=others,
+        duration=round(1000 / frames_per_second),
+        loop=0,
+        optimize=True,
+    )
+
+
+def maze_frames(*, num_steps: int, seed: int) -> list[Frame]:
+    """Draw an explorer in Memory Maze 9x9: what it observes, and the maze from above.
+
+    From above, the cells that it has not seen in this episode are dark.
+    """
+    config = MemoryMazeConfig(size="9x9", num_threads=1)
+    above = MemoryMazeConfig(
+        size="9x9", num_threads=1, top_camera=True, camera_resolution=_VIEW_SIDE
+    )
+    envs = [MemoryMazeVectorEnv(1, config=each, seed=seed) for each in (config, above)]
+    explorer = Explorer(1, grid=config.maze_size.grid)
+    views = [np.asarray(env.reset()[0])[0] for env in envs]
+    frames, score = [], 0
+    for step in range(num_steps + 1):
+        envs[0].explore(explorer)
+        is_seen = explorer.memory.seen_at[0] >= 0
+        frames.append(_maze_frame(*views, is_seen, score=score, step=step))
+        for index, env in enumerate(envs):
+            pictures, rewards, *_ = env.step(explorer.actions.copy())
+            views[index] = np.asarray(pictures)[0]
+        score += int(rewards[0])
+    for env in envs:
+        env.close()
+    return frames
+
+
+def _maze_frame(
+    view: Frame, top: Frame, is_seen: NDArray[np.bool_], *, score: int, step: int
+) -> Frame:
+    factor = _VIEW_SIDE // len(view)
+    image = Image.new("RGB", (2 * _VIEW_SIDE + _GAP, _VIEW_SIDE + _CAPTION), _BACKGROUND)
+    image.paste(Image.fromarray(view.repeat(factor, axis=0).repeat(factor, axis=1)))
+    image.paste(Image.fromarray(_darken_unseen(top, is_seen)), (_VIEW_SIDE + _GAP, 0))
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(18)
+    middle = _VIEW_SIDE + _CAPTION // 2
+    draw.text((4, middle), "goal", "white", font, anchor="lm")
+    goal = tuple(int(part) for part in view[0, 0])  # The border has the goal's colour.
+    draw.ellipse((48, middle - 9, 66, middle + 9), fill=goal)
+    draw.text((_VIEW_SIDE + _GAP, middle), f"return {score}", "white", font, anchor="lm")
+    draw.text((image.width - 4, middle), f"step {step}", "white", font, anchor="rm")
+    return np.asarray(image)
+
+
+def _darken_unseen(top: Frame, is_seen: NDArray[np.bool_]) -> Frame:
+    """Darken the cells [n, n] of a maze from above that were not seen."""
+    grid = len(is_seen)
+    offset = (np.arange(len(top)) + 0.5) / len(top) - 0.5
+    cell = 1 + np.floor((offset * _TOP_VIEW_WIDTH + 0.5) * grid).astype(int).clip(-1, grid)
+    is_bright = np.pad(is_seen, 1, constant_values=True)  # What surrounds the maze stays bright.
+    brightness = np.where(is_bright[np.ix_(cell, cell)], 1.0, _UNSEEN_BRIGHTNESS)
+    return (top * brightness[..., None]).astype(np.uint8)
+
+
+def task_frames(task: TaskEntry, *, num_steps: int) -> list[Frame]:
+    """Draw a task with its first settings under random actions."""
+    rng = np.random.default_rng(0)
+    env = task.task_class(task.configs()[0], num_envs=1, seed=0)
+    env.reset()
+    frames = [env.render_row(0)]
+    for _ in range(num_steps):
+        env.step(rng.integers(env.num_actions, size=1))
+        frames.append(env.render_row(0))
+    env.close()
+    return frames
+
+
+def write_task_pictures(folder: Path) -> None:
+    """Write NAME.gif for each built-in task."""
+    for name, task in TASKS.items():
+        frames = task_frames(task, num_steps=_TASK_STEPS)
+        write_gif(folder / f"{name}.gif", frames, frames_per_second=4, num_colors=32)
+
+
+def main() -> None:
+    """Make the pictures in docs/images."""
+    IMAGES.mkdir(exist_ok=True)
+    frames = maze_frames(num_steps=_MAZE_STEPS, seed=_MAZE_SEED)
+    write_gif(IMAGES / "memory_maze.gif", frames, frames_per_second=8, num_colors=128)
+    command = "-m mtxl_rl.evaluate checkpoint=pretrained/TMaze episodes=1 num_envs=1 memory=on"
+    timeline = f"timeline={IMAGES / 'tmaze_memory.png'}"
+    subprocess.run([sys.executable, *command.split(), timeline], cwd=IMAGES.parents[1], check=True)
+
+
+if __name__ == "__main__":
+    main()

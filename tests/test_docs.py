@@ -1,0 +1,72 @@
+"""The generated pages and pictures of the documentation."""
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from mtxl_rl.envs.tasks.catalog import TASKS
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+MAX_PICTURE_BYTES = 2_500_000
+
+
+@pytest.fixture
+def reference_pages(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(DOCS))
+    return importlib.import_module("reference_pages")
+
+
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    pytest.importorskip("PIL")
+    monkeypatch.syspath_prepend(str(DOCS))
+    return importlib.import_module("figures")
+
+
+def test_every_task_has_a_page(reference_pages: ModuleType, tmp_path: Path) -> None:
+    reference_pages.write_tasks(tmp_path)
+    index = (tmp_path / "index.md").read_text(encoding="utf-8")
+    for name in ("MemoryMaze", *TASKS):
+        page = (tmp_path / f"{name}.md").read_text(encoding="utf-8")
+        assert f"schema/{name}@env" in page
+        assert f"[{name}]({name}.md)" in index
+        assert "Reward" in page.split("## Rules")[1]
+
+
+def test_a_page_has_only_its_own_rules_and_results(
+    reference_pages: ModuleType, tmp_path: Path
+) -> None:
+    reference_pages.write_tasks(tmp_path)
+    page = (tmp_path / "TMaze.md").read_text(encoding="utf-8")
+    assert "| T-maze, corridor 100; windows reach 32 back |" in page
+    assert page.count("schema/TMaze@env") == 2  # TMaze-distractors has this environment, too.
+    assert "must fetch the cue first" not in page
+    assert "CountRecall" not in page
+    assert "## Results" not in (tmp_path / "Concentration.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_is_drawn(name: str, figures: ModuleType, tmp_path: Path) -> None:
+    frames = figures.task_frames(TASKS[name], num_steps=6)
+    assert len({frame.shape for frame in frames}) == 1
+    assert any((frame != frames[0]).any() for frame in frames)
+    path = tmp_path / "task.gif"
+    figures.write_gif(path, frames, frames_per_second=4, num_colors=32)
+    with figures.Image.open(path) as video:
+        drawn = np.asarray(video.convert("RGB"), dtype=float)
+    assert drawn.shape == frames[0].shape
+    assert abs(drawn - frames[0]).mean() < 8  # The palette has few colours.
+
+
+def test_the_explorer_is_drawn_next_to_the_maze(figures: ModuleType) -> None:
+    frames = figures.maze_frames(num_steps=3, seed=0)
+    assert len(frames) == 4
+    assert (frames[0] != frames[3]).any()
+
+
+def test_the_committed_pictures_are_small() -> None:
+    assert sum(path.stat().st_size for path in (DOCS / "images").iterdir()) < MAX_PICTURE_BYTES
