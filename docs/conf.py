@@ -3,13 +3,15 @@
 The source folder is the repository's root, so a link in a page works here and in a file browser.
 """
 
+import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from figures import write_task_pictures
-from reference_pages import write_options, write_tasks
+from reference_pages import convert_fences, write_options, write_tasks
 
 project = "mtxl_rl"
 copyright = "the mtxl_rl developers"  # noqa: A001 - Sphinx's name
@@ -27,6 +29,12 @@ html_theme = "furo"
 html_title = "mtxl_rl"
 
 generated = Path(__file__).parent / "generated"
+shutil.rmtree(generated, ignore_errors=True)  # A page of a task that was removed or renamed.
 write_options(generated)
 write_tasks(generated / "tasks")
 write_task_pictures(generated / "tasks")
+
+
+def setup(app: Any) -> None:  # noqa: ANN401
+    """Convert the docstrings' examples, which are Markdown."""
+    app.connect("autodoc-process-docstring", lambda *arguments: convert_fences(arguments[-1]))

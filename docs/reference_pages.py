@@ -74,6 +74,17 @@ def write_tasks(folder: Path) -> None:
     _write(folder / "index.md", ["# Gallery", intro, "\n".join(gallery), "\n".join(toctree)])
 
 
+def convert_fences(lines: list[str]) -> None:
+    """Turn a docstring's Markdown code fences into reStructuredText, in place."""
+
+    def directive(fence: re.Match[str]) -> str:
+        indent, language, code = fence.groups()
+        return f"{indent}.. code-block:: {language}\n\n{textwrap.indent(code, '    ')}"
+
+    fences = re.compile(r"^( *)```(\w+)\n(.*?)^ *```$", flags=re.MULTILINE | re.DOTALL)
+    lines[:] = fences.sub(directive, "\n".join(lines)).split("\n")
+
+
 def _write(path: Path, sections: Iterable[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n\n".join(sections) + "\n", encoding="utf-8")

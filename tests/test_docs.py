@@ -49,6 +49,13 @@ def test_a_page_has_only_its_own_rules_and_results(
     assert "## Results" not in (tmp_path / "Concentration.md").read_text(encoding="utf-8")
 
 
+def test_code_in_docstrings_becomes_a_directive(reference_pages: ModuleType) -> None:
+    lines = ["An agent.", "", "  ```python", "  act()", "  ```", "", "Args:"]
+    reference_pages.convert_fences(lines)
+    expected = ["An agent.", "", "  .. code-block:: python", "", "      act()", "", "", "Args:"]
+    assert lines == expected
+
+
 @pytest.mark.parametrize("name", TASKS)
 def test_a_task_is_drawn(name: str, figures: ModuleType, tmp_path: Path) -> None:
     frames = figures.task_frames(TASKS[name], num_steps=6)
