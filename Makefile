@@ -13,8 +13,6 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 SHOW_VERSION := import sys; print(sys.version)
 comma := ,
 DEFAULT_ENV := $(if $(filter env=% resume=%,$(ARGS)),,env=MemoryMaze)
-# Without ARGS it trains for hours, for which compiling pays.
-COMPILE := $(if $(strip $(ARGS)),,$(if $(shell command -v $(CXX)),compile=true))
 
 .DEFAULT_GOAL := help
 .PHONY: help train test test-original test-processes test-compile test-export test-slow test-gpu check docs clean FORCE
@@ -36,7 +34,7 @@ help:
 	@echo "TORCH=torch==2.13.0 the torch, EXTRAS=video what else is installed."
 
 train: $(VENV)/.installed
-	$(BIN)/python -m mtxl_rl.train $(strip $(DEFAULT_ENV) $(COMPILE) $(ARGS))
+	$(BIN)/python -m mtxl_rl.train $(strip $(DEFAULT_ENV) $(ARGS))
 
 # One thread per process: with more threads than cores, torch's threads wait for one another.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto

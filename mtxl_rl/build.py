@@ -11,14 +11,15 @@ from mtxl_rl.agents.transition import Shapes, observation_shapes
 from mtxl_rl.config import TrainConfig
 
 
-def build_policy(config: TrainConfig, env: Any) -> Policy:  # noqa: ANN401
-    """The policy for the spaces of `env`: a vector environment, or a `SavedAgent`."""
-    return Policy(
+def build_policy(config: TrainConfig, env: Any, device: torch.device) -> Policy:  # noqa: ANN401
+    """The policy on a device, for the spaces of `env`: a vector environment, or a `SavedAgent`."""
+    policy = Policy(
         env.single_observation_space,
         env.single_action_space,
         torso=config.torso,
-        policy=config.policy,
+        policy=config.policy.for_device(device),
     )
+    return policy.to(device)
 
 
 def rollout_shape(
@@ -44,7 +45,7 @@ def rollout_shape(
 def predicted_bytes(config: TrainConfig, env: Any) -> dict[str, int]:  # noqa: ANN401
     """Bytes of the buffer's parts, the weights, and the optimiser, before any is allocated."""
     with torch.device("meta"):
-        policy = build_policy(config, env)
+        policy = build_policy(config, env, torch.device("meta"))
         observation = observation_shapes(
             env.single_observation_space, episode_step=config.policy.episode_step
         )

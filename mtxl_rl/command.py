@@ -19,7 +19,7 @@ from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from functools import cache
 from importlib import resources
 from itertools import pairwise
-from typing import Any, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 from unittest import mock
 
 import hydra
@@ -49,7 +49,10 @@ _ALIASES = {
     "output_dir": "run_dir", "logdir": "run_dir", "task": "env",
 }  # fmt: skip
 _NUMBER = re.compile(r"\d[\d_]*(?:\.\d*)?(?:[eE]\+?\d+)?")
-_TYPE_NAMES = {int: "an integer", float: "a number", bool: "true or false"}
+_TYPE_NAMES = {
+    int: "an integer", float: "a number", bool: "true or false",
+    bool | str: "auto, true or false",
+}  # fmt: skip
 _LISTED = 40
 """An error lists all legal names up to this many, else the nearest ones."""
 
@@ -315,7 +318,7 @@ def _has_type(override: Override, kind: Any) -> bool:  # noqa: ANN401
         return True  # OmegaConf checks it.
     if kind is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
-    return type(value) is kind
+    return type(value) in (get_args(kind) or (kind,))
 
 
 def _wrong_type(key: str, value: str, option: Option) -> str:

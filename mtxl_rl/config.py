@@ -89,9 +89,11 @@ class TrainConfig:
     logger: list[str] = field(default_factory=lambda: ["tensorboard"])
     """Where metrics are shown: tensorboard, wandb, trackio, several of them, or none.
     RUN_DIR/metrics.jsonl is always written."""
-    compile: bool = False
-    """Compile acting and the torso's layers, for torso.kind=transformer. It takes one or two
-    minutes the first time, some seconds from torch's cache, and needs a C++ compiler on a CPU."""
+    compile: bool | str = "auto"
+    """Compile acting and the torso's layers, for torso.kind=transformer: true, false, or auto. It
+    takes one or two minutes the first time, some seconds from torch's cache, and needs a C++
+    compiler on a CPU. auto measures the first iteration uncompiled, and compiles on a CPU if that
+    saves time in the rest of the run."""
     profile: bool = False
     """Profile the third iteration, and print at the end where its time went."""
     dry_run: bool = False
@@ -131,7 +133,9 @@ class TrainConfig:
                 "torso.sublayers has a dropout above 0, with which acting and learning compute "
                 "different outputs; set it to 0 for an agent"
             )
-        if self.compile and self.torso.kind != "transformer":
+        if self.compile != "auto" and not isinstance(self.compile, bool):
+            raise ValueError(f"compile={self.compile} is unknown; choose auto, true or false")
+        if self.compile is True and self.torso.kind != "transformer":
             raise ValueError(
                 f"compile=true has no effect with torso.kind={self.torso.kind}; remove it, or "
                 "set torso.kind=transformer"
@@ -270,7 +274,7 @@ def device_overrides(overrides: Sequence[str]) -> list[str]:
     """Defaults for a GPU, without the options that the command line sets."""
     device = value_of(overrides, "device") or "auto"
     on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
-    gpu = {"model": "base", "num_envs": "512", "policy.precision": "bfloat16"}
+    gpu = {"model": "base", "num_envs": "512"}
     unset = {key: value for key, value in gpu.items() if value_of(overrides, key) is None}
     return [f"{key}={value}" for key, value in unset.items()] if on_gpu else []
 

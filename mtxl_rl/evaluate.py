@@ -39,7 +39,7 @@ class PolicyOverrides:
     """What an evaluation can change of the run's policy."""
 
     precision: str = ""
-    """float32 or bfloat16; empty: the run's."""
+    """float32, bfloat16 or auto (by the device); empty: the run's."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -230,7 +230,7 @@ def _write(
         "step": step,
         "config": OmegaConf.to_container(OmegaConf.structured(config)),
         "env": OmegaConf.to_container(OmegaConf.structured(train.env)),
-        "precision": train.policy.precision,
+        "precision": train.policy.for_device(train.torch_device()).precision,
         "evidence": evidence(train, next(iter(results.values()))),
         "episodes": results,
     }

@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from mtxl_rl.envs.backends.custom_env import CustomEnv
 from mtxl_rl.envs.registry import stream_seed
 from mtxl_rl.envs.wrappers.episode_statistics import EpisodeStatistics
 from mtxl_rl.evaluation.periodic import Evaluation, evaluate_while_training
-from mtxl_rl.runtime.compile import check_gradients, compile_policy
+from mtxl_rl.runtime.compile import check_gradients, compile_policy, resolve_compile
 from mtxl_rl.runtime.distributed import local_device
 from mtxl_rl.runtime.profiler import IterationProfiler
 from mtxl_rl.saved_agent import SavedAgent, describe_agent
@@ -53,8 +54,8 @@ class Run:
         self.env = env
         self.eval_env = eval_env
         self.world = world or World()
-        self.policy = build_policy(config, env).to(device)
-        if config.compile:
+        self.policy = build_policy(config, env, device)
+        if config.compile is True:
             compile_policy(self.policy)
         self.agent = PPO(self.policy, config.ppo, world=self.world)
         self.generator = torch.Generator(device).manual_seed(config.seed)
@@ -66,6 +67,10 @@ class Run:
         """The episodes that ended in the last iteration."""
         self.evaluated_return: float | None = None
         """The mean return of the evaluation after the last iteration, if there was one."""
+        self.is_compiling = False
+        """Whether the last iteration was the first compiled one, which includes compiling."""
+        self.compute_seconds = 0.0
+        """Seconds of acting and learning in the last iteration."""
         self.profiler = IterationProfiler(self.collector, self.agent)
         stored, predicted = self.collector.rollout.nbytes_by_part(), shape.bytes_by_part()
         assert stored == predicted, (stored, predicted)
@@ -82,11 +87,12 @@ class Run:
         return self._iterate()
 
     def _iterate(self) -> dict[str, float]:
+        self.is_compiling = self._begins_compiled()
         begin = time.perf_counter()
         with record_function("acting"):
             rollout, episodes = self.collector.collect()
         collected = time.perf_counter()
-        if self.config.compile and self.num_iterations == 1:
+        if self.is_compiling:
             check_gradients(self.agent, rollout)
         with record_function("learning"):
             metrics = self.agent.update(rollout, progress=self.step / self.config.total_steps)
@@ -105,11 +111,28 @@ class Run:
             }
         )
 
+    def _begins_compiled(self) -> bool:
+        """Whether this iteration is the first compiled one; decides it for `compile=auto`."""
+        if self.config.compile != "auto" or self.num_iterations != 2:
+            return self.config.compile is True and self.num_iterations == 1
+        steps_left = self.config.total_steps - self.step
+        seconds_left = self.compute_seconds * steps_left / self.config.steps_per_iteration
+        answer = resolve_compile(
+            self.config.torso.kind, self.agent.device, seconds_left=seconds_left
+        )
+        # All processes compile, or none.
+        compiles, reason = min(self.world.gather(answer), key=itemgetter(0))
+        say(f"compile={str(compiles).lower()}: {reason}")
+        if compiles:
+            compile_policy(self.policy)
+        return compiles
+
     def _speed(self, begin: float, collected: float) -> dict[str, float]:
         """Seconds of each part of an iteration, and steps per second."""
         now, steps = time.perf_counter(), self.config.steps_per_iteration
         env_seconds, self.actor.env_seconds = self.actor.env_seconds, 0.0
         act_seconds, learn_seconds = collected - begin - env_seconds, now - collected
+        self.compute_seconds = act_seconds + learn_seconds
         return {
             "time/env_seconds": env_seconds,
             "time/act_seconds": act_seconds,

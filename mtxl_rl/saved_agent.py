@@ -51,7 +51,7 @@ class SavedAgent:
         Raises:
             ValueError: the weights do not fit the options.
         """
-        policy = build_policy(self.config, self).to(device)
+        policy = build_policy(self.config, self, device)
         try:
             policy.load_state_dict(self.weights)
         except RuntimeError as error:

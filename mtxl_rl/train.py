@@ -98,23 +98,22 @@ def _describe(overrides: list[str]) -> Command:
 def _plan(config: TrainConfig) -> str:
     """What a run will do, printed before anything slow begins."""
     iterations = -(-config.total_steps // config.steps_per_iteration)
-    compiled = ", compiled" if config.compile else ""
+    device = config.torch_device()
+    precision = config.policy.for_device(device).precision
+    compiled = ", compiled" if config.compile is True else ""
+    compiling = ", and whether compiling saves time" if config.compile == "auto" else ""
     lines = [
         f"{config.env.name}: {config.total_steps:,} steps in {iterations:,} iterations of "
         f"{config.num_envs} environments x {config.ppo.rollout_length} steps; torso="
-        f"{torso_preset(config.torso)} model={config.model}, {config.torch_device()}{compiled}",
-        "The time left (ETA) is shown from the second iteration on. Ctrl-C saves and stops.",
+        f"{torso_preset(config.torso)} model={config.model}, {device} in {precision}{compiled}",
+        f"The first iteration shows how long it takes on this machine (ETA){compiling}. Ctrl-C "
+        "saves and stops.",
     ]
     is_default = config.env == type(config.env)()
     if is_default and config.env.name in _EXPECTED:
         lines.append(f"What to expect: {_EXPECTED[config.env.name]}")
     if config.total_steps >= _LONG:
         lines.append(f"For a result in minutes: {_SHORT_EXAMPLE}")
-        if not config.compile and config.torso.kind == "transformer":
-            lines.append(
-                "compile=true makes it 1.3 to 1.8 times as fast, after one or two minutes of "
-                "compiling"
-            )
     return "\n".join(lines)
 
 

@@ -262,7 +262,7 @@ def _loop(run: Run, run_dir: Path, callbacks: CallbackList, session: Session | N
                 if run.is_evaluation_due():
                     metrics |= _evaluate(run, run_dir, logger)
                 logger.log(metrics, step=run.step)
-                progress.update(run.step, metrics)
+                progress.update(run.step, metrics, is_typical=not run.is_compiling)
                 callbacks.on_iteration(metrics, episodes=run.ended_episodes, step=run.step)
             is_last = run.step >= config.total_steps
             is_due = not is_last and (
@@ -343,7 +343,7 @@ def _description(run: Run, run_dir: Path) -> str:
     return (
         f"{run_dir}: {config.torch_device()}, {config.num_envs} environments{processes}, "
         f"{sum(p.numel() for p in run.policy.parameters()):,} parameters"
-        + ("; compiling first, for a minute or two if it is new" if config.compile else "")
+        + ("; compiling first, for a minute or two if it is new" if config.compile is True else "")
     )
 
 

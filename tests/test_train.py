@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -154,7 +155,8 @@ def test_an_interrupt_ends_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (["env=TMaze", "total_steps=many"], "total_steps=many must be an integer"),
         (["env=TMaze", "total_steps=1.5"], "total_steps=1.5 must be an integer"),
         (["env=TMaze", "ppo.gamma=("], r"ppo.gamma=\( must be a number, as in ppo.gamma=0.99"),
-        (["env=TMaze", "compile=1"], "compile=1 must be true or false"),
+        (["env=TMaze", "compile=1"], "compile=1 must be auto, true or false"),
+        (["env=TMaze", "compile=yes"], "compile=yes is unknown; choose auto, true or false"),
         (["env=TMaze", "seed=1,2"], "add -m to run all of them"),
         (["env=TMaze", "torso.num_heads=7"], "must divide"),
         (["env=TMaze", "torso.segment_length=17"], "must be at most"),
@@ -162,7 +164,7 @@ def test_an_interrupt_ends_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (["env=TMaze", "ppo.rollout_length=100"], "try ppo.rollout_length=128"),
         (["env=TMaze", "ppo.num_minibatches=5"], "choose one of"),
         (["env=TMaze", "env.corridor_length=0"], "at least 1"),
-        (["env=TMaze", "policy.precision=int8"], "choose one of float32"),
+        (["env=TMaze", "policy.precision=int8"], "choose one of auto, float32"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_one_sentence(overrides: list[str], sentence: str) -> None:
@@ -303,7 +305,7 @@ def test_two_trainings_cannot_share_a_folder_and_a_killed_one_does_not_keep_it(
 ) -> None:
     folder = tmp_path / "run"
     overrides = [*TINY, f"run_dir={folder}"]
-    options = [*overrides, "total_steps=100000000", "checkpoint_seconds=0"]
+    options = [*overrides, "total_steps=100000000", "checkpoint_seconds=0", "compile=false"]
     first = subprocess.Popen(
         [sys.executable, "-m", "mtxl_rl.train", *options], stdout=subprocess.DEVNULL
     )
@@ -425,18 +427,31 @@ def test_a_command_says_what_it_will_do_before_anything_slow(
             main([*options, "num_processes=1", f"run_dir={tmp_path / 'run'}"])
     short, long = capsys.readouterr().out.split("MemoryMaze: ")
     assert short.startswith("TMaze: 400,000 steps in 98 iterations of 32 environments x 128 steps")
-    assert "torso=mtxl model=tiny, cpu" in short
+    assert "torso=mtxl model=tiny, cpu in float32" in short
+    assert "how long it takes on this machine (ETA), and whether compiling saves time" in short
     assert "What to expect: success 0.98" in short
     assert "For a result in minutes" not in short
     assert "For a result in minutes: python -m mtxl_rl.train env=TMaze" in long
-    assert "compile=true makes it 1.3 to 1.8 times as fast" in long
 
 
 def test_the_command_line_wins_over_the_devices_defaults() -> None:
     assert device_overrides(["env=TMaze", "device=cpu"]) == []
     added = device_overrides(["env=TMaze", "device=cuda", "model=tiny"])
     assert "num_envs=512" in added
-    assert not any(part.startswith("model=") for part in added)
+    assert not any(part.startswith(("model=", "policy.")) for part in added)
+
+
+def test_the_precision_is_chosen_by_the_device_and_not_saved() -> None:
+    config = compose_config([*TINY, "env=TMaze"])
+    policy = config.policy
+    assert policy.precision == "auto"
+    assert policy.for_device(torch.device("cuda")).precision == "bfloat16"
+    for precision in ("float32", "bfloat16"):
+        explicit = replace(policy, precision=precision)
+        assert explicit.for_device(torch.device("cuda")) == explicit
+    with closing(make_vector_env(config.env, num_envs=1, seed=0)) as env:
+        assert build_policy(config, env, torch.device("cpu")).config.precision == "float32"
+    assert config.policy.precision == "auto"
 
 
 def test_a_run_is_evaluated_with_its_memory_on_zeroed_and_replaced_by_noise(
@@ -456,7 +471,10 @@ def test_a_run_is_evaluated_with_its_memory_on_zeroed_and_replaced_by_noise(
 
 
 def test_a_saved_configuration_is_loaded_unchanged(tmp_path: Path) -> None:
-    for option in ("torso.long_term=delta", "torso.long_term=slots", "torso=gru"):
+    for option in (
+        "torso.long_term=delta", "torso.long_term=slots", "torso=gru", "compile=true",
+        "compile=false", "compile=auto",
+    ):  # fmt: skip
         config = compose_config([*TINY, option])
         save_config(config, tmp_path / "config.yaml")
         assert load_config(tmp_path) == config
@@ -470,7 +488,7 @@ def test_buffer_and_snapshots_of_a_large_window_stay_under_a_third_of_a_gigabyte
     env = make_vector_env(config.env, num_envs=1, seed=0)
     with torch.device("meta"):
         observation = observation_shapes(env.single_observation_space, episode_step=False)
-        policy = build_policy(config, env)
+        policy = build_policy(config, env, torch.device("meta"))
         shape = rollout_shape(config, observation, policy, num_envs=config.num_envs)
     env.close()
     assert (shape.width, shape.num_layers) == (256, 3)

@@ -1,6 +1,6 @@
 """The agent's network: encoder, torso, and the heads for action and value."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -51,8 +51,9 @@ class PolicyConfig:
     training."""
     reconstruction_coef: float = 0.0
     """Weight of the loss of reconstructing the observation from the torso's output; 0: none."""
-    precision: str = "float32"
-    """Arithmetic of the matrix products: float32, or bfloat16 (autocast)."""
+    precision: str = "auto"
+    """Arithmetic of the matrix products: float32, bfloat16 (autocast), or auto: bfloat16 on a GPU,
+    float32 on a CPU."""
 
     def __post_init__(self) -> None:
         """Check names and ranges."""
@@ -65,11 +66,17 @@ class PolicyConfig:
             raise ValueError(
                 f"policy.reconstruction_coef={self.reconstruction_coef} must be 0 or more"
             )
-        if self.precision not in PRECISIONS:
+        if self.precision not in ("auto", *PRECISIONS):
             raise ValueError(
                 f"policy.precision={self.precision} is unknown; choose one of "
-                f"{', '.join(PRECISIONS)}"
+                f"{', '.join(('auto', *PRECISIONS))}"
             )
+
+    def for_device(self, device: torch.device) -> "PolicyConfig":
+        """These options with the precision that `auto` chooses for a device."""
+        if self.precision != "auto":
+            return self
+        return replace(self, precision="bfloat16" if device.type == "cuda" else "float32")
 
 
 class PolicyOutputs(NamedTuple):
@@ -102,7 +109,8 @@ class Policy(nn.Module):
         super().__init__()
         torso = match_parameters(torso)
         width = torso.width
-        self.config = policy
+        # `build_policy` chooses by the device that the policy is moved to.
+        self.config = policy.for_device(torch.get_default_device())
         self.encoder = ObservationEncoder(observation_space, width, image=policy.image_encoder)
         self.action_head = build_head(action_space, width)
         self.previous_action = (

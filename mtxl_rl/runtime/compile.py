@@ -1,6 +1,6 @@
 """torch.compile: which functions are compiled, with which options, and how they are checked.
 
-`compile_policy` is called once, by the command lines; policy, learner and torso know nothing of it.
+`compile_policy` is called once, by `Run`; policy, learner and torso know nothing of it.
 """
 
 import logging
@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from types import MethodType
 from typing import Any, Generic, ParamSpec, TypeVar
 
@@ -27,6 +28,39 @@ R = TypeVar("R")
 
 MAX_GRAPHS = 64
 """Graphs of one function in a process: each set of shapes and kind of torso has its own."""
+COMPILE_SECONDS = 90.0
+"""Time to compile a policy for a CPU for the first time: 60 to 90 s were measured."""
+SPEEDUP = 1.3
+"""The smallest factor of the measured ones: 1.3 to 1.8 times the steps/s. See docs/training.md."""
+
+
+def resolve_compile(kind: str, device: torch.device, *, seconds_left: float) -> tuple[bool, str]:
+    """Whether `compile=auto` compiles, and the reason as a sentence.
+
+    Args:
+        kind: of the torso.
+        device: where the run computes.
+        seconds_left: that acting and learning would take in the rest of the run, uncompiled.
+    """
+    if kind != "transformer":
+        return False, f"torso.kind={kind} has nothing to compile"
+    if device.type != "cpu":
+        return False, f"no run on {device.type} was measured yet; compile=true compiles it"
+    try:
+        require_compiler(device)
+    except ValueError as error:
+        return False, str(error)
+    left = timedelta(seconds=round(seconds_left))
+    saved = seconds_left * (1 - 1 / SPEEDUP)
+    if saved <= COMPILE_SECONDS:
+        return False, (
+            f"acting and learning take {left} more; compiling would save less than the "
+            f"{COMPILE_SECONDS:g} s that it takes"
+        )
+    return True, (
+        f"acting and learning would take {left} more; compiling takes about {COMPILE_SECONDS:g} s "
+        f"and saves {timedelta(seconds=round(saved))} or more"
+    )
 
 
 def compile_policy(policy: Policy) -> None:

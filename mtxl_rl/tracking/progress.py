@@ -1,6 +1,7 @@
 """Progress of a run or evaluation: a live display in a terminal, else one line per interval."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -8,7 +9,7 @@ from types import TracebackType
 
 import rich.progress
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 # Labels of the metrics to show, in this order.
@@ -28,8 +29,7 @@ _COLUMNS = (
     TextColumn("{task.percentage:.0f}%"),
     TextColumn("{task.fields[speed]} {task.description}s/s"),
     TimeElapsedColumn(),
-    TextColumn("ETA"),
-    TimeRemainingColumn(),
+    TextColumn("ETA {task.fields[eta]}"),
 )
 _SPEED_SECONDS = 300.0
 
@@ -37,8 +37,8 @@ _SPEED_SECONDS = 300.0
 class Progress:
     """A context manager that shows the step, the speed and the metrics of a run.
 
-    The speed is the mean over the last five minutes, without the first update, which may include
-    compiling. Output errors, such as a closed terminal, end the display and not the run.
+    The speed is the mean over the last five minutes, and the time left (ETA) is that at this speed.
+    Output errors, such as a closed terminal, end the display and not the run.
 
     Args:
         total: Step at which the run ends.
@@ -65,15 +65,14 @@ class Progress:
         self._next_line = clock()
         self._is_live = console.is_terminal and not console.is_dumb_terminal
         self._has_unprinted_update = False
+        self._total = total
+        self._samples = deque([(clock(), initial_step)])
+        """Times and steps of the updates that the speed is measured from."""
         self._display = _Display(
-            *_COLUMNS,
-            console=console,
-            disable=not self._is_live,
-            speed_estimate_period=_SPEED_SECONDS,
-            get_time=clock,
+            *_COLUMNS, console=console, disable=not self._is_live, get_time=clock
         )
         task_id = self._display.add_task(
-            unit, total=total, completed=initial_step, speed="-", metrics=""
+            unit, total=total, completed=initial_step, speed="-", eta="-", metrics=""
         )
         self._task: Task = self._display.tasks[task_id]
 
@@ -93,11 +92,23 @@ class Progress:
             if self._has_unprinted_update and not self._is_live:
                 self._print_line()
 
-    def update(self, step: int, metrics: Mapping[str, float | int] | None = None) -> None:
-        """Show this step and these metrics."""
+    def update(
+        self,
+        step: int,
+        metrics: Mapping[str, float | int] | None = None,
+        *,
+        is_typical: bool = True,
+    ) -> None:
+        """Show this step and these metrics.
+
+        Args:
+            step: Steps so far.
+            metrics: Means of episodes, losses and so on.
+            is_typical: False after time that does not come again, such as compiling: the speed is
+                then measured anew.
+        """
         metrics = metrics or {}
-        self._display.update(self._task.id, completed=step)
-        speed = self._task.speed
+        speed, seconds_left = self._measure(step, is_typical=is_typical)
         text = " | ".join(
             f"{label} {metrics[name]:.3g}" for name, label in _LABELS.items() if name in metrics
         )
@@ -105,12 +116,30 @@ class Progress:
             text = f"no episode has ended | {text}"
         with _ignored_output_errors():
             self._display.update(
-                self._task.id, speed="-" if speed is None else f"{speed:,.0f}", metrics=text
+                self._task.id,
+                completed=step,
+                speed="-" if speed is None else f"{speed:,.0f}",
+                eta=_duration(seconds_left),
+                metrics=text,
             )
             self._has_unprinted_update = True
             if not self._is_live and self._clock() >= self._next_line:
                 self._print_line()
                 self._next_line = self._clock() + self._line_seconds
+
+    def _measure(self, step: int, *, is_typical: bool) -> tuple[float | None, float | None]:
+        """Steps per second and seconds left; None: not known yet."""
+        now = self._clock()
+        if not is_typical:
+            self._samples.clear()
+        self._samples.append((now, step))
+        while len(self._samples) > 2 and self._samples[0][0] < now - _SPEED_SECONDS:
+            self._samples.popleft()
+        begin, first_step = self._samples[0]
+        if now <= begin or step <= first_step:
+            return None, None
+        speed = (step - first_step) / (now - begin)
+        return speed, max(0, self._total - step) / speed
 
     def _print_line(self) -> None:
         task = self._task
@@ -118,7 +147,7 @@ class Progress:
             f"{task.description} {task.completed:,.0f}/{task.total:,.0f} ({task.percentage:.0f}%)",
             f"{task.description}s/s {task.fields['speed']}",
             f"elapsed {_duration(task.elapsed)}",
-            f"ETA {_duration(task.time_remaining)}",
+            f"ETA {task.fields['eta']}",
             task.fields["metrics"],
         ]
         line = " | ".join(cell for cell in cells if cell)

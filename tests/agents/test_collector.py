@@ -18,7 +18,7 @@ from mtxl_rl.run import Run
 def staggered_actor(num_steps: int, *, num_envs: int = 8) -> Iterator[Actor]:
     config = compose_config(["env=RepeatFirst", "env.difficulty=easy", "model=tiny"])
     with closing(make_vector_env(config.env, num_envs=num_envs, seed=3)) as env:
-        actor = Actor(env, build_policy(config, env), generator=None)
+        actor = Actor(env, build_policy(config, env, config.torch_device()), generator=None)
         actor.reset(seed=None, stagger=Stagger.over(num_steps, num_envs))
         yield actor
 
@@ -47,7 +47,8 @@ def test_staggered_environments_start_with_an_empty_memory_and_repeat() -> None:
 def small_run(task: list[str], *options: str) -> Iterator[Run]:
     config = compose_config([
         *task, "model=tiny", "num_envs=4", "device=cpu", "torso.window_length=4",
-        "torso.segment_length=4", "ppo.rollout_length=32", "ppo.bptt_segments=4", *options,
+        "torso.segment_length=4", "ppo.rollout_length=32", "ppo.bptt_segments=4",
+        "compile=false", *options,
     ])  # fmt: skip
     with closing(make_vector_env(config.env, num_envs=4, seed=5)) as env:
         yield Run(config, env)

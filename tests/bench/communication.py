@@ -41,7 +41,7 @@ def num_parameters(model: str) -> int:
     """Parameters of a policy on T-maze."""
     config = compose_config(["env=TMaze", f"model={model}", "device=cpu"])
     with closing(make_vector_env(config.env, num_envs=1, seed=0)) as env:
-        policy = build_policy(config, env)
+        policy = build_policy(config, env, config.torch_device())
     return sum(parameter.numel() for parameter in policy.parameters())
 
 

@@ -39,6 +39,7 @@ tasks:
       - ppo.bptt_segments=2
       - total_steps={total_steps}
       - device=cpu
+      - compile=false
     score: success
     worst: 0.5
     transfer: ["env.corridor_length=9 num_envs=4 episodes=4"]

@@ -1,5 +1,6 @@
 """torch.compile applied to a policy: same results, checked gradients, and clear refusals."""
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from copy import deepcopy
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mtxl_rl import run as run_module
 from mtxl_rl.agents.policy import Policy, PolicyConfig
 from mtxl_rl.agents.transition import PolicyInputs
 from mtxl_rl.config import compose_config
@@ -106,6 +108,81 @@ def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         runtime_compile.compile_policy(small_policy())
 
 
+@pytest.mark.parametrize(
+    ("kind", "device", "seconds_left", "compiles", "reason"),
+    [
+        ("transformer", "cpu", 3600.0, True, "take 1:00:00 more; .* saves 0:13:51 or more"),
+        ("transformer", "cpu", 400.0, True, "take 0:06:40 more"),
+        ("transformer", "cpu", 380.0, False, "take 0:06:20 more; .* less than the 90 s"),
+        ("transformer", "cuda", 3600.0, False, "no run on cuda was measured"),
+        ("gru", "cpu", 3600.0, False, "torso.kind=gru has nothing to compile"),
+    ],
+)
+def test_auto_compiles_where_it_saves_more_than_it_takes(
+    kind: str,
+    device: str,
+    seconds_left: float,
+    compiles: bool,
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(runtime_compile, "require_compiler", lambda _: None)
+    chosen, sentence = runtime_compile.resolve_compile(
+        kind, torch.device(device), seconds_left=seconds_left
+    )
+    assert chosen == compiles
+    assert re.search(reason, sentence)
+
+
+def test_auto_does_not_compile_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    compiles, reason = runtime_compile.resolve_compile(
+        "transformer", torch.device("cpu"), seconds_left=1e9
+    )
+    assert not compiles
+    assert "needs the C++ compiler no-such-compiler" in reason
+
+
+def test_auto_decides_after_the_first_iteration_by_its_time(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    events = list[str]()
+
+    def resolve(kind: str, device: torch.device, *, seconds_left: float) -> tuple[bool, str]:
+        assert (kind, device.type) == ("transformer", "cpu")
+        # 2 of the 3 iterations are left.
+        assert seconds_left == pytest.approx(2 * run.compute_seconds)
+        return True, "for the test"
+
+    monkeypatch.setattr(run_module, "resolve_compile", resolve)
+    monkeypatch.setattr(run_module, "compile_policy", lambda _: events.append("compiled"))
+    monkeypatch.setattr(run_module, "check_gradients", lambda *_: events.append("checked"))
+    config = compose_config(OPTIONS)
+    assert config.compile == "auto"
+    with closing(make_vector_env(config.env, num_envs=4, seed=0)) as env:
+        run = Run(config, env)
+        run.start(seed=None)
+        was_compiling = []
+        for _ in range(3):
+            run.iterate()
+            was_compiling.append(run.is_compiling)
+            events.append("iterated")
+    assert was_compiling == [False, True, False]
+    assert events == ["iterated", "compiled", "checked", "iterated", "iterated"]
+    assert capsys.readouterr().out.count("compile=true: for the test") == 1
+
+
+def test_auto_leaves_a_short_run_uncompiled_and_says_why(capsys: pytest.CaptureFixture) -> None:
+    config = compose_config(OPTIONS)
+    with closing(make_vector_env(config.env, num_envs=4, seed=0)) as env:
+        run = Run(config, env)
+        run.start(seed=None)
+        for _ in range(2):
+            run.iterate()
+    assert "decode_step" not in vars(run.policy)
+    assert capsys.readouterr().out.count("compile=false: ") == 1
+
+
 @pytest.mark.slow
 @pytest.mark.compile
 @pytest.mark.filterwarnings("ignore")
@@ -114,24 +191,26 @@ def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     [[], ["torso=slots", "torso.slots.is_shared=true", "torso.gradient_checkpointing=true"]],
     ids=str,
 )
-def test_a_compiled_run_learns_what_an_eager_one_learns(options: list[str]) -> None:
+def test_a_compiled_run_learns_what_an_eager_one_learns(
+    options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     # Timelines wrap and episodes end; acting and learning in one rollout must agree.
+    monkeypatch.setattr(runtime_compile, "COMPILE_SECONDS", 0.0)  # auto compiles, too.
     metrics = []
-    for compiles in ("false", "true"):
+    for compiles in ("false", "true", "auto"):
         config = compose_config([*OPTIONS, *options, f"compile={compiles}"])
         with closing(make_vector_env(config.env, num_envs=4, seed=0)) as env:
             run = Run(config, env)
             run.start(seed=None)
             metrics.append([run.iterate() for _ in range(3)])
-    for eager, compiled in zip(*metrics, strict=True):
-        assert compiled["losses/ratio_deviation"] < 1e-5
-        for name in (
-            "losses/policy_loss",
-            "losses/value_loss",
-            "losses/entropy",
-            "losses/grad_norm",
-        ):
-            assert compiled[name] == pytest.approx(eager[name], rel=1e-3, abs=1e-5), name
+            assert ("decode_step" in vars(run.policy)) == (compiles != "false" and not options)
+            assert ("forward" in vars(run.policy.torso.layers[0])) == (compiles != "false")
+    names = ("policy_loss", "value_loss", "entropy", "grad_norm")
+    for compiled_metrics in metrics[1:]:
+        for eager, compiled in zip(metrics[0], compiled_metrics, strict=True):
+            assert compiled["losses/ratio_deviation"] < 1e-5
+            for name in (f"losses/{name}" for name in names):
+                assert compiled[name] == pytest.approx(eager[name], rel=1e-3, abs=1e-5), name
 
 
 @pytest.fixture

@@ -24,7 +24,8 @@ WORKER = str(Path(__file__).with_name("data_parallel_worker.py"))
 OPTIONS = [
     "env=TMaze", "env.corridor_length=9", "model=tiny", "num_envs=8", "device=cpu",
     "torso.window_length=4", "torso.segment_length=4", "ppo.rollout_length=16",
-    "ppo.bptt_segments=2", "ppo.num_minibatches=4", "ppo.num_epochs=4", "total_steps=10000",
+    "ppo.bptt_segments=2", "ppo.num_minibatches=4", "ppo.num_epochs=4", "compile=false",
+    "total_steps=10000",
 ]  # fmt: skip
 KEYS = (
     "losses/policy_loss",

@@ -27,6 +27,7 @@ OPTIONS = [
     "env=TMaze", "env.corridor_length=9", "model=tiny", "num_envs=4", "device=cpu",
     "torso.width=16", "torso.num_heads=2", "torso.window_length=4", "torso.segment_length=4",
     "ppo.rollout_length=16", "ppo.bptt_segments=2", "ppo.num_minibatches=2", "ppo.num_epochs=2",
+    "compile=false",
 ]  # fmt: skip
 NUM_KILLS = int(os.environ.get("MTXL_RL_KILLS", "20"))
 Inject = Callable[[str], None]

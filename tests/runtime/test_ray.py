@@ -25,6 +25,7 @@ OPTIONS = [
     "env=TMaze", "env.corridor_length=9", "model=tiny", "num_envs=4", "device=cpu",
     "torso.width=16", "torso.num_heads=2", "torso.window_length=4", "torso.segment_length=4",
     "ppo.rollout_length=16", "ppo.bptt_segments=2", "ppo.num_minibatches=2", "ppo.num_epochs=2",
+    "compile=false",
 ]  # fmt: skip
 TO_THE_END = ["num_processes=2", "total_steps=1024", "checkpoint_seconds=0"]
 NUM_KILLS = int(os.environ.get("MTXL_RL_RAY_KILLS", "3"))

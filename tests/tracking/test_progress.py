@@ -53,7 +53,7 @@ def test_a_terminal_shows_a_bar_and_the_metrics(width: int) -> None:
     assert max(len(line.split("\r")[-1]) for line in text.splitlines()) <= width
     assert "return 0.512" in text
     if width == 100:
-        for part in ("250,000/1,000,000 steps", "25%", "2,500 steps/s", "0:02:00", "ETA 0:05:00"):
+        for part in ("250,000/1,000,000 steps", "25%", "2,083 steps/s", "0:02:00", "ETA 0:06:00"):
             assert part in text
         assert "policy loss -1.23e-05 | approx KL 0.0123" in text
 
@@ -75,7 +75,9 @@ def test_a_log_file_has_a_line_per_interval_and_the_last_update() -> None:
     lines = file.getvalue().splitlines()
     steps = [line.split()[1] for line in lines]
     assert steps == ["10/1,000", "110/1,000", "210/1,000", "250/1,000"]
-    assert lines[0].startswith("step 10/1,000 (1%) | steps/s - | elapsed 0:00:01 | ETA - | return ")
+    assert lines[0].startswith(
+        "step 10/1,000 (1%) | steps/s 10 | elapsed 0:00:01 | ETA 0:01:39 | return "
+    )
     assert lines[-1] == (
         "step 250/1,000 (25%) | steps/s 10 | elapsed 0:00:25 | ETA 0:01:15 | return 0.512 | "
         "policy loss -1.23e-05 | approx KL 0.0123"
@@ -97,17 +99,30 @@ def test_a_dumb_terminal_has_lines() -> None:
     assert "\x1b" not in screen.getvalue()
 
 
-def test_the_speed_excludes_the_steps_before_a_resume_and_the_first_update() -> None:
+def test_the_speed_excludes_the_steps_before_a_resume_and_compiling() -> None:
     file = io.StringIO()
     clock = Clock()
     console = Console(file=file)
     with Progress(1000, console=console, initial_step=500, clock=clock) as progress:
-        for seconds, step in ((90.0, 600), (102.0, 700)):  # The first update compiles.
+        for seconds, step in ((20.0, 600), (110.0, 700), (122.0, 800)):
+            clock.seconds = seconds
+            progress.update(step, {}, is_typical=step != 700)  # The second update compiles.
+    assert file.getvalue().splitlines() == [
+        "step 600/1,000 (60%) | steps/s 5 | elapsed 0:00:20 | ETA 0:01:20",
+        "step 700/1,000 (70%) | steps/s - | elapsed 0:01:50 | ETA -",
+        "step 800/1,000 (80%) | steps/s 8 | elapsed 0:02:02 | ETA 0:00:24",
+    ]
+
+
+def test_the_speed_is_that_of_the_last_five_minutes_or_the_last_update() -> None:
+    file = io.StringIO()
+    clock = Clock()
+    with Progress(10_000, console=Console(file=file), clock=clock) as progress:
+        for seconds, step in ((100.0, 1000), (400.0, 3000), (1000.0, 9000)):
             clock.seconds = seconds
             progress.update(step, {})
-    assert file.getvalue().splitlines()[-1] == (
-        "step 700/1,000 (70%) | steps/s 8 | elapsed 0:01:42 | ETA 0:00:36"
-    )
+    speeds = [re.findall(r"steps/s (\S+)", line) for line in file.getvalue().splitlines()]
+    assert speeds == [["10"], ["7"], ["10"]]
 
 
 # The thread that redraws the display fails, too.
