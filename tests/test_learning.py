@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 
 def trained(folder: Path, *options: str) -> Path:
     """A run, from the command line's options to its end."""
-    train.main([*options, "device=cpu", f"run_dir={folder}"])
+    train.main([*options, "device=cpu", "compile=false", f"run_dir={folder}"])
     return folder
 
 

@@ -27,7 +27,7 @@ from mtxl_rl.trainer import run
 SIZES = {
     "model": "tiny", "device": "cpu", "torso.width": 16, "torso.num_heads": 2,
     "torso.window_length": 4, "torso.segment_length": 4, "ppo.rollout_length": 16,
-    "ppo.bptt_segments": 2, "ppo.num_epochs": 1, "checkpoint_seconds": 0,
+    "ppo.bptt_segments": 2, "ppo.num_epochs": 1, "checkpoint_seconds": 0, "compile": False,
 }  # fmt: skip
 TINY = {**SIZES, "env.corridor_length": 9, "num_envs": 4, "ppo.num_minibatches": 2}
 
