@@ -66,9 +66,10 @@ class Agent:
         self.config = saved.config
         self.step = saved.step
         """Environment steps of the training."""
-        self.observation_space = saved.single_observation_space
-        self.action_space = saved.single_action_space
         self.policy = saved.build_policy(self.device)
+        self.observation_space = self.policy.observation_space
+        """What the agent acts on; leaves that only training needed are not in it."""
+        self.action_space = saved.single_action_space
         self._shapes = observation_shapes(
             self.observation_space, episode_step=self.config.policy.episode_step
         )
@@ -261,7 +262,12 @@ def _row(value: Any, batch: int, *, name: str) -> NDArray[Any]:  # noqa: ANN401
 
 
 def _check_space(name: str, space: gymnasium.Space[Any], expected: gymnasium.Space[Any]) -> None:
-    """Check that two spaces have the same kind and sizes; the bounds of a Box may differ."""
+    """Check that a space has the kind and sizes of the expected one.
+
+    The bounds of a Box may differ, and a Dict may have more keys.
+    """
+    if isinstance(space, spaces.Dict) and isinstance(expected, spaces.Dict):
+        space = spaces.Dict({key: leaf for key, leaf in space.items() if key in expected.spaces})
     if _kind(space) != _kind(expected):
         raise ValueError(
             f"the environment's {name} space is {space}, and this agent was trained with "

@@ -18,6 +18,8 @@ def build_policy(config: TrainConfig, env: Any, device: torch.device) -> Policy:
         env.single_action_space,
         torso=config.torso,
         policy=config.policy.for_device(device),
+        critic=config.critic,
+        auxiliary=config.auxiliary,
     )
     return policy.to(device)
 
@@ -39,6 +41,7 @@ def rollout_shape(
         width=state.window.shape[3],
         memory_shape=tuple(state.long_term.shape[1:]),
         memory_dtype=state.long_term.dtype,
+        teacher_width=head.num_parameters if config.teacher.policy else 0,
     )
 
 
@@ -47,7 +50,7 @@ def predicted_bytes(config: TrainConfig, env: Any) -> dict[str, int]:  # noqa: A
     with torch.device("meta"):
         policy = build_policy(config, env, torch.device("meta"))
         observation = observation_shapes(
-            env.single_observation_space, episode_step=config.policy.episode_step
+            policy.training_space, episode_step=config.policy.episode_step
         )
         shape = rollout_shape(config, observation, policy, num_envs=config.num_envs)
     weights = sum(p.numel() * p.element_size() for p in policy.parameters())

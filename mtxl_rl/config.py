@@ -15,6 +15,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from mtxl_rl.agents.policy import PolicyConfig
 from mtxl_rl.agents.ppo import PPOConfig
+from mtxl_rl.agents.privileged import AuxiliaryConfig, CriticConfig
+from mtxl_rl.agents.teacher import TeacherConfig
 from mtxl_rl.command import (
     Command,
     check_choice,
@@ -24,7 +26,7 @@ from mtxl_rl.command import (
     readable_errors,
     value_of,
 )
-from mtxl_rl.envs.registry import ENVS, env_entry
+from mtxl_rl.envs.registry import ENVS, env_entry, with_teacher
 from mtxl_rl.torso import TorsoConfig
 from mtxl_rl.torso.torso_config import check_at_least
 from mtxl_rl.tracking.loggers import check_logger_names
@@ -43,6 +45,9 @@ class TrainConfig:
     torso: TorsoConfig = field(default_factory=TorsoConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    auxiliary: AuxiliaryConfig = field(default_factory=AuxiliaryConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
     model: str = "small"
     """Size preset: tiny, small, base or large."""
     seed: int = 0
@@ -132,6 +137,12 @@ class TrainConfig:
             raise ValueError(
                 "torso.sublayers has a dropout above 0, with which acting and learning compute "
                 "different outputs; set it to 0 for an agent"
+            )
+        self.env = with_teacher(self.env, self.teacher.policy)
+        if (self.ppo.coef, self.ppo.final_coef) != (1.0, 1.0) and not self.teacher.policy:
+            raise ValueError(
+                f"ppo.coef={self.ppo.coef} and ppo.final_coef={self.ppo.final_coef} are for runs "
+                "with a teacher; set teacher.policy=, or remove them"
             )
         if self.compile != "auto" and not isinstance(self.compile, bool):
             raise ValueError(f"compile={self.compile} is unknown; choose auto, true or false")

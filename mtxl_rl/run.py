@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from torch.profiler import record_function
 
 from mtxl_rl.agents.collector import Actor, Collector, Episode
+from mtxl_rl.agents.policy import Policy
 from mtxl_rl.agents.ppo import PPO
+from mtxl_rl.agents.teacher import OWN_TEACHER, EnvTeacher, PolicyTeacher, Teacher
 from mtxl_rl.agents.world import World, concatenate_rows, select_rows, tensors_hash
 from mtxl_rl.build import build_policy, rollout_shape
 from mtxl_rl.config import TrainConfig
@@ -25,7 +27,7 @@ from mtxl_rl.evaluation.periodic import Evaluation, evaluate_while_training
 from mtxl_rl.runtime.compile import check_gradients, compile_policy, resolve_compile
 from mtxl_rl.runtime.distributed import local_device
 from mtxl_rl.runtime.profiler import IterationProfiler
-from mtxl_rl.saved_agent import SavedAgent, describe_agent
+from mtxl_rl.saved_agent import SavedAgent, describe_agent, read_agent
 from mtxl_rl.tracking import checkpoint
 from mtxl_rl.tracking.cli import say
 from mtxl_rl.tracking.metrics import EpisodeWindow
@@ -57,9 +59,22 @@ class Run:
         self.policy = build_policy(config, env, device)
         if config.compile is True:
             compile_policy(self.policy)
-        self.agent = PPO(self.policy, config.ppo, world=self.world)
+        self.agent = PPO(
+            self.policy,
+            config.ppo,
+            auxiliary=config.auxiliary,
+            teacher=config.teacher,
+            world=self.world,
+        )
         self.generator = torch.Generator(device).manual_seed(config.seed)
-        self.actor = Actor(env, self.policy, generator=self.generator, world=self.world)
+        self.actor = Actor(
+            env,
+            self.policy,
+            generator=self.generator,
+            world=self.world,
+            teacher=make_teacher(config, env, self.policy) if config.teacher.policy else None,
+            is_training=True,
+        )
         shape = rollout_shape(config, self.actor.shapes, self.policy, num_envs=env.num_envs)
         self.collector = Collector(self.actor, shape=shape)
         self.episodes = EpisodeWindow(size=100)
@@ -89,13 +104,18 @@ class Run:
     def _iterate(self) -> dict[str, float]:
         self.is_compiling = self._begins_compiled()
         begin = time.perf_counter()
+        teacher, total_steps = self.config.teacher, self.config.total_steps
+        teacher_progress = teacher.progress(self.step, total_steps=total_steps)
+        self.actor.led_share = teacher.beta_at(teacher_progress)
         with record_function("acting"):
             rollout, episodes = self.collector.collect()
         collected = time.perf_counter()
         if self.is_compiling:
             check_gradients(self.agent, rollout)
         with record_function("learning"):
-            metrics = self.agent.update(rollout, progress=self.step / self.config.total_steps)
+            metrics = self.agent.update(
+                rollout, progress=self.step / total_steps, teacher_progress=teacher_progress
+            )
         self.step += self.config.steps_per_iteration
         self._count(episodes)
         speed = self._speed(begin, collected)
@@ -150,6 +170,7 @@ class Run:
                 episode_length=episode.length,
                 episode_success=episode.success,
                 is_practice=episode.is_practice,
+                is_led=episode.is_led,
             )
 
     def save(self, run_dir: Path) -> Path | None:
@@ -260,6 +281,32 @@ class Run:
             ) from error
         if state["env"] is None:
             self.start(seed=stream_seed(self.config.seed, self.step))
+
+
+def make_teacher(config: TrainConfig, env: EpisodeStatistics, policy: Policy) -> Teacher:
+    """The teacher that `teacher.policy` names: the environment's own, or a trained agent.
+
+    Raises:
+        FileNotFoundError: there is no such agent, nor a teacher of that name.
+        ValueError: the agent is not legal, or its actions differ from the task's.
+    """
+    name, own = config.teacher.policy, (*getattr(config.env, "TEACHERS", ()), OWN_TEACHER)
+    device = next(policy.parameters()).device
+    if name in own:
+        return EnvTeacher(policy.action_head, device=device)
+    try:
+        saved = read_agent(Path(name))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"teacher.policy={name} is not an agent's folder or file, nor one of "
+            f"{', '.join(own)} (env: the environment reports teacher_logits)"
+        ) from error
+    if saved.single_action_space != env.single_action_space:
+        raise ValueError(
+            f"teacher.policy={name} acts in {saved.single_action_space} and this task in "
+            f"{env.single_action_space}; give an agent that was trained with the same actions"
+        )
+    return PolicyTeacher(saved.build_policy(device))
 
 
 def _detail(error: Exception) -> str:

@@ -28,7 +28,7 @@ NAMES = {
     "mtxl_rl.evaluate": [
         "EvaluateConfig", "PolicyOverrides", "TorsoOverrides", "evidence", "main", "run",
     ],
-    "mtxl_rl.run": ["Run"],
+    "mtxl_rl.run": ["Run", "make_teacher"],
     "mtxl_rl.trainer": ["check_start", "new_run_dir", "run", "run_until_signal"],
     "mtxl_rl.ray_trainer": ["ray_trainer", "train_with_ray"],
     "mtxl_rl.trained_run": ["TrainedRun"],
@@ -36,10 +36,21 @@ NAMES = {
     "mtxl_rl.agent": ["Agent", "AgentCache"],
     "mtxl_rl.agents.collector": ["Actor", "Collector", "Episode", "Stagger", "VectorEnv"],
     "mtxl_rl.agents.policy": ["Policy", "PolicyConfig", "PolicyOutputs"],
-    "mtxl_rl.agents.ppo": ["NonFiniteLossError", "PPO", "PPOConfig", "ppo_loss"],
-    "mtxl_rl.agents.rollout": ["Rollout", "RolloutShape", "Spans", "random_minibatches"],
+    "mtxl_rl.agents.ppo": ["LossWeights", "NonFiniteLossError", "PPO", "PPOConfig", "ppo_loss"],
+    "mtxl_rl.agents.privileged": [
+        "AuxiliaryConfig", "CriticConfig", "ObservationGroups", "PrivilegedCritic",
+        "observation_groups",
+    ],
+    "mtxl_rl.agents.rollout": [
+        "Rollout", "RolloutShape", "Spans", "TeacherSpans", "random_minibatches",
+    ],
+    "mtxl_rl.agents.teacher": [
+        "EnvTeacher", "PolicyTeacher", "Teacher", "TeacherConfig", "imitation_loss",
+        "led_environments",
+    ],
     "mtxl_rl.envs.registry": [
         "EnvConfig", "EnvEntry", "env_entry", "evaluation_env", "make_vector_env", "stream_seed",
+        "with_teacher",
     ],
     "mtxl_rl.integrations.flat_torso": ["FlatTorso"],
     "mtxl_rl.integrations.rllib": ["TorsoCatalog", "TorsoEncoder", "TorsoEncoderConfig"],

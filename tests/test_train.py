@@ -37,7 +37,10 @@ def rows(run_dir: Path) -> list[dict]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("option", ["policy.episode_step=false", "policy.episode_step=true"])
+@pytest.mark.parametrize("option", [
+    "policy.episode_step=false", "policy.episode_step=true",
+    f"teacher.policy={Path(__file__).parents[1] / 'pretrained' / 'TMaze'}",
+])  # fmt: skip
 def test_stopping_and_resuming_equals_not_stopping_bit_for_bit(tmp_path: Path, option: str) -> None:
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     total = 4 * 4 * 16

@@ -14,9 +14,12 @@ from torch.profiler import record_function
 
 from mtxl_rl.agents.policy import Policy
 from mtxl_rl.agents.rollout import Rollout, RolloutShape
+from mtxl_rl.agents.teacher import Teacher, led_environments
 from mtxl_rl.agents.transition import (
     EPISODE_STEP,
+    Lead,
     PolicyInputs,
+    TeacherStep,
     Transition,
     observation_shapes,
     to_tensors,
@@ -76,23 +79,28 @@ class Stagger(NamedTuple):
         starts = (shares * num_steps / num_envs).astype(np.int64)
         return cls(num_steps, starts, rows or slice(0, num_envs))
 
-    def run(self, env: VectorEnv, observation: Any) -> tuple[Any, NDArray[np.bool_]]:  # noqa: ANN401
+    def run(
+        self,
+        env: VectorEnv,
+        observation: Any,  # noqa: ANN401
+        info: dict[str, Any],
+    ) -> tuple[Any, dict[str, Any], NDArray[np.bool_]]:
         """Take the random steps after a reset; the actions do not depend on the processes.
 
         Returns:
-            The observation after them, and the environments whose episode starts with it.
+            Observation and info after them, and the environments whose episode starts with it.
         """
         actions = batch_space(env.single_action_space, len(self.starts))
         actions.seed(0)
         starting = np.ones(env.num_envs, dtype=np.bool_)
         for step in range(1, self.num_steps + 1):
-            observation, _, terminated, truncated, _ = env.step(actions.sample()[self.rows])
+            observation, _, terminated, truncated, info = env.step(actions.sample()[self.rows])
             starting = self.starts[self.rows] == step
             if step == self.num_steps:  # An episode that has just ended has no row to start at.
                 starting |= terminated | truncated
             if starting.any():
-                observation, _ = env.reset(options={"reset_mask": starting})
-        return observation, starting
+                observation, info = env.reset(options={"reset_mask": starting})
+        return observation, info, starting
 
 
 class Episode(NamedTuple):
@@ -106,6 +114,8 @@ class Episode(NamedTuple):
     """1 or 0; None where the environment does not report it."""
     is_practice: bool = False
     """Whether it was easier than the task, for a curriculum."""
+    is_led: bool = False
+    """Whether a teacher took some of its actions."""
 
     def statistics(self) -> dict[str, float]:
         """Return, length and, where it is known, success."""
@@ -125,6 +135,9 @@ class Actor:
         generator: draws the actions; None takes the most probable action, or the mean.
         world: the processes of the run. Every process draws the noise of all environments and uses
             that of its own, so the actions do not depend on the number of processes.
+        teacher: acts in the environments that it leads, and is compared with everywhere.
+        is_training: whether the policy also receives what only training needs (the leaves of
+            `critic.observations` and `auxiliary.predict`).
     """
 
     def __init__(
@@ -134,20 +147,30 @@ class Actor:
         *,
         generator: torch.Generator | None,
         world: World | None = None,
+        teacher: Teacher | None = None,
+        is_training: bool = False,
     ) -> None:
         self.env = env
         self.policy = policy
         self.generator = generator
         self.world = world or World()
+        self.teacher = teacher
+        self.led_share = 0.0
+        """Share of the run's environments that the teacher leads."""
         self.shapes = observation_shapes(
-            env.single_observation_space, episode_step=policy.config.episode_step
+            policy.training_space if is_training else policy.observation_space,
+            episode_step=policy.config.episode_step,
         )
+        """The leaves that the policy receives."""
+        self._shapes = self.shapes if teacher is None else {**self.shapes, **teacher.shapes}
         self.device = next(policy.parameters()).device
         self.cache: Cache | None = None
         self.episode_step = np.zeros(env.num_envs, dtype=np.int64)
         """The observation's number in its episode; at its end the episode's length."""
         self.is_counted = np.ones(env.num_envs, dtype=bool)
         """Whether the current episode is counted: not if it began while staggering."""
+        self.was_led = np.zeros(env.num_envs, dtype=bool)
+        """Whether the teacher took an action in the current episode."""
         self.env_seconds = 0.0
         """Time spent in the environments' `step` since the caller last cleared it."""
 
@@ -159,10 +182,14 @@ class Actor:
             stagger: random steps that come first; an episode that began in them is counted in no
                 statistics.
         """
-        observation, _ = self.env.reset(seed=seed)
+        observation, info = self.env.reset(seed=seed)
         self.is_counted[:] = True
+        self.was_led[:] = False
         if stagger is not None:
-            observation, self.is_counted = stagger.run(self.env, observation)
+            observation, info, self.is_counted = stagger.run(self.env, observation, info)
+        if self.teacher is not None:
+            self.teacher.reset(self.env.num_envs)
+            self.teacher.observe(info)
         batch, head = self.env.num_envs, self.policy.action_head
         self.episode_step[:] = 0
         self.observation = self._to_tensors(observation)
@@ -201,7 +228,8 @@ class Actor:
         assert self.cache is not None
         inputs, is_reset_row = self.inputs(), self.is_reset_row
         with record_function("act"):
-            decision = self.policy.act(inputs, self.cache, self._noise())
+            teacher, lead = self._teach(inputs)
+            decision = self.policy.act(inputs, self.cache, self._noise(), lead)
             env_action = self.policy.action_head.to_env(decision.action)
         terminated, training_reward, episodes = self._env_step(env_action)
         self.action = decision.action
@@ -213,9 +241,22 @@ class Actor:
                 reward=self.reward,
                 training_reward=training_reward,
                 terminated=self._to_device(terminated),
+                teacher=teacher,
             ),
             episodes,
         )
+
+    def _teach(self, inputs: PolicyInputs) -> tuple[TeacherStep | None, Lead | None]:
+        """What the teacher would do, and the actions that it takes."""
+        if self.teacher is None:
+            return None, None
+        num_envs = self.env.num_envs
+        rows = self.world.rows(num_envs)
+        is_led = led_environments(num_envs * self.world.size, self.led_share)[rows]
+        self.was_led |= is_led & ~self.is_reset_row
+        parameters, led = self.teacher.act(inputs), self._to_device(is_led)
+        action = self.policy.action_head.sample(parameters, None)
+        return TeacherStep(parameters, led), Lead(action, led)
 
     def _env_step(
         self, env_action: NDArray[Any]
@@ -233,6 +274,8 @@ class Actor:
         self.episode_step = np.where(self.is_reset_row, 0, self.episode_step + 1)
         self.is_reset_row = terminated | truncated
         episodes = self._ended_episodes(info)
+        if self.teacher is not None:
+            self.teacher.observe(info)
         self.observation = self._to_tensors(observation)
         self.reward = torch.as_tensor(reward, dtype=torch.float32).to(self.device)
         training_reward = self.reward
@@ -255,10 +298,12 @@ class Actor:
                 length=int(statistics["l"][row]),
                 success=float(info["success"][row]) if "success" in info else None,
                 is_practice=bool(info["is_practice"][row]) if "is_practice" in info else False,
+                is_led=bool(self.was_led[row]),
             )
             for row in np.flatnonzero(ended & self.is_counted)
         ]
         self.is_counted |= ended
+        self.was_led &= ~ended
         return episodes
 
     def state_dict(self) -> dict[str, Any]:
@@ -271,6 +316,8 @@ class Actor:
             "is_reset_row": torch.as_tensor(self.is_reset_row),
             "episode_step": torch.as_tensor(self.episode_step),
             "is_counted": torch.as_tensor(self.is_counted.copy()),
+            "was_led": torch.as_tensor(self.was_led.copy()),
+            "teacher": {} if self.teacher is None else self.teacher.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -282,6 +329,9 @@ class Actor:
         self.is_reset_row = state["is_reset_row"].numpy().copy()
         self.episode_step = state["episode_step"].numpy().copy()
         self.is_counted = state["is_counted"].numpy().copy()
+        self.was_led = state["was_led"].numpy().copy()
+        if self.teacher is not None:
+            self.teacher.load_state_dict(state["teacher"])
 
     def _noise(self) -> Tensor | None:
         if self.generator is None:
@@ -295,9 +345,9 @@ class Actor:
 
     def _to_tensors(self, observation: Any) -> dict[str, Tensor]:  # noqa: ANN401
         leaves = observation if isinstance(observation, Mapping) else {"obs": observation}
-        if self.policy.config.episode_step:
+        if EPISODE_STEP in self._shapes and EPISODE_STEP not in leaves:
             leaves = {**leaves, EPISODE_STEP: self.episode_step}
-        return to_tensors(leaves, self.shapes, self.device)
+        return to_tensors(leaves, self._shapes, self.device)
 
 
 class Collector:
@@ -330,6 +380,8 @@ class Collector:
         episodes: list[Episode] = []
         with policy.autocast():
             cache = actor.prefill(self.memory, timeline=rollout.timeline)
+            if actor.teacher is not None:
+                actor.teacher.begin_rollout()
             for t in range(rollout.shape.num_steps):
                 if rollout.starts_span(t):
                     rollout.snapshot(

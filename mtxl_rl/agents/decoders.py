@@ -1,4 +1,4 @@
-"""Decoders: reconstruct the observation from the torso's output, as an auxiliary loss.
+"""Decoders: predict observations from the torso's output, as an auxiliary loss.
 
 Rare rewards carry little information about what to remember; the observation is there at every
 step. Memory Gym's Transformer-XL learned its tasks with this loss and not without it (Pleines et
@@ -12,11 +12,13 @@ from typing import Any
 import gymnasium
 import torch
 from gymnasium import spaces
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
 from mtxl_rl.agents.encoders import channels_last, is_image, observation_leaves
+from mtxl_rl.agents.running_moments import RunningMoments
+from mtxl_rl.agents.world import World, masked_moments
 
 # Any leading axes, D width.
 
@@ -55,19 +57,26 @@ class ImageDecoder(nn.Module):
         return loss.flatten(1).mean(1)
 
 
-class VectorDecoder(nn.Module):
-    """Numbers, with the squared error."""
+class VectorDecoder(RunningMoments):
+    """Numbers, with the squared error in units of each number's standard deviation.
+
+    The error of predicting the mean is 1, so that 1 - error is the share of the variance that the
+    features explain (R^2).
+    """
+
+    MIN_DEVIATION = 1e-2
 
     def __init__(self, shape: tuple[int, ...], width: int) -> None:
-        super().__init__()
+        super().__init__(math.prod(shape))
         self.layers = nn.Sequential(
             nn.Linear(width, width), nn.ReLU(), nn.Linear(width, math.prod(shape))
         )
 
     def forward(self, features: Float[Tensor, "n D"], numbers: Tensor) -> Float[Tensor, " n"]:
         """Mean loss over each step's numbers."""
-        error = self.layers(features).float() - numbers.flatten(1).float()
-        return error.square().mean(1)
+        deviation = self.variance.sqrt().clamp(min=self.MIN_DEVIATION)
+        target = (numbers.flatten(1).float() - self.mean) / deviation
+        return (self.layers(features).float() - target).square().mean(1)
 
 
 class ChoiceDecoder(nn.Module):
@@ -96,24 +105,38 @@ class ChoiceDecoder(nn.Module):
 
 
 class ObservationDecoder(nn.Module):
-    """One decoder per leaf of the observation space; their losses are summed."""
+    """One decoder per leaf of the observation space."""
 
     def __init__(self, space: gymnasium.Space[Any], width: int) -> None:
         super().__init__()
         leaves = observation_leaves(space)
         self.leaves = nn.ModuleDict({key: _decoder(leaf, width) for key, leaf in leaves.items()})
 
-    def loss(
+    def losses(
         self, features: Float[Tensor, "*batch D"], observation: Mapping[str, Tensor]
-    ) -> Float[Tensor, "*batch"]:
-        """Loss per step; the leading axes of both arguments are the same."""
+    ) -> dict[str, Float[Tensor, "*batch"]]:
+        """Each leaf's loss per step; the leading axes of both arguments are the same."""
         batch = features.shape[:-1]
         flat = features.flatten(0, -2)
-        losses = [
-            leaf(flat, observation[key].flatten(0, len(batch) - 1))
+        return {
+            key: leaf(flat, observation[key].flatten(0, len(batch) - 1)).unflatten(0, batch)
             for key, leaf in self.leaves.items()
-        ]
-        return torch.stack(losses).sum(0).unflatten(0, batch)
+        }
+
+    @property
+    def vectors(self) -> dict[str, VectorDecoder]:
+        """The decoders of leaves whose loss is 1 - R^2."""
+        leaves = self.leaves.items()
+        return {key: leaf for key, leaf in leaves if isinstance(leaf, VectorDecoder)}
+
+    def update_statistics(
+        self, observation: Mapping[str, Tensor], valid: Bool[Tensor, "B T"], world: World
+    ) -> None:
+        """Move the units of the vectors' losses towards those of a rollout."""
+        for key, leaf in self.vectors.items():
+            numbers = observation[key].flatten(2) if observation[key].ndim > 2 else (
+                observation[key][..., None])  # fmt: skip
+            leaf.update_statistics(*masked_moments(numbers, valid, world))
 
 
 def _decoder(space: gymnasium.Space[Any], width: int) -> nn.Module:

@@ -15,7 +15,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 ACTION_MASK = "action_mask"
-IMAGE_ENCODERS = ("cnn", "resnet")
+IMAGE_ENCODERS = ("cnn", "patches", "resnet")
+
+_PATCH = 8
 
 # Any leading axes, D width, C channels.
 
@@ -69,6 +71,8 @@ class ImageEncoder(nn.Module):
         height, breadth, channels = shape if self.channels_last else (*shape[1:], shape[0])
         if kind == "resnet":
             self.convolutions: nn.Module = impala_resnet(channels)
+        elif kind == "patches" and min(height, breadth) >= 2 * _PATCH:
+            self.convolutions = patch_convolutions(channels)
         else:
             self.convolutions = small_cnn(channels, side=min(height, breadth))
         with torch.no_grad():
@@ -99,6 +103,19 @@ def small_cnn(channels: int, *, side: int) -> nn.Module:
         nn.Conv2d(32, 64, 4, stride=2),
         nn.ReLU(),
         nn.Conv2d(64, 64, 3),
+    )
+
+
+def patch_convolutions(channels: int) -> nn.Module:
+    """Disjoint patches of 8x8 pixels, then one convolution: a quarter of `small_cnn`'s operations.
+
+    The first layer is the patch embedding of vision transformers (Dosovitskiy et al. 2021, arXiv
+    2010.11929).
+    """
+    return nn.Sequential(
+        nn.Conv2d(channels, 32, _PATCH, stride=_PATCH),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 3, stride=2, padding=1),
     )
 
 

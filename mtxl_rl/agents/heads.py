@@ -4,6 +4,7 @@ Inside the library a discrete action is an integer tensor [..., components] (one
 Discrete), a continuous one a float tensor [..., dimensions] in units where the space is -1 .. 1.
 """
 
+import math
 from typing import Any
 
 import gymnasium
@@ -13,6 +14,8 @@ from gymnasium import spaces
 from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
+
+from mtxl_rl.agents.running_moments import RunningMoments
 
 
 class CategoricalHead(nn.Module):
@@ -27,16 +30,32 @@ class CategoricalHead(nn.Module):
             self.num_choices, self.start = space.nvec.tolist(), space.start
         self.action_shape: tuple[int, ...] = (len(self.num_choices),)
         self.action_dtype = torch.long
-        self.encoded_width = sum(self.num_choices)
+        self.encoded_width = self.num_parameters = sum(self.num_choices)
         self.output = nn.Linear(width, self.encoded_width)
 
     def forward(self, features: Tensor, mask: Tensor | None) -> Float[Tensor, "*batch n"]:
         """Log-probabilities of every component's choices, concatenated."""
         logits = self.output(features).float() if features.dtype != torch.float64 else (
             self.output(features))  # fmt: skip
+        return self.normalise(logits, mask)
+
+    def normalise(self, logits: Tensor, mask: Tensor | None = None) -> Float[Tensor, "*batch n"]:
+        """Log-probabilities from logits of any offset."""
         if mask is not None:
             logits = logits.masked_fill(~mask.bool(), torch.finfo(logits.dtype).min / 4)
         return torch.cat([part.log_softmax(-1) for part in self._parts(logits)], dim=-1)
+
+    def temper(self, parameters: Tensor, temperature: float) -> Float[Tensor, "*batch n"]:
+        """The distribution with probabilities proportional to p^(1 / temperature)."""
+        return self.normalise(parameters / temperature)
+
+    def kl(self, parameters: Tensor, other: Tensor) -> Float[Tensor, "*batch"]:
+        """KL(parameters || other): the sum over components."""
+        return (parameters.exp() * (parameters - other)).sum(-1)
+
+    def squared_error(self, parameters: Tensor, other: Tensor) -> Float[Tensor, "*batch"]:
+        """Squared differences of the probabilities, summed."""
+        return (parameters.exp() - other.exp()).square().sum(-1)
 
     def noise(self, num_rows: int, generator: torch.Generator) -> Float[Tensor, "B n"]:
         """Noise for `sample`: uniform in 0 .. 1."""
@@ -97,6 +116,7 @@ class GaussianHead(nn.Module):
         self.action_shape: tuple[int, ...] = (int(np.prod(space.shape)),)
         self.action_dtype = torch.float32
         self.encoded_width = self.action_shape[0]
+        self.num_parameters = 2 * self.encoded_width
         self.output = nn.Linear(width, self.encoded_width)
         self.log_std = nn.Parameter(torch.zeros(self.encoded_width))
 
@@ -128,6 +148,24 @@ class GaussianHead(nn.Module):
         normal = torch.distributions.Normal(mean, log_std.exp(), validate_args=False)
         return normal.entropy().sum(-1)
 
+    def temper(self, parameters: Tensor, temperature: float) -> Float[Tensor, "*batch n"]:
+        """The distribution with a density proportional to p^(1 / temperature)."""
+        mean, log_std = parameters.chunk(2, dim=-1)
+        return torch.cat([mean, log_std + 0.5 * math.log(temperature)], dim=-1)
+
+    def kl(self, parameters: Tensor, other: Tensor) -> Float[Tensor, "*batch"]:
+        """KL(parameters || other): the sum over dimensions."""
+        mean, log_std = parameters.chunk(2, dim=-1)
+        other_mean, other_log_std = other.chunk(2, dim=-1)
+        log_ratio = other_log_std - log_std
+        scaled = ((mean - other_mean) / other_log_std.exp()).square()
+        return (log_ratio + 0.5 * ((-2 * log_ratio).exp() + scaled - 1)).sum(-1)
+
+    def squared_error(self, parameters: Tensor, other: Tensor) -> Float[Tensor, "*batch"]:
+        """Squared differences of the means, summed."""
+        mean, other_mean = parameters.chunk(2, dim=-1)[0], other.chunk(2, dim=-1)[0]
+        return (mean - other_mean).square().sum(-1)
+
     def encode(self, action: Tensor) -> Tensor:
         """The action clipped to -1 .. 1."""
         return action.clamp(-1, 1)
@@ -147,7 +185,7 @@ class GaussianHead(nn.Module):
         return self.in_space(action.cpu()).numpy().astype(self.space.dtype)
 
 
-class ValueHead(nn.Module):
+class ValueHead(RunningMoments):
     """Value estimate in units of the returns' standard deviation (PopArt).
 
     V = mean + deviation * output(features). `update_statistics` follows mean and deviation of the
@@ -156,19 +194,11 @@ class ValueHead(nn.Module):
     to the policy loss in every task, whatever the size of its rewards; both share the torso.
     """
 
-    RATE = 0.1
-    """Share of the new targets in the statistics, per rollout."""
     MIN_DEVIATION = 1e-3
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.output = nn.Linear(width, 1)
-        self.register_buffer("mean", torch.zeros(()))
-        self.register_buffer("variance", torch.ones(()))
-        self.register_buffer("num_updates", torch.zeros((), dtype=torch.long))
-        self.mean: Tensor
-        self.variance: Tensor
-        self.num_updates: Tensor
 
     @property
     def deviation(self) -> Float[Tensor, ""]:
@@ -189,17 +219,8 @@ class ValueHead(nn.Module):
         their noise, large relative to small rewards, to the advantages.
         """
         old_mean, old_deviation = self.mean.clone(), self.deviation.clone()
-        # Targets that are not finite stop the run as a non-finite loss; keep the statistics.
-        finite = mean.isfinite() & variance.isfinite()
-        mean = torch.where(finite, mean, old_mean)
-        variance = torch.where(finite, variance, self.variance)
         is_first = self.num_updates == 0
-        rate = torch.where(is_first, 1.0, self.RATE)
-        # Variance of the mixture of old and new targets, which includes that between their means.
-        between = rate * (1 - rate) * (mean - old_mean).square()
-        self.variance.copy_((1 - rate) * self.variance + rate * variance + between)
-        self.mean.lerp_(mean.to(self.mean.dtype), rate)
-        self.num_updates += finite
+        super().update_statistics(mean, variance)
         scale = torch.where(is_first, 1.0, old_deviation / self.deviation)
         shift = torch.where(is_first, 0.0, (old_mean - self.mean) / self.deviation)
         self.output.weight.mul_(scale)

@@ -1,6 +1,7 @@
 """The agent's network: encoder, torso, and the heads for action and value."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -18,7 +19,13 @@ from mtxl_rl.agents.encoders import (
     observation_leaves,
 )
 from mtxl_rl.agents.heads import ValueHead, build_head
-from mtxl_rl.agents.transition import EPISODE_STEP, Decision, PolicyInputs
+from mtxl_rl.agents.privileged import (
+    AuxiliaryConfig,
+    CriticConfig,
+    PrivilegedCritic,
+    observation_groups,
+)
+from mtxl_rl.agents.transition import EPISODE_STEP, Decision, Lead, PolicyInputs
 from mtxl_rl.torso import (
     Cache,
     Diagnostics,
@@ -39,8 +46,11 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 class PolicyConfig:
     """The policy around the torso."""
 
+    observations: list[str] = field(default_factory=list)
+    """Leaves of a Dict observation that the policy receives; empty: all."""
     image_encoder: str = "cnn"
-    """For image observations: cnn (three convolutions) or resnet (IMPALA's)."""
+    """For image observations: cnn (three convolutions), patches (8x8 pixels and one convolution, a
+    quarter of cnn's operations) or resnet (IMPALA's)."""
     previous_action: bool = True
     """Whether the previous action is an input; zero at an episode's first step."""
     previous_reward: bool = True
@@ -49,8 +59,6 @@ class PolicyConfig:
     """Whether the step's number in its episode is an input, so that the memory can be queried by
     time. Leave it off for tasks that do not ask for a time, and for episodes longer than in
     training."""
-    reconstruction_coef: float = 0.0
-    """Weight of the loss of reconstructing the observation from the torso's output; 0: none."""
     precision: str = "auto"
     """Arithmetic of the matrix products: float32, bfloat16 (autocast), or auto: bfloat16 on a GPU,
     float32 on a CPU."""
@@ -61,10 +69,6 @@ class PolicyConfig:
             raise ValueError(
                 f"policy.image_encoder={self.image_encoder} is unknown; choose one of "
                 f"{', '.join(IMAGE_ENCODERS)}"
-            )
-        if not self.reconstruction_coef >= 0:
-            raise ValueError(
-                f"policy.reconstruction_coef={self.reconstruction_coef} must be 0 or more"
             )
         if self.precision not in ("auto", *PRECISIONS):
             raise ValueError(
@@ -84,8 +88,9 @@ class PolicyOutputs(NamedTuple):
 
     action_parameters: Float[Tensor, "*batch n"]
     value: Float[Tensor, "*batch"]
-    reconstruction_loss: Float[Tensor, "*batch"] | None = None
-    """Per step; None without gradients or where `policy.reconstruction_coef` is 0."""
+    """NaN where the observation lacks leaves of `critic.observations`, as when acting."""
+    prediction_losses: Mapping[str, Float[Tensor, "*batch"]] = {}
+    """Per step, of each leaf of `auxiliary.predict`; empty without gradients."""
 
 
 class Policy(nn.Module):
@@ -95,7 +100,7 @@ class Policy(nn.Module):
     function of an episode.
 
     Raises:
-        ValueError: no encoder or head covers a space.
+        ValueError: no encoder or head covers a space, or an observation's name is unknown.
     """
 
     def __init__(
@@ -105,13 +110,22 @@ class Policy(nn.Module):
         *,
         torso: TorsoConfig,
         policy: PolicyConfig,
+        critic: CriticConfig | None = None,
+        auxiliary: AuxiliaryConfig | None = None,
     ) -> None:
         super().__init__()
         torso = match_parameters(torso)
-        width = torso.width
+        width, image = torso.width, policy.image_encoder
         # `build_policy` chooses by the device that the policy is moved to.
         self.config = policy.for_device(torch.get_default_device())
-        self.encoder = ObservationEncoder(observation_space, width, image=policy.image_encoder)
+        groups = observation_groups(
+            observation_space,
+            policy=policy.observations,
+            critic=critic.observations if critic else (),
+            predicted=auxiliary.predict if auxiliary else (),
+        )
+        self.observation_space, self.training_space = groups.policy, groups.training
+        self.encoder = ObservationEncoder(groups.policy, width, image=image)
         self.action_head = build_head(action_space, width)
         self.previous_action = (
             nn.Linear(self.action_head.encoded_width, width, bias=False)
@@ -120,7 +134,7 @@ class Policy(nn.Module):
         )
         self.previous_reward = nn.Linear(1, width, bias=False) if policy.previous_reward else None
         self.episode_step = StepEncoder(width) if policy.episode_step else None
-        if policy.episode_step and EPISODE_STEP in observation_leaves(observation_space):
+        if policy.episode_step and EPISODE_STEP in observation_leaves(groups.training):
             raise ValueError(
                 f"the observation has a key {EPISODE_STEP!r}, which policy.episode_step=true adds; "
                 "set policy.episode_step=false, or rename the key with a "
@@ -128,9 +142,9 @@ class Policy(nn.Module):
             )
         self.torso: Torso = build_torso(torso)
         self.value_head = ValueHead(width)
-        self.decoder = (
-            ObservationDecoder(observation_space, width) if policy.reconstruction_coef else None
-        )
+        self.critic_leaves = list(groups.critic or ())
+        self.critic = PrivilegedCritic(groups.critic, width, image=image) if groups.critic else None
+        self.decoder = ObservationDecoder(groups.predicted, width) if groups.predicted else None
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -158,8 +172,8 @@ class Policy(nn.Module):
             with record_function("heads"):
                 outputs = self._heads(features, inputs)
                 if self.decoder is not None and torch.is_grad_enabled():
-                    loss = self.decoder.loss(features, inputs.observation)
-                    outputs = outputs._replace(reconstruction_loss=loss)
+                    losses = self.decoder.losses(features, inputs.observation)
+                    outputs = outputs._replace(prediction_losses=losses)
             return outputs, state
 
     @torch.no_grad()
@@ -185,24 +199,36 @@ class Policy(nn.Module):
             return self.torso.prefill(state, timeline=timeline)
 
     @torch.no_grad()
-    def act(self, inputs: PolicyInputs, cache: Cache, noise: Tensor | None = None) -> Decision:
+    def act(
+        self,
+        inputs: PolicyInputs,
+        cache: Cache,
+        noise: Tensor | None = None,
+        lead: Lead | None = None,
+    ) -> Decision:
         """Act for one step; inputs are [B, ...] and `cache` is updated in place.
 
         Args:
             inputs: observation, previous action and reward.
             cache: from `prefill`.
             noise: from `action_head.noise`; None takes the most probable action, or the mean.
+            lead: actions of a teacher, taken where it leads; their log-probabilities are the
+                policy's.
         """
         with self.autocast():
-            return self.decode_step(inputs, cache, noise)
+            return self.decode_step(inputs, cache, noise, lead)
 
-    def decode_step(self, inputs: PolicyInputs, cache: Cache, noise: Tensor | None) -> Decision:
+    def decode_step(
+        self, inputs: PolicyInputs, cache: Cache, noise: Tensor | None, lead: Lead | None = None
+    ) -> Decision:
         """`act` without its contexts: fixed shapes and no host-device synchronisation.
 
         The executor may replace it by a compiled function.
         """
         outputs = self.step_outputs(inputs, cache)
         action = self.action_head.sample(outputs.action_parameters, noise)
+        if lead is not None:
+            action = torch.where(lead.is_led[:, None], lead.action, action)
         log_prob = self.action_head.log_prob(outputs.action_parameters, action)
         return Decision(action, log_prob, outputs.value)
 
@@ -238,4 +264,14 @@ class Policy(nn.Module):
         mask = inputs.observation.get(ACTION_MASK)
         with torch.autocast(features.device.type, enabled=False):
             features = features.to(self.value_head.output.weight.dtype)
-            return PolicyOutputs(self.action_head(features, mask), self.value_head(features))
+            value = self._value(features, inputs.observation)
+            return PolicyOutputs(self.action_head(features, mask), value)
+
+    def _value(
+        self, features: Float[Tensor, "*batch D"], observation: Mapping[str, Tensor]
+    ) -> Float[Tensor, "*batch"]:
+        if any(name not in observation for name in self.critic_leaves):
+            return torch.full_like(features[..., 0], torch.nan)
+        if self.critic is not None:
+            features = self.critic(features, observation)
+        return torch.as_tensor(self.value_head(features))

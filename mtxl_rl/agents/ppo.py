@@ -4,17 +4,20 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.profiler import record_function
 
+from mtxl_rl.agents.heads import CategoricalHead, GaussianHead
 from mtxl_rl.agents.policy import Policy
+from mtxl_rl.agents.privileged import AuxiliaryConfig
 from mtxl_rl.agents.ratio_check import check_ratio
 from mtxl_rl.agents.returns import gae
 from mtxl_rl.agents.rollout import Rollout, Spans, random_minibatches
+from mtxl_rl.agents.teacher import TeacherConfig, imitation_loss
 from mtxl_rl.agents.world import World, masked_moments
 from mtxl_rl.torso import window_mask
 from mtxl_rl.torso.torso_config import check_at_least
@@ -59,6 +62,11 @@ class PPOConfig:
     """Slow down where the advantages' deviation is below this times the returns' deviation: the
     learning rate shrinks in proportion; 0: never. Adam normalises gradients, so the weights move
     as far on noise as on a signal, and once a task is solved only noise is left. Needs popart."""
+    coef: float = 1.0
+    """Weight of the surrogate, the KL penalty and the entropy bonus at the start; 0 only imitates
+    the teacher."""
+    final_coef: float = 1.0
+    """The same after teacher.steps; linear in between."""
     value_coef: float = 0.1
     """Weight of the value loss."""
     popart: bool = True
@@ -79,7 +87,10 @@ class PPOConfig:
         """Check ranges."""
         counts = ("rollout_length", "bptt_segments", "num_epochs", "num_minibatches")
         check_at_least(self, 1, *counts, prefix="ppo.")
-        coefs = ("kl_coef", "advantage_floor", "value_coef", "entropy_coef", "final_entropy_coef")
+        coefs = (
+            "coef", "final_coef", "kl_coef", "advantage_floor", "value_coef",
+            "entropy_coef", "final_entropy_coef",
+        )  # fmt: skip
         bounds = ("final_learning_rate", "target_kl", "ratio_bound")
         check_at_least(self, 0, *coefs, *bounds, prefix="ppo.")
         for field in (*coefs, "learning_rate", "final_learning_rate"):
@@ -114,11 +125,12 @@ def ppo_loss(
     kl_coef: float,
     value_coef: float,
     entropy_coef: Tensor | float,
+    coef: float = 1.0,
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
     """Clipped surrogate, KL penalty, value and entropy terms, averaged over the valid steps.
 
-    L = -min(rho A, clip(rho, 1 - c, 1 + c) A) + kl_coef (rho - 1 - log rho)
-        + value_coef (V - target)^2 / 2 - entropy_coef H,
+    L = coef (-min(rho A, clip(rho, 1 - c, 1 + c) A) + kl_coef (rho - 1 - log rho)
+              - entropy_coef H) + value_coef (V - target)^2 / 2,
     rho = exp(log_prob - stored log_prob); eqs. 7 to 9 of the paper. rho - 1 - log rho estimates
     KL(old || new) without bias and is never negative (Schulman 2020, "Approximating KL
     divergence"). V and the target are measured in units of `value_deviation`. In a data-parallel
@@ -136,7 +148,8 @@ def ppo_loss(
     value_loss = 0.5 * (weight * value_error.square()).sum()
     mean_entropy = (weight * entropy).sum()
     approx_kl = (weight * (ratio - 1 - log_ratio)).sum()
-    loss = policy_loss + kl_coef * approx_kl + value_coef * value_loss - entropy_coef * mean_entropy
+    loss = policy_loss + kl_coef * approx_kl - entropy_coef * mean_entropy
+    loss = coef * loss + value_coef * value_loss
     with torch.no_grad():
         outside = ((ratio - 1).abs() > clip_coef).to(weight.dtype)
         metrics = {
@@ -150,6 +163,15 @@ def ppo_loss(
     return loss, {key: metric.detach() for key, metric in metrics.items()}
 
 
+class LossWeights(NamedTuple):
+    """Weights of the loss that change during a run."""
+
+    entropy: float = 0.0
+    ppo: float = 1.0
+    """Of the surrogate, the KL penalty and the entropy bonus."""
+    teacher: float = 0.0
+
+
 class PPO:
     """The learner: a policy, its optimiser, and one `update` per rollout.
 
@@ -158,9 +180,19 @@ class PPO:
     memory at the span's start is detached.
     """
 
-    def __init__(self, policy: Policy, config: PPOConfig, *, world: World | None = None) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        config: PPOConfig,
+        *,
+        auxiliary: AuxiliaryConfig | None = None,
+        teacher: TeacherConfig | None = None,
+        world: World | None = None,
+    ) -> None:
         self.policy = policy
         self.config = config
+        self.auxiliary = auxiliary or AuxiliaryConfig()
+        self.teacher = teacher or TeacherConfig()
         self.world = world or World()
         self.parameters = list(policy.parameters())
         self.device = self.parameters[0].device
@@ -172,8 +204,15 @@ class PPO:
         is_narrow = policy.config.precision == "bfloat16"
         self.ratio_bound = config.ratio_bound or (0.25 if is_narrow else 1e-4)
 
-    def update(self, rollout: Rollout, *, progress: float) -> dict[str, float]:
-        """Learn from one rollout; `progress` in 0 .. 1 sets the schedules.
+    def update(
+        self, rollout: Rollout, *, progress: float, teacher_progress: float = 1.0
+    ) -> dict[str, float]:
+        """Learn from one rollout.
+
+        Args:
+            rollout: where the policy acted with its current weights.
+            progress: the share of the run that is over, in 0 .. 1, for the schedules.
+            teacher_progress: the same for the schedules of the teacher and of `ppo.coef`.
 
         Returns:
             Metrics: means over the minibatches.
@@ -184,22 +223,31 @@ class PPO:
         """
         config = self.config
         entropy_coef = _linear(config.entropy_coef, config.final_entropy_coef, progress)
+        weights = LossWeights(
+            entropy=entropy_coef,
+            ppo=_linear(config.coef, config.final_coef, teacher_progress),
+            teacher=self.teacher.coef_at(teacher_progress),
+        )
         with record_function("advantages"):
             advantage = self._advantage(rollout)
-            mean, variance = masked_moments(advantage, rollout.valid, self.world)
+            mean, variance = masked_moments(advantage, rollout.counted, self.world)
             deviation = variance.sqrt()
             normalised = (advantage - mean) / (deviation + 1e-8)
             value_target = rollout.value + advantage
         if config.popart:
-            self._update_value_statistics(rollout, value_target)
+            moments = masked_moments(value_target, rollout.counted, self.world)
+            self.policy.value_head.update_statistics(*moments)
+        if self.policy.decoder is not None:
+            self.policy.decoder.update_statistics(rollout.observation, rollout.valid, self.world)
         learning_rate = _linear(config.learning_rate, config.final_learning_rate, progress)
-        learning_rate *= self._slowdown(deviation)
+        if rollout.teacher is None or weights.teacher == 0:
+            learning_rate *= self._slowdown(deviation)
         self.optimizer.param_groups[0]["lr"] = learning_rate
         log: defaultdict[str, list[Tensor]] = defaultdict(list)
         num_updates = 0
         for spans in self._minibatches(rollout, normalised, value_target, log):
             self.optimizer.zero_grad()
-            loss, metrics = self.loss(spans, entropy_coef)
+            loss, metrics = self.loss(spans, weights)
             with record_function("backward"):
                 loss.backward()
             metrics = self._sum_over_processes(metrics)
@@ -221,28 +269,40 @@ class PPO:
         }
 
     def loss(
-        self, spans: Spans, entropy_coef: float
+        self, spans: Spans, weights: LossWeights
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Loss and metrics of a minibatch; over several processes, they sum to the minibatch's."""
         policy, head = self.policy, self.policy.action_head
         outputs, _ = policy(spans.inputs, spans.memory)
-        num_valid = self.world.sum(spans.valid.sum()).clamp(min=1)
+        is_led = torch.zeros_like(spans.valid) if spans.teacher is None else spans.teacher.is_led
+        counted = spans._replace(valid=spans.valid & ~is_led)
+        num_valid, num_counted = self.world.sum(
+            torch.stack([spans.valid.sum(), counted.valid.sum()])
+        ).clamp(min=1)
         loss, metrics = ppo_loss(
             head.log_prob(outputs.action_parameters, spans.action),
             head.entropy(outputs.action_parameters),
             outputs.value,
-            spans,
-            num_valid=num_valid,
+            counted,
+            num_valid=num_counted,
             value_deviation=policy.value_head.deviation if self.config.popart else 1.0,
             clip_coef=self.config.clip_coef,
             kl_coef=self.config.kl_coef,
             value_coef=self.config.value_coef,
-            entropy_coef=entropy_coef,
+            entropy_coef=weights.entropy,
+            coef=weights.ppo,
         )
-        if outputs.reconstruction_loss is not None:
-            reconstruction = (outputs.reconstruction_loss * spans.valid).sum() / num_valid
-            loss = loss + policy.config.reconstruction_coef * reconstruction
-            metrics["losses/reconstruction_loss"] = reconstruction.detach()
+        weight = spans.valid / num_valid
+        for name, error in outputs.prediction_losses.items():
+            prediction_loss = (weight * error).sum()
+            loss = loss + self.auxiliary.coef * prediction_loss
+            metrics[f"losses/prediction_{name}"] = prediction_loss.detach()
+        if spans.teacher is not None:
+            student, teacher = outputs.action_parameters, spans.teacher.parameters
+            imitation = (weight * imitation_loss(head, student, teacher, self.teacher)).sum()
+            loss = loss + weights.teacher * imitation
+            metrics["losses/imitation"] = imitation.detach()
+            metrics |= _teacher_metrics(head, student.detach(), teacher, weight)
         return loss, metrics | {"losses/total_loss": loss.detach()}
 
     @torch.no_grad()
@@ -288,12 +348,6 @@ class PPO:
             gamma=self.config.gamma,
             gae_lambda=self.config.gae_lambda,
         )
-
-    def _update_value_statistics(
-        self, rollout: Rollout, value_target: Float[Tensor, "B T"]
-    ) -> None:
-        mean, variance = masked_moments(value_target, rollout.valid, self.world)
-        self.policy.value_head.update_statistics(mean, variance)
 
     def _slowdown(self, advantage_deviation: Float[Tensor, ""]) -> float:
         """Factor of the learning rate, at most 1; see `PPOConfig.advantage_floor`."""
@@ -352,9 +406,12 @@ class PPO:
         """Means over minibatches, fetched from the device together."""
         report = {key: torch.stack(values).mean() for key, values in log.items()}
         report["losses/ratio_deviation"] = self.world.max(log["losses/ratio_deviation"][0])
-        _, unexplained = masked_moments(advantage, rollout.valid, self.world)
-        _, variance = masked_moments(rollout.value + advantage, rollout.valid, self.world)
+        _, unexplained = masked_moments(advantage, rollout.counted, self.world)
+        _, variance = masked_moments(rollout.value + advantage, rollout.counted, self.world)
         report["losses/explained_variance"] = 1 - unexplained / variance
+        decoder = self.policy.decoder
+        for name in decoder.vectors if decoder is not None else ():
+            report[f"auxiliary/r2_{name}"] = 1 - report[f"losses/prediction_{name}"]
         values = torch.stack([value.float() for value in report.values()]).tolist()
         result = dict(zip(report, values, strict=True))
         total, norm = result["losses/total_loss"], result["losses/grad_norm"]
@@ -364,6 +421,17 @@ class PPO:
                 "lower ppo.learning_rate or ppo.max_grad_norm"
             )
         return result
+
+
+def _teacher_metrics(
+    head: CategoricalHead | GaussianHead, student: Tensor, teacher: Tensor, weight: Tensor
+) -> dict[str, Tensor]:
+    """Share of steps whose most probable actions agree, and the KL to the teacher."""
+    agrees = (head.sample(student, None) == head.sample(teacher, None)).all(-1)
+    return {
+        "teacher/agreement": (weight * agrees).sum(),
+        "teacher/kl": (weight * head.kl(teacher, student)).sum(),
+    }
 
 
 def _append(log: Mapping[str, list[Tensor]], metrics: Mapping[str, Tensor]) -> None:

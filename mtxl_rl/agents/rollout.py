@@ -37,6 +37,8 @@ class RolloutShape:
     """Shape of one environment's long-term memories, [A, ...]."""
     memory_dtype: torch.dtype = torch.float32
     """dtype of memories, rewards, values and log-probabilities."""
+    teacher_width: int = 0
+    """Parameters of the teacher's action distribution; 0: there is no teacher."""
 
     def __post_init__(self) -> None:
         """Check that whole spans fill the rollout."""
@@ -57,6 +59,8 @@ class RolloutShape:
         batch, steps, item = self.num_envs, self.num_steps, self.memory_dtype.itemsize
         per_step = sum(_bytes(*leaf) for leaf in self.observation.values()) + 3 * item + 3
         steps_bytes = batch * (steps * per_step + (steps + 1) * (_bytes(*self.action) + item))
+        if self.teacher_width:
+            steps_bytes += batch * steps * (self.teacher_width * item + 1)
         timeline = self.num_layers * self.timeline_length * self.width * item
         memory = _size(self.memory_shape) * item
         return {
@@ -74,6 +78,15 @@ def _bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
     return _size(shape) * dtype.itemsize
 
 
+class TeacherSpans(NamedTuple):
+    """A teacher's part of a minibatch."""
+
+    parameters: Float[Tensor, "I L n"]
+    """Parameters of its action distribution."""
+    is_led: Bool[Tensor, "I L"]
+    """Where its action was taken."""
+
+
 class Spans(NamedTuple):
     """A minibatch: I whole spans of L steps, each with the memory at its start."""
 
@@ -85,6 +98,7 @@ class Spans(NamedTuple):
     valid: Bool[Tensor, "I L"]
     advantage: Float[Tensor, "I L"]
     value_target: Float[Tensor, "I L"]
+    teacher: TeacherSpans | None = None
 
 
 class Rollout:
@@ -120,11 +134,25 @@ class Rollout:
         self.long_term = zeros(batch, spans, *shape.memory_shape)
         self.window_length = zeros(batch, spans, dtype=torch.long)
         self.segment_step = zeros(batch, spans, dtype=torch.long)
+        self.teacher = (
+            TeacherSpans(
+                zeros(batch, steps, shape.teacher_width),
+                zeros(batch, steps, dtype=torch.bool),
+            )
+            if shape.teacher_width
+            else None
+        )
+
+    @property
+    def counted(self) -> Bool[Tensor, "B T"]:
+        """The steps that count in PPO's losses: the valid ones that no teacher led."""
+        return self.valid if self.teacher is None else self.valid & ~self.teacher.is_led
 
     def nbytes_by_part(self) -> dict[str, int]:
         """Bytes held, by the parts of `RolloutShape.bytes_by_part`."""
         steps = [*self.observation.values(), self.action, self.reward, self.log_prob, self.value]
         steps += [self.training_reward, self.terminated, self.valid, self.is_first]
+        steps += self.teacher or ()
         snapshots = [self.long_term, self.window_length, self.segment_step]
         return {
             "steps": sum(field.nbytes for field in steps),
@@ -134,9 +162,9 @@ class Rollout:
 
     def record(self, t: int, transition: Transition) -> None:
         """Store step t."""
-        inputs, decision, is_reset_row, reward, training_reward, terminated = transition
-        for key, leaf in inputs.observation.items():
-            self.observation[key][:, t] = leaf
+        inputs, decision, is_reset_row, reward, training_reward, terminated, teacher = transition
+        for key, stored in self.observation.items():
+            stored[:, t] = inputs.observation[key]
         self.is_first[:, t] = inputs.is_first
         self.valid[:, t] = ~is_reset_row
         self.action[:, t], self.action[:, t + 1] = inputs.previous_action, decision.action
@@ -144,6 +172,9 @@ class Rollout:
         self.log_prob[:, t], self.value[:, t] = decision.log_prob, decision.value
         self.training_reward[:, t] = training_reward
         self.terminated[:, t] = terminated
+        if self.teacher is not None and teacher is not None:
+            self.teacher.parameters[:, t] = teacher.parameters
+            self.teacher.is_led[:, t] = teacher.is_led
 
     def starts_span(self, t: int) -> bool:
         """Whether a span starts at step t, so that `snapshot` is due before it."""
@@ -206,6 +237,11 @@ class Rollout:
             valid=self.valid[row, step],
             advantage=advantage[row, step],
             value_target=value_target[row, step],
+            teacher=(
+                TeacherSpans(*(field[row, step] for field in self.teacher))
+                if self.teacher is not None
+                else None
+            ),
         )
 
 

@@ -34,6 +34,13 @@ class PolicyInputs(NamedTuple):
         return PolicyInputs(observation, *(field[:, None] for field in self[1:]))
 
 
+class Lead(NamedTuple):
+    """A teacher's actions, and the environments in which they are taken."""
+
+    action: Tensor
+    is_led: Bool[Tensor, " B"]
+
+
 class Decision(NamedTuple):
     """A policy's action at one step."""
 
@@ -54,6 +61,16 @@ class Transition(NamedTuple):
     training_reward: Float[Tensor, " B"]
     """The reward to learn from: the task's, unless the environment reports another one."""
     terminated: Bool[Tensor, " B"]
+    teacher: "TeacherStep | None" = None
+
+
+class TeacherStep(NamedTuple):
+    """What a teacher would do at one step."""
+
+    parameters: Float[Tensor, "B n"]
+    """Parameters of its action distribution; see `heads`."""
+    is_led: Bool[Tensor, " B"]
+    """Where its action was taken."""
 
 
 def observation_shapes(space: gymnasium.Space[Any], *, episode_step: bool) -> Shapes:

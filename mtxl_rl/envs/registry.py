@@ -1,5 +1,6 @@
 """Table of environments by name, and the function that creates them."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -31,6 +32,10 @@ class EnvConfig(Protocol):
     may return it (0 where they do not). A run then staggers its environments over it
     (`stagger_steps`).
 
+    A constant `TEACHERS` may name teachers of its own, which a field `teacher` chooses. The
+    environment then reports the teacher's logits at every step and reset, in the info's
+    ``teacher_logits`` [B, actions].
+
     A method `for_evaluation()` may return the config without what helps in training only, such as
     a curriculum.
     """
@@ -42,6 +47,13 @@ def evaluation_env(config: EnvConfig) -> EnvConfig:
     """Return the config of the environments that evaluate: `config.for_evaluation()` if any."""
     for_evaluation = getattr(config, "for_evaluation", None)
     return config if for_evaluation is None else for_evaluation()
+
+
+def with_teacher(config: EnvConfig, teacher: str) -> EnvConfig:
+    """Return the config with a teacher of the environment's own, if it has one of that name."""
+    if teacher not in getattr(config, "TEACHERS", ()):
+        return config
+    return dataclasses.replace(config, teacher=teacher)  # type: ignore[type-var]
 
 
 class EnvEntry(NamedTuple):

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mtxl_rl.agents.policy import Policy
-from mtxl_rl.agents.ppo import PPO
+from mtxl_rl.agents.ppo import PPO, LossWeights
 from mtxl_rl.agents.rollout import Rollout
 from mtxl_rl.torso import MemoryTransformer
 from mtxl_rl.torso.layer import Layer
@@ -141,7 +141,7 @@ def check_gradients(agent: PPO, rollout: Rollout) -> None:
     spans = rollout.spans(items, noise.to(rollout.value), rollout.value + noise.to(rollout.value))
 
     def gradients() -> tuple[Tensor, ...]:
-        loss, _ = agent.loss(spans, agent.config.entropy_coef)
+        loss, _ = agent.loss(spans, LossWeights(entropy=agent.config.entropy_coef))
         return torch.autograd.grad(loss, agent.parameters, materialize_grads=True)
 
     compiled = gradients()

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mtxl_rl.agents.collector import Collector
 from mtxl_rl.agents.policy import PRECISIONS
-from mtxl_rl.agents.ppo import PPO
+from mtxl_rl.agents.ppo import PPO, LossWeights
 from mtxl_rl.runtime.compile import eager
 
 SCOPES = (
@@ -76,7 +76,7 @@ def count_operations(collector: Collector, agent: PPO) -> tuple[float, float]:
             policy.act(inputs, cache)
         acting = counter.get_total_flops() / rollout.shape.num_envs
         with FlopCounterMode(display=False) as counter:
-            loss, _ = agent.loss(spans, 0.0)
+            loss, _ = agent.loss(spans, LossWeights())
             torch.autograd.grad(loss, agent.parameters, materialize_grads=True)
         learning = counter.get_total_flops() / spans.value.numel()
     return acting, learning

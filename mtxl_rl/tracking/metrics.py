@@ -173,7 +173,8 @@ class _Episode(NamedTuple):
 class EpisodeWindow:
     """Means over the last `size` episodes that ended, in any environment.
 
-    Episodes of a curriculum that are easier than the task (practice) have means of their own.
+    Episodes of a curriculum that are easier than the task (practice), and those in which a teacher
+    took actions (led), have means of their own.
     """
 
     def __init__(self, *, size: int = 100) -> None:
@@ -181,6 +182,7 @@ class EpisodeWindow:
             raise ValueError(f"size={size} episodes have no mean; give 1 or more")
         self._episodes: deque[_Episode] = deque(maxlen=size)
         self._practice: deque[_Episode] = deque(maxlen=size)
+        self._led: deque[_Episode] = deque(maxlen=size)
 
     def __len__(self) -> int:
         return len(self._episodes)
@@ -197,9 +199,12 @@ class EpisodeWindow:
         episode_length: float | int,
         episode_success: float | None = None,
         is_practice: bool = False,
+        is_led: bool = False,
     ) -> None:
         """Add an episode. `episode_success` is 0 or 1, or None where success is undefined."""
         episodes = self._practice if is_practice else self._episodes
+        if is_led:
+            episodes = self._led
         episodes.append(_Episode(episode_return, episode_length, episode_success))
 
     def means(self) -> dict[str, float]:
@@ -210,6 +215,7 @@ class EpisodeWindow:
             "charts/episodic_length": [episode.length for episode in self._episodes],
             "charts/success": successes,
             "charts/practice_return": [episode.episode_return for episode in self._practice],
+            "teacher/led_return": [episode.episode_return for episode in self._led],
         }
         return {name: statistics.fmean(column) for name, column in columns.items() if column}
 
@@ -218,11 +224,13 @@ class EpisodeWindow:
         return {
             "episodes": [list(episode) for episode in self._episodes],
             "practice": [list(episode) for episode in self._practice],
+            "led": [list(episode) for episode in self._led],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Replace the episodes by those of another window, keeping the last `size`."""
-        for name, episodes in (("episodes", self._episodes), ("practice", self._practice)):
+        windows = {"episodes": self._episodes, "practice": self._practice, "led": self._led}
+        for name, episodes in windows.items():
             episodes.clear()
             episodes.extend(_Episode(*episode) for episode in state[name])
 

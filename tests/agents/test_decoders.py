@@ -8,6 +8,7 @@ import torch
 from gymnasium import spaces
 
 from mtxl_rl.agents.decoders import ChoiceDecoder, ObservationDecoder
+from mtxl_rl.agents.world import World
 from mtxl_rl.config import compose_config
 from mtxl_rl.envs.registry import make_vector_env
 from mtxl_rl.run import Run
@@ -32,14 +33,14 @@ def test_what_is_seen_can_be_learned_back_whatever_the_leading_axes(name: str) -
         samples = [np.full_like(sample, 255 * (i % 2)) for i, sample in enumerate(samples)]
     observation = {"leaf": torch.as_tensor(np.stack(samples))}
     decoder, features = ObservationDecoder(space, 16), torch.randn(3, 16)
-    loss = decoder.loss(features, observation)
+    loss = decoder.losses(features, observation)["leaf"]
     assert loss.shape == (3,)
     twice = {"leaf": observation["leaf"].expand(2, *observation["leaf"].shape)}
-    both = decoder.loss(features.expand(2, 3, 16), twice)
+    both = decoder.losses(features.expand(2, 3, 16), twice)["leaf"]
     torch.testing.assert_close(both, loss.expand(2, 3))
     optimizer = torch.optim.Adam(decoder.parameters(), lr=1e-2)
     for _ in range(60):
-        now = decoder.loss(features, observation).mean()
+        now = decoder.losses(features, observation)["leaf"].mean()
         optimizer.zero_grad()
         now.backward()
         optimizer.step()
@@ -54,32 +55,47 @@ def test_the_loss_of_choices_is_the_mean_cross_entropy() -> None:
     assert loss.item() == pytest.approx((math.log(2) + math.log(4)) / 2)
 
 
+def test_numbers_are_predicted_in_units_of_their_deviation() -> None:
+    """Predicting the mean has a loss of 1, whatever the numbers' size."""
+    decoder = ObservationDecoder(spaces.Dict({"leaf": spaces.Box(-1e4, 1e4, (3,))}), 4)
+    torch.manual_seed(0)
+    numbers = torch.tensor([1.0, 100.0, 1e4]) * torch.randn(64, 50, 3) + 7
+    valid = torch.rand(64, 50) < 0.5
+    numbers[~valid] = 1e6
+    decoder.update_statistics({"leaf": numbers}, valid, World())
+    for layer in decoder.vectors["leaf"].layers:
+        if isinstance(layer, torch.nn.Linear):
+            torch.nn.init.zeros_(layer.weight)
+            torch.nn.init.zeros_(layer.bias)
+    loss = decoder.losses(torch.randn(64, 50, 4), {"leaf": numbers})["leaf"]
+    assert loss[valid].mean().item() == pytest.approx(1, rel=1e-4)
+
+
 def test_it_trains_with_ppo_and_its_gradient_reaches_the_encoder_through_the_torso() -> None:
     config = compose_config([
-        "env=TMaze", "model=tiny", "num_envs=4", "device=cpu", "policy.reconstruction_coef=0.5",
+        "env=TMaze", "model=tiny", "num_envs=4", "device=cpu", "auxiliary.predict=[obs]",
         "torso.window_length=8", "torso.segment_length=8", "ppo.rollout_length=32",
         "ppo.bptt_segments=4", "total_steps=128",
     ])  # fmt: skip
     env = make_vector_env(config.env, num_envs=4, seed=0)
     run = Run(config, env)
     run.collector.reset(seed=None)
-    assert run.iterate()["losses/reconstruction_loss"] > 0
+    assert run.iterate()["losses/prediction_obs"] > 0
     rollout = run.collector.rollout
     spans = rollout.spans(torch.arange(4), rollout.value, rollout.value)
     outputs, _ = run.policy(spans.inputs, spans.memory)
-    assert outputs.reconstruction_loss is not None
     run.policy.zero_grad()
-    outputs.reconstruction_loss[:, -1].sum().backward()
+    outputs.prediction_losses["obs"][:, -1].sum().backward()
     assert all(
         p.grad is not None and p.grad.abs().sum() > 0 for p in run.policy.encoder.parameters()
     )
     with torch.no_grad():
-        assert run.policy(spans.inputs, spans.memory)[0].reconstruction_loss is None
+        assert not run.policy(spans.inputs, spans.memory)[0].prediction_losses
     env.close()
 
 
-def test_without_a_weight_there_is_no_decoder() -> None:
+def test_without_a_leaf_to_predict_there_is_no_decoder() -> None:
     config = compose_config(["env=TMaze"])
-    assert config.policy.reconstruction_coef == 0
-    with pytest.raises(ValueError, match=r"policy.reconstruction_coef=-1.* must be 0 or more"):
-        compose_config(["env=TMaze", "policy.reconstruction_coef=-1"])
+    assert config.auxiliary.predict == []
+    with pytest.raises(ValueError, match=r"auxiliary.coef=-1.* must be 0 or more"):
+        compose_config(["env=TMaze", "auxiliary.coef=-1"])

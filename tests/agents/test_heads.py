@@ -63,7 +63,7 @@ def test_a_space_without_a_head_or_an_encoder_is_refused() -> None:
         ObservationEncoder(spaces.Text(5), 8, image="cnn")
 
 
-@pytest.mark.parametrize("kind", ["cnn", "resnet"])
+@pytest.mark.parametrize("kind", ["cnn", "patches", "resnet"])
 def test_what_changes_in_a_picture_is_not_drowned_by_the_previous_action(kind: str) -> None:
     torch.manual_seed(0)
     env = MemoryMazeVectorEnv(64, config=MemoryMazeConfig(), seed=0)
@@ -81,7 +81,7 @@ def test_what_changes_in_a_picture_is_not_drowned_by_the_previous_action(kind: s
     assert of_picture > of_action
 
 
-@pytest.mark.parametrize("kind", ["cnn", "resnet"])
+@pytest.mark.parametrize("kind", ["cnn", "patches", "resnet"])
 @pytest.mark.parametrize("shape", [(64, 64, 3), (3, 64, 64), (7, 7, 3)])
 def test_images_of_either_layout_give_features_for_any_leading_axes(
     kind: str, shape: tuple

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mtxl_rl.agents import ppo
 from mtxl_rl.agents.policy import PolicyOutputs
-from mtxl_rl.agents.ppo import PPO, ppo_loss
+from mtxl_rl.agents.ppo import PPO, LossWeights, ppo_loss
 from mtxl_rl.agents.rollout import Spans, random_minibatches
 from mtxl_rl.agents.transition import PolicyInputs
 from mtxl_rl.config import compose_config
@@ -153,7 +153,7 @@ def test_the_kl_penalty_keeps_a_policy_that_learns_from_noise(run: Run) -> None:
         config = dataclasses.replace(run.config.ppo, kl_coef=kl_coef)
         agent = PPO(copy.deepcopy(run.policy), config)
         agent.update(rollout, progress=0.0)
-        _, metrics = agent.loss(spans, 0.0)
+        _, metrics = agent.loss(spans, LossWeights())
         approx_kl[kl_coef] = float(metrics["losses/approx_kl"])
     assert approx_kl[3.0] < approx_kl[0.0] / 3
 

@@ -19,6 +19,7 @@ from mtxl_rl.runtime.distributed import check_devices, choose_num_processes, joi
 from mtxl_rl.tracking.metrics import read_rows
 from mtxl_rl.train import main
 
+PRETRAINED = Path(__file__).parents[2] / "pretrained" / "TMaze"
 WORKER = str(Path(__file__).with_name("data_parallel_worker.py"))
 # Episodes of 10 steps reset inside spans of 8, so valid steps differ between processes.
 OPTIONS = [
@@ -74,9 +75,14 @@ def assert_same(one: Result, other: Result, *, atol: float = 1e-9) -> None:
 
 @pytest.mark.processes
 def test_two_processes_continued_by_one_learn_what_one_learns(tmp_path: Path) -> None:
-    weights, metrics = train(tmp_path / "one", 1, num_iterations=4)
-    _, first = train(tmp_path / "two", 2)
-    last_weights, last = train(tmp_path / "continued", 1, resume=str(tmp_path / "two"))
+    # A teacher that leads 3 of 8 environments: 2 of one process, 1 of the other.
+    options = [
+        f"teacher.policy={PRETRAINED}", "teacher.beta=0.375", "auxiliary.predict=[obs]"
+    ]  # fmt: skip
+    weights, metrics = train(tmp_path / "one", 1, *options, num_iterations=4)
+    _, first = train(tmp_path / "two", 2, *options)
+    resume = str(tmp_path / "two")
+    last_weights, last = train(tmp_path / "continued", 1, *options, resume=resume)
     assert_same((weights, metrics), (last_weights, first + last))
 
 

@@ -3,7 +3,7 @@
 import math
 import warnings
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from mtxl_rl.envs.memory_maze.texture_files import (
     AUTO,
@@ -42,6 +42,8 @@ ACTIONS = (
     (-1.0, 1.0),
 )
 """(roll, steer) of noop, forward, left, right, forward + left, forward + right."""
+TEACHER_FREQ = 4.0
+"""Actions a second of the players that plan."""
 MIN_RESOLUTION, MAX_RESOLUTION = 64, 512
 
 
@@ -82,6 +84,8 @@ SIZES = {
 class MemoryMazeConfig:
     """Options of ``env=MemoryMaze``; the variants' options have the original's names."""
 
+    TEACHERS: ClassVar[tuple[str, ...]] = ("explorer", "oracle")
+
     name: str = "MemoryMaze"
     """The environment's name in the registry; leave it."""
     size: str = "9x9"
@@ -114,6 +118,9 @@ class MemoryMazeConfig:
     """Reward for each cell gained on the path of a player that knows only what it has seen, in
     addition to the task's. For training only: returns and the policy's inputs have the task's
     reward, and evaluations do not compute it."""
+    teacher: str = ""
+    """A player whose logits are in each step's info: ``explorer`` (it knows what it has seen) or
+    ``oracle`` (it knows the maze). ``teacher.policy`` sets it. For training only."""
     original_quirks: bool = True
     """Keep two faults of the original that seeds depend on; see `layout.py`."""
     num_threads: int = 0
@@ -162,6 +169,15 @@ class MemoryMazeConfig:
             self.textures = _available_textures()
 
     def _check_training_options(self) -> None:
+        if self.teacher and self.teacher not in self.TEACHERS:
+            raise ValueError(
+                f"env.teacher={self.teacher} must be one of {', '.join(self.TEACHERS)}, or empty."
+            )
+        if self.teacher and not (self.discrete_actions and self.control_freq == TEACHER_FREQ):
+            raise ValueError(
+                f"env.teacher={self.teacher} plays with discrete actions, {TEACHER_FREQ:g} a "
+                "second: env.discrete_actions=true env.control_freq=4."
+            )
         if not 0 <= self.progress_reward < math.inf:
             raise ValueError(
                 f"env.progress_reward={self.progress_reward} must be 0 (none) or more, e.g. "
@@ -183,8 +199,8 @@ class MemoryMazeConfig:
             )
 
     def for_evaluation(self) -> "MemoryMazeConfig":
-        """Return the task itself, without the curriculum and the progress reward."""
-        return replace(self, curriculum={}, curriculum_steps=0, progress_reward=0.0)
+        """Return the task itself, without the curriculum, the progress reward and the teacher."""
+        return replace(self, curriculum={}, curriculum_steps=0, progress_reward=0.0, teacher="")
 
     @property
     def maze_size(self) -> MazeSize:

@@ -44,6 +44,7 @@ from mtxl_rl.envs.memory_maze.spec import (
 from mtxl_rl.envs.memory_maze.textures import load_atlas
 from mtxl_rl.envs.memory_maze.threads import Threads, rows_between
 from mtxl_rl.envs.wrappers.checked import (
+    TEACHER_KEY,
     TRAINING_REWARD_KEY,
     EnvState,
     Observations,
@@ -60,6 +61,7 @@ _NOT_THE_TASK = (
     "curriculum",
     "curriculum_steps",
     "progress_reward",
+    "teacher",
     "extra_observations",
     "show_path",
     "top_camera",
@@ -68,6 +70,8 @@ _NOT_THE_TASK = (
     "textures",
 )
 """Options on which a saved state does not depend."""
+ORACLE_LOGIT = 10.0
+"""Logit of the action that the oracle takes; the others have 0."""
 _MAX_SEED = 2**32 - 1
 _EXPLORER = "explorer_"
 
@@ -107,6 +111,9 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
 
     With `progress_reward`, each step's info has ``training_reward`` [B]: the reward, plus
     `progress_reward` for each cell that the step gained on the path of an `explorer.Explorer`.
+
+    With `teacher`, the infos of steps and resets have ``teacher_logits`` [B, 6]: of the explorer
+    minus the moves to its goal, of the oracle `ORACLE_LOGIT` for its action.
 
     Pasukonis et al. (2023), https://arxiv.org/abs/2210.13383
 
@@ -185,8 +192,9 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         self._is_stale = np.ones(count, np.bool_)  # its picture is not drawn yet
         self._is_running = False
         self._explorer: Explorer | None = None
-        if self.config.progress_reward:
+        if self.config.progress_reward or self.config.teacher == "explorer":
             self._explorer = Explorer(count, grid=size.grid)
+        self._oracle = _make_oracle() if self.config.teacher == "oracle" else None
 
     def _seed_streams(self, seed: int | Sequence[int] | None) -> None:
         seeds = seed_list(seed, num_envs=self.num_envs)
@@ -260,7 +268,7 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
                 self._streams[index] = self._first_stream(int(index), seeds[index])
         self._start(mask)
         self._is_running = True
-        return self._observe(), {}
+        return self._observe(), self._teacher_info()
 
     def step(
         self, actions: NDArray[Any]
@@ -291,11 +299,12 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         if self.config.curriculum and truncated.any():
             is_practice = self._sides < self.config.maze_size.side
             infos |= {"is_practice": is_practice, "_is_practice": truncated.copy()}
-        if self._explorer is not None:
-            self._explore()
+        self._explore()
+        if self.config.progress_reward and self._explorer is not None:
             shaping = np.float32(self.config.progress_reward) * self._explorer.progress
             infos[TRAINING_REWARD_KEY] = rewards + shaping
             infos[f"_{TRAINING_REWARD_KEY}"] = np.ones(self.num_envs, np.bool_)
+        infos |= self._teacher_info()
         return self._observations(), rewards, np.zeros_like(truncated), truncated.copy(), infos
 
     def render(self) -> tuple[NDArray[np.uint8], ...] | None:
@@ -407,6 +416,17 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
     def _explore(self) -> None:
         if self._explorer is not None:
             self.explore(self._explorer)
+
+    def _teacher_info(self) -> dict[str, Any]:
+        """The logits of the teacher at the current step, if there is one."""
+        if self._oracle is not None:
+            chosen = self._oracle(self)[:, None] == np.arange(len(ACTIONS))
+            logits = np.where(chosen, np.float32(ORACLE_LOGIT), np.float32(0))
+        elif self.config.teacher and self._explorer is not None:
+            logits = -self._explorer.costs
+        else:
+            return {}
+        return {TEACHER_KEY: logits, f"_{TEACHER_KEY}": np.ones(self.num_envs, np.bool_)}
 
     def run_in_threads(self, kernel: Callable[..., None], *arguments: Any) -> None:  # noqa: ANN401
         """Run ``kernel(rows, *arguments)`` over the environments; see `Threads.run`."""
@@ -677,6 +697,13 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
     def _check_open(self, method: str) -> None:
         if self.closed:
             raise ValueError(f"{method}() came after close(): make a new environment.")
+
+
+def _make_oracle() -> Callable[[MemoryMazeVectorEnv], NDArray[np.int64]]:
+    # Imported here because the oracle plays in this module's environments.
+    from mtxl_rl.envs.memory_maze.oracle import Oracle
+
+    return Oracle()
 
 
 def action_space(config: MemoryMazeConfig) -> Space[Any]:

@@ -22,6 +22,9 @@ EnvState = dict[str, NDArray[Any] | str | int]
 TRAINING_REWARD_KEY = "training_reward"
 """Key of the info dict under which an environment may report another reward to learn from."""
 
+TEACHER_KEY = "teacher_logits"
+"""Key of the info dict under which an environment may report the logits of a teacher's actions."""
+
 ACTION_MASK_KEY = "action_mask"
 """The key of a Dict observation that marks the allowed actions."""
 
@@ -113,8 +116,9 @@ class CheckedVectorEnv(VectorWrapper[Any, Any, Any, Any, Any]):
         truncated = np.asarray(truncated, dtype=np.bool_)
         self._check_observations(observations)
         self._check_finite(rewards, name="reward")
-        if TRAINING_REWARD_KEY in infos:
-            self._check_finite(infos[TRAINING_REWARD_KEY], name=f"info[{TRAINING_REWARD_KEY!r}]")
+        for key in (TRAINING_REWARD_KEY, TEACHER_KEY):
+            if key in infos:
+                self._check_finite(infos[key], name=f"info[{key!r}]")
         is_end = terminated | truncated
         self._check_reset_rows(rewards, is_end)
         self._is_reset_row = is_end

@@ -8,7 +8,8 @@ import pytest
 from numpy.typing import NDArray
 
 from mtxl_rl.envs.memory_maze.explorer import Explorer
-from mtxl_rl.envs.memory_maze.policies import episode_returns
+from mtxl_rl.envs.memory_maze.oracle import Oracle
+from mtxl_rl.envs.memory_maze.policies import episode_returns, explorer_policy
 from mtxl_rl.envs.memory_maze.spec import MemoryMazeConfig
 from mtxl_rl.envs.memory_maze.threads import rows_between
 from mtxl_rl.envs.memory_maze.vector import MemoryMazeVectorEnv
@@ -230,3 +231,31 @@ def test_an_illegal_memory_is_refused() -> None:
         Explorer(1, grid=11, memory_steps=-1)
     with pytest.raises(ValueError, match="memory_steps=8 is for the explorer"):
         episode_returns(MemoryMazeConfig(), policy="random", seed=0, num_episodes=1, memory_steps=8)
+
+
+@pytest.mark.parametrize(("teacher", "policy"), [("explorer", explorer_policy()), ("oracle", None)])
+def test_a_teacher_reports_what_the_player_would_do(
+    teacher: str, policy: Callable[..., NDArray[np.int64]] | None
+) -> None:
+    """At every step and reset, past episode ends too."""
+    env = make(2, episode_length=20, teacher=teacher)
+    player = policy or Oracle()
+    _, info = env.reset(seed=3)
+    rng = np.random.default_rng(0)
+    for _ in range(45):
+        logits = info["teacher_logits"]
+        assert logits.shape == (2, 6)
+        assert info["_teacher_logits"].all()
+        np.testing.assert_array_equal(logits.argmax(1), player(env))
+        _, _, _, _, info = env.step(rng.integers(6, size=2))
+
+
+def test_a_teacher_is_for_training_and_for_four_discrete_actions_a_second() -> None:
+    assert evaluation_env(MemoryMazeConfig(teacher="explorer")).teacher == ""
+    for options, message in [
+        ({"teacher": "nobody"}, "must be one of explorer, oracle"),
+        ({"teacher": "oracle", "discrete_actions": False}, "discrete actions"),
+        ({"teacher": "oracle", "control_freq": 40.0}, "control_freq=4"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            MemoryMazeConfig(**options)
