@@ -221,6 +221,7 @@ def test_the_maze_trains_with_every_privileged_signal() -> None:
         "env.extra_observations=true", "policy.observations=[image]",
         "critic.observations=[targets_vec,agent_dir]", "auxiliary.predict=[targets_vec]",
         "teacher.policy=explorer", "env.progress_reward=0.1", "stagger_steps=0",
+        "compile=false",
     ])  # fmt: skip
     assert config.env.teacher == "explorer"
     with closing(make_vector_env(config.env, num_envs=4, seed=0)) as env:

@@ -30,7 +30,7 @@ from tests.agents.test_privileged import SMALL, RecallSide
 TINY = [
     "env=TMaze", "env.corridor_length=5", "model=tiny", "num_envs=8", "ppo.rollout_length=32",
     "torso.window_length=4", "torso.segment_length=4", "ppo.bptt_segments=2", "device=cpu",
-    "stagger_steps=0",
+    "stagger_steps=0", "compile=false",
 ]  # fmt: skip
 
 
