@@ -116,6 +116,11 @@ class TrainConfig:
                 f"stagger_steps={self.stagger_steps} must be -1 (the task's episode length), 0 "
                 "(none) or a number of steps"
             )
+        self._check_sizes()
+        self.env = with_teacher(self.env, self.teacher.policy)
+        self._check_dependencies()
+
+    def _check_sizes(self) -> None:
         span = self.ppo.bptt_segments * self.torso.segment_length
         if self.ppo.rollout_length % span:
             raise ValueError(
@@ -133,12 +138,14 @@ class TrainConfig:
                 f"{self.ppo.rollout_length // span}); choose one of {legal}"
             )
         self.check_processes(max(self.num_processes, 1))
+
+    def _check_dependencies(self) -> None:
+        """Check options that need, or exclude, others."""
         if self.torso.sublayers.has_dropout:
             raise ValueError(
                 "torso.sublayers has a dropout above 0, with which acting and learning compute "
                 "different outputs; set it to 0 for an agent"
             )
-        self.env = with_teacher(self.env, self.teacher.policy)
         if (self.ppo.coef, self.ppo.final_coef) != (1.0, 1.0) and not self.teacher.policy:
             raise ValueError(
                 f"ppo.coef={self.ppo.coef} and ppo.final_coef={self.ppo.final_coef} are for runs "

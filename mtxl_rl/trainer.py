@@ -240,11 +240,7 @@ def _loop(run: Run, run_dir: Path, callbacks: CallbackList, session: Session | N
         if is_main
         else nullcontext() as logger,
         stop_requests(announce=is_main, requests=session.stop if session else None) as stop,
-        Progress(
-            config.total_steps,
-            console=console,
-            initial_step=run.step,
-        )
+        Progress(config.total_steps, console=console, initial_step=run.step)
         if is_main
         else nullcontext() as progress,
     ):
@@ -259,10 +255,7 @@ def _loop(run: Run, run_dir: Path, callbacks: CallbackList, session: Session | N
                 save_config(config, run_dir / "config.yaml")
                 is_config_due = False
             if logger is not None and progress is not None:
-                if run.is_evaluation_due():
-                    metrics |= _evaluate(run, run_dir, logger)
-                logger.log(metrics, step=run.step)
-                progress.update(run.step, metrics, is_typical=not run.is_compiling)
+                metrics = _log(run, run_dir, metrics, logger, progress)
                 callbacks.on_iteration(metrics, episodes=run.ended_episodes, step=run.step)
             is_last = run.step >= config.total_steps
             is_due = not is_last and (
@@ -284,6 +277,21 @@ def _loop(run: Run, run_dir: Path, callbacks: CallbackList, session: Session | N
         return 0
     # Without a signal of its own, this process stops because another one received a signal.
     return (stop or [signal.SIGTERM])[0]
+
+
+def _log(
+    run: Run,
+    run_dir: Path,
+    metrics: dict[str, float | int],
+    logger: MetricsLogger,
+    progress: Progress,
+) -> dict[str, float | int]:
+    """Evaluate if it is due, and log an iteration; return the metrics with the evaluation's."""
+    if run.is_evaluation_due():
+        metrics = metrics | _evaluate(run, run_dir, logger)
+    logger.log(metrics, step=run.step)
+    progress.update(run.step, metrics, is_typical=not run.is_compiling)
+    return metrics
 
 
 def _evaluate(run: Run, run_dir: Path, logger: MetricsLogger) -> dict[str, float]:

@@ -222,9 +222,8 @@ class PPO:
             RuntimeError: acting and learning disagree; see `check_ratio`.
         """
         config = self.config
-        entropy_coef = _linear(config.entropy_coef, config.final_entropy_coef, progress)
         weights = LossWeights(
-            entropy=entropy_coef,
+            entropy=_linear(config.entropy_coef, config.final_entropy_coef, progress),
             ppo=_linear(config.coef, config.final_coef, teacher_progress),
             teacher=self.teacher.coef_at(teacher_progress),
         )
@@ -234,11 +233,7 @@ class PPO:
             deviation = variance.sqrt()
             normalised = (advantage - mean) / (deviation + 1e-8)
             value_target = rollout.value + advantage
-        if config.popart:
-            moments = masked_moments(value_target, rollout.counted, self.world)
-            self.policy.value_head.update_statistics(*moments)
-        if self.policy.decoder is not None:
-            self.policy.decoder.update_statistics(rollout.observation, rollout.valid, self.world)
+        self._update_statistics(rollout, value_target)
         learning_rate = _linear(config.learning_rate, config.final_learning_rate, progress)
         if rollout.teacher is None or weights.teacher == 0:
             learning_rate *= self._slowdown(deviation)
@@ -264,7 +259,7 @@ class PPO:
             num_updates += 1
         return self._report(log, rollout, advantage) | {
             "charts/learning_rate": learning_rate,
-            "charts/entropy_coef": entropy_coef,
+            "charts/entropy_coef": weights.entropy,
             "losses/epochs": num_updates / config.num_minibatches,
         }
 
@@ -348,6 +343,14 @@ class PPO:
             gamma=self.config.gamma,
             gae_lambda=self.config.gae_lambda,
         )
+
+    def _update_statistics(self, rollout: Rollout, value_target: Float[Tensor, "B T"]) -> None:
+        """Move the units of values and predictions towards those of the rollout."""
+        if self.config.popart:
+            moments = masked_moments(value_target, rollout.counted, self.world)
+            self.policy.value_head.update_statistics(*moments)
+        if self.policy.decoder is not None:
+            self.policy.decoder.update_statistics(rollout.observation, rollout.valid, self.world)
 
     def _slowdown(self, advantage_deviation: Float[Tensor, ""]) -> float:
         """Factor of the learning rate, at most 1; see `PPOConfig.advantage_floor`."""
