@@ -46,7 +46,8 @@ def python_blocks() -> list[tuple[str, str]]:
 def commands(module: str) -> list[list[str]]:
     """The arguments of every `python -m mtxl_rl.<module>` in code blocks and in tables."""
     pattern = re.compile(rf"-m mtxl_rl\.{module} ([^`#\n]*)")
-    return [shlex.split(match) for page in PAGES for match in pattern.findall(text(page))]
+    pages = [text(page).replace("\\\n", " ").replace("$PPO", "") for page in PAGES]
+    return [shlex.split(match) for page in pages for match in pattern.findall(page)]
 
 
 def slug(heading: str) -> str:

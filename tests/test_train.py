@@ -425,10 +425,12 @@ def test_a_command_says_what_it_will_do_before_anything_slow(
         raise ValueError("the environments are made")
 
     monkeypatch.setattr(trainer, "make_vector_env", slow)
-    for options in (["env=TMaze", "device=cpu"], ["env=MemoryMaze", "device=cpu"]):
+    for task in ("TMaze", "MemoryMaze", "MysteryPath"):
         with pytest.raises(ValueError, match="are made"):
-            main([*options, "num_processes=1", f"run_dir={tmp_path / 'run'}"])
-    short, long = capsys.readouterr().out.split("MemoryMaze: ")
+            main([f"env={task}", "device=cpu", "num_processes=1", f"run_dir={tmp_path / 'run'}"])
+    short, rest = capsys.readouterr().out.split("MemoryMaze: ")
+    long, unsolved = rest.split("MysteryPath: ")
+    assert "What to expect: no agent has learned this task" in unsolved
     assert short.startswith("TMaze: 400,000 steps in 98 iterations of 32 environments x 128 steps")
     assert "torso=mtxl model=tiny, cpu in float32" in short
     assert "how long it takes on this machine (ETA), and whether compiling saves time" in short
