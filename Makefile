@@ -15,11 +15,12 @@ comma := ,
 DEFAULT_ENV := $(if $(filter env=% resume=%,$(ARGS)),,env=MemoryMaze)
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-original test-processes test-compile test-export test-slow test-gpu check docs clean FORCE
+.PHONY: help train test test-training test-original test-processes test-compile test-export test-slow test-gpu check docs clean FORCE
 
 help:
 	@echo "make train      train an agent; ARGS='env=TMaze total_steps=100000' are its options"
 	@echo "make test       the fast tests"
+	@echo "make test-training  the tests that train agents for seconds, minutes in total"
 	@echo "make test-original  the comparisons with the original Memory Maze, minutes"
 	@echo "make test-processes  the trainings in several processes, minutes"
 	@echo "make test-compile  the tests of torch.compile and torch.export, minutes"
@@ -40,11 +41,14 @@ train: $(VENV)/.installed
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 # Some tests pass inputs that the shape checks of the other tests refuse, or compile.
 UNCHECKED = -o addopts="--import-mode=importlib --strict-markers --strict-config"
-FAST = not slow and not gpu and not compile and not original and not processes
+FAST = not slow and not gpu and not compile and not original and not processes and not training
 
 test: $(VENV)/.installed-dev
 	$(PYTEST) -m "$(FAST) and not unchecked" $(ARGS)
 	$(if $(ARGS),,$(PYTEST) $(UNCHECKED) -m "$(FAST) and unchecked")
+
+test-training: $(VENV)/.installed-dev
+	$(PYTEST) -m "training and not slow and not unchecked" $(ARGS)
 
 test-original: $(VENV)/.installed-dev
 	$(PYTEST) -m "original" $(ARGS)

@@ -231,6 +231,7 @@ def test_damaged_and_foreign_checkpoints_are_refused(
     assert "not a checkpoint of mtxl_rl" in sentence(capsys, f"resume={folder}")
 
 
+@pytest.mark.training
 def test_an_intact_checkpoint_next_to_a_damaged_one_continues_the_run(
     a_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -280,6 +281,7 @@ def test_a_finished_run_says_so_and_ignores_no_option(
     assert checkpoint.read_header(checkpoint.find(copy)).step == 128
 
 
+@pytest.mark.training
 def test_the_best_checkpoint_is_one_of_a_hundred_episodes(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     options = ["env=TMaze", *SIZES, "env.corridor_length=2", f"run_dir={folder}"]

@@ -43,6 +43,7 @@ def run_program(name: str, argv: list[str], monkeypatch: pytest.MonkeyPatch) -> 
     return 0
 
 
+@pytest.mark.training
 def test_systems_start_spread_over_their_episodes_as_a_run_does(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,6 +23,7 @@ def test_an_agent_is_small_and_has_a_model_card(folder: Path) -> None:
     assert "| noise |" in card
 
 
+@pytest.mark.training
 def test_the_t_maze_agent_needs_its_memory() -> None:
     agent = Agent.load(FOLDER / "TMaze", device="cpu")
     success = {

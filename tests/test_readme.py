@@ -60,6 +60,7 @@ def test_the_pages_have_python() -> None:
 
 
 @pytest.mark.parametrize(("page", "block"), python_blocks())
+@pytest.mark.training
 def test_python_blocks_run(
     page: str, block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -41,6 +41,7 @@ def rows(run_dir: Path) -> list[dict]:
     "policy.episode_step=false", "policy.episode_step=true",
     f"teacher.policy={Path(__file__).parents[1] / 'pretrained' / 'TMaze'}",
 ])  # fmt: skip
+@pytest.mark.training
 def test_stopping_and_resuming_equals_not_stopping_bit_for_bit(tmp_path: Path, option: str) -> None:
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     total = 4 * 4 * 16
@@ -69,6 +70,7 @@ def test_stopping_and_resuming_equals_not_stopping_bit_for_bit(tmp_path: Path, o
         assert same, key
 
 
+@pytest.mark.training
 def test_an_earlier_checkpoint_continues_in_another_folder(tmp_path: Path) -> None:
     old, new = tmp_path / "old", tmp_path / "new"
     run(compose_config([*TINY, "total_steps=192", "checkpoint_seconds=0", f"run_dir={old}"]))
@@ -303,6 +305,7 @@ def test_a_run_is_never_overwritten(tmp_path: Path) -> None:
         run(compose_config(overrides))
 
 
+@pytest.mark.training
 def test_two_trainings_cannot_share_a_folder_and_a_killed_one_does_not_keep_it(
     tmp_path: Path,
 ) -> None:
@@ -362,6 +365,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_harms_no_weight(tmp_path: P
     env.close()
 
 
+@pytest.mark.training
 def test_a_profiled_run_ends_with_a_table_and_logs_each_parts_speed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

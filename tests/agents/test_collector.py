@@ -55,6 +55,7 @@ def small_run(task: list[str], *options: str) -> Iterator[Run]:
 
 
 @pytest.mark.parametrize(("options", "together"), [([], False), (["stagger_steps=0"], True)])
+@pytest.mark.training
 def test_a_run_spreads_a_task_whose_episodes_have_one_length(
     options: list[str], *, together: bool
 ) -> None:
@@ -160,6 +161,7 @@ def test_statistics_are_those_of_whole_episodes() -> None:
             episodes.remove(next(episode for episode in episodes if episode.env == env))
 
 
+@pytest.mark.training
 def test_the_training_reward_is_learned_from_and_not_shown_to_the_policy() -> None:
     task = ["env=MemoryMaze", "env.progress_reward=0.1", "env.episode_length=16"]
     with small_run(task, "stagger_steps=0", "env.textures=procedural") as run:

@@ -143,6 +143,7 @@ def test_rows_that_are_not_valid_weigh_nothing() -> None:
 
 
 @pytest.mark.parametrize("run", [["ppo.target_kl=0", "ppo.num_epochs=8"]], indirect=True)
+@pytest.mark.training
 def test_the_kl_penalty_keeps_a_policy_that_learns_from_noise(run: Run) -> None:
     rollout = run.collector.rollout
     rollout.value.normal_(generator=torch.Generator().manual_seed(0))  # so are the advantages

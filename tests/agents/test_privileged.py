@@ -169,6 +169,7 @@ class Luck(RecallSide):
         return observation, float(ends and self.side), ends, truncated, info
 
 
+@pytest.mark.training
 def test_a_privileged_critic_predicts_what_the_policy_cannot_see(tmp_path: Path) -> None:
     options = {"policy__observations": ["blank"], "total_steps": 6144}
     with_side = train(tmp_path / "with", Luck, critic__observations=["side"], **options)
@@ -177,6 +178,7 @@ def test_a_privileged_critic_predicts_what_the_policy_cannot_see(tmp_path: Path)
     assert explained[0] > explained[1] + 0.2
 
 
+@pytest.mark.training
 def test_predictions_train_the_memory(tmp_path: Path) -> None:
     """The cue is shown at the first step only, and its side is predicted at all six."""
     metrics = train(
@@ -186,6 +188,7 @@ def test_predictions_train_the_memory(tmp_path: Path) -> None:
     assert np.mean([row["auxiliary/r2_side"] for row in metrics[-3:]]) > 0.7
 
 
+@pytest.mark.training
 def test_an_agent_trained_with_privileged_leaves_is_used_without_them(tmp_path: Path) -> None:
     train(
         tmp_path / "run", critic__observations=["side"], auxiliary__predict=["side"],
@@ -214,6 +217,7 @@ def test_the_exported_file_has_no_privileged_part(tmp_path: Path) -> None:
     assert next(name for name, *_ in ExportedPolicy(path).about["inputs"]) == "observation/seen"
 
 
+@pytest.mark.training
 def test_the_maze_trains_with_every_privileged_signal() -> None:
     config = compose_config([
         "env=MemoryMaze", "model=tiny", "torso.window_length=4", "torso.segment_length=4",

@@ -123,6 +123,7 @@ def test_led_actions_are_the_teachers_and_their_probabilities_the_students() -> 
         assert (rollout.counted == (rollout.valid & ~is_led)).all()
 
 
+@pytest.mark.training
 def test_ppo_learns_nothing_from_led_steps() -> None:
     """Rewards of led steps change no gradient; those of the others do."""
     gradients = []
@@ -153,6 +154,7 @@ def test_schedules_end_after_their_steps() -> None:
     assert TeacherConfig().progress(500, total_steps=1000) == 0.5
 
 
+@pytest.mark.training
 def test_imitation_alone_solves_a_memory_task(tmp_path: Path) -> None:
     """The environment's teacher sees the side; the student saw its cue five steps ago."""
     options = {

@@ -69,6 +69,7 @@ def learned(run_dir: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("env", ["TMaze", Global], ids=["task", "global-generators"])
+@pytest.mark.training
 def test_an_evaluation_changes_no_number_of_the_run(tmp_path: Path, env: Any) -> None:  # noqa: ANN401
     options = TINY if env == "TMaze" else {**SIZES, "total_steps": 256}
     plain, evaluated = tmp_path / "plain", tmp_path / "evaluated"
@@ -150,6 +151,7 @@ def test_an_evaluation_has_no_curriculum(tmp_path: Path, monkeypatch: pytest.Mon
     assert load_config(tmp_path).env.curriculum == {"5x5": 0.9}
 
 
+@pytest.mark.training
 def test_an_evaluation_draws_and_passes_histograms_to_the_loggers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

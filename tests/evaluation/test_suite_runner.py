@@ -74,6 +74,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("in_process")
+@pytest.mark.training
 def test_a_suite_trains_evaluates_and_reports_and_does_nothing_twice(tmp_path: Path) -> None:
     argv = arguments(tmp_path, total_steps=64)
     suite.main(argv)
@@ -97,6 +98,7 @@ def test_a_suite_trains_evaluates_and_reports_and_does_nothing_twice(tmp_path: P
     assert {path: path.stat().st_mtime_ns for path in runs} == before
 
 
+@pytest.mark.training
 def test_an_interrupted_suite_saves_its_runs_and_can_be_continued(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -125,6 +127,7 @@ def test_an_interrupted_suite_saves_its_runs_and_can_be_continued(
 
 
 @pytest.mark.usefixtures("in_process")
+@pytest.mark.training
 def test_more_steps_or_episodes_than_before_are_trained_and_evaluated(tmp_path: Path) -> None:
     argv = [*arguments(tmp_path, total_steps=64), "seeds=1", "torsos=[gtrxl]"]
     run_dir = tmp_path / "results" / "short" / "gtrxl" / "seed_0"
@@ -137,6 +140,7 @@ def test_more_steps_or_episodes_than_before_are_trained_and_evaluated(tmp_path: 
 
 
 @pytest.mark.usefixtures("in_process")
+@pytest.mark.training
 def test_a_failing_run_is_reported_and_the_others_go_on(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -224,6 +228,7 @@ def test_every_suite_is_legal(name: str) -> None:
 
 
 @pytest.mark.usefixtures("in_process")
+@pytest.mark.training
 def test_compare_prints_and_draws_any_runs(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     suite.main([*arguments(tmp_path, total_steps=64), "seeds=1"])
     runs = [str(tmp_path / "results" / "short" / torso / "seed_0") for torso in ("mtxl", "gtrxl")]

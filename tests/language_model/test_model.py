@@ -124,6 +124,7 @@ def test_the_wrapper_has_the_packages_counts(num_tokens: int, max_batch_size: in
     assert wrapper(tokens[:, :16])[0].shape == (3, min(16, num_tokens), 11)
 
 
+@pytest.mark.training
 def test_a_training_script_for_the_package_runs() -> None:
     net = a_model().float()
     wrapper = AutoregressiveWrapper(net, ignore_index=-100, pad_value=0)

@@ -19,6 +19,7 @@ OPTIONS = [
 ]  # fmt: skip
 
 
+@pytest.mark.training
 def test_a_profile_names_every_part_of_an_iteration() -> None:
     config = compose_config([*OPTIONS, "ppo.rollout_length=16", "ppo.bptt_segments=1"])
     with closing(make_vector_env(config.env, num_envs=NUM_ENVS, seed=0)) as env:

@@ -42,6 +42,7 @@ def test_every_torso_can_be_built_to_the_size_of_another(name: str) -> None:
     ["torso.long_term=tokens", "torso.tokens.bottleneck=true", "torso.position=rotary"],
     ["torso.long_term=linear", "torso.decay=free", "torso.memory_layers=[2]"],
 ])  # fmt: skip
+@pytest.mark.training
 def test_every_torso_trains_and_acts_as_it_learns(options: list[str], tmp_path: Path) -> None:
     folder = run(compose_config([
         "env=TMaze", "env.corridor_length=9", "num_envs=4", "total_steps=256", "device=cpu",

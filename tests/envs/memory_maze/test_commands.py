@@ -82,6 +82,7 @@ def test_arrow_keys_are_the_six_actions(held: str, action: int) -> None:
     assert pressed_action(Keys) == action
 
 
+@pytest.mark.training
 def test_the_oracle_finds_many_and_chance_finds_few() -> None:
     config = MemoryMazeConfig(num_threads=1, episode_length=200)
     oracle = episode_returns(config, policy="oracle", seed=0, num_episodes=16)

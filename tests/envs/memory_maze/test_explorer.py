@@ -234,6 +234,7 @@ def test_an_illegal_memory_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("teacher", "policy"), [("explorer", explorer_policy()), ("oracle", None)])
+@pytest.mark.training
 def test_a_teacher_reports_what_the_player_would_do(
     teacher: str, policy: Callable[..., NDArray[np.int64]] | None
 ) -> None:

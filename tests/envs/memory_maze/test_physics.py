@@ -121,12 +121,14 @@ def test_a_turned_world_turns_the_motion_walls_included(quarter: int) -> None:
     np.testing.assert_allclose(back, place[:4], atol=1e-5)
 
 
+@pytest.mark.training
 def test_walls_stop_the_ball_at_its_radius() -> None:
     place, _, _ = move(room(3), [0.0, 0.5, 0.0, 0.0, 0.0], [FORWARD] * 20)
     assert 2.78 < place[0] < 2.82  # the wall is at 3 m, the radius 0.2 m
     assert np.isfinite(place).all()
 
 
+@pytest.mark.training
 def test_it_never_leaves_the_floor_or_enters_a_wall() -> None:
     env = MemoryMazeVectorEnv(8, config=MemoryMazeConfig(num_threads=1), seed=0)
     env.reset()

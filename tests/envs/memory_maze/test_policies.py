@@ -29,6 +29,7 @@ def room(side: int) -> NDArray[np.bool_]:
     return walls
 
 
+@pytest.mark.training
 def test_the_model_needs_a_second_for_each_cell_ahead_and_turns_first() -> None:
     seconds = solved(room(9), (8.5, 5.5))
     east, north, west = 0, 6, 12
@@ -49,6 +50,7 @@ def test_the_model_goes_around_walls_and_knows_what_it_cannot_reach() -> None:
     assert (solved(walls, (8.5, 1.5))[4:40, 4:20] == 1e3).all()
 
 
+@pytest.mark.training
 def test_the_oracle_does_the_same_again() -> None:
     config = MemoryMazeConfig(num_threads=1)
     walks = []
@@ -61,6 +63,7 @@ def test_the_oracle_does_the_same_again() -> None:
     np.testing.assert_array_equal(*walks)
 
 
+@pytest.mark.training
 def test_the_oracle_follows_its_environments_into_new_mazes() -> None:
     config = MemoryMazeConfig(num_threads=2, episode_length=100)
     env, oracle = MemoryMazeVectorEnv(8, config=config, seed=0), Oracle()
@@ -72,6 +75,7 @@ def test_the_oracle_follows_its_environments_into_new_mazes() -> None:
 
 
 @pytest.mark.parametrize("options", [{"good_visibility": True}, {"control_freq": 40.0}])
+@pytest.mark.training
 def test_the_oracle_walks_the_variants(options: dict[str, Any]) -> None:
     length = 100 * round(options.get("control_freq", 4.0) / 4)
     config = MemoryMazeConfig(num_threads=1, episode_length=length, **options)
@@ -87,6 +91,7 @@ def test_the_oracles_return_is_the_published_maximum(size: str) -> None:
     assert returns.mean() < 1.05 * PUBLISHED[size]
 
 
+@pytest.mark.training
 def test_random_actions_are_worth_what_they_are_in_the_original() -> None:
     original_returns = np.array([int(digit) for digit in ORIGINAL_RANDOM])
     count, num_steps = len(original_returns), 1000

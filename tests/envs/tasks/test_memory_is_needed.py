@@ -242,6 +242,7 @@ def test_who_remembers_gets_the_greatest_return(name: str) -> None:
     assert described.reward_range[1] == pytest.approx(best)
 
 
+@pytest.mark.training
 def test_who_remembers_its_falls_crosses_most_mystery_paths_in_time() -> None:
     _, success = play(make("MysteryPath", num_envs=24), [MysteryPathAgent() for _ in range(24)])
     assert success.mean() > 0.7
