@@ -15,7 +15,8 @@ comma := ,
 DEFAULT_ENV := $(if $(filter env=% resume=%,$(ARGS)),,env=MemoryMaze)
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-training test-original test-processes test-compile test-export test-slow test-gpu check docs clean FORCE
+.PHONY: help train test test-training test-original test-processes test-compile test-export test-slow test-gpu \
+	reliability reliability-short check docs clean FORCE
 
 help:
 	@echo "make train      train an agent; ARGS='env=TMaze total_steps=100000' are its options"
@@ -27,6 +28,8 @@ help:
 	@echo "make test-export   an agent as one file, minutes"
 	@echo "make test-slow  the tests that train until something is learned, minutes each"
 	@echo "make test-gpu   the tests that need a CUDA device"
+	@echo "make reliability  faults by the thousand, counted (docs/reliability.md), hours"
+	@echo "make reliability-short  the same with few cases, two minutes"
 	@echo "make check      lint, format, spelling, types and the layers of the package"
 	@echo "make docs       the documentation site, in build/docs"
 	@echo "make clean      remove $(VENV), builds and caches; runs/ stays"
@@ -67,6 +70,20 @@ test-export: $(VENV)/.installed-dev
 
 test-gpu: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m gpu $(ARGS)
+
+# Each program prints its seed, the counts and every failure. SIZE multiplies the numbers of cases.
+SIZE ?= 1
+KILLS ?= 200
+RELIABILITY = inputs files environments
+
+reliability: $(VENV)/.installed-dev
+	for program in $(RELIABILITY); do MTXL_RL_RELIABILITY=$(SIZE) OMP_NUM_THREADS=1 \
+		$(BIN)/python tests/reliability/$$program.py $(ARGS) || exit 1; done
+	$(if $(filter 0,$(KILLS)),,MTXL_RL_KILLS=$(KILLS) OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
+		-m slow tests/runtime/test_failures.py -k many_times)
+
+reliability-short:
+	$(MAKE) reliability SIZE=0.02 KILLS=0
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check

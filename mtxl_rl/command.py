@@ -160,7 +160,9 @@ def _run_hydra(command: Command, argv: Sequence[str], run: Callable[[Any], objec
 
     def task(config: DictConfig) -> None:
         with one_sentence_errors():  # Hydra would add a line of its own.
-            run(OmegaConf.to_object(config))
+            with readable_errors():
+                composed = OmegaConf.to_object(config)
+            run(composed)
 
     if isinstance(command.base, str):
         path, name = "pkg://mtxl_rl.configs", command.base

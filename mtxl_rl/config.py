@@ -1,5 +1,6 @@
 """A training run's configuration, and how it is composed, saved and loaded."""
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -10,8 +11,10 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
+import yaml  # type: ignore[import-untyped]
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from mtxl_rl.agents.policy import PolicyConfig
 from mtxl_rl.agents.ppo import PPOConfig
@@ -336,13 +339,15 @@ def config_to_dict(config: TrainConfig) -> dict[str, Any]:
     return {_VERSION_KEY: version("mtxl_rl"), **options}
 
 
-def config_from_dict(document: Mapping[str, Any], *, path: Path) -> TrainConfig:
+def config_from_dict(document: Any, *, path: Path) -> TrainConfig:  # noqa: ANN401
     """The configuration of a `config_to_dict`.
 
     Raises:
         ValueError: an option is unknown or not legal. The message names `path`, the option, and
             the version that wrote it.
     """
+    if not isinstance(document, Mapping):
+        raise ValueError(f"{path}: the options are a {type(document).__name__}, not a mapping")
     options = dict(document)
     writer = options.pop(_VERSION_KEY, "an earlier version")
     try:
@@ -350,9 +355,10 @@ def config_from_dict(document: Mapping[str, Any], *, path: Path) -> TrainConfig:
             schema = OmegaConf.structured(TrainConfig)
             schema.env = OmegaConf.structured(env_entry(options["env"]["name"]).config_class)
             config = OmegaConf.to_object(OmegaConf.merge(schema, options))
-    except ValueError as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = " ".join(str(error).split())
         raise ValueError(
-            f"{path}: {error}. The file was written by mtxl_rl {writer}, and this is mtxl_rl "
+            f"{path}: {reason}. The file was written by mtxl_rl {writer}, and this is mtxl_rl "
             f"{version('mtxl_rl')}: install that version, or change the file"
         ) from error
     assert isinstance(config, TrainConfig), type(config)
@@ -362,6 +368,24 @@ def config_from_dict(document: Mapping[str, Any], *, path: Path) -> TrainConfig:
 def save_config(config: TrainConfig, path: Path) -> None:
     """Write the configuration as YAML."""
     path.write_text(OmegaConf.to_yaml(config_to_dict(config)), encoding="utf-8")
+
+
+def read_yaml(path: Path) -> DictConfig | ListConfig:
+    """The content of a YAML file that mtxl_rl wrote.
+
+    Raises:
+        ValueError: it is not YAML, or has aliases, which can stand for any amount of memory.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+            raise ValueError("it has an alias, *name")
+        return OmegaConf.load(io.StringIO(text))
+    except (yaml.YAMLError, ValueError, OSError, RecursionError, OmegaConfBaseException) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{path} is not valid YAML: {reason}; restore it, or give another folder"
+        ) from error
 
 
 def load_config(run_dir: Path) -> TrainConfig:
@@ -377,7 +401,7 @@ def load_config(run_dir: Path) -> TrainConfig:
         )
     if not path.is_file():
         raise ValueError(f"{run_dir} is not a run: it has no config.yaml; give the folder of a run")
-    saved = OmegaConf.load(path)
+    saved = read_yaml(path)
     if not isinstance(saved, DictConfig) or not {"env", "torso", "ppo"} <= saved.keys():
         raise ValueError(
             f"{path} is not an agent's configuration: it is cut off, or a language model's "

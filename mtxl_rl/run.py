@@ -273,7 +273,7 @@ class Run:
                 env_state = select_rows(state["env"], rows, num_rows=self.config.num_envs)
                 self.env.reset()
                 self.env.set_state(_arrays(env_state))
-        except (KeyError, RuntimeError) as error:
+        except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
             raise ValueError(
                 f"the checkpoint does not fit this configuration ({_detail(error)}); resume with "
                 "the options it was trained with: num_envs, env.* and those of policy.* that add "

@@ -22,6 +22,7 @@ from mtxl_rl.config import TrainConfig, config_from_dict, config_to_dict, load_c
 from mtxl_rl.envs.registry import make_vector_env
 from mtxl_rl.envs.space_json import space_from_json, space_to_json
 from mtxl_rl.torso import save_torso
+from mtxl_rl.torso.weights import check_weights
 from mtxl_rl.tracking import checkpoint
 
 SAFETENSORS = ".safetensors"
@@ -51,10 +52,13 @@ class SavedAgent:
         Raises:
             ValueError: the weights do not fit the options.
         """
-        policy = build_policy(self.config, self, device)
         try:
+            check_weights(
+                lambda: build_policy(self.config, self, torch.device("meta")), self.weights
+            )
+            policy = build_policy(self.config, self, device)
             policy.load_state_dict(self.weights)
-        except RuntimeError as error:
+        except (RuntimeError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{self.path}: the weights do not fit the policy that its options describe "
                 "(an edited config.yaml, or another version of mtxl_rl)"
@@ -96,7 +100,10 @@ def read_agent(path: Path, *, which: str = "latest") -> SavedAgent:
         return _saved_agent(path, description, weights)
     file = checkpoint.find(path, which=which)
     state = checkpoint.load(path, which=which)
-    weights = state["agent"]["policy"]
+    agent: Any = state["agent"]
+    weights = agent.get("policy", {}) if isinstance(agent, dict) else {}
+    if not isinstance(weights, dict) or not weights:
+        raise ValueError(f"{file} holds no policy's weights; give a checkpoint that mtxl_rl wrote")
     if "description" not in state:
         return _agent_without_description(file, state["step"], weights)
     saved = _saved_agent(file, state["description"], weights)
@@ -156,15 +163,31 @@ def run_folder(path: Path) -> Path | None:
     return path.parent.parent if (path.parent.parent / "config.yaml").is_file() else None
 
 
-def _saved_agent(path: Path, description: str, weights: Mapping[str, Tensor]) -> SavedAgent:
-    document = json.loads(description)
+def _saved_agent(path: Path, description: Any, weights: Mapping[str, Tensor]) -> SavedAgent:  # noqa: ANN401
+    config = _config(path, description)
+    try:
+        document = json.loads(description)
+        observation_space, action_space = (
+            space_from_json(document[name]) for name in ("observation_space", "action_space")
+        )
+        step = int(document["step"])
+    except Exception as error:  # Gymnasium's spaces raise many types.
+        raise _not_described(path, error) from error
     return SavedAgent(
         path=path,
-        config=config_from_dict(document["config"], path=path),
-        single_observation_space=space_from_json(document["observation_space"]),
-        single_action_space=space_from_json(document["action_space"]),
-        step=document["step"],
+        config=config,
+        single_observation_space=observation_space,
+        single_action_space=action_space,
+        step=step,
         weights=weights,
+    )
+
+
+def _not_described(path: Path, error: Exception) -> ValueError:
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    return ValueError(
+        f"{path} holds a damaged description of its agent ({reason}); give a file that mtxl_rl "
+        "wrote"
     )
 
 
@@ -179,8 +202,12 @@ def _config_beside(path: Path) -> TrainConfig:
     return load_config(folder)
 
 
-def _config(path: Path, description: str) -> TrainConfig:
-    return config_from_dict(json.loads(description)["config"], path=path)
+def _config(path: Path, description: Any) -> TrainConfig:  # noqa: ANN401
+    try:
+        document = json.loads(description)["config"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise _not_described(path, error) from error
+    return config_from_dict(document, path=path)
 
 
 def _agent_without_description(path: Path, step: int, weights: Mapping[str, Tensor]) -> SavedAgent:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mtxl_rl.agents.world import World, concatenate_rows, select_rows
 from mtxl_rl.command import Command, options_of, run_command, value_of
-from mtxl_rl.config import find_device, from_document
+from mtxl_rl.config import find_device, from_document, read_yaml
 from mtxl_rl.language_model.causal_lm import CausalLM
 from mtxl_rl.language_model.model import MemoryTransformerXL
 from mtxl_rl.runtime.distributed import (
@@ -31,6 +31,7 @@ from mtxl_rl.runtime.distributed import (
 )
 from mtxl_rl.torso import MemoryState, save_torso
 from mtxl_rl.torso.torso_config import DECAYS, check_at_least
+from mtxl_rl.tracking.checkpoint import read_archive
 from mtxl_rl.tracking.cli import say, stop_requests
 from mtxl_rl.tracking.files import atomic_write, run_lock
 from mtxl_rl.tracking.metrics import MetricsLogger
@@ -399,6 +400,7 @@ def _load(
 
     Raises:
         FileNotFoundError: the run has none.
+        ValueError: it is damaged, or does not fit the run's options.
     """
     path = Path(config.resume) / CHECKPOINT
     if not path.is_file():
@@ -406,16 +408,23 @@ def _load(
             f"resume={config.resume} has no {CHECKPOINT}: it was stopped before its first update; "
             "train again in another folder"
         )
-    state = torch.load(path, map_location=device, weights_only=True)
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    memories = state["memories"]
-    if memories is not None:
-        rows = world.rows(config.batch_size // world.size)
-        memories = MemoryState(**select_rows(memories, rows, num_rows=config.batch_size))
-    if state["update"] >= config.updates and not config.prompt:
-        say(f"nothing is left to train after update {state['update']}; give a larger updates=")
-    return Reading(state["update"], state["position"], memories)
+    state = read_archive(path, map_location=device)
+    try:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        memories = state["memories"]
+        if memories is not None:
+            rows = world.rows(config.batch_size // world.size)
+            memories = MemoryState(**select_rows(memories, rows, num_rows=config.batch_size))
+        reading = Reading(int(state["update"]), int(state["position"]), memories)
+    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"{path} does not fit {config.resume}/config.yaml "
+            f"({' '.join(f'{type(error).__name__}: {error}'.split())}); restore both files"
+        ) from error
+    if reading.update >= config.updates and not config.prompt:
+        say(f"nothing is left to train after update {reading.update}; give a larger updates=")
+    return reading
 
 
 USAGE = """\
@@ -442,7 +451,7 @@ def _describe(overrides: list[str]) -> Command:
     for name in (part.partition("=")[0] for part in overrides):
         if name in names and name not in _CHANGEABLE:
             raise ValueError(f"Cannot change {name} when resuming. Remove it, or start a new run.")
-    saved = from_document(TrainLMConfig, OmegaConf.load(path))
+    saved = from_document(TrainLMConfig, read_yaml(path))
     return Command(usage=USAGE, options=options, base=replace(saved, run_dir=source))
 
 

@@ -1,5 +1,7 @@
 """A trained agent in Python: from any of its files, in any place, acting as in training."""
 
+import json
+import re
 import shutil
 from contextlib import closing
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
@@ -144,6 +147,44 @@ def test_files_that_hold_no_agent_are_named(finished: Path, tmp_path: Path) -> N
     for missing in ("none.safetensors", "none.pt", "none"):
         with pytest.raises(FileNotFoundError, match=f"{missing} does not exist"):
             Agent.load(tmp_path / missing)
+
+
+BOX = {"type": "Box", "shape": [2**40], "dtype": "float32", "low": 0.0, "high": 1.0}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "[" * 100_000, "", "7", {"config": 7}, {"config": {}}, {"config": {"env": None}},
+        {"observation_space": BOX}, {"action_space": {"type": "Graph"}}, {"step": "x"},
+        {"observation_space": None},
+    ],
+)  # fmt: skip
+def test_a_damaged_description_is_named(
+    finished: Path, tmp_path: Path, change: str | dict[str, Any]
+) -> None:
+    path = tmp_path / "damaged.pt"
+    document = torch.load(checkpoint.find(finished), weights_only=True)
+    text = document["state"]["description"]
+    is_text = isinstance(change, str)
+    document["state"]["description"] = change if is_text else json.dumps(json.loads(text) | change)
+    torch.save(document, path)
+    with pytest.raises(ValueError, match=f"^{re.escape(str(path))}"):
+        Agent.load(path)
+
+
+@pytest.mark.parametrize("change", [{"agent": 3}, {"agent": {}}, {"step": "x"}, {"env": 3}, None])
+def test_a_checkpoint_with_values_of_other_types_is_refused(
+    finished: Path, tmp_path: Path, change: dict[str, Any] | None
+) -> None:
+    folder = shutil.copytree(finished, tmp_path / "run")
+    path = checkpoint.find(folder)
+    document = torch.load(path, weights_only=True)
+    document["state"] = None if change is None else document["state"] | change
+    torch.save(document, path)
+    config = compose_config([*TINY, f"resume={folder}", f"run_dir={folder}", "total_steps=99999"])
+    with pytest.raises(ValueError, match="checkpoint"):
+        run(config)
 
 
 def test_an_unknown_option_names_the_file_the_option_and_the_version(

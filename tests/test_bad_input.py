@@ -260,6 +260,9 @@ def test_a_folder_without_an_agents_run_is_refused(
         (whole[: len(whole) // 3], ""),  # torn between two lines, or within one
         (whole[: len(whole) // 3 + 7], ""),
         ("env: [", "not valid YAML: "),
+        ("env: \0", "not valid YAML: "),
+        ("env: &a [x]\ntorso: [*a, *a]\nppo: 1\n", "it has an alias"),
+        ("env: null\ntorso: 1\nppo: 1\n", ""),
     ):
         path.write_text(content)
         capsys.readouterr()

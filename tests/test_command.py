@@ -127,6 +127,15 @@ def test_an_option_that_is_a_dict_takes_new_keys(
     assert config.env.curriculum == curriculum
 
 
+def test_an_interpolation_that_names_nothing_is_one_sentence(
+    capsys: pytest.CaptureFixture,
+) -> None:
+    with pytest.raises(SystemExit):
+        compare.main(["metric=${no_such_option}", "run"])
+    expected = "error: option metric: Interpolation key 'no_such_option' not found\n"
+    assert capsys.readouterr().err == expected
+
+
 def test_a_key_outside_the_grammar_is_answered_with_what_to_type() -> None:
     expected = re.escape("write env.curriculum={5x5: 0.3} instead of env.curriculum.5x5=0.3")
     with pytest.raises(ValueError, match=expected):

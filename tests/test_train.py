@@ -443,6 +443,12 @@ def test_a_command_says_what_it_will_do_before_anything_slow(
     assert "For a result in minutes: python -m mtxl_rl.train env=TMaze" in long
 
 
+@pytest.mark.parametrize("env", ["RepeatFirst", "CountRecall", "Concentration"])
+def test_a_task_whose_config_serves_several_tasks_trains(tmp_path: Path, env: str) -> None:
+    main([f"env={env}", *TINY[2:], f"run_dir={tmp_path / 'run'}", "total_steps=64"])
+    assert rows(tmp_path / "run")[-1]["step"] == 64
+
+
 def test_the_command_line_wins_over_the_devices_defaults() -> None:
     assert device_overrides(["env=TMaze", "device=cpu"]) == []
     added = device_overrides(["env=TMaze", "device=cuda", "model=tiny"])

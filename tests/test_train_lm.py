@@ -118,6 +118,36 @@ def test_mistakes_are_one_sentence(
     assert stderr.count("\n") == 1
 
 
+def test_a_damaged_checkpoint_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    main([*TINY, "updates=1", f"run_dir={tmp_path}"])
+    path = tmp_path / "checkpoint.pt"
+    whole, state = path.read_bytes(), torch.load(path, weights_only=True)
+    largest = max(state["model"].values(), key=torch.Tensor.numel)
+    at = whole.index(largest.numpy().tobytes())
+    flipped = bytearray(whole)
+    flipped[at] ^= 1
+    for content in (whole[:1000], b"not a checkpoint", bytes(flipped)):
+        path.write_bytes(content)
+        assert str(path) in error_of(capsys, [f"resume={tmp_path}", "updates=2"])
+    for wrong in ({}, [], state | {"update": "x"}, state | {"model": None}):
+        torch.save(wrong, path)
+        error = error_of(capsys, [f"resume={tmp_path}", "updates=2"])
+        assert f"{path} does not fit" in error
+
+
+def error_of(capsys: pytest.CaptureFixture, argv: list[str]) -> str:
+    """The one line of a command that must fail."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(argv)
+    stderr = capsys.readouterr().err
+    assert stderr.startswith("error: ")
+    assert stderr.count("\n") == 1
+    return stderr
+
+
 def test_an_interrupted_run_saves_its_weights_and_exits_with_the_signals_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,10 +1,14 @@
 """Gymnasium spaces as plain values for JSON, so that an agent's file describes what it observes."""
 
+import math
 from typing import Any
 
 import numpy as np
 from gymnasium import Space, spaces
 from numpy.typing import NDArray
+
+_MOST_NUMBERS = 2**28
+"""A larger observation is a damaged description: its bounds alone would fill gigabytes."""
 
 
 def space_to_json(space: Space[Any]) -> dict[str, Any]:
@@ -42,6 +46,8 @@ def space_from_json(document: dict[str, Any]) -> Space[Any]:
         return spaces.Dict({key: space_from_json(it) for key, it in document["spaces"].items()})
     if kind == "Box":
         shape, dtype = tuple(document["shape"]), np.dtype(document["dtype"])
+        if math.prod(shape) > _MOST_NUMBERS:
+            raise ValueError(f"a Box of shape {shape} has more than {_MOST_NUMBERS:,} numbers")
         low, high = (
             np.broadcast_to(np.asarray(document[name], dtype), shape) for name in ("low", "high")
         )

@@ -1,7 +1,7 @@
 """Saves and loads a torso, its weights and its configuration, as a safetensors file."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -87,15 +87,31 @@ def load_torso(path: Path | str, *, device: torch.device | str = "cpu") -> Torso
     }
     weights = inside or weights
     try:
-        torso = build_torso(_config_of(json.loads(metadata)))
+        config = _config_of(json.loads(metadata))
+        check_weights(lambda: build_torso(config), weights)
+        torso = build_torso(config)
         dtype = next((weight.dtype for weight in weights.values()), None)
         torso.to(device=device, dtype=dtype).load_state_dict(weights)
-    except (TypeError, RuntimeError) as error:
+    except (TypeError, AttributeError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"{path} contains a torso that this version of mtxl_rl cannot build: "
             f"{' '.join(str(error).split())}"
         ) from error
     return torso
+
+
+def check_weights(build: Callable[[], nn.Module], weights: Mapping[str, Any]) -> None:
+    """Raise the error of `load_state_dict` before the module's memory is allocated.
+
+    A file's options may describe a module that is larger than its weights by any factor.
+
+    Raises:
+        RuntimeError: names or shapes do not fit.
+        TypeError, AttributeError: `weights` are not tensors by name.
+    """
+    with torch.device("meta"):
+        module = build()
+    module.load_state_dict({name: weight.to("meta") for name, weight in weights.items()})
 
 
 def _config_of(fields: dict[str, Any]) -> TorsoConfig:

@@ -233,17 +233,26 @@ def _is_best(best: Path, *, score: float | None) -> bool:
     return best_score is None or score > best_score
 
 
-def _read(path: Path, *, map_location: torch.device | str) -> dict[str, Any]:
-    """Return the format, version, score and state of a checkpoint file."""
+def read_archive(path: Path, *, map_location: torch.device | str) -> Any:  # noqa: ANN401
+    """Return what `torch.save` wrote, after a check of the archive's checksums.
+
+    Raises:
+        ValueError: The file is damaged, is not an archive of torch, or holds Python objects.
+    """
     _check_intact(path)
     try:
-        document = torch.load(path, map_location=map_location, weights_only=True)
+        return torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         _refuse(path, "holds Python objects, which could run code and are not loaded", error)
     except (OSError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # torch's readers raise many types for a foreign file.
         _refuse(path, "was not written by torch.save", error)
+
+
+def _read(path: Path, *, map_location: torch.device | str) -> dict[str, Any]:
+    """Return the format, version, score and state of a checkpoint file."""
+    document = read_archive(path, map_location=map_location)
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         _refuse(path, "was written by torch.save but is not a checkpoint of mtxl_rl", None)
     if document.get("version") != VERSION:
@@ -252,10 +261,14 @@ def _read(path: Path, *, map_location: torch.device | str) -> dict[str, Any]:
             f"mtxl_rl reads version {VERSION}; install the mtxl_rl that wrote it"
         )
     missing = {"score", "state"} - document.keys()
-    if not missing:
-        missing = TrainingState.__required_keys__ - document["state"].keys()
+    state = document.get("state")
+    if isinstance(state, dict):
+        missing |= TrainingState.__required_keys__ - state.keys()
     if missing:
         _refuse(path, f"lacks {', '.join(sorted(missing))}", None)
+    is_state = isinstance(state, dict) and isinstance(state["step"], int)
+    if not is_state or not isinstance(document["score"], float | None):
+        _refuse(path, "holds values of other types than a checkpoint's", None)
     return document
 
 
@@ -275,4 +288,4 @@ def _check_intact(path: Path) -> None:
 
 
 def _refuse(path: Path, fault: str, cause: Exception | None) -> Never:
-    raise ValueError(f"{path} {fault}; give a checkpoint that mtxl_rl.train wrote") from cause
+    raise ValueError(f"{path} {fault}; give a checkpoint that mtxl_rl wrote") from cause

@@ -90,7 +90,8 @@ def _message(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename is None:
         message = error.strerror  # Without the errno that str() prepends.
     if isinstance(error, YAMLError):
-        message = f"not valid YAML: {' '.join(message.split())}"
+        message = f"not valid YAML: {message}"
+    message = " ".join(message.split())  # An option's value may have several lines.
     notes = getattr(error, "__notes__", [])
     blocks = [note.rstrip() + "\n" for note in notes if "\n" in note.strip()]
     sentences = [note for note in notes if "\n" not in note.strip()]

@@ -3,6 +3,7 @@
 The callers choose the metrics' names, such as `charts/episodic_return`, `losses/approx_kl`.
 """
 
+import errno
 import json
 import math
 import os
@@ -123,6 +124,8 @@ class MetricsLogger:
         return explained_write_errors(self.path, advice=_ADVICE)
 
     def _open(self) -> None:
+        if self.path.exists() and not self.path.is_file():
+            raise OSError(errno.EINVAL, "it is not a file")
         _drop_incomplete_line(self.path)
         self._file = self.path.open("ab", buffering=0)
 
@@ -157,10 +160,10 @@ def read_rows(run_dir: Path | str) -> list[Row]:
     path = Path(run_dir) / METRICS_FILE
     if not path.is_file():
         raise FileNotFoundError(f"{run_dir} has no {METRICS_FILE}; give the folder of a run")
-    *lines, _ = path.read_text(encoding="utf-8").split("\n")
     try:
+        *lines, _ = path.read_text(encoding="utf-8").split("\n")
         return [dict(json.loads(line)) for line in lines]
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} holds a row that is not a JSON object: {error}") from error
 
 
@@ -275,6 +278,6 @@ def _drop_incomplete_line(path: Path) -> None:
 def _is_kept(line: bytes, *, step: int, path: Path) -> bool:
     try:
         return bool(json.loads(line)["step"] <= step)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         warnings.warn(f"dropped an unreadable line of {path}: {line[:80]!r}", stacklevel=4)
         return False

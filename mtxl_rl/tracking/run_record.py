@@ -85,9 +85,12 @@ def read_record(run_dir: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     try:
-        return list(json.loads(path.read_text(encoding="utf-8")))
-    except ValueError as error:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error}); delete it, or restore it") from error
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise ValueError(f"{path} is not a list of JSON objects; delete it, or restore it")
+    return entries
 
 
 def _write(path: Path, entries: list[dict[str, Any]]) -> None:

@@ -121,6 +121,22 @@ def test_a_torso_of_another_version_is_refused(
         load_torso(path)
 
 
+def test_a_torso_larger_than_its_weights_is_refused_before_it_is_built(tmp_path: Path) -> None:
+    path = tmp_path / "torso.safetensors"
+    config = asdict(CONFIGS["delta"]) | {"width": 2**24}  # Its first matrix would take a petabyte.
+    save_file({"x": torch.zeros(1)}, path, metadata={"mtxl_rl.torso": json.dumps(config)})
+    with pytest.raises(ValueError, match="cannot build"):
+        load_torso(path)
+
+
+@pytest.mark.parametrize("config", ["[]", "7", "{", "[" * 100_000, '{"width": "x"}'])
+def test_a_torso_with_a_damaged_configuration_is_refused(config: str, tmp_path: Path) -> None:
+    path = tmp_path / "torso.safetensors"
+    save_file({"x": torch.zeros(1)}, path, metadata={"mtxl_rl.torso": config})
+    with pytest.raises(ValueError, match="cannot build"):
+        load_torso(path)
+
+
 def test_a_file_without_a_torso_is_refused(tmp_path: Path) -> None:
     save_file({"weight": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match=r"contains no torso; write it with mtxl_rl"):

@@ -17,10 +17,10 @@ from mtxl_rl.tracking.files import atomic_write
 
 def test_the_librarys_error_is_one_sentence_and_exit_code_1(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as end, one_sentence_errors():
-        env_entry("Nowhere")
+        env_entry("No\nwhere")
     assert end.value.code == 1
     message = capsys.readouterr().err
-    assert message.startswith("error: env.name=Nowhere is unknown")
+    assert message.startswith("error: env.name=No where is unknown")
     assert message.count("\n") == 1
 
 

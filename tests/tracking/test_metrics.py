@@ -116,6 +116,21 @@ def test_a_damaged_line_in_the_middle_is_dropped_with_a_warning(tmp_path: Path) 
     assert rows(tmp_path) == [{"step": 1}, {"step": 2}]
 
 
+def test_deeply_nested_rows_are_refused_or_dropped(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n' + "[" * 100_000 + "\n")
+    with pytest.raises(ValueError, match="holds a row that is not a JSON object"):
+        read_rows(tmp_path)
+    with MetricsLogger(tmp_path) as logger, pytest.warns(UserWarning, match="unreadable line"):
+        logger.truncate_after(2)
+    assert rows(tmp_path) == [{"step": 1}]
+
+
+def test_metrics_that_are_no_file_are_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/zero")
+    with pytest.raises(OSError, match="it is not a file"), MetricsLogger(tmp_path):
+        pass
+
+
 class FullDisk(io.FileIO):
     """A file on a disk that has room for half a line."""
 

@@ -50,3 +50,10 @@ def test_a_damaged_record_is_named(tmp_path: Path) -> None:
     (tmp_path / RECORD_FILE).write_text("[")
     with pytest.raises(ValueError, match=rf"{RECORD_FILE} is not JSON.*delete it, or restore it"):
         read_record(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["7", '["finished"]', '{"outcome": null}', "[" * 100_000])
+def test_a_record_of_another_form_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / RECORD_FILE).write_text(content)
+    with pytest.raises(ValueError, match=rf"{RECORD_FILE} is not .*; delete it, or restore it"):
+        read_record(tmp_path)
