@@ -10,6 +10,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from mtxl_rl.envs.backends.covered_spaces import cover
 from mtxl_rl.envs.backends.gymnasium_env import SeededFirstReset
+from mtxl_rl.envs.backends.named_env import NamedEnv
 
 CustomEnv = (
     gymnasium.Env[Any, Any] | VectorEnv[Any, Any, Any] | Callable[[], gymnasium.Env[Any, Any]]
@@ -69,7 +70,7 @@ def make_custom(env: CustomEnv, *, num_envs: int, seed: int) -> VectorEnv[Any, A
         )
     if isinstance(env, VectorEnv):
         return SeededFirstReset(env, seed=seed, closes=False)
-    makers = [partial(_make_one, env)] * num_envs
+    makers = [partial(_make_one, env, index) for index in range(num_envs)]
     vector = SyncVectorEnv(makers, autoreset_mode=AutoresetMode.NEXT_STEP)
     return SeededFirstReset(vector, seed=seed, closes=is_factory(env))
 
@@ -83,11 +84,11 @@ def refuse_to_make(config: CustomEnvConfig, **_: object) -> NoReturn:
     )
 
 
-def _make_one(env: CustomEnv) -> gymnasium.Env[Any, Any]:
+def _make_one(env: CustomEnv, index: int) -> gymnasium.Env[Any, Any]:
     made = env if isinstance(env, gymnasium.Env) else env()  # type: ignore[operator]
     if not isinstance(made, gymnasium.Env):
         raise ValueError(
             f"{env} returned a {type(made).__name__}, and only a gymnasium.Env is legal; pass a "
             "vector environment itself, not a function that makes it"
         )
-    return cover(made)
+    return NamedEnv(cover(made), index=index)

@@ -4,9 +4,10 @@ import contextlib
 import importlib
 import inspect
 import io
+import itertools
 import os
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ import gymnasium
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 
 from mtxl_rl.envs.backends.covered_spaces import cover
+from mtxl_rl.envs.backends.named_env import NamedEnv
 from mtxl_rl.envs.names import nearest_names
 
 
@@ -88,7 +90,8 @@ def make_gymnasium(
             "autoreset_mode": AutoresetMode.NEXT_STEP,
             **vector_kwargs,
         }
-        make_kwargs["wrappers"] = [*make_kwargs.get("wrappers", []), cover]
+        names = [_name_envs()] if make_kwargs["vectorization_mode"] == "sync" else []
+        make_kwargs["wrappers"] = [*make_kwargs.get("wrappers", []), cover, *names]
     try:
         env = gymnasium.make_vec(spec.id, num_envs=num_envs, **make_kwargs)
     except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
@@ -104,6 +107,12 @@ def make_gymnasium(
             f"{_legal_kwargs(spec)}."
         ) from error
     return SeededFirstReset(env, seed=seed)
+
+
+def _name_envs() -> Callable[[gymnasium.Env[Any, Any]], NamedEnv]:
+    """A wrapper that numbers the environments in the order in which they are made."""
+    indices = itertools.count()
+    return lambda env: NamedEnv(env, index=next(indices))
 
 
 def _spec(env_id: str) -> gymnasium.envs.registration.EnvSpec:

@@ -33,6 +33,7 @@ from gymnasium.vector.utils import (
 )
 from numpy.typing import NDArray
 
+from mtxl_rl.envs.backends.named_env import fits
 from mtxl_rl.envs.cores import num_cores
 from mtxl_rl.envs.wrappers.checked import reset_mask
 
@@ -221,9 +222,11 @@ class ProcessVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
             )
         except (KeyError, TypeError, ValueError) as error:
             self.close()
+            space = self.single_observation_space
+            wrong = [i for i, newest in enumerate(self._newest) if not fits(newest, space)]
             raise RuntimeError(
-                f"an observation does not fit {self.single_observation_space} ({error}); return "
-                "observations of the declared shape and dtype."
+                f"an observation of environment {', '.join(map(str, wrong))} does not fit {space} "
+                f"({error}); return observations of the declared shape and dtype."
             ) from error
         return observations, infos, [step for step in steps if step is not None]
 

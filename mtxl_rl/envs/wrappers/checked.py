@@ -25,6 +25,9 @@ TRAINING_REWARD_KEY = "training_reward"
 TEACHER_KEY = "teacher_logits"
 """Key of the info dict under which an environment may report the logits of a teacher's actions."""
 
+LARGEST = 1e15
+"""Largest observation and reward: float32 overflows in the squares of numbers above 1e19."""
+
 ACTION_MASK_KEY = "action_mask"
 """The key of a Dict observation that marks the allowed actions."""
 
@@ -109,9 +112,14 @@ class CheckedVectorEnv(VectorWrapper[Any, Any, Any, Any, Any]):
             raise ValueError(
                 "step() came before the first reset() or after close(): call reset() first."
             )
-        observations, rewards, terminated, truncated, infos = self.env.step(actions)
         self._num_steps += 1
-        rewards = np.asarray(rewards, dtype=np.float32)
+        try:
+            observations, rewards, terminated, truncated, infos = self.env.step(actions)
+        except Exception as error:
+            error.add_note(f"in step {self._num_steps} of the environments")
+            raise
+        with np.errstate(over="ignore"):  # The check below reports it.
+            rewards = np.asarray(rewards, dtype=np.float32)
         terminated = np.asarray(terminated, dtype=np.bool_)
         truncated = np.asarray(truncated, dtype=np.bool_)
         self._check_observations(observations)
@@ -159,14 +167,14 @@ class CheckedVectorEnv(VectorWrapper[Any, Any, Any, Any, Any]):
             self._check_action_mask(observations[ACTION_MASK_KEY], starts=self._mask_starts)
 
     def _check_finite(self, values: NDArray[Any], *, name: str) -> None:
-        finite = np.isfinite(values)
-        if finite.all():
+        legal = np.abs(values) <= LARGEST  # False for NaN.
+        if legal.all():
             return
-        index = np.argwhere(~finite)[0]
+        index = np.argwhere(~legal)[0]
         raise ValueError(
             f"{name} of environment {index[0]} is {values[tuple(index)]} at step "
-            f"{self._num_steps}; it must be a finite number: fix the environment, or clip its "
-            "values in a gymnasium.Wrapper."
+            f"{self._num_steps}; it must be a finite number in -{LARGEST:g} .. {LARGEST:g}: fix "
+            "the environment, or clip its values in a gymnasium.Wrapper."
         )
 
     def _check_action_mask(self, mask: NDArray[Any], *, starts: NDArray[np.intp]) -> None:
