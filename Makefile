@@ -74,7 +74,7 @@ test-gpu: $(VENV)/.installed-dev
 # Each program prints its seed, the counts and every failure. SIZE multiplies the numbers of cases.
 SIZE ?= 1
 KILLS ?= 200
-RELIABILITY = inputs files environments
+RELIABILITY = inputs files environments disk
 
 reliability: $(VENV)/.installed-dev
 	for program in $(RELIABILITY); do MTXL_RL_RELIABILITY=$(SIZE) OMP_NUM_THREADS=1 \

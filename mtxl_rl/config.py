@@ -32,6 +32,7 @@ from mtxl_rl.command import (
 from mtxl_rl.envs.registry import ENVS, env_entry, with_teacher
 from mtxl_rl.torso import TorsoConfig
 from mtxl_rl.torso.torso_config import check_at_least
+from mtxl_rl.tracking.files import atomic_write
 from mtxl_rl.tracking.loggers import check_logger_names
 
 GROUPS = ("env", "torso", "model")
@@ -367,7 +368,8 @@ def config_from_dict(document: Any, *, path: Path) -> TrainConfig:  # noqa: ANN4
 
 def save_config(config: TrainConfig, path: Path) -> None:
     """Write the configuration as YAML."""
-    path.write_text(OmegaConf.to_yaml(config_to_dict(config)), encoding="utf-8")
+    with atomic_write(path) as temporary:
+        temporary.write_text(OmegaConf.to_yaml(config_to_dict(config)), encoding="utf-8")
 
 
 def read_yaml(path: Path) -> DictConfig | ListConfig:

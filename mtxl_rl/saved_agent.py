@@ -24,6 +24,7 @@ from mtxl_rl.envs.space_json import space_from_json, space_to_json
 from mtxl_rl.torso import save_torso
 from mtxl_rl.torso.weights import check_weights
 from mtxl_rl.tracking import checkpoint
+from mtxl_rl.tracking.files import atomic_write
 
 SAFETENSORS = ".safetensors"
 POLICY_FILE = "policy.safetensors"
@@ -78,7 +79,8 @@ def describe_agent(config: TrainConfig, env: Any, *, step: int) -> str:  # noqa:
 
 def save_policy(policy: Policy, path: Path, *, description: str) -> None:
     """Write the weights and the description as safetensors."""
-    save_torso(policy.torso, path, within=policy, metadata={_METADATA: description})
+    with atomic_write(path) as temporary:
+        save_torso(policy.torso, temporary, within=policy, metadata={_METADATA: description})
 
 
 def read_agent(path: Path, *, which: str = "latest") -> SavedAgent:

@@ -250,7 +250,8 @@ def _run(config: TrainLMConfig) -> tuple[Path, int]:
                 signal_number = _train(model, train, held_out, config, run_dir, world)
                 record["outcome"] = outcome(signal_number)
             if world.rank == 0:
-                save_torso(model.torso, run_dir / "model.safetensors", within=model)
+                with atomic_write(run_dir / "model.safetensors") as temporary:
+                    save_torso(model.torso, temporary, within=model)
         say(f"saved {run_dir / 'model.safetensors'}")
         if config.prompt and not signal_number:
             say(generate(model, config.prompt, length=config.num_generated))
@@ -327,7 +328,8 @@ def _train(
             if reading.update == first + 1 and is_main:
                 # Only now: a failed start leaves the folder free for the next one.
                 saved = replace(config, resume="", prompt="")
-                OmegaConf.save(OmegaConf.structured(saved), run_dir / "config.yaml")
+                with atomic_write(run_dir / "config.yaml") as temporary:
+                    OmegaConf.save(OmegaConf.structured(saved), temporary)
             if reading.update % config.evaluate_every == 0 or reading.update == config.updates:
                 metrics = evaluate(model, held_out, length=config.length, world=world)
                 num_read = (reading.update - first) * config.batch_size * config.length

@@ -17,9 +17,10 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from mtxl_rl import evaluate, train
+from mtxl_rl import evaluate, saved_agent, train
 from mtxl_rl.agents import episodes
 from mtxl_rl.config import compose_config, save_config
+from mtxl_rl.saved_agent import read_agent, save_policy
 from mtxl_rl.tracking import checkpoint
 
 SIZES = [
@@ -412,6 +413,26 @@ def test_a_full_disk_ends_in_one_sentence_and_keeps_the_checkpoints(
     assert "cannot write" in error
     assert "No space left on device" in error
     assert checkpoint.load(folder)["step"] == 64
+
+
+def test_a_full_disk_leaves_the_configuration_and_the_policy_whole(
+    a_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, policy = a_run / "config.yaml", a_run / "policy.safetensors"
+    before = {path: path.read_bytes() for path in (config, policy)}
+    agent = read_agent(policy)
+
+    def full(path: Path, *_: object, **__: object) -> None:
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(saved_agent, "save_torso", lambda _, path, **__: full(path))
+    with pytest.raises(OSError, match=r"cannot write .*config.yaml: No space"):
+        save_config(agent.config, config)
+    with pytest.raises(OSError, match=r"cannot write .*policy.safetensors: No space"):
+        save_policy(agent.build_policy(torch.device("cpu")), policy, description="")
+    assert {path: path.read_bytes() for path in (config, policy)} == before
 
 
 def test_action_masks_of_an_environment_are_obeyed(tmp_path: Path) -> None:

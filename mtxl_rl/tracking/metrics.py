@@ -86,6 +86,8 @@ class MetricsLogger:
         row = {name: _number(name, value) for name, value in metrics.items()}
         line = json.dumps({"step": step} | {name: _finite(value) for name, value in row.items()})
         with self._explained_errors():
+            if not os.fstat(self._file.fileno()).st_nlink:
+                raise OSError(errno.ENOENT, "it was deleted during the run")
             _append(self._file, f"{line}\n".encode())
             for logger in self._open_loggers():
                 logger.log(row, step=step)

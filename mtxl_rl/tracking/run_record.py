@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -61,11 +61,12 @@ def run_record(
         yield entry
     except BaseException as error:
         message = "; ".join([str(error), *getattr(error, "__notes__", [])])
-        entry["outcome"] = f"{type(error).__name__}: {message}"
+        entry |= {"outcome": f"{type(error).__name__}: {message}", "end": _now()}
+        with suppress(OSError):  # The first error is the one to report.
+            _write(path, entries)
         raise
-    finally:
-        entry["end"] = _now()
-        _write(path, entries)
+    entry["end"] = _now()
+    _write(path, entries)
 
 
 def outcome(signal_number: int) -> str:

@@ -131,6 +131,15 @@ def test_metrics_that_are_no_file_are_one_sentence(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not delete open files")
+def test_metrics_that_are_deleted_during_the_run_are_one_sentence(tmp_path: Path) -> None:
+    with MetricsLogger(tmp_path, loggers=()) as logger:
+        logger.log({"a": 1.0}, step=1)
+        logger.path.unlink()
+        with pytest.raises(OSError, match=r"cannot write .*metrics.jsonl: it was deleted"):
+            logger.log({"a": 2.0}, step=2)
+
+
 class FullDisk(io.FileIO):
     """A file on a disk that has room for half a line."""
 

@@ -46,6 +46,21 @@ def test_an_installed_package_has_no_commit(
         assert entry["commit"] is None
 
 
+def test_a_record_that_cannot_be_completed_does_not_hide_the_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError("the disk is full")
+
+    def fail() -> None:
+        with run_record(tmp_path):
+            monkeypatch.setattr(module, "_write", full)
+            raise ValueError("the first error")
+
+    with pytest.raises(ValueError, match="the first error"):
+        fail()
+
+
 def test_a_damaged_record_is_named(tmp_path: Path) -> None:
     (tmp_path / RECORD_FILE).write_text("[")
     with pytest.raises(ValueError, match=rf"{RECORD_FILE} is not JSON.*delete it, or restore it"):
