@@ -114,7 +114,7 @@ def _plan(config: TrainConfig) -> str:
         f"The first iteration shows how long it takes on this machine (ETA){compiling}. Ctrl-C "
         "saves and stops.",
     ]
-    if config.env.name in _EXPECTED and config.env == type(config.env)():
+    if config.env.name in _EXPECTED and config.env == type(config.env)(name=config.env.name):
         lines.append(f"What to expect: {_EXPECTED[config.env.name]}")
     if config.total_steps >= _LONG:
         lines.append(f"For a result in minutes: {_SHORT_EXAMPLE}")
