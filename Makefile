@@ -41,7 +41,7 @@ train: $(VENV)/.installed
 	$(BIN)/python -m mtxl_rl.train $(strip $(DEFAULT_ENV) $(ARGS))
 
 # One thread per process: with more threads than cores, torch's threads wait for one another.
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup
 # Some tests pass inputs that the shape checks of the other tests refuse, or compile.
 UNCHECKED = -o addopts="--import-mode=importlib --strict-markers --strict-config"
 FAST = not slow and not gpu and not compile and not original and not processes and not training

@@ -1,13 +1,21 @@
-"""Skips tests that cannot run under the shape checks, in sessions that have them."""
+"""Sessions with shape checks skip tests that these refuse; one worker has Memory Maze's tests."""
+
+from pathlib import Path
 
 import pytest
 
+MAZE = Path(__file__).parent / "envs" / "memory_maze"
+
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip `unchecked` and `compile` tests where jaxtyping checks the package."""
-    if not config.getoption("jaxtyping_packages", default=None):
-        return
+    """Skip `unchecked` and `compile` tests where jaxtyping checks the package; group the maze's.
+
+    Each worker that uses the maze's engine compiles it, half a minute; see `--dist loadgroup`.
+    """
+    has_checks = bool(config.getoption("jaxtyping_packages", default=None))
     skip = pytest.mark.skip(reason="needs a session without --jaxtyping-packages: see the Makefile")
     for item in items:
-        if {"unchecked", "compile"} & set(item.keywords):
+        if has_checks and {"unchecked", "compile"} & set(item.keywords):
             item.add_marker(skip)
+        if MAZE in item.path.parents:
+            item.add_marker(pytest.mark.xdist_group("memory_maze"))

@@ -232,6 +232,7 @@ class PPO:
             mean, variance = masked_moments(advantage, rollout.counted, self.world)
             deviation = variance.sqrt()
             normalised = (advantage - mean) / (deviation + 1e-8)
+            normalised = normalised.masked_fill(~rollout.counted, 0)
             value_target = rollout.value + advantage
         self._update_statistics(rollout, value_target)
         learning_rate = _linear(config.learning_rate, config.final_learning_rate, progress)
@@ -357,7 +358,8 @@ class PPO:
         floor = self.config.advantage_floor * self.policy.value_head.deviation
         if not (self.config.popart and floor > 0):
             return 1.0
-        return float((advantage_deviation / floor).clamp(max=1))
+        # NaN: a teacher leads all environments.
+        return float((advantage_deviation / floor).clamp(max=1).nan_to_num(1.0))
 
     def _minibatches(
         self,

@@ -167,13 +167,15 @@ def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
 def masked_moments(values: Tensor, mask: Tensor, world: World) -> tuple[Tensor, Tensor]:
     """Mean and (biased) variance of `values` where `mask` is set, over all processes.
 
+    NaN where it is set nowhere.
+
     `values` [*mask.shape, k...] have moments [k...]. In two passes, in float64: the sum of squares
     alone would cancel for a large mean.
     """
     axes = tuple(range(mask.ndim))
     excluded = ~mask.reshape(*mask.shape, *[1] * (values.ndim - mask.ndim))
     wide = values.double().masked_fill(excluded, 0)
-    count = world.sum(mask.sum().double()).clamp(min=1)
+    count = world.sum(mask.sum().double())
     mean = world.sum(wide.sum(axes)) / count
     variance = world.sum((wide - mean).square().masked_fill(excluded, 0).sum(axes)) / count
     dtype = values.dtype if values.is_floating_point() else torch.float32
