@@ -6,12 +6,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
+from mtxl_rl.callbacks import Callback, Metrics, StopTraining
 from mtxl_rl.config import compose_config
 from mtxl_rl.tracking import checkpoint
 from mtxl_rl.tracking.metrics import read_rows
@@ -31,9 +32,20 @@ TO_THE_END = ["num_processes=2", "total_steps=1024", "checkpoint_seconds=0"]
 NUM_KILLS = int(os.environ.get("MTXL_RL_RAY_KILLS", "3"))
 
 
-def start(faults: str, cluster: str, run_dir: Path, *options: str) -> "subprocess.Popen[str]":
+class StopAfterHalf(Callback):
+    """Stops a run of 1,024 steps after half of them."""
+
+    def on_iteration(self, metrics: Metrics) -> None:
+        """See `Callback`."""
+        if metrics["step"] >= 512:
+            raise StopTraining("half is enough")
+
+
+def start(
+    faults: str, cluster: str, run_dir: Path, *options: str, task: Sequence[str] = OPTIONS
+) -> "subprocess.Popen[str]":
     """Start the command, with a process group of its own, as a terminal does."""
-    arguments = [faults, cluster, *OPTIONS, f"run_dir={run_dir}", *options]
+    arguments = [faults, cluster, *task, f"run_dir={run_dir}", *options]
     return subprocess.Popen(
         [sys.executable, DRIVER, *arguments],
         env=os.environ | {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3"},
@@ -127,6 +139,21 @@ def test_a_run_continues_without_a_machine(tmp_path: Path, reference: Path) -> N
     newest = checkpoint.latest(run_dir)
     assert newest is not None
     assert any(path.samefile(newest) for path in (run_dir / "ray").glob("*/*.pt"))
+
+
+def test_a_run_that_one_process_began_is_continued_by_two_workers(
+    tmp_path: Path, reference: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    options = [*OPTIONS, "total_steps=1024", f"run_dir={run_dir}"]
+    run(compose_config(options), callbacks=[StopAfterHalf()])
+    assert checkpoint.load(run_dir)["step"] == 512
+    resume = [f"resume={run_dir}", "num_processes=2"]
+    code, _, errors = output(start("", "2", run_dir, *resume, task=[]))
+    assert code == 0, errors[-2000:]
+    assert sizes(run_dir) == [2]
+    assert_no_process_is_left(run_dir)
+    assert_same_run(run_dir, reference)
 
 
 def test_ctrl_c_saves_also_where_a_worker_has_no_share(tmp_path: Path) -> None:
