@@ -22,7 +22,7 @@ from mtxl_rl.config import TrainConfig, config_from_dict, config_to_dict, load_c
 from mtxl_rl.envs.registry import make_vector_env
 from mtxl_rl.envs.space_json import space_from_json, space_to_json
 from mtxl_rl.torso import save_torso
-from mtxl_rl.torso.weights import check_weights
+from mtxl_rl.torso.weights import BUILD_ERRORS, check_weights
 from mtxl_rl.tracking import checkpoint
 from mtxl_rl.tracking.files import atomic_write
 
@@ -55,11 +55,13 @@ class SavedAgent:
         """
         try:
             check_weights(
-                lambda: build_policy(self.config, self, torch.device("meta")), self.weights
+                self.config.torso,
+                lambda: build_policy(self.config, self, torch.device("meta")),
+                self.weights,
             )
             policy = build_policy(self.config, self, device)
             policy.load_state_dict(self.weights)
-        except (RuntimeError, TypeError, AttributeError) as error:
+        except BUILD_ERRORS as error:
             raise ValueError(
                 f"{self.path}: the weights do not fit the policy that its options describe "
                 "(an edited config.yaml, or another version of mtxl_rl)"

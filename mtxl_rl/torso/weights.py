@@ -88,11 +88,11 @@ def load_torso(path: Path | str, *, device: torch.device | str = "cpu") -> Torso
     weights = inside or weights
     try:
         config = _config_of(json.loads(metadata))
-        check_weights(lambda: build_torso(config), weights)
+        check_weights(config, lambda: build_torso(config), weights)
         torso = build_torso(config)
         dtype = next((weight.dtype for weight in weights.values()), None)
         torso.to(device=device, dtype=dtype).load_state_dict(weights)
-    except (TypeError, AttributeError, ValueError, RuntimeError) as error:
+    except BUILD_ERRORS as error:
         raise ValueError(
             f"{path} contains a torso that this version of mtxl_rl cannot build: "
             f"{' '.join(str(error).split())}"
@@ -100,15 +100,31 @@ def load_torso(path: Path | str, *, device: torch.device | str = "cpu") -> Torso
     return torso
 
 
-def check_weights(build: Callable[[], nn.Module], weights: Mapping[str, Any]) -> None:
+BUILD_ERRORS = (
+    TypeError, AttributeError, ValueError, RuntimeError, OverflowError, MemoryError,
+)  # fmt: skip
+"""What a file with wrong options or weights raises in `check_weights` or when it is built."""
+
+
+def check_weights(
+    config: TorsoConfig, build: Callable[[], nn.Module], weights: Mapping[str, Any]
+) -> None:
     """Raise the error of `load_state_dict` before the module's memory is allocated.
 
     A file's options may describe a module that is larger than its weights by any factor.
 
+    Args:
+        config: the torso's configuration.
+        build: builds the torso, or a module that contains it.
+        weights: the file's tensors by name.
+
     Raises:
-        RuntimeError: names or shapes do not fit.
-        TypeError, AttributeError: `weights` are not tensors by name.
+        BUILD_ERRORS: the weights do not fit the module.
     """
+    if config.num_layers > len(weights):
+        raise ValueError(
+            f"torso.num_layers={config.num_layers} is more than the {len(weights)} weights"
+        )
     with torch.device("meta"):
         module = build()
     module.load_state_dict({name: weight.to("meta") for name, weight in weights.items()})

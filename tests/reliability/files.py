@@ -76,9 +76,10 @@ def load_policy(path: Path) -> object:
 
 def load_metrics(path: Path) -> object:
     """The rows, as they are read, and as a resumed run keeps them."""
-    with MetricsLogger(path.parent, loggers=()) as logger, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        logger.truncate_after(128)
+    if path.exists():  # Otherwise it would be created.
+        with MetricsLogger(path.parent, loggers=()) as logger, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            logger.truncate_after(128)
     return read_rows(path.parent)
 
 
@@ -176,9 +177,10 @@ def mutable(tree: Any) -> Any:  # noqa: ANN401
 
 
 def split_safetensors(content: bytes) -> tuple[dict[str, Any], bytes]:
-    """The header and the weights."""
+    """The header, sorted because its order differs from file to file, and the weights."""
     (length,) = struct.unpack("<Q", content[:8])
-    return json.loads(content[8 : 8 + length]), content[8 + length :]
+    header = json.dumps(json.loads(content[8 : 8 + length]), sort_keys=True)
+    return json.loads(header), content[8 + length :]
 
 
 def join_safetensors(header: object, weights: bytes) -> bytes:
@@ -307,7 +309,7 @@ def watched(function: Callable[[], Outcome]) -> Outcome:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     outcome = function()
     growth = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) * 1024
-    created = {path for path in set(Path().rglob("*")) - before if "trained" not in path.parts}
+    created = set(Path().rglob("*")) - before
     if MARKER.exists():
         MARKER.unlink()
         return Outcome("failed", "the file's code was run")

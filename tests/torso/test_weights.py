@@ -109,7 +109,10 @@ def test_a_torso_under_another_name_is_not_saved(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("fields", "weights", "words"),
-    [({"not_yet": 1}, {}, "not_yet"), ({}, {"other": torch.zeros(1)}, "Missing key")],
+    [
+        ({"not_yet": 1}, {}, "not_yet"),
+        ({}, {name: torch.zeros(1) for name in "abc"}, "Missing key"),
+    ],
 )
 def test_a_torso_of_another_version_is_refused(
     fields: dict, weights: dict, words: str, tmp_path: Path
@@ -121,9 +124,14 @@ def test_a_torso_of_another_version_is_refused(
         load_torso(path)
 
 
-def test_a_torso_larger_than_its_weights_is_refused_before_it_is_built(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "size", [{"width": 2**24}, {"num_layers": 10**12}, {"window_length": 2**70}]
+)
+def test_a_torso_larger_than_its_weights_is_refused_before_it_is_built(
+    size: dict[str, int], tmp_path: Path
+) -> None:
     path = tmp_path / "torso.safetensors"
-    config = asdict(CONFIGS["delta"]) | {"width": 2**24}  # Its first matrix would take a petabyte.
+    config = asdict(CONFIGS["delta"]) | size
     save_file({"x": torch.zeros(1)}, path, metadata={"mtxl_rl.torso": json.dumps(config)})
     with pytest.raises(ValueError, match="cannot build"):
         load_torso(path)
