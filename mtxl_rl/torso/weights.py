@@ -121,10 +121,11 @@ def check_weights(
     Raises:
         BUILD_ERRORS: the weights do not fit the module.
     """
-    if config.num_layers > len(weights):
-        raise ValueError(
-            f"torso.num_layers={config.num_layers} is more than the {len(weights)} weights"
-        )
+    for name in ("num_layers", "mogrifier_rounds"):  # Each of them has weights of its own.
+        if getattr(config, name) > len(weights):
+            raise ValueError(
+                f"torso.{name}={getattr(config, name)} is more than the {len(weights)} weights"
+            )
     with torch.device("meta"):
         module = build()
     module.load_state_dict({name: weight.to("meta") for name, weight in weights.items()})

@@ -125,7 +125,13 @@ def test_a_torso_of_another_version_is_refused(
 
 
 @pytest.mark.parametrize(
-    "size", [{"width": 2**24}, {"num_layers": 10**12}, {"window_length": 2**70}]
+    "size",
+    [
+        {"width": 2**24},
+        {"num_layers": 10**12},
+        {"mogrifier_rounds": 10**12},
+        {"window_length": 2**70},
+    ],
 )
 def test_a_torso_larger_than_its_weights_is_refused_before_it_is_built(
     size: dict[str, int], tmp_path: Path
