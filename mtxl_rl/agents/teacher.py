@@ -15,6 +15,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mtxl_rl.agents.encoders import ACTION_MASK
 from mtxl_rl.agents.heads import CategoricalHead, GaussianHead
 from mtxl_rl.agents.policy import Policy
 from mtxl_rl.agents.transition import PolicyInputs, Shapes, observation_shapes
@@ -161,7 +162,7 @@ class EnvTeacher:
 
     def act(self, inputs: PolicyInputs) -> Float[Tensor, "B n"]:
         """Log-probabilities of the actions."""
-        return self._head.normalise(self._logits, inputs.observation.get("action_mask"))
+        return self._head.normalise(self._logits, inputs.observation.get(ACTION_MASK))
 
     def begin_rollout(self) -> None:
         """Nothing: it has no memory of its own."""
