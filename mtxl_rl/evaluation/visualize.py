@@ -4,7 +4,7 @@ T recorded steps, N layers (counted from 1), H heads, M window length, h x w pix
 """
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -94,6 +94,8 @@ class VideoRecorder:
         self.max_steps = max_steps
         self.title = ": ".join(part for part in (title, _agent_name(policy)) if part)
         self.inputs: list[PolicyInputs] = []
+        self.observation_names: Sequence[str] = ()
+        """Names of a vector observation's first components, where the task has any."""
         self._renders = renders and self._image_key() is None
         self.frames: list[UInt8[np.ndarray, "h w 3"]] = []
         """Pictures that the environment draws of itself, where its observation is not an image."""
@@ -106,6 +108,8 @@ class VideoRecorder:
     def observe(self, actor: Actor) -> None:
         """Record the current step of an actor's first environment, with its picture if any."""
         if len(self.inputs) < self.max_steps:
+            base: Any = actor.env
+            self.observation_names = getattr(base.unwrapped, "observation_names", ())
             self.add(actor.inputs())
             self._render(actor)
 
@@ -368,8 +372,10 @@ class VideoRecorder:
     def _draw_observations(self, axis: Any) -> None:  # noqa: ANN401
         vectors = self._vectors().T[:_MAX_COMPONENTS]
         _draw_heatmap(axis, vectors)
-        axis.set_yticks([])
-        axis.set_ylabel("component")
+        names = self.observation_names[: len(vectors)]
+        axis.set_yticks(range(len(names)), names)
+        if not names:
+            axis.set_ylabel("component")
         axis.set_title("Observation", loc="left")
 
     def _draw_retrievals(self, axis: Any, layer: int) -> None:  # noqa: ANN401

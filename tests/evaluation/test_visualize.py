@@ -215,6 +215,8 @@ def test_a_built_in_task_without_images_is_drawn_by_itself() -> None:
     for frame, picture in zip(recorder.frames, pictures, strict=False):
         np.testing.assert_array_equal(frame, picture)
     assert len(list(recorder._frames())) == 3
+    labels = recorder._draw_timeline().axes[0].get_yticklabels()
+    assert [label.get_text() for label in labels] == ["cue left", "cue right", "junction"]
     env.close()
 
 

@@ -86,6 +86,7 @@ class EndlessTMaze(VectorTask):
     """The endless T-maze; see the module's docstring."""
 
     state_names = ("cue", "position", "length", "num_passed")
+    observation_names = ("position", "cue left", "cue right")
 
     def __init__(
         self, config: EndlessTMazeConfig, *, num_envs: int, seed: int | Sequence[int] = 0

@@ -76,6 +76,7 @@ class MemoryChain(VectorTask):
     """The memory chain; see the module's docstring."""
 
     state_names = ("bits", "query")
+    observation_names = ("time left", "question", "first bit")
 
     def __init__(
         self, config: MemoryChainConfig, *, num_envs: int, seed: int | Sequence[int] = 0

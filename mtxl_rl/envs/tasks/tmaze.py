@@ -88,6 +88,7 @@ class TMaze(VectorTask):
     """
 
     state_names = ("cue", "distractors")
+    observation_names = ("cue left", "cue right", "junction")
 
     def __init__(
         self, config: TMazeConfig, *, num_envs: int, seed: int | Sequence[int] = 0
@@ -163,6 +164,7 @@ class ActiveTMaze(VectorTask):
     """The T-maze in which the agent walks and must fetch the cue; see the module's docstring."""
 
     state_names = ("cue", "cell")
+    observation_names = ("cue left", "cue right", "junction", "start")
 
     def __init__(
         self, config: ActiveTMazeConfig, *, num_envs: int, seed: int | Sequence[int] = 0

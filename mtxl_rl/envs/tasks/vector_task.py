@@ -94,6 +94,8 @@ class VectorTask(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]], abc.ABC):
     }
     render_mode: str | None = None
     state_names: ClassVar[tuple[str, ...]]
+    observation_names: ClassVar[tuple[str, ...]] = ()
+    """Names of a vector observation's first components, for the memory timeline."""
 
     def __init__(
         self,
