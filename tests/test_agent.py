@@ -213,6 +213,7 @@ def test_a_checkpoint_of_an_earlier_version_takes_its_options_from_its_run(
         Agent.load(shutil.copy(path, tmp_path / "moved.pt"))
 
 
+@pytest.mark.training
 def test_a_checkpoint_alone_is_resumed_evaluated_and_kept(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

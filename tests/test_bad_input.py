@@ -270,6 +270,7 @@ def test_a_folder_without_an_agents_run_is_refused(
         assert expected in sentence(capsys, f"checkpoint={folder}", module=evaluate)
 
 
+@pytest.mark.training
 def test_a_finished_run_says_so_and_ignores_no_option(
     a_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -296,6 +297,7 @@ def test_the_best_checkpoint_is_one_of_a_hundred_episodes(tmp_path: Path) -> Non
     assert checkpoint.read_header(checkpoint.find(folder, which="best")).step > 300
 
 
+@pytest.mark.training
 def test_an_interrupted_evaluation_keeps_the_finished_settings(
     a_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -329,6 +331,7 @@ def test_a_checkpoint_of_another_size_is_refused(
     assert "the weights do not fit" in sentence(capsys, f"checkpoint={folder}", module=evaluate)
 
 
+@pytest.mark.training
 def test_an_evaluation_refuses_options_that_it_does_not_use(
     a_run: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -435,6 +438,7 @@ def test_a_full_disk_leaves_the_configuration_and_the_policy_whole(
     assert {path: path.read_bytes() for path in (config, policy)} == before
 
 
+@pytest.mark.training
 def test_action_masks_of_an_environment_are_obeyed(tmp_path: Path) -> None:
     train.main(["env=Gymnasium", "env.id=OnlyOneAction-v0", *SIZES, f"run_dir={tmp_path / 'run'}"])
     assert checkpoint.load(tmp_path / "run")["step"] == 192

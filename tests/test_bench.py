@@ -56,6 +56,7 @@ def test_systems_start_spread_over_their_episodes_as_a_run_does(
     assert "| mlp |" in output
 
 
+@pytest.mark.training
 def test_the_estimate_of_communication_is_that_of_the_docs() -> None:
     done = subprocess.run(
         [sys.executable, "tests/bench/communication.py"],

@@ -31,6 +31,7 @@ def baseline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.training
 def test_the_evaluated_checkpoint_is_named_and_progress_is_shown(
     finished: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -55,6 +56,7 @@ def test_a_picture_that_does_not_exist_is_left_out(
     assert [path.name for path in tmp_path.iterdir()] == ["a.gif"]
 
 
+@pytest.mark.training
 def test_a_picture_that_fails_loses_no_evaluation(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

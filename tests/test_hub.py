@@ -45,6 +45,7 @@ def repositories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root
 
 
+@pytest.mark.training
 def test_an_agent_in_a_folder_acts_as_the_runs(run: Path, tmp_path: Path) -> None:
     shared = tmp_path / "shared"
     main(["push", f"checkpoint={run}", f"to={shared}", "episodes=4"])
@@ -54,6 +55,7 @@ def test_an_agent_in_a_folder_acts_as_the_runs(run: Path, tmp_path: Path) -> Non
     assert episodes == expected
 
 
+@pytest.mark.training
 def test_a_model_card_has_scores_with_each_memory(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -74,6 +76,7 @@ def test_a_model_card_has_scores_with_each_memory(
     assert "step 128" in capsys.readouterr().out
 
 
+@pytest.mark.training
 def test_a_repository_is_pushed_loaded_and_pulled(
     run: Path, tmp_path: Path, repositories: Path
 ) -> None:

@@ -90,6 +90,7 @@ def test_an_earlier_checkpoint_continues_in_another_folder(tmp_path: Path) -> No
     ("refresh", "precision", "bound"),
     [("never", "float32", 1e-5), ("epoch", "float32", 1e-5), ("epoch", "bfloat16", 0.25)],
 )
+@pytest.mark.training
 def test_acting_and_learning_agree_in_every_iteration(
     tmp_path: Path, refresh: str, precision: str, bound: float
 ) -> None:
@@ -211,6 +212,7 @@ def test_help_lists_every_choice_and_every_option(capsys: pytest.CaptureFixture)
     assert "env.corridor_length=100" in capsys.readouterr().out
 
 
+@pytest.mark.training
 def test_flags_stand_anywhere_and_a_sweep_trains_every_run(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -258,6 +260,7 @@ def test_options_that_cannot_change_when_resuming_are_refused(
     assert "did you mean ppo.gamma?" in capsys.readouterr().err
 
 
+@pytest.mark.training
 def test_the_first_iteration_is_saved_before_the_second(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -273,6 +276,7 @@ def test_the_first_iteration_is_saved_before_the_second(
     assert saved == [None, first, first]
 
 
+@pytest.mark.training
 def test_a_runs_record_has_an_entry_for_the_start_and_each_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -469,6 +473,7 @@ def test_the_precision_is_chosen_by_the_device_and_not_saved() -> None:
     assert config.policy.precision == "auto"
 
 
+@pytest.mark.training
 def test_a_run_is_evaluated_with_its_memory_on_zeroed_and_replaced_by_noise(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

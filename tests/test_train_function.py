@@ -69,6 +69,7 @@ class Recorder:
         self.calls.append(("checkpoint", (path.name, metrics["step"])))
 
 
+@pytest.mark.training
 def test_the_function_trains_what_the_command_line_trains(tmp_path: Path) -> None:
     options = [f"{name}={value}" for name, value in TINY.items()]
     run(compose_config(["env=TMaze", *options, "total_steps=128", f"run_dir={tmp_path / 'a'}"]))
@@ -99,6 +100,7 @@ def test_the_module_and_the_function_are_one_name() -> None:
     ],
     ids=["class", "function", "env", "id", "vector"],
 )  # fmt: skip
+@pytest.mark.training
 def test_an_environment_of_python_trains_and_evaluates(
     tmp_path: Path,
     env: Any,  # noqa: ANN401

@@ -118,6 +118,7 @@ def test_mistakes_are_one_sentence(
     assert stderr.count("\n") == 1
 
 
+@pytest.mark.training
 def test_a_damaged_checkpoint_is_one_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -165,6 +166,7 @@ def test_an_interrupted_run_saves_its_weights_and_exits_with_the_signals_code(
     assert (tmp_path / "run" / "model.safetensors").exists()
 
 
+@pytest.mark.training
 def test_resuming_equals_not_stopping_bit_for_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

@@ -110,6 +110,7 @@ def test_a_number_of_steps_takes_the_place_of_the_length_that_is_named() -> None
     [["env=TMaze", "env.corridor_length=9"], ["env=MemoryMaze", "env.episode_length=20"]],
     ids=["TMaze", "MemoryMaze"],
 )
+@pytest.mark.training
 def test_a_rollout_holds_what_the_environments_returned(task: list[str]) -> None:
     with (
         small_run(task) as run,
@@ -131,6 +132,7 @@ def test_a_rollout_holds_what_the_environments_returned(task: list[str]) -> None
                 ended = terminated | truncated
 
 
+@pytest.mark.training
 def test_the_policy_sees_each_steps_number_where_it_asks_for_it() -> None:
     task = ["env=TMaze", "env.corridor_length=9"]
     with small_run(task, "policy.episode_step=true") as run:

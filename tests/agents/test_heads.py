@@ -64,6 +64,7 @@ def test_a_space_without_a_head_or_an_encoder_is_refused() -> None:
 
 
 @pytest.mark.parametrize("kind", ["cnn", "patches", "resnet"])
+@pytest.mark.training
 def test_what_changes_in_a_picture_is_not_drowned_by_the_previous_action(kind: str) -> None:
     torch.manual_seed(0)
     env = MemoryMazeVectorEnv(64, config=MemoryMazeConfig(), seed=0)

@@ -221,6 +221,7 @@ def test_every_item_is_in_one_minibatch_and_shares_are_equal() -> None:
     indirect=True,
     ids=str,
 )
+@pytest.mark.training
 def test_a_ratio_above_its_bound_is_allowed_what_rounding_explains(run: Run) -> None:
     rollout, random = run.collector.rollout, torch.get_rng_state()
     run.agent.ratio_bound = -1.0  # Any deviation, also one of exactly 0, is compared.

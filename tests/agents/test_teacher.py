@@ -95,6 +95,7 @@ def test_led_environments_are_a_share_and_nested() -> None:
 
 
 @pytest.mark.parametrize("options", [[], ["torso=gru"], ["policy.episode_step=true"]])
+@pytest.mark.training
 def test_a_copy_of_the_student_agrees_with_it_in_every_step(options: list[str]) -> None:
     """The teacher's memory follows the actions that were taken, across episodes and rollouts."""
     with student(None, "ppo.learning_rate=1e-30", *options) as run:
@@ -105,6 +106,7 @@ def test_a_copy_of_the_student_agrees_with_it_in_every_step(options: list[str]) 
         assert run.collector.rollout.is_first[:, 1:].any()
 
 
+@pytest.mark.training
 def test_led_actions_are_the_teachers_and_their_probabilities_the_students() -> None:
     torch.manual_seed(3)
     with student(None) as other:
@@ -169,6 +171,7 @@ def test_imitation_alone_solves_a_memory_task(tmp_path: Path) -> None:
     assert np.mean([episode["return"] for episode in episodes]) > 0.9
 
 
+@pytest.mark.training
 def test_episodes_that_were_led_count_apart(tmp_path: Path) -> None:
     options = {"teacher.policy": "env", "teacher.beta": 1, "teacher.final_beta": 1}
     run = mtxl_rl.train(

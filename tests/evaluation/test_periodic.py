@@ -101,6 +101,7 @@ def test_a_block_leaves_the_global_generators_unchanged() -> None:
     assert draw() == expected
 
 
+@pytest.mark.training
 def test_the_best_checkpoint_has_the_highest_evaluated_return(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,6 +121,7 @@ def test_the_best_checkpoint_has_the_highest_evaluated_return(
     assert run.best == checkpoint.Header(step=192, score=3.0)
 
 
+@pytest.mark.training
 def test_an_evaluation_has_environments_of_its_own(tmp_path: Path) -> None:
     options = {**SIZES, "total_steps": 64, **EVALUATED}
     Global.num_made = 0

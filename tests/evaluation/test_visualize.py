@@ -50,6 +50,7 @@ def titles(axes: Any) -> list[str]:  # noqa: ANN401
     return [axis.get_title(loc="left") for axis in axes if axis.get_title(loc="left")]
 
 
+@pytest.mark.training
 def test_a_video_has_a_frame_per_step(tmp_path: Path) -> None:
     imageio = pytest.importorskip("imageio.v2")
     recorder = recorded(IMAGES)
@@ -86,6 +87,7 @@ def test_the_reward_of_a_step_is_what_its_action_earned() -> None:
 
 @pytest.mark.parametrize("long_term", ["delta", "slots", "none"])
 @pytest.mark.parametrize("name", ["memory.png", "memory.svg"])
+@pytest.mark.training
 def test_a_timeline_is_drawn_for_every_memory(tmp_path: Path, long_term: str, name: str) -> None:
     recorded(VECTORS, long_term=long_term).write_timeline(tmp_path / name)
     assert (tmp_path / name).stat().st_size > 5_000

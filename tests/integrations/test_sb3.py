@@ -77,6 +77,7 @@ def test_learning_computes_what_acting_did(critic: dict[str, bool]) -> None:
         torch.testing.assert_close(log_prob[kept], part.old_log_prob[kept], atol=1e-5, rtol=0)
 
 
+@pytest.mark.training
 def test_it_saves_loads_and_predicts_the_same(tmp_path: Path) -> None:
     agent = agent_of()
     agent.learn(128)

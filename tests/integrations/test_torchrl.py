@@ -52,6 +52,7 @@ def embodied(torso: TorsoConfig) -> tuple[TransformedEnv, ProbabilisticActor, To
 
 
 @pytest.mark.parametrize("torso", KINDS, ids=["delta", "slots", "gru"])
+@pytest.mark.training
 def test_spans_say_what_steps_said_though_episodes_start_inside(torso: TorsoConfig) -> None:
     env, policy, _ = embodied(torso)
     with torch.no_grad():
@@ -115,6 +116,7 @@ def test_what_is_missing_is_named() -> None:
 
 
 @pytest.mark.parametrize("torso", KINDS, ids=["delta", "slots", "gru"])
+@pytest.mark.training
 def test_advantages_bootstrap_from_values_of_the_whole_episode(torso: TorsoConfig) -> None:
     env, policy, _ = embodied(torso)
     value = TensorDictSequential(

@@ -230,6 +230,7 @@ def test_a_port_in_use_is_named(port: int) -> None:
             join()
 
 
+@pytest.mark.training
 def test_an_absent_process_0_is_named(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
     with pytest.raises(RuntimeError, match=f"1 of 2 cannot reach 127.0.0.1:{port}.* is process 0"):

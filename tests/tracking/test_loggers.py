@@ -51,6 +51,7 @@ def fake(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Fak
     return module
 
 
+@pytest.mark.training
 def test_a_run_logs_to_several_loggers(tmp_path: Path, fake: Fake) -> None:
     loggers = ["tensorboard", fake.__name__]
     mtxl_rl.train("TMaze", TINY, logger=loggers, run_dir=tmp_path, verbose=False)

@@ -155,6 +155,7 @@ def test_it_finds_spheres_also_in_small_mazes_and_forgets_at_an_episodes_start()
     assert (returns.mean(axis=1) > 4).all(), returns
 
 
+@pytest.mark.training
 def test_what_memory_is_worth() -> None:
     config = MemoryMazeConfig(textures="procedural", num_threads=1, episode_length=500)
     means = [

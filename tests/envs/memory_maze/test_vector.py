@@ -352,6 +352,7 @@ def test_compiling_is_announced_if_it_takes_seconds(capsys: Any, monkeypatch: An
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.training
 def test_running_it_loads_neither_mujoco_nor_torch() -> None:
     code = (
         "import sys; from mtxl_rl.envs.memory_maze.single import MemoryMaze;"
