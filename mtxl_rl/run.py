@@ -106,7 +106,7 @@ class Run:
         begin = time.perf_counter()
         teacher, total_steps = self.config.teacher, self.config.total_steps
         teacher_progress = teacher.progress(self.step, total_steps=total_steps)
-        self.actor.led_share = teacher.beta_at(teacher_progress)
+        self.actor.lead(share=teacher.beta_at(teacher_progress))
         with record_function("acting"):
             rollout, episodes = self.collector.collect()
         collected = time.perf_counter()
@@ -287,7 +287,7 @@ def make_teacher(config: TrainConfig, env: EpisodeStatistics, policy: Policy) ->
     """The teacher that `teacher.policy` names: the environment's own, or a trained agent.
 
     Raises:
-        FileNotFoundError: there is no such agent, nor a teacher of that name.
+        FileNotFoundError: neither an agent nor a teacher has that name.
         ValueError: the agent is not legal, or its actions differ from the task's.
     """
     name, own = config.teacher.policy, (*getattr(config.env, "TEACHERS", ()), OWN_TEACHER)

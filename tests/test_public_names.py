@@ -42,7 +42,7 @@ NAMES = {
         "observation_groups",
     ],
     "mtxl_rl.agents.rollout": [
-        "Rollout", "RolloutShape", "Spans", "TeacherSpans", "random_minibatches",
+        "Rollout", "RolloutShape", "Spans", "random_minibatches",
     ],
     "mtxl_rl.agents.teacher": [
         "EnvTeacher", "PolicyTeacher", "Teacher", "TeacherConfig", "imitation_loss",

@@ -155,8 +155,8 @@ class Actor:
         self.generator = generator
         self.world = world or World()
         self.teacher = teacher
-        self.led_share = 0.0
-        """Share of the run's environments that the teacher leads."""
+        self.is_led = np.zeros(env.num_envs, dtype=bool)
+        """Which environments the teacher leads; see `lead`."""
         self.shapes = observation_shapes(
             policy.training_space if is_training else policy.observation_space,
             episode_step=policy.config.episode_step,
@@ -213,6 +213,12 @@ class Actor:
             self.cache.copy_(cache)
         return self.cache
 
+    def lead(self, *, share: float) -> None:
+        """Let the teacher lead a share of the run's environments from now on."""
+        num_envs = self.env.num_envs
+        rows = self.world.rows(num_envs)
+        self.is_led = led_environments(num_envs * self.world.size, share)[rows]
+
     def inputs(self) -> PolicyInputs:
         """The policy's inputs at the current step."""
         return PolicyInputs(self.observation, self.action, self.reward, self.is_first)
@@ -250,11 +256,8 @@ class Actor:
         """What the teacher would do, and the actions that it takes."""
         if self.teacher is None:
             return None, None
-        num_envs = self.env.num_envs
-        rows = self.world.rows(num_envs)
-        is_led = led_environments(num_envs * self.world.size, self.led_share)[rows]
-        self.was_led |= is_led & ~self.is_reset_row
-        parameters, led = self.teacher.act(inputs), self._to_device(is_led)
+        self.was_led |= self.is_led & ~self.is_reset_row
+        parameters, led = self.teacher.act(inputs), self._to_device(self.is_led)
         action = self.policy.action_head.sample(parameters, None)
         return TeacherStep(parameters, led), Lead(action, led)
 

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mtxl_rl.agents.transition import PolicyInputs, Shapes, Transition
+from mtxl_rl.agents.transition import PolicyInputs, Shapes, TeacherStep, Transition
 from mtxl_rl.torso import MemoryState
 
 # B environments, T steps, N layers, M window, D width, L steps of a span, G = T / L spans,
@@ -38,7 +38,7 @@ class RolloutShape:
     memory_dtype: torch.dtype = torch.float32
     """dtype of memories, rewards, values and log-probabilities."""
     teacher_width: int = 0
-    """Parameters of the teacher's action distribution; 0: there is no teacher."""
+    """Parameters of the teacher's action distribution; 0: no teacher."""
 
     def __post_init__(self) -> None:
         """Check that whole spans fill the rollout."""
@@ -78,15 +78,6 @@ def _bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
     return _size(shape) * dtype.itemsize
 
 
-class TeacherSpans(NamedTuple):
-    """A teacher's part of a minibatch."""
-
-    parameters: Float[Tensor, "I L n"]
-    """Parameters of its action distribution."""
-    is_led: Bool[Tensor, "I L"]
-    """Where its action was taken."""
-
-
 class Spans(NamedTuple):
     """A minibatch: I whole spans of L steps, each with the memory at its start."""
 
@@ -98,7 +89,7 @@ class Spans(NamedTuple):
     valid: Bool[Tensor, "I L"]
     advantage: Float[Tensor, "I L"]
     value_target: Float[Tensor, "I L"]
-    teacher: TeacherSpans | None = None
+    teacher: TeacherStep | None = None
 
 
 class Rollout:
@@ -135,7 +126,7 @@ class Rollout:
         self.window_length = zeros(batch, spans, dtype=torch.long)
         self.segment_step = zeros(batch, spans, dtype=torch.long)
         self.teacher = (
-            TeacherSpans(
+            TeacherStep(
                 zeros(batch, steps, shape.teacher_width),
                 zeros(batch, steps, dtype=torch.bool),
             )
@@ -238,7 +229,7 @@ class Rollout:
             advantage=advantage[row, step],
             value_target=value_target[row, step],
             teacher=(
-                TeacherSpans(*(field[row, step] for field in self.teacher))
+                TeacherStep(*(field[row, step] for field in self.teacher))
                 if self.teacher is not None
                 else None
             ),

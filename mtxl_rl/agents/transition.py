@@ -65,11 +65,11 @@ class Transition(NamedTuple):
 
 
 class TeacherStep(NamedTuple):
-    """What a teacher would do at one step."""
+    """What a teacher would do; the leading axes are [B], in a rollout [B, T]."""
 
-    parameters: Float[Tensor, "B n"]
+    parameters: Float[Tensor, "*batch n"]
     """Parameters of its action distribution; see `heads`."""
-    is_led: Bool[Tensor, " B"]
+    is_led: Bool[Tensor, "*batch"]
     """Where its action was taken."""
 
 
