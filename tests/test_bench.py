@@ -57,6 +57,24 @@ def test_systems_start_spread_over_their_episodes_as_a_run_does(
 
 
 @pytest.mark.training
+def test_peers_take_turns_and_a_missing_one_is_listed_with_its_reason(tmp_path: Path) -> None:
+    small = "--width 32 --layers 1 --window 8 --segment 8 --steps 16 --envs 4 --seconds 0.01"
+    done = subprocess.run(
+        [sys.executable, "tests/bench/peers.py", "--tasks", "TMaze,network", "--turns", "1",
+         "--systems", "mtxl,cleanrl,lstm-network", "--threads", "1", "--logs", str(tmp_path),
+         *small.split()],
+        cwd=ROOT, capture_output=True, text=True, timeout=600, check=True,
+    )  # fmt: skip
+    rows = [line.split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")]
+    cells = {row[0].removeprefix("| "): row[1:] for row in rows}
+    assert "mtxl_rl" in cells["mtxl"][0]
+    assert all(float(cell.strip(" |").replace(",", "")) > 0 for cell in cells["mtxl"][1:])
+    assert "--cleanrl-file" in cells["cleanrl"][0]
+    assert not cells["lstm-network"][2].strip()  # It has no environments.
+    assert float(cells["lstm-network"][3].replace(",", "")) > 0
+
+
+@pytest.mark.training
 def test_the_estimate_of_communication_is_that_of_the_docs() -> None:
     done = subprocess.run(
         [sys.executable, "tests/bench/communication.py"],
@@ -89,6 +107,8 @@ def test_a_part_that_fails_says_so_and_the_rest_goes_on(tmp_path: Path) -> None:
         *((path.name, ["--help"], 0, "") for path in sorted((ROOT / "tests/bench").glob("*.py"))
           if path.name != "recurrent_ppo.py"),
         ("tasks.py", ["few"], 2, "few"),
+        ("peers.py", ["--systems", "mtxl,sb4"], 2, "--systems sb4 is unknown; choose from mtxl"),
+        ("peers.py", ["--python", "rlib=/bin/python"], 2, "write MODULE=PATH"),
     ],
 )  # fmt: skip
 def test_mistakes_are_explained_and_help_is_given(

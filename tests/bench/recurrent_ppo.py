@@ -36,7 +36,7 @@ class AsVecEnv(VecEnv):
 
     def reset(self) -> NDArray[Any]:
         """The first observations, where the random steps of a training run's start have led."""
-        return self._seen(self.stagger.play(self.env, self.env.reset()[0])[0])
+        return self._seen(self.stagger.run(self.env, *self.env.reset())[0])
 
     def step_async(self, actions: NDArray[Any]) -> None:
         """Keep the actions for `step_wait`."""

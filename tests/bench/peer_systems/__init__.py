@@ -1,0 +1,1 @@
+"""The systems that `peers.py` compares, one module and one process each."""
