@@ -197,8 +197,10 @@ class Agent:
                 actor, episodes=episodes, seed=env_seed, memory=memory, on_step=on_step
             )
 
-    def actor(self, env: VectorEnv, *, seed: int = 0, greedy: bool = False) -> Actor:
-        """The policy in the environments.
+    def actor(
+        self, env: VectorEnv, *, seed: int = 0, greedy: bool = False, is_training: bool = False
+    ) -> Actor:
+        """The policy in the environments; `is_training` as in `Actor`.
 
         Raises:
             ValueError: the environments' spaces differ from the agent's.
@@ -206,7 +208,7 @@ class Agent:
         _check_space("observation", env.single_observation_space, self.observation_space)
         _check_space("action", env.single_action_space, self.action_space)
         generator = None if greedy else torch.Generator(self.device).manual_seed(seed)
-        return Actor(env, self.policy, generator=generator)
+        return Actor(env, self.policy, generator=generator, is_training=is_training)
 
     def _batched(self, observation: Any) -> tuple[dict[str, NDArray[Any]], bool]:  # noqa: ANN401
         """The observation's leaves [B, ...], and whether it was a batch."""

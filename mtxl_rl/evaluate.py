@@ -20,8 +20,9 @@ from mtxl_rl.command import Command, options_of, run_command, value_of
 from mtxl_rl.config import TrainConfig
 from mtxl_rl.envs.registry import evaluation_env, make_vector_env, stream_seed
 from mtxl_rl.evaluation.intervals import mean_and_interval
+from mtxl_rl.evaluation.probe import AGES, Explained, Probe, draw_probe
 from mtxl_rl.evaluation.visualize import (
-    TIMELINE_SUFFIXES,
+    PLOT_SUFFIXES,
     VIDEO_SUFFIXES,
     VideoRecorder,
     require_drawing,
@@ -77,6 +78,9 @@ class EvaluateConfig:
     """Video of the first environment and the agent's memory: .mp4 or .gif."""
     timeline: str = ""
     """Plot of the agent's memory over time: .png or .svg."""
+    probe: str = ""
+    """Plot of what the agent's output tells of the leaves of auxiliary.predict, by the steps since
+    each target was last in view: .png or .svg. Memory Maze and GridMemoryMaze."""
     video_steps: int = 500
     """Maximum number of steps in the video and in the timeline."""
     compile: bool = False
@@ -110,7 +114,8 @@ class EvaluateConfig:
                 f"memory={settings} does not contain on, and video= and timeline= show an agent "
                 f"with its memory; type memory=on,{settings}"
             )
-        for name, suffixes in (("video", VIDEO_SUFFIXES), ("timeline", TIMELINE_SUFFIXES)):
+        pictures = {"video": VIDEO_SUFFIXES, "timeline": PLOT_SUFFIXES, "probe": PLOT_SUFFIXES}
+        for name, suffixes in pictures.items():
             path = getattr(self, name)
             if path and Path(path).suffix not in suffixes:
                 raise ValueError(f"{name}={path} must end in {' or '.join(suffixes)}")
@@ -135,14 +140,14 @@ class EvaluateConfig:
 
 def run(config: EvaluateConfig) -> dict[str, list[dict[str, float]]]:
     """Evaluate under every setting of the memory, print a table, and return the episodes."""
-    for option in ("video", "timeline"):
+    for option in ("video", "timeline", "probe"):
         if getattr(config, option):
             require_drawing(option)
     saved = read_agent(Path(config.checkpoint), which=config.which)
     say(f"{saved.path}: step {saved.step:,}")
     train = config.train_config(saved.config)
     names = _settings(config, train)
-    for output in (config.output, config.video, config.timeline):
+    for output in (config.output, config.video, config.timeline, config.probe):
         if output:
             make_writable(Path(output))
     results: dict[str, list[dict[str, float]]] = {}
@@ -174,8 +179,8 @@ def _evaluate_settings(
         compile_acting(agent.policy)
     seed = stream_seed(config.seed, EVALUATION_SEED)
     with closing(make_vector_env(train.env, num_envs=config.num_envs, seed=seed)) as env:
-        actor = agent.actor(env, greedy=config.greedy)
-        recorder = _recorder(config, train, actor)
+        actor = agent.actor(env, greedy=config.greedy, is_training=bool(config.probe))
+        observers = _observers(config, train, actor, names)
         with Progress(config.episodes * len(names), console=console, unit="episode") as progress:
             for number, name in enumerate(names):
                 torch.manual_seed(config.seed)
@@ -184,13 +189,47 @@ def _evaluate_settings(
                 finished = number * config.episodes
                 results[name] = play_episodes(
                     actor, episodes=config.episodes, seed=seed, memory=name,
-                    on_step=recorder.observe if recorder is not None and name == "on" else None,
+                    on_step=partial(_observe, observers[name]),
                     on_count=partial(_count, progress, finished),
                 )  # fmt: skip
-        if recorder is not None:  # After all settings: a failure to draw loses no results.
-            for path in filter(None, (config.video, config.timeline)):
-                if recorder.has_timeline or path == config.video:
-                    recorder.write(Path(path))
+        # After all settings: a failure to draw loses no results.
+        _draw(config, train, [each for name in names for each in observers[name]])
+
+
+def _observers(
+    config: EvaluateConfig, train: TrainConfig, actor: Actor, names: Sequence[str]
+) -> dict[str, list[VideoRecorder | Probe]]:
+    """What sees each step, by setting of the memory; the pictures show an agent with memory."""
+    observers = {name: list[VideoRecorder | Probe]() for name in names}
+    if config.video or config.timeline:
+        observers["on"].append(_recorder(config, train, actor))
+    if config.probe:
+        for name in names:
+            observers[name].append(Probe(actor.policy, memory=name))
+    return observers
+
+
+def _observe(observers: Sequence[VideoRecorder | Probe], actor: Actor) -> None:
+    for observer in observers:
+        observer.observe(actor)
+
+
+def _draw(
+    config: EvaluateConfig, train: TrainConfig, observers: Sequence[VideoRecorder | Probe]
+) -> None:
+    """Write the pictures that were asked for."""
+    explained: list[Explained] = []
+    for observer in observers:
+        if isinstance(observer, Probe):
+            explained += observer.results()
+            continue
+        for path in filter(None, (config.video, config.timeline)):
+            if observer.has_timeline or path == config.video:
+                observer.write(Path(path))
+    if config.probe:
+        _print_probe(explained)
+        title = f"{train.env.name}, {config.checkpoint} ({config.which})"
+        draw_probe(explained, Path(config.probe), title=title, reach=train.torso.receptive_field)
 
 
 def _count(progress: Progress, finished: int, count: int) -> None:
@@ -238,10 +277,8 @@ def _write(
         temporary.write_text(json.dumps(document), encoding="utf-8")
 
 
-def _recorder(config: EvaluateConfig, train: TrainConfig, actor: Actor) -> VideoRecorder | None:
-    """The recorder of the requested pictures, if any."""
-    if not (config.video or config.timeline):
-        return None
+def _recorder(config: EvaluateConfig, train: TrainConfig, actor: Actor) -> VideoRecorder:
+    """The recorder of the video and the timeline."""
     space = actor.env.single_observation_space
     title = f"{train.env.name}, {config.checkpoint} ({config.which})"
     recorder = VideoRecorder(
@@ -267,6 +304,18 @@ def _print(results: dict[str, list[dict[str, float]]], train: TrainConfig) -> No
         table.add_row(label, str(len(episodes)), *cells)
     show(table)
     say(evidence(train, next(iter(results.values()))))
+
+
+def _print_probe(results: Sequence[Explained]) -> None:
+    table = Table(title="R^2 of the predictions, by steps since the target was last in view")
+    for name in ("leaf", "memory"):
+        table.add_column(name)
+    for age in AGES:
+        table.add_column(age, justify="right")
+    for leaf, memory in dict.fromkeys((result.leaf, result.memory) for result in results):
+        rows = [r for r in results if (r.leaf, r.memory) == (leaf, memory)]
+        table.add_row(leaf, memory, *("" if math.isnan(r.r2) else f"{r.r2:.2f}" for r in rows))
+    show(table)
 
 
 def _mean(numbers: Sequence[float]) -> str:

@@ -74,9 +74,16 @@ class VectorDecoder(RunningMoments):
 
     def forward(self, features: Float[Tensor, "n D"], numbers: Tensor) -> Float[Tensor, " n"]:
         """Mean loss over each step's numbers."""
-        deviation = self.variance.sqrt().clamp(min=self.MIN_DEVIATION)
-        target = (numbers.flatten(1).float() - self.mean) / deviation
+        target = (numbers.flatten(1).float() - self.mean) / self._deviation()
         return (self.layers(features).float() - target).square().mean(1)
+
+    def predict(self, features: Float[Tensor, "n D"]) -> Float[Tensor, "n numbers"]:
+        """The predicted numbers, flattened."""
+        prediction: Tensor = self.layers(features).float() * self._deviation() + self.mean
+        return prediction
+
+    def _deviation(self) -> Tensor:
+        return self.variance.sqrt().clamp(min=self.MIN_DEVIATION)
 
 
 class ChoiceDecoder(nn.Module):

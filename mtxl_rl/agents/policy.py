@@ -237,6 +237,17 @@ class Policy(nn.Module):
         features = self.torso.decode_step(self._encode(inputs), cache, inputs.is_first)
         return self._heads(features, inputs)
 
+    @torch.no_grad()
+    def predict(self, inputs: PolicyInputs, cache: Cache) -> dict[str, Float[Tensor, "B numbers"]]:
+        """The numbers among the leaves of `auxiliary.predict`, predicted after one step.
+
+        `cache` is updated in place, as by `act`.
+        """
+        vectors = self.decoder.vectors if self.decoder else {}
+        with self.autocast():
+            features = self.torso.decode_step(self._encode(inputs), cache, inputs.is_first)
+            return {leaf: decoder.predict(features) for leaf, decoder in vectors.items()}
+
     def autocast(self) -> torch.autocast:
         """Context of `policy.precision`; around a whole rollout it casts each weight once."""
         dtype = PRECISIONS[self.config.precision]

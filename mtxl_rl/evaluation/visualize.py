@@ -26,7 +26,7 @@ from mtxl_rl.tracking.files import atomic_write
 
 FRAMES_PER_SECOND = 10
 VIDEO_SUFFIXES = (".mp4", ".gif")
-TIMELINE_SUFFIXES = (".png", ".svg")
+PLOT_SUFFIXES = (".png", ".svg")
 _VIDEO_INCHES = (8.0, 4.0)  # At 100 dots per inch, multiples of 16 pixels, which codecs need.
 _CURSOR = "tab:red"
 _WIDE = 2.5  # Width over height of an image above which it stands above the plots.
@@ -35,7 +35,7 @@ _MAX_COMPONENTS = 16  # Of an observation that the timeline shows.
 
 
 def require_drawing(option: str) -> None:
-    """Check that the packages of an option, `video` or `timeline`, are installed.
+    """Check that the packages of an option, `video`, `timeline` or `probe`, are installed.
 
     Raises:
         ImportError: one is not; the message says what to install.

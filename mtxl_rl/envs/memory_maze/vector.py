@@ -9,6 +9,7 @@ import numpy as np
 from gymnasium import Space, spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
+from jaxtyping import Int64
 from numpy.typing import NDArray
 
 from mtxl_rl.envs.memory_maze.advance import Scenes, advance, draw_views
@@ -36,6 +37,7 @@ from mtxl_rl.envs.memory_maze.raycast import draw_scenes
 from mtxl_rl.envs.memory_maze.spec import (
     ACTIONS,
     BALL_RADIUS,
+    CELL,
     SIZES,
     TARGET_COLORS,
     TARGET_RADIUS,
@@ -192,7 +194,7 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         self._is_stale = np.ones(count, np.bool_)  # its picture is not drawn yet
         self._is_running = False
         self._explorer: Explorer | None = None
-        if self.config.progress_reward or self.config.teacher == "explorer":
+        if self._reports_explorer:
             self._explorer = Explorer(count, grid=size.grid)
         self._oracle = _make_oracle() if self.config.teacher == "oracle" else None
 
@@ -412,6 +414,26 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
             current=self._current,
             episode_step=self._num_steps,
         )
+
+    @property
+    def _reports_explorer(self) -> bool:
+        """Whether infos depend on the explorer, whose memory is then part of the state."""
+        return bool(self.config.progress_reward) or self.config.teacher == "explorer"
+
+    def target_ages(self) -> Int64[np.ndarray, "B targets"]:
+        """Steps since an explorer last saw the middle of each target's cell; -1: never.
+
+        Call it at every step.
+        """
+        grid = self.config.maze_size.grid
+        if self._explorer is None:
+            self._explorer = Explorer(self.num_envs, grid=grid)
+            self._explore()
+        row = (grid / 2 - self._targets[..., 1] / CELL).astype(np.int64)
+        column = (grid / 2 + self._targets[..., 0] / CELL).astype(np.int64)
+        seen_at = self._explorer.memory.seen_at[np.arange(self.num_envs)[:, None], row, column]
+        ages: NDArray[np.int64] = np.where(seen_at < 0, -1, self._num_steps[:, None] - seen_at)
+        return ages
 
     def _explore(self) -> None:
         if self._explorer is not None:
@@ -640,7 +662,9 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         }
 
     def _state_arrays(self) -> dict[str, NDArray[Any]]:
-        explorer = {} if self._explorer is None else self._explorer.memory._asdict()
+        explorer: dict[str, NDArray[Any]] = {}
+        if self._explorer is not None and self._reports_explorer:
+            explorer = self._explorer.memory._asdict()
         return {
             **{f"{_EXPLORER}{name}": array for name, array in explorer.items()},
             "position": self._position,

@@ -6,16 +6,18 @@ equal probability. Other objects do nothing, and no object blocks the way.
 Source: Pasukonis et al. (2022), "Evaluating Long-Term Memory in 3D Mazes",
 https://arxiv.org/abs/2210.13383, whose settings the mazes have. The grid is ours.
 Observation: [for each of the 5 x 5 cells around the agent, row by row, turned so that ahead is up:
-wall, objects one-hot; prompted object one-hot]. Walls do not block the view.
+wall, objects one-hot; prompted object one-hot]. Walls do not block the view. With
+`extra_observations`, a Dict of this `view` and of what the agent does not see.
 Action: 0 nothing, 1 turn left, 2 turn right, 3 forward.
 Reward: 1 for entering the prompted object's cell.
 Episode length: 1,000 to 4,000 steps by size; the end is a truncation. `success` is always 0: the
-return measures the agent. `ShortestPaths` is a perfect agent that knows the maze.
+return measures the agent. `grid_explorer.py` has players that plan: the oracle, which knows the
+maze, has mean returns of 93, 150, 199 and 235 in 32 mazes of each size, an upper bound for agents.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 from gymnasium import spaces
@@ -31,13 +33,27 @@ from mtxl_rl.envs.tasks.drawing import (
     add_border,
     draw_cells,
 )
-from mtxl_rl.envs.tasks.vector_task import Flags, Outcome, TaskDescription, VectorTask, check_choice
+from mtxl_rl.envs.tasks.vector_task import (
+    Flags,
+    Observations,
+    Outcome,
+    TaskDescription,
+    VectorTask,
+    check_at_least,
+    check_choice,
+)
 from mtxl_rl.envs.tasks.walker import FORWARD, LEFT, NUM_HEADINGS, RIGHT
+from mtxl_rl.envs.wrappers.checked import TEACHER_KEY
+
+if TYPE_CHECKING:
+    from mtxl_rl.envs.tasks.grid_explorer import GridExplorer
 
 VIEW = 5
 """Cells on a side of the agent's view."""
-_REACH = VIEW // 2
-_FREE, _WALL, _FIRST_OBJECT = 0, 1, 2
+REACH = VIEW // 2
+FREE, WALL, _FIRST_OBJECT = 0, 1, 2
+_DIRECTIONS = np.array([[-1, 0], [0, -1], [1, 0], [0, 1]], np.float32)
+"""Rows and columns of a step forward, by heading."""
 
 
 class Size(NamedTuple):
@@ -53,7 +69,7 @@ class Size(NamedTuple):
     @property
     def stride(self) -> int:
         """Cells on a side of `world`, with outer walls and a rim as wide as the view reaches."""
-        return self.cells + 2 + 2 * _REACH
+        return self.cells + 2 + 2 * REACH
 
 
 SIZES = {
@@ -68,18 +84,36 @@ SIZES = {
 class GridMemoryMazeConfig:
     """Options of ``env=GridMemoryMaze``."""
 
+    TEACHERS: ClassVar[tuple[str, ...]] = ("explorer", "oracle")
+
     name: str = "GridMemoryMaze"
     """The environment's name in the registry."""
     size: str = "9x9"
     """9x9, 11x11, 13x13 or 15x15: 3 to 6 objects, 1,000 to 4,000 steps."""
+    episode_length: int = 0
+    """Steps of an episode; 0: those of the size. In short episodes there is less to remember."""
+    extra_observations: bool = False
+    """Observe a dict of the view, the agent's row, column and direction, the maze, and vectors in
+    cells to the right and ahead: to the objects, to the episode's first cell, and the direction at
+    its start."""
+    teacher: str = ""
+    """Report the logits of a player: ``explorer`` (it knows what it has seen) or ``oracle`` (it
+    knows the maze). ``teacher.policy`` sets it. For training only."""
 
     def __post_init__(self) -> None:
         check_choice("size", self.size, choices=tuple(SIZES))
+        check_at_least("episode_length", self.episode_length, least=0, example=200)
+        if self.teacher:
+            check_choice("teacher", self.teacher, choices=self.TEACHERS)
+
+    def for_evaluation(self) -> "GridMemoryMazeConfig":
+        """Return the task itself, without the teacher."""
+        return replace(self, teacher="")
 
     @property
     def steps_per_episode(self) -> int:
         """Steps of every episode."""
-        return SIZES[self.size].num_steps
+        return self.episode_length or SIZES[self.size].num_steps
 
     def describe(self) -> TaskDescription:
         """Return what the task demands of an agent."""
@@ -96,7 +130,9 @@ class GridMemoryMazeConfig:
 class GridMemoryMaze(VectorTask):
     """Memory Maze on a grid; see the module's docstring."""
 
-    state_names = ("world", "objects", "cell", "heading", "prompt")
+    state_names = (
+        "world", "objects", "cell", "heading", "prompt", "first_cell", "first_heading",
+    )  # fmt: skip
 
     def __init__(
         self, config: GridMemoryMazeConfig, *, num_envs: int, seed: int | Sequence[int] = 0
@@ -107,26 +143,31 @@ class GridMemoryMaze(VectorTask):
             config,
             num_envs=num_envs,
             seed=seed,
-            observation_space=spaces.Box(
-                0.0, 1.0, (VIEW**2 * (1 + num_objects) + num_objects,), np.float32
-            ),
+            observation_space=_observation_space(self.size, extra=config.extra_observations),
             num_actions=4,
         )
-        self.world = np.full((num_envs, stride**2), _WALL, dtype=np.int8)
+        self.num_steps = config.steps_per_episode
+        self.has_extra = config.extra_observations
+        self.has_teacher = bool(config.teacher)
+        self.world = np.full((num_envs, stride**2), WALL, dtype=np.int8)
         """Content of each cell (row * stride + column): 0 nothing, 1 wall, 2 .. an object."""
         self.objects = np.zeros((num_envs, num_objects), dtype=np.int64)
         """Each object's cell."""
-        self.cell = np.full(num_envs, _REACH * stride + _REACH)
+        self.cell = np.full(num_envs, REACH * stride + REACH)
         """The agent's cell."""
         self.heading = np.zeros(num_envs, dtype=np.int64)
         """The agent's heading: north, west, south, east."""
         self.prompt = np.zeros(num_envs, dtype=np.int64)
         """The prompted object."""
+        self.first_cell, self.first_heading = self.cell.copy(), self.heading.copy()
         self.ahead = np.array([-stride, -1, stride, 1])
         """Offset of the cell ahead, by heading."""
         self._first_cell = (self.all_rows * stride**2)[:, None]
         self._view = _view_offsets(stride)
         self._one_hot = np.eye(2 + num_objects, dtype=np.float32)[:, 1:]
+        self._player = None
+        if config.teacher:
+            self._player = _make_player(self, knows_maze=config.teacher == "oracle")
 
     def _start(self, rows: Rows) -> None:
         num_objects = self.size.num_objects
@@ -140,36 +181,35 @@ class GridMemoryMaze(VectorTask):
             self.objects[row] = rooms[order[:num_objects]]
             self.world[row, self.objects[row]] = _FIRST_OBJECT + np.arange(num_objects)
             self.cell[row] = spawns[int(spawn * len(spawns))]
+        self.first_cell[rows], self.first_heading[rows] = self.cell[rows], self.heading[rows]
 
     def _lay_out(self, seed: int) -> tuple[NDArray[np.int8], NDArray[Any], NDArray[Any]]:
         """Return the walls, one cell in each room for an object, and one in each for the agent."""
         # Imported here because numba takes a moment.
-        from mtxl_rl.envs.memory_maze.text_maze import (
-            OBJECT,
-            SPAWN,
-            WALL,
-            TextMazeGenerator,
-            TextMazeSettings,
-        )
+        from mtxl_rl.envs.memory_maze import text_maze
 
-        settings = TextMazeSettings(
+        settings = text_maze.TextMazeSettings(
             side=self.size.cells + 2,
             max_rooms=self.size.max_rooms,
             room_min_side=3,
             room_max_side=self.size.room_max_size,
         )
-        mazes = TextMazeGenerator(settings, seed=seed)
+        mazes = text_maze.TextMazeGenerator(settings, seed=seed)
         cells = mazes.next_maze().cells
-        while (cells == OBJECT).sum() < self.size.num_objects:
+        while (cells == text_maze.OBJECT).sum() < self.size.num_objects:
             cells = mazes.next_maze().cells
-        cells = np.pad(cells, _REACH, constant_values=WALL).ravel()
-        walls = np.where(cells == WALL, _WALL, _FREE).astype(np.int8)
-        return walls, np.flatnonzero(cells == OBJECT), np.flatnonzero(cells == SPAWN)
+        cells = np.pad(cells, REACH, constant_values=text_maze.WALL).ravel()
+        walls = np.where(cells == text_maze.WALL, WALL, FREE).astype(np.int8)
+        return (
+            walls,
+            np.flatnonzero(cells == text_maze.OBJECT),
+            np.flatnonzero(cells == text_maze.SPAWN),
+        )
 
     def _advance(self, actions: NDArray[Any], live: Flags) -> Outcome:
         self.heading = (self.heading + (actions == LEFT) - (actions == RIGHT)) % NUM_HEADINGS
         ahead = self.cell + self.ahead[self.heading]
-        moves = live & (actions == FORWARD) & (self.world[self.all_rows, ahead] != _WALL)
+        moves = live & (actions == FORWARD) & (self.world[self.all_rows, ahead] != WALL)
         self.cell = np.where(moves, ahead, self.cell)
         touches = moves & (self.cell == self.objects[self.all_rows, self.prompt])
         rows = np.flatnonzero(touches)
@@ -177,19 +217,95 @@ class GridMemoryMaze(VectorTask):
             others = self.size.num_objects - 1
             step = 1 + self.streams.integers(rows, others, 1)[:, 0]
             self.prompt[rows] = (self.prompt[rows] + step) % self.size.num_objects
-        out_of_time = self.step_index + 1 >= self.size.num_steps
+        out_of_time = self.step_index + 1 >= self.num_steps
         never = np.zeros_like(touches)
         return Outcome(touches, never, out_of_time, never)
 
-    def _observe(self) -> NDArray[np.float32]:
-        cells = self._first_cell + self.cell[:, None] + self._view[self.heading]
-        seen = self.world.take(cells)
+    def reset(
+        self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observations, dict[str, Any]]:
+        """Start episodes; see `VectorTask.reset`. The info has the teacher's logits."""
+        observation, info = super().reset(seed=seed, options=options)
+        return observation, info | self._teacher_info()
+
+    def step(
+        self, actions: NDArray[Any]
+    ) -> tuple[Observations, NDArray[np.float32], Flags, Flags, dict[str, Any]]:
+        """Step every environment; see `VectorTask.step`. The info has the teacher's logits."""
+        observation, rewards, terminated, truncated, info = super().step(actions)
+        return observation, rewards, terminated, truncated, info | self._teacher_info()
+
+    def _teacher_info(self) -> dict[str, Any]:
+        """Minus the steps to the teacher's goal after each action, if there is a teacher."""
+        if self._player is None or not self.has_teacher:
+            return {}
+        self._player.look()
+        every = np.ones(self.num_envs, np.bool_)
+        return {TEACHER_KEY: -self._player.costs(), f"_{TEACHER_KEY}": every}
+
+    def target_ages(self) -> NDArray[np.int64]:
+        """Steps since each object was last in view, [B, objects]; -1: never in this episode.
+
+        Call it at every step.
+        """
+        if self._player is None:
+            self._player = _make_player(self, knows_maze=False)
+        self._player.look()
+        return self._player.ages(self.objects)
+
+    def cells_in_view(self) -> NDArray[np.int64]:
+        """The 25 cells around each agent, row by row, turned so that ahead is up, [B, 25]."""
+        view: NDArray[np.int64] = self.cell[:, None] + self._view[self.heading]
+        return view
+
+    def _observe(self) -> Observations:
+        cells = self.cells_in_view()
+        seen = self.world.take(self._first_cell + cells)
         num_seen = VIEW**2 * (1 + self.size.num_objects)
-        observations = np.zeros((self.num_envs, num_seen + self.size.num_objects), np.float32)
+        view = np.zeros((self.num_envs, num_seen + self.size.num_objects), np.float32)
         one_hot = self._one_hot.take(seen, axis=0)
-        observations[:, :num_seen] = one_hot.reshape(self.num_envs, num_seen)
-        observations[self.all_rows, num_seen + self.prompt] = 1
-        return observations
+        view[:, :num_seen] = one_hot.reshape(self.num_envs, num_seen)
+        view[self.all_rows, num_seen + self.prompt] = 1
+        return {"view": view, **self._extra_observations()} if self.has_extra else view
+
+    def _extra_observations(self) -> dict[str, NDArray[Any]]:
+        stride, cells = self.size.stride, self.size.cells
+        place, headings = self._row_and_column(self.cell), _DIRECTIONS
+        ahead = headings[self.heading]
+        right = headings[self.heading - 1]
+        axes = np.stack([right, ahead], axis=2)
+        places = self._row_and_column(np.column_stack([self.objects, self.first_cell]))
+        vectors = (places - place[:, None]) @ axes
+        first_direction = headings[self.first_heading][:, None] @ axes
+        inside = np.s_[:, REACH + 1 : -REACH - 1, REACH + 1 : -REACH - 1]
+        world = self.world.reshape(self.num_envs, stride, stride)[inside]
+        return {
+            "agent_pos": place - REACH - 1,
+            "agent_dir": ahead,
+            "targets_vec": vectors[:, :-1],
+            "target_vec": vectors[self.all_rows, self.prompt],
+            "first_vec": vectors[:, -1],
+            "first_dir": first_direction[:, 0],
+            "maze_layout": (world != WALL).astype(np.uint8).reshape(-1, cells, cells),
+        }
+
+    def _row_and_column(self, cells: NDArray[np.int64]) -> NDArray[np.float32]:
+        return np.stack(np.divmod(cells, self.size.stride), axis=-1).astype(np.float32)
+
+    def _all_state_names(self) -> tuple[str, ...]:
+        names = super()._all_state_names()
+        return (*names, "seen_at") if self.has_teacher else names
+
+    @property
+    def seen_at(self) -> NDArray[np.int32]:
+        """The step at which the player last saw each cell, [B, cells], if there is a player."""
+        assert self._player is not None
+        return self._player.seen_at
+
+    @seen_at.setter
+    def seen_at(self, seen_at: NDArray[np.int32]) -> None:
+        assert self._player is not None
+        self._player.seen_at = seen_at
 
     def _draw(self, row: int) -> Image:
         """The maze, dark where the agent does not see it, framed in the prompted object's colour.
@@ -199,7 +315,7 @@ class GridMemoryMaze(VectorTask):
         stride = self.size.stride
         palette = np.array([DARK, GRAY, *PALETTE], dtype=np.uint8)
         colors = palette[self.world[row]] // 2
-        in_view = self.cell[row] + self._view[self.heading[row]]
+        in_view = self.cells_in_view()[row]
         colors[in_view] = palette[self.world[row, in_view]]
         colors[self.cell[row]] = WHITE
         ahead_row, ahead_column = divmod(
@@ -210,60 +326,39 @@ class GridMemoryMaze(VectorTask):
         return add_border(image, PALETTE[self.prompt[row]])
 
 
-class ShortestPaths:
-    """A perfect agent of `GridMemoryMaze` that knows the maze and its objects.
+def _make_player(env: GridMemoryMaze, *, knows_maze: bool) -> "GridExplorer":
+    # Imported here because numba takes a moment.
+    from mtxl_rl.envs.tasks.grid_explorer import GridExplorer
 
-    It takes the fewest turns and steps to the prompted object. Its mean returns in 32 mazes of each
-    size are 93, 150, 199 and 235, an upper bound for agents.
-    """
+    return GridExplorer(env, knows_maze=knows_maze)
 
-    def __init__(self, env: GridMemoryMaze) -> None:
-        self.env = env
-        self._world = np.zeros_like(env.world)
-        shape = (env.num_envs, env.size.num_objects, NUM_HEADINGS, env.world.shape[1])
-        self._steps = np.zeros(shape, dtype=np.int32)
 
-    def actions(self) -> NDArray[np.int64]:
-        """Return the next action of each environment, [B]."""
-        env = self.env
-        changed = np.flatnonzero((self._world != env.world).any(axis=1))
-        if changed.size:
-            self._world[changed] = env.world[changed]
-            self._steps[changed] = self._count_steps(changed)
-        steps = self._steps[env.all_rows, env.prompt]
-        ahead = env.cell + env.ahead[env.heading]
-        left, right = (env.heading + 1) % NUM_HEADINGS, (env.heading - 1) % NUM_HEADINGS
-        # Walls have a larger number of steps than any path.
-        by_action = [
-            steps[env.all_rows, left, env.cell],
-            steps[env.all_rows, right, env.cell],
-            steps[env.all_rows, env.heading, ahead],
-        ]
-        return LEFT + np.argmin(by_action, axis=0)
+def _observation_space(size: Size, *, extra: bool) -> spaces.Space[Any]:
+    """Observation space of one environment."""
+    view = spaces.Box(0.0, 1.0, (VIEW**2 * (1 + size.num_objects) + size.num_objects,), np.float32)
+    if not extra:
+        return view
 
-    def _count_steps(self, rows: Rows) -> NDArray[np.int32]:
-        """Return turns and steps to each object by heading and cell, [rows, objects, 4, cells]."""
-        env = self.env
-        far = np.int32(4 * env.world.shape[1])
-        steps = np.full((len(rows), *self._steps.shape[1:]), far)
-        local, which = np.indices((len(rows), env.size.num_objects))
-        is_wall = (env.world[rows] == _WALL)[:, None, None]
-        while True:
-            steps[local, which, :, env.objects[rows]] = 0
-            ahead = np.stack(
-                [np.roll(steps[:, :, h], -env.ahead[h], axis=-1) for h in range(NUM_HEADINGS)],
-                axis=2,
-            )
-            turned = np.minimum(np.roll(steps, 1, axis=2), np.roll(steps, -1, axis=2))
-            shorter = np.where(is_wall, far, np.minimum(steps, np.minimum(ahead, turned) + 1))
-            if (shorter == steps).all():
-                return steps
-            steps = shorter
+    def numbers(*shape: int) -> spaces.Box:
+        return spaces.Box(-np.inf, np.inf, shape, np.float32)
+
+    return spaces.Dict(
+        {
+            "view": view,
+            "agent_pos": numbers(2),
+            "agent_dir": numbers(2),
+            "targets_vec": numbers(size.num_objects, 2),
+            "target_vec": numbers(2),
+            "first_vec": numbers(2),
+            "first_dir": numbers(2),
+            "maze_layout": spaces.Box(0, 1, (size.cells, size.cells), np.uint8),
+        }
+    )
 
 
 def _view_offsets(stride: int) -> NDArray[np.int64]:
     """Return the offset of each cell in view, [headings, 25]; cells ahead come first."""
-    grid = np.arange(-_REACH, _REACH + 1)
+    grid = np.arange(-REACH, REACH + 1)
     north = grid[:, None] * stride + grid
     # Facing west, the cells ahead are to the left: rows of the view are columns of the world.
     return np.stack([np.rot90(north, -turns).ravel() for turns in range(NUM_HEADINGS)])

@@ -67,7 +67,11 @@ class Outcome(NamedTuple):
     """From 0 to 1: whether, or to what share, the episode was solved. Read where it ends."""
 
 
-class VectorTask(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]], abc.ABC):
+Observations = NDArray[Any] | dict[str, NDArray[Any]]
+"""Of B environments: an array [B, ...], or one for each leaf of a Dict."""
+
+
+class VectorTask(VectorEnv[Observations, NDArray[Any], NDArray[Any]], abc.ABC):
     """Many environments of one task in this process, with ``NEXT_STEP`` autoreset.
 
     A subclass lists the arrays of its state in `state_names`, creates them in its constructor with
@@ -132,8 +136,8 @@ class VectorTask(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]], abc.ABC):
         """
 
     @abc.abstractmethod
-    def _observe(self) -> NDArray[Any]:
-        """Return the observations [B, ...] in a new array."""
+    def _observe(self) -> Observations:
+        """Return the observations in new arrays."""
 
     @abc.abstractmethod
     def _draw(self, row: int) -> Image:
@@ -151,7 +155,7 @@ class VectorTask(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]], abc.ABC):
 
     def reset(
         self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[NDArray[Any], dict[str, Any]]:
+    ) -> tuple[Observations, dict[str, Any]]:
         """Start episodes in all rows or in ``options["reset_mask"]``; a seed restarts streams."""
         unknown = set(options or {}) - {"reset_mask"}
         if unknown:
@@ -167,7 +171,7 @@ class VectorTask(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]], abc.ABC):
 
     def step(
         self, actions: NDArray[Any]
-    ) -> tuple[NDArray[Any], NDArray[np.float32], Flags, Flags, dict[str, Any]]:
+    ) -> tuple[Observations, NDArray[np.float32], Flags, Flags, dict[str, Any]]:
         """Step every environment; a row whose episode ended in the last step is reset instead."""
         self._check_actions(actions)
         live = ~self.is_reset_row

@@ -234,6 +234,27 @@ def test_an_illegal_memory_is_refused() -> None:
         episode_returns(MemoryMazeConfig(), policy="random", seed=0, num_episodes=1, memory_steps=8)
 
 
+def test_the_age_of_a_target_is_the_steps_since_it_was_in_view() -> None:
+    env = make(2)
+    player = explorer_policy()
+    ages, seen = env.target_ages(), 0
+    for _ in range(60):
+        before = ages
+        env.step(player(env))
+        ages = env.target_ages()
+        motion = env.motion()
+        for b in range(2):
+            touched = cells_on_rays(env.walls()[b], motion.position[b])
+            column = (5.5 + motion.targets[b, :, 0] / 2).astype(int)
+            row = (5.5 - motion.targets[b, :, 1] / 2).astype(int)
+            assert touched[row, column][ages[b] == 0].all()
+        is_hidden = ages != 0
+        expected = np.where(before < 0, -1, before + 1)
+        np.testing.assert_array_equal(ages[is_hidden], expected[is_hidden])
+        seen += int((~is_hidden).sum())
+    assert seen > 0
+
+
 @pytest.mark.parametrize(("teacher", "policy"), [("explorer", explorer_policy()), ("oracle", None)])
 @pytest.mark.training
 def test_a_teacher_reports_what_the_player_would_do(

@@ -1,21 +1,31 @@
-"""The grid Memory Maze: mazes, what is seen, rewards, and the perfect agent."""
+"""The grid Memory Maze: mazes, what is seen, rewards, and the players that plan."""
 
 from collections import deque
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
+from mtxl_rl.envs.registry import evaluation_env
+from mtxl_rl.envs.tasks.grid_explorer import GridExplorer, episode_returns, main
 from mtxl_rl.envs.tasks.grid_memory_maze import (
     SIZES,
     GridMemoryMaze,
     GridMemoryMazeConfig,
-    ShortestPaths,
 )
 from mtxl_rl.envs.tasks.walker import FORWARD, LEFT, RIGHT
 
 
-def make(size: str = "9x9", *, num_envs: int = 4, seed: int = 0) -> GridMemoryMaze:
-    env = GridMemoryMaze(GridMemoryMazeConfig(size=size), num_envs=num_envs, seed=seed)
+def make(
+    size: str = "9x9",
+    *,
+    num_envs: int = 4,
+    seed: int = 0,
+    **options: Any,  # noqa: ANN401
+) -> GridMemoryMaze:
+    config = GridMemoryMazeConfig(size=size, **options)
+    env = GridMemoryMaze(config, num_envs=num_envs, seed=seed)
     env.reset()
     return env
 
@@ -77,7 +87,7 @@ def test_walls_stop_and_turns_stay() -> None:
 
 def test_only_the_prompted_object_pays_and_another_is_prompted_then() -> None:
     env = make(num_envs=32)
-    oracle = ShortestPaths(env)
+    oracle = GridExplorer(env, knows_maze=True)
     num_wrong_touches = 0
     for _ in range(300):
         prompt, cell = env.prompt.copy(), env.cell.copy()
@@ -90,9 +100,9 @@ def test_only_the_prompted_object_pays_and_another_is_prompted_then() -> None:
     assert num_wrong_touches > 0
 
 
-def test_the_perfect_agent_takes_the_fewest_steps() -> None:
+def test_the_oracle_takes_the_fewest_steps() -> None:
     env = make(num_envs=12, seed=3)
-    oracle = ShortestPaths(env)
+    oracle = GridExplorer(env, knows_maze=True)
     expected = [fewest_steps(env, row) for row in range(12)]
     taken = np.zeros(12, dtype=int)
     for step in range(1, 200):
@@ -117,3 +127,130 @@ def fewest_steps(env: GridMemoryMaze, row: int) -> int:
                 steps[state] = steps[cell, heading] + 1
                 todo.append(state)
     raise AssertionError("the object cannot be reached")
+
+
+def test_the_explorer_reaches_objects_almost_as_fast_as_the_oracle() -> None:
+    config = GridMemoryMazeConfig()
+    oracle = episode_returns(config, num_episodes=8, seed=1, knows_maze=True).mean()
+    explorer = episode_returns(config, num_episodes=8, seed=1).mean()
+    assert 0.9 * oracle < explorer <= oracle
+
+
+def test_the_episode_length_is_an_option() -> None:
+    env = make(num_envs=2, episode_length=5)
+    ends = [env.step(np.zeros(2, np.int64))[3].all() for _ in range(11)]
+    assert np.flatnonzero(ends).tolist() == [4, 10]
+    assert env.config.describe().horizon == 5
+    with pytest.raises(ValueError, match=r"env\.episode_length=-1 must be at least 0"):
+        GridMemoryMazeConfig(episode_length=-1)
+
+
+def test_the_command_prints_a_line_for_each_player(capsys: pytest.CaptureFixture) -> None:
+    main(["--episodes", "2", "--memory-steps", "4"])
+    lines = capsys.readouterr().out.splitlines()
+    names = [line.split(", 9x9: return ")[0] for line in lines]
+    assert names == ["oracle", "explorer", "explorer, 4 steps of memory"]
+
+
+def test_what_the_explorer_has_not_seen_does_not_change_what_it_does() -> None:
+    env = make("13x13", num_envs=16, seed=2)
+    player = GridExplorer(env)
+    rng = np.random.default_rng(0)
+    num_changed = 0
+    for _ in range(120):
+        player.look()
+        costs = player.costs()
+        world, objects = env.world.copy(), env.objects.copy()
+        is_unseen = player.ages(np.broadcast_to(np.arange(world.shape[1]), world.shape)) < 0
+        # Walls and free cells change places, and objects that it has not seen move there.
+        env.world = np.where(is_unseen, rng.integers(2, size=world.shape), world).astype(np.int8)
+        for row, index in zip(*np.nonzero(player.ages(objects) < 0), strict=True):
+            env.objects[row, index] = rng.choice(np.flatnonzero(is_unseen[row]))
+            num_changed += 1
+        np.testing.assert_array_equal(player.costs(), costs)
+        env.world, env.objects = world, objects
+        env.step(costs.argmin(axis=1))
+    assert num_changed > 0
+
+
+def test_the_explorer_forgets_after_memory_steps() -> None:
+    env = make(num_envs=32, seed=4)
+    player, forgetful = GridExplorer(env), GridExplorer(env, memory_steps=5)
+    differs = np.zeros(32, np.bool_)
+    for _ in range(60):
+        player.look()
+        forgetful.look()
+        ages = player.ages(np.broadcast_to(np.arange(env.world.shape[1]), env.world.shape))
+        knows = (ages >= 0) & (ages <= 5)
+        empty = GridExplorer(env)
+        empty.seen_at = np.where(knows, player.seen_at, empty.seen_at)
+        np.testing.assert_array_equal(forgetful.costs(), empty.costs())
+        differs |= (forgetful.costs() != player.costs()).any(axis=1)
+        env.step(player.actions())
+    assert differs.any()
+    with pytest.raises(ValueError, match="memory_steps=-1 must be 0"):
+        GridExplorer(env, memory_steps=-1)
+
+
+@pytest.mark.parametrize("teacher", ["explorer", "oracle"])
+def test_a_teacher_reports_what_the_player_would_do(teacher: str) -> None:
+    env = make(num_envs=4, teacher=teacher)
+    player = GridExplorer(env, knows_maze=teacher == "oracle")
+    _, info = env.reset()
+    for _ in range(50):
+        player.look()
+        np.testing.assert_array_equal(info["teacher_logits"], -player.costs())
+        assert info["_teacher_logits"].all()
+        info = env.step(info["teacher_logits"].argmax(axis=1))[-1]
+    assert evaluation_env(env.config).teacher == ""
+    with pytest.raises(ValueError, match=r"env\.teacher=nobody is unknown"):
+        GridMemoryMazeConfig(teacher="nobody")
+
+
+def test_a_saved_explorer_continues_with_what_it_has_seen() -> None:
+    env, other = (make(num_envs=4, seed=seed, teacher="explorer") for seed in (0, 7))
+    info = env._teacher_info()
+    for _ in range(40):
+        info = env.step(info["teacher_logits"].argmax(axis=1))[-1]
+    other.set_state(env.get_state())
+    actions = info["teacher_logits"].argmax(axis=1)
+    for name in ("teacher_logits", "_teacher_logits"):
+        np.testing.assert_array_equal(env.step(actions)[-1][name], other.step(actions)[-1][name])
+
+
+def test_the_extra_observations_say_where_things_are() -> None:
+    env = make(num_envs=32, extra_observations=True)
+    plain = make(num_envs=32)
+    rng = np.random.default_rng(0)
+    start: dict[str, NDArray[Any]] = env._observe()
+    first = start["agent_pos"], start["agent_dir"]
+    last_seen = np.full(env.objects.shape, -1)
+    for step in range(200):
+        actions = rng.choice(4, size=32, p=[0.1, 0.2, 0.2, 0.5])
+        observation: dict[str, NDArray[Any]] = env.step(actions)[0]
+        np.testing.assert_array_equal(observation["view"], plain.step(actions)[0])
+        seen = observation["view"][:, :100].reshape(32, 5, 5, 4)
+        is_seen = seen[..., 1:].any(axis=(1, 2))
+        last_seen[is_seen] = step
+        expected = np.where(last_seen < 0, -1, step - last_seen)
+        np.testing.assert_array_equal(env.target_ages(), expected)
+        for row, index in zip(*np.nonzero(is_seen), strict=True):
+            right, ahead = observation["targets_vec"][row, index].astype(int)
+            assert seen[row, 2 - ahead, 2 + right, 1 + index] == 1
+        rows = np.arange(32)
+        target = observation["targets_vec"][rows, env.prompt]
+        np.testing.assert_array_equal(observation["target_vec"], target)
+        # The first cell and direction, from where the agent is and how it turned.
+        pose = [observation["agent_pos"], observation["agent_dir"]]
+        ahead, right = pose[1], np.stack([pose[1][:, 1], -pose[1][:, 0]], axis=1)
+        for name, expected_vector in (("first_vec", first[0] - pose[0]), ("first_dir", first[1])):
+            vector = observation[name]
+            np.testing.assert_array_equal(
+                vector[:, :1] * right + vector[:, 1:] * ahead, expected_vector
+            )
+        row, column = observation["agent_pos"].astype(int).T
+        assert observation["maze_layout"][rows, row, column].all()
+        ahead_cell = observation["agent_pos"] + observation["agent_dir"]
+        is_floor = seen[:, 1, 2, 0] == 0
+        row, column = ahead_cell.astype(int)[is_floor].T
+        assert observation["maze_layout"][np.flatnonzero(is_floor), row, column].all()
