@@ -9,7 +9,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +102,9 @@ def push(config: PushConfig) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         policy = saved.build_policy(torch.device("cpu")).to(PRECISIONS[config.weights])
-        description = describe_agent(saved.config, saved, step=saved.step)
+        # Without the paths of this machine.
+        shared = replace(saved.config, run_dir="", resume="")
+        description = describe_agent(shared, saved, step=saved.step)
         save_policy(policy, folder / POLICY_FILE, description=description)
         card = model_card(saved, folder / POLICY_FILE, episodes=config.episodes)
         (folder / CARD_FILE).write_text(card, encoding="utf-8")
@@ -196,8 +198,11 @@ def _run_facts(path: Path) -> dict[str, str]:
         facts["Largest ratio deviation"] = f"{max(measured):.1e}"
     if record := read_record(folder):
         words = shlex.split(record[0]["command"])
-        if "-m" in words:  # Without the path of the interpreter.
-            facts["Command"] = f"python {shlex.join(words[words.index('-m') :])}"
+        if "-m" in words:  # Without the paths of the interpreter and the run.
+            options = [
+                word for word in words[words.index("-m") :] if not word.startswith("run_dir=")
+            ]
+            facts["Command"] = f"python {shlex.join(options)}"
         facts["mtxl_rl"] = f"{record[-1]['mtxl_rl']}, commit {record[-1]['commit']}"
         facts["Trained"] = f"{record[-1]['end']}, torch {record[-1]['torch']}"
     return facts

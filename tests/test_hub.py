@@ -1,5 +1,6 @@
 """Tests of sharing agents."""
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from mtxl_rl.agent import Agent
 from mtxl_rl.config import compose_config
 from mtxl_rl.evaluate import main as evaluate
 from mtxl_rl.hub import main
+from mtxl_rl.tracking.run_record import RECORD_FILE
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +76,19 @@ def test_a_model_card_has_scores_with_each_memory(
     )
     evaluate([f"checkpoint={shared}", "episodes=4", "num_envs=4"])
     assert "step 128" in capsys.readouterr().out
+
+
+@pytest.mark.training
+def test_a_shared_agent_holds_no_paths_of_the_machine(run: Path, tmp_path: Path) -> None:
+    copy, shared = tmp_path / "copy", tmp_path / "shared"
+    shutil.copytree(run, copy)
+    record = json.loads((copy / RECORD_FILE).read_text())
+    record[0]["command"] = f"/usr/bin/python -m mtxl_rl.train env=TMaze run_dir={run} seed=0"
+    (copy / RECORD_FILE).write_text(json.dumps(record))
+    main(["push", f"checkpoint={copy}", f"to={shared}", "episodes=1"])
+    assert "\npython -m mtxl_rl.train env=TMaze seed=0\n" in (shared / "README.md").read_text()
+    for path in shared.iterdir():
+        assert str(run.parent).encode() not in path.read_bytes()
 
 
 @pytest.mark.training

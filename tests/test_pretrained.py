@@ -24,8 +24,9 @@ def test_an_agent_is_small_and_has_a_model_card(folder: Path) -> None:
 
 
 @pytest.mark.training
-def test_the_t_maze_agent_needs_its_memory() -> None:
-    agent = Agent.load(FOLDER / "TMaze", device="cpu")
+@pytest.mark.parametrize("name", ["TMaze", "TMaze-distractors", "MemoryChain", "EndlessTMaze"])
+def test_a_solved_task_needs_the_memory(name: str) -> None:
+    agent = Agent.load(FOLDER / name, device="cpu")
     success = {
         memory: [episode["success"] for episode in agent.evaluate(episodes=32, memory=memory)]
         for memory in ("on", "zero")
