@@ -6,7 +6,6 @@ Each file that a run writes describes its agent by itself, so that it can be mov
 import importlib.util
 import json
 from collections.abc import Mapping
-from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from torch import Tensor
 from mtxl_rl.agents.policy import Policy
 from mtxl_rl.build import build_policy
 from mtxl_rl.config import TrainConfig, config_from_dict, config_to_dict, load_config
-from mtxl_rl.envs.registry import make_vector_env
 from mtxl_rl.envs.space_json import space_from_json, space_to_json
 from mtxl_rl.torso import save_torso
 from mtxl_rl.torso.weights import BUILD_ERRORS, check_weights
@@ -108,9 +106,7 @@ def read_agent(path: Path, *, which: str = "latest") -> SavedAgent:
     weights = agent.get("policy", {}) if isinstance(agent, dict) else {}
     if not isinstance(weights, dict) or not weights:
         raise ValueError(f"{file} holds no policy's weights; give a checkpoint that mtxl_rl wrote")
-    if "description" not in state:
-        return _agent_without_description(file, state["step"], weights)
-    saved = _saved_agent(file, state["description"], weights)
+    saved = _saved_agent(file, state.get("description"), weights)
     # In a run's folder, config.yaml is what resuming and people change.
     return replace(saved, config=load_config(path)) if path.is_dir() else saved
 
@@ -123,9 +119,7 @@ def saved_config(path: Path) -> TrainConfig:
     if path.suffix == SAFETENSORS:
         return _config(path, _read_safetensors(path)[0])
     state = checkpoint.load(path, map_location="meta")
-    if "description" not in state:
-        return _config_beside(path)
-    return _config(path, state["description"])
+    return _config(path, state.get("description"))
 
 
 def local_copy(path: Path) -> Path:
@@ -195,37 +189,12 @@ def _not_described(path: Path, error: Exception) -> ValueError:
     )
 
 
-def _config_beside(path: Path) -> TrainConfig:
-    """The config.yaml of the run that a file without a description lies in."""
-    folder = run_folder(path)
-    if folder is None:
-        raise ValueError(
-            f"{path} does not hold its run's options, because an earlier mtxl_rl wrote it; "
-            "put it back into its run's folder"
-        )
-    return load_config(folder)
-
-
 def _config(path: Path, description: Any) -> TrainConfig:  # noqa: ANN401
     try:
         document = json.loads(description)["config"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise _not_described(path, error) from error
     return config_from_dict(document, path=path)
-
-
-def _agent_without_description(path: Path, step: int, weights: Mapping[str, Tensor]) -> SavedAgent:
-    """An agent of an earlier mtxl_rl: options from config.yaml, spaces from the environment."""
-    config = _config_beside(path)
-    with closing(make_vector_env(config.env, num_envs=1, seed=0)) as env:
-        return SavedAgent(
-            path=path,
-            config=config,
-            single_observation_space=env.single_observation_space,
-            single_action_space=env.single_action_space,
-            step=step,
-            weights=weights,
-        )
 
 
 def _read_safetensors(path: Path) -> tuple[str, dict[str, Tensor]]:

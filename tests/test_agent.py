@@ -201,18 +201,6 @@ def test_an_unknown_option_names_the_file_the_option_and_the_version(
     assert "\n" not in text
 
 
-def test_a_checkpoint_of_an_earlier_version_takes_its_options_from_its_run(
-    finished: Path, tmp_path: Path
-) -> None:
-    folder = shutil.copytree(finished, tmp_path / "run")
-    state = checkpoint.load(folder)
-    del state["description"]
-    path = checkpoint.save(folder, state, score=None)
-    assert Agent.load(path).evaluate(episodes=1)[0]["length"] == 10
-    with pytest.raises(ValueError, match=r"moved\.pt does not hold its run's options"):
-        Agent.load(shutil.copy(path, tmp_path / "moved.pt"))
-
-
 @pytest.mark.training
 def test_a_checkpoint_alone_is_resumed_evaluated_and_kept(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture

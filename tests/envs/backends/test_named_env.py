@@ -36,8 +36,8 @@ class Wrong(gymnasium.Env[Any, Any]):
         return values["observation"], values["reward"], False, False, {}
 
 
-def play(name: str, value: object) -> None:
-    """Take three steps of four environments, of which the third returns a value."""
+def play(name: str, value: object) -> tuple[Any, Any]:
+    """Observation and reward after three steps, where the third of four environments is wrong."""
     made = iter(range(4))
 
     def make() -> gymnasium.Env[Any, Any]:
@@ -46,7 +46,8 @@ def play(name: str, value: object) -> None:
     env = make_vector_env(CustomEnvConfig(), num_envs=4, seed=0, custom=make)
     env.reset()
     for _ in range(3):
-        env.step(np.zeros(4, int))
+        observation, reward = env.step(np.zeros(4, int))[:2]
+    return observation, reward
 
 
 @pytest.mark.parametrize(
@@ -81,7 +82,10 @@ def test_a_number_that_overflows_when_it_is_squared_is_refused(name: str) -> Non
     [("observation", [0.0, 0.5, 1.0]), ("observation", np.zeros(3)), ("reward", np.ones(1))],
 )
 def test_what_numpy_converts_is_accepted(name: str, value: object) -> None:
-    play(name, value)
+    observation, reward = play(name, value)
+    expected = {"observation": np.zeros(3), "reward": 0.0} | {name: np.squeeze(value)}
+    np.testing.assert_array_equal(observation[2], expected["observation"])
+    assert reward.tolist() == [0, 0, expected["reward"], 0]
 
 
 def test_an_exception_keeps_its_type_and_names_the_environment() -> None:
