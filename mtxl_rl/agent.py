@@ -1,7 +1,7 @@
 """A trained agent in Python: load it from a file, act step by step, play episodes."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from mtxl_rl.agents.collector import Actor, VectorEnv
 from mtxl_rl.agents.episodes import MEMORIES, play_episodes
 from mtxl_rl.agents.transition import (
     EPISODE_STEP,
+    Decision,
     PolicyInputs,
     observation_shapes,
     to_tensors,
@@ -39,10 +40,31 @@ class AgentCache:
     """What `Agent.act` remembers of the running episodes; each step changes it in place."""
 
     torso: Cache
-    action: Tensor
-    """The last action [B, ...], which the policy reads at the next step."""
+    decision: Decision
+    """The last step's action [B, ...], which the policy reads at the next step, its log-probability
+    and the value estimate [B]."""
     episode_step: NDArray[np.int64]
-    """Steps since each episode's first one [B]."""
+    """Steps since each episode's first one [B]; -1: the next step is the first."""
+
+    def rows(self, index: Sequence[int]) -> "AgentCache":
+        """The cache of some episodes, copied: acting with it leaves the others unchanged."""
+        rows = self._as_tensor(index)
+        decision = Decision(*(part[rows] for part in self.decision))
+        return AgentCache(self.torso.rows(rows), decision, self.episode_step[list(index)])
+
+    def copy_rows_(self, index: Sequence[int], part: "AgentCache") -> None:
+        """Copy `part`, made by `rows(index)` and acted with since, into these episodes.
+
+        `index` names each episode once.
+        """
+        rows = self._as_tensor(index)
+        self.torso.copy_rows_(rows, part.torso)
+        for tensor, new in zip(self.decision, part.decision, strict=True):
+            tensor[rows] = new
+        self.episode_step[list(index)] = part.episode_step
+
+    def _as_tensor(self, index: Sequence[int]) -> Tensor:
+        return torch.tensor(list(index), dtype=torch.long, device=self.decision.action.device)
 
 
 class Agent:
@@ -94,6 +116,18 @@ class Agent:
         """
         return cls(read_agent(Path(path), which=which), device=device, seed=seed)
 
+    def new_cache(self, batch: int) -> AgentCache:
+        """The cache of `batch` episodes that are about to start."""
+        head = self.policy.action_head
+        action = torch.zeros(batch, *head.action_shape, dtype=head.action_dtype, device=self.device)
+        log_prob, value = torch.zeros(2, batch, device=self.device)
+        return AgentCache(
+            # The shortest timeline, as a server keeps thousands of rows.
+            self.policy.prefill(self.policy.torso.initial_state(batch), num_steps=1),
+            Decision(action, log_prob, value),
+            np.full(batch, -1),
+        )
+
     @torch.no_grad()
     def act(
         self,
@@ -123,7 +157,7 @@ class Agent:
         """
         leaves, is_batch = self._batched(observation)
         batch = len(next(iter(leaves.values())))
-        cache = self._new_cache(batch) if cache is None else cache
+        cache = self.new_cache(batch) if cache is None else cache
         if len(cache.episode_step) != batch:
             raise ValueError(
                 f"the cache has {len(cache.episode_step)} episodes and the observation {batch}; "
@@ -138,15 +172,14 @@ class Agent:
         rewards = _row(0.0 if reward is None else reward, batch, name="reward")
         inputs = PolicyInputs(
             to_tensors(leaves, self._shapes, self.device),
-            cache.action,
+            cache.decision.action,
             torch.tensor(rewards, dtype=torch.float32, device=self.device),
             torch.tensor(starts, device=self.device),
         )
         head = self.policy.action_head
         noise = None if greedy else head.noise(batch, self._generator)
-        decision = self.policy.act(inputs, cache.torso, noise)
-        cache.action = decision.action
-        action = head.to_env(decision.action)
+        cache.decision = self.policy.act(inputs, cache.torso, noise)
+        action = head.to_env(cache.decision.action)
         return (action if is_batch else action[0]), cache
 
     def evaluate(
@@ -236,14 +269,6 @@ class Agent:
         if len({(len(array)) for array in arrays.values()}) > 1 or len(is_batch) > 1:
             raise ValueError("the observation's parts have different numbers of rows")
         return arrays, is_batch.pop()
-
-    def _new_cache(self, batch: int) -> AgentCache:
-        head = self.policy.action_head
-        return AgentCache(
-            self.policy.prefill(self.policy.torso.initial_state(batch)),
-            torch.zeros(batch, *head.action_shape, dtype=head.action_dtype, device=self.device),
-            np.full(batch, -1),
-        )
 
     def _warn_without_reward(self) -> None:
         if self.config.policy.previous_reward and not self._has_warned:

@@ -125,12 +125,8 @@ def narrowed(policy: Policy) -> Policy:
 
 def prefill(policy: Policy, num_rows: int) -> Cache:
     """Cache of new episodes; with a `narrowed` torso, its window is kept in bfloat16."""
-    state = policy.torso.initial_state(num_rows)
-    timeline = None
-    if isinstance(policy.torso, MemoryTransformer):
-        # The shortest legal one, M + 1 steps.
-        timeline = torch.nn.functional.pad(state.window, (0, 0, 0, 1))
-    cache = policy.prefill(state, timeline=timeline)
+    # The shortest timeline, M + 1 steps.
+    cache = policy.prefill(policy.torso.initial_state(num_rows), num_steps=1)
     is_narrow = any(isinstance(part, NarrowLinear) for part in policy.torso.modules())
     if not (is_narrow and isinstance(cache, DecodeCache)):
         return cache

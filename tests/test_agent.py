@@ -101,6 +101,26 @@ def test_acting_by_hand_equals_the_actors_loop(finished: Path, greedy: bool) -> 
     assert actions == expected
 
 
+def test_some_episodes_of_a_cache_act_and_the_others_do_not_advance(finished: Path) -> None:
+    agent, rng = Agent.load(finished), np.random.default_rng(0)
+    cache, alone = agent.new_cache(4), [agent.new_cache(1) for _ in range(4)]
+    for _ in range(40):
+        rows = rng.permutation(4)[: rng.integers(1, 5)].tolist()
+        observation = rng.random((len(rows), 3), dtype=np.float32)
+        is_first, reward = rng.random(len(rows)) < 0.1, rng.random(len(rows))
+        part = cache.rows(rows)
+        action, part = agent.act(observation, part, is_first, reward=reward, greedy=True)
+        cache.copy_rows_(rows, part)
+        for i, row in enumerate(rows):
+            one = slice(i, i + 1)
+            expected, _ = agent.act(
+                observation[one], alone[row], is_first[one], reward=reward[one], greedy=True
+            )
+            assert action[i] == expected[0]
+            torch.testing.assert_close(cache.decision.value[row], alone[row].decision.value[0])
+            assert cache.episode_step[row] == alone[row].episode_step[0]
+
+
 def test_one_observation_gives_one_action_and_wrong_shapes_are_named(finished: Path) -> None:
     agent = Agent.load(finished)
     with closing(gymnasium.make("mtxl_rl/TMaze-v0", corridor_length=9)) as env:

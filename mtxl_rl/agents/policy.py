@@ -193,10 +193,12 @@ class Policy(nn.Module):
         return inspection.diagnostics
 
     @torch.no_grad()
-    def prefill(self, state: MemoryState, *, timeline: Tensor | None = None) -> Cache:
+    def prefill(
+        self, state: MemoryState, *, num_steps: int = 128, timeline: Tensor | None = None
+    ) -> Cache:
         """Cache to act with from `state`; see `MemoryTransformer.prefill`."""
         with self.autocast():
-            return self.torso.prefill(state, timeline=timeline)
+            return self.torso.prefill(state, num_steps=num_steps, timeline=timeline)
 
     @torch.no_grad()
     def act(

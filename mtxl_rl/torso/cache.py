@@ -52,6 +52,23 @@ class Cache:
             segment_step=self.segment_step.clone(),
         )
 
+    def rows(self, index: Int[Tensor, " b"]) -> "Cache":
+        """A cache of some rows, copied: a step of it leaves this cache unchanged."""
+        return replace(
+            self,
+            timeline=self.timeline[index],
+            long_term=self.long_term[index],
+            window_length=self.window_length[index],
+            segment_step=self.segment_step[index],
+        )
+
+    def copy_rows_(self, index: Int[Tensor, " b"], part: "Cache") -> None:
+        """Copy `part`, made by `rows(index)` and stepped since, into the rows; each row once."""
+        self.timeline[index] = part.timeline
+        self.long_term[index] = part.long_term
+        self.window_length[index] = part.window_length
+        self.segment_step[index] = part.segment_step
+
     def mutable_tensors(self) -> dict[str, Tensor]:
         """The tensors that differ between two caches of one torso and timeline, by name."""
         return {"long_term": self.long_term}
@@ -90,6 +107,38 @@ class DecodeCache(Cache):
     write_buffer: tuple[Tensor, ...]
     """Per long-term memory: its value after the steps of the unfinished segment, which becomes
     `long_term` at the segment's end; [B, 0] where memories are written segment by segment."""
+
+    def rows(self, index: Int[Tensor, " b"]) -> "DecodeCache":
+        """A cache of some rows, copied: a step of it leaves this cache unchanged."""
+        return replace(
+            self,
+            timeline=self.timeline[index],
+            long_term=self.long_term[index],
+            window_length=self.window_length[index],
+            segment_step=self.segment_step[index],
+            timeline_index=self.timeline_index.clone(),
+            ring_index=self.ring_index.clone(),
+            keys=tuple(ring[index] for ring in self.keys),
+            values=tuple(ring[index] for ring in self.values),
+            write_buffer=tuple(buffer[index] for buffer in self.write_buffer),
+        )
+
+    def copy_rows_(self, index: Int[Tensor, " b"], part: Cache) -> None:
+        """Copy `part`, made by `rows(index)` and stepped since, into the rows; each row once.
+
+        All rows of a cache share the rings' indices. So the rings of `part`, which has advanced,
+        are turned back to where this cache's stand.
+        """
+        assert isinstance(part, DecodeCache)
+        shift = int(self.timeline_index - part.timeline_index)
+        aligned = replace(part, timeline=part.timeline.roll(shift, dims=2))
+        super().copy_rows_(index, aligned)
+        shift = int(self.ring_index - part.ring_index)
+        for rings, others in ((self.keys, part.keys), (self.values, part.values)):
+            for ring, other in zip(rings, others, strict=True):
+                ring[index] = other.roll(shift, dims=2)
+        for buffer, other in zip(self.write_buffer, part.write_buffer, strict=True):
+            buffer[index] = other
 
     def mutable_tensors(self) -> dict[str, Tensor]:
         """All tensors except the timeline."""

@@ -147,6 +147,30 @@ def test_acting_step_by_step_equals_the_sequence(name: str, drawn: tuple) -> Non
     assert_equal(cache.state(), after)
 
 
+@systems
+@few
+@given(draws)
+def test_rows_that_step_alone_equal_the_sequence(name: str, drawn: tuple) -> None:
+    case = Case(name, drawn)
+    y, after = case.forward(case.x, case.torso.initial_state(case.batch), case.is_first)
+    cache = case.torso.prefill(case.torso.initial_state(case.batch), num_steps=2)
+    num_done, outputs = [0] * case.batch, torch.zeros_like(y)
+    while min(num_done) < case.steps:
+        order = torch.randperm(case.batch, generator=case.generator).tolist()
+        rows = [row for row in order if num_done[row] < case.steps]
+        rows = rows[: int(torch.randint(1, case.batch + 1, (), generator=case.generator))]
+        part = cache.rows(torch.tensor(rows))
+        for _ in range(1 + case.steps % 2):  # A part may take several steps.
+            if any(num_done[row] == case.steps for row in rows):
+                break
+            at = (rows, [num_done[row] for row in rows])
+            outputs[at] = case.torso.decode_step(case.x[at], part, case.is_first[at])
+            num_done = [count + (row in rows) for row, count in enumerate(num_done)]
+        cache.copy_rows_(torch.tensor(rows), part)
+    torch.testing.assert_close(outputs, y, rtol=TOLERANCE, atol=TOLERANCE)
+    assert_equal(cache.state(), after)
+
+
 def test_acting_equals_the_sequence_within_1e5_in_float32() -> None:
     case = Case("delta", (4, 3, 14))
     torso = case.torso.float()
