@@ -35,7 +35,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mtxl_rl.envs.names import nearest_names
-from mtxl_rl.tracking.cli import one_sentence_errors
+from mtxl_rl.tracking.cli import PARENT, one_sentence_errors, stop_with_parent
 
 _HELP = ("-h", "--help")
 _FLAGS = ("-m", "--multirun", "--resolve", "--hydra-help", "--version")
@@ -103,6 +103,9 @@ def run_command(
         run: The program. Its errors become one sentence and exit code 1.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    parent = os.environ.pop(PARENT, "")
+    if parent:
+        stop_with_parent(int(parent))
     with one_sentence_errors():
         overrides, flags, positional = _split(argv)
         command = describe(overrides)

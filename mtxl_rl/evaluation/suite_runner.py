@@ -29,7 +29,7 @@ from mtxl_rl.config import compose_config, from_document
 from mtxl_rl.torso import count_parameters
 from mtxl_rl.torso.torso_config import check_at_least
 from mtxl_rl.tracking import checkpoint
-from mtxl_rl.tracking.cli import console, say, stop_requests
+from mtxl_rl.tracking.cli import PARENT, console, say, stop_requests
 
 
 @dataclass(kw_only=True, slots=True)
@@ -337,7 +337,7 @@ def _start(run: SuiteRun, active: Processes) -> None:
         return
     run.folder.mkdir(parents=True, exist_ok=True)
     # Several processes with more threads than cores wait for one another.
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", PARENT: str(os.getpid())}
     with (run.folder / "log.txt").open("ab") as log:
         active[run] = Popen(
             [sys.executable, "-m", *command],

@@ -10,8 +10,6 @@ import os
 import platform
 import signal
 import sys
-import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -24,7 +22,7 @@ from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-
 
 from mtxl_rl.agents.world import World
 from mtxl_rl.envs.cores import num_cores
-from mtxl_rl.tracking.cli import console, say, show_cursor
+from mtxl_rl.tracking.cli import console, say, show_cursor, stop_with_parent
 
 TIMEOUT = timedelta(minutes=10)
 """How long a process waits for the others before it ends with an error."""
@@ -137,7 +135,7 @@ def _connect(backend: str, size: int) -> None:
     rank = int(os.environ["RANK"])
     store = _meet(rank, size)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
-    _stop_with_parent()
+    stop_with_parent(os.getppid())
 
 
 def _meet(rank: int, size: int) -> Store:
@@ -199,18 +197,6 @@ def check_devices(num_local: int, device: torch.device) -> None:
             f"num_processes={num_local} share {num_cores()} CPU cores and wait for one another; "
             f"num_processes={num_cores()} is faster"
         )
-
-
-def _stop_with_parent() -> None:
-    """Ask this process to save and stop when its launcher is gone, instead of going on alone."""
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, name="launcher watch", daemon=True).start()
 
 
 def launch(arguments: Sequence[str], *, num_processes: int) -> int:

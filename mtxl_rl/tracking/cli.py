@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from rich.table import Table
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 console = Console()
+PARENT = "MTXL_RL_PARENT"
+"""The variable in which a program that runs commands passes its process number to them."""
 _NO_LIMIT = 10_000
 _PACKAGE = Path(__file__).parents[1]
 _LIBRARIES = {
@@ -150,6 +153,20 @@ def stop_requests(
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
+
+
+def stop_with_parent(parent: int) -> None:
+    """Send this process SIGTERM when its parent, a process number, has ended.
+
+    So it saves and stops after a kill of the program that started it, instead of continuing alone.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="parent watch", daemon=True).start()
 
 
 def _exit_immediately(number: int) -> None:

@@ -3,7 +3,9 @@
 import csv
 import json
 import signal
+import sys
 import time
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from subprocess import Popen
@@ -21,6 +23,8 @@ from mtxl_rl.evaluation.intervals import (
     probability_of_improvement,
 )
 from mtxl_rl.evaluation.suite_runner import Suite, SuiteConfig
+from mtxl_rl.tracking import checkpoint
+from mtxl_rl.tracking.run_record import read_record
 
 YAML = """
 torsos: [mtxl, gtrxl]
@@ -124,6 +128,27 @@ def test_an_interrupted_suite_saves_its_runs_and_can_be_continued(
     loaded = Suite.load(SuiteConfig(suite=path, folder=folder))
     resuming = ["mtxl_rl.train", f"resume={run_dir}", "total_steps=100000"]
     assert loaded.runs()[0].next_command() == resuming
+
+
+@pytest.mark.processes
+def test_the_runs_of_a_suite_that_is_killed_save_and_stop(tmp_path: Path) -> None:
+    argv = [*arguments(tmp_path, total_steps=10_000_000), "torsos=mtxl", "jobs=1"]
+    run_dir = tmp_path / "results" / "short" / "mtxl" / "seed_0"
+    process = Popen([sys.executable, "-m", "mtxl_rl.suite", *argv])
+    try:
+        wait_until(lambda: checkpoint.latest(run_dir) is not None)
+    finally:
+        process.kill()
+        process.wait()
+    wait_until(lambda: bool(read_record(run_dir)[0]["end"]))
+    assert read_record(run_dir)[0]["outcome"] == "stopped by SIGTERM"
+
+
+def wait_until(is_done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 300
+    while not is_done():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 @pytest.mark.usefixtures("in_process")
