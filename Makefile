@@ -74,16 +74,19 @@ test-gpu: $(VENV)/.installed-dev
 # Each program prints its seed, the counts and every failure. SIZE multiplies the numbers of cases.
 SIZE ?= 1
 KILLS ?= 200
-RELIABILITY = inputs files environments disk
+SOAK ?= 10000000
+RELIABILITY = inputs files environments disk load
 
 reliability: $(VENV)/.installed-dev
 	for program in $(RELIABILITY); do MTXL_RL_RELIABILITY=$(SIZE) OMP_NUM_THREADS=1 \
 		$(BIN)/python tests/reliability/$$program.py $(ARGS) || exit 1; done
+	$(if $(filter 0,$(KILLS)),,OMP_NUM_THREADS=1 $(BIN)/python tests/reliability/kills.py --kills $(KILLS))
 	$(if $(filter 0,$(KILLS)),,MTXL_RL_KILLS=$(KILLS) OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
 		-m slow tests/runtime/test_failures.py -k many_times)
+	$(if $(filter 0,$(SOAK)),,OMP_NUM_THREADS=1 $(BIN)/python tests/reliability/soak.py --steps $(SOAK))
 
 reliability-short:
-	$(MAKE) reliability SIZE=0.02 KILLS=0
+	$(MAKE) reliability SIZE=0.02 KILLS=0 SOAK=0
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check

@@ -75,18 +75,24 @@ class Faults:
 
     def check(self, event: str, arguments: tuple[Any, ...]) -> None:
         """Raise an OSError if the event is the operation that must fail."""
-        if not self.folder or not arguments:
+        if not self.folder:
             return
-        is_write = event in EVENTS or (event == "open" and _writes(arguments))
-        if not is_write or isinstance(arguments[0], int):
-            return
-        path = Path(os.fsdecode(arguments[0])).absolute()
-        if not str(path).startswith(self.folder):
+        path = written_below(self.folder, event, arguments)
+        if path is None:
             return
         self.num_seen += 1
         if self.num_seen - 1 == self.left:
             self.event = f"{event} {path.name}"
             raise OSError(self.number, os.strerror(self.number), str(path))
+
+
+def written_below(folder: str, event: str, arguments: tuple[Any, ...]) -> Path | None:
+    """The path that an audit event is about to change, if it lies in the folder."""
+    is_write = event in EVENTS or (event == "open" and _writes(arguments))
+    if not is_write or isinstance(arguments[0], int):
+        return None
+    path = Path(os.fsdecode(arguments[0])).absolute()
+    return path if str(path).startswith(folder) else None
 
 
 def _writes(arguments: tuple[Any, ...]) -> bool:
