@@ -207,8 +207,7 @@ KINDS = {
     },
     "TMaze that evaluates": Kind(training(**T_MAZE, **EVALUATES), trained),
     "TMaze, 2 processes": Kind(training(**T_MAZE, num_processes="2"), trained, weight=1),
-    # Its environments can be saved, but not where Python passes them to `mtxl_rl.train`.
-    "ProcessVectorEnv": Kind(processes, trained, is_exact=False, weight=1),
+    "ProcessVectorEnv": Kind(processes, trained, weight=1),
     "evaluate": Kind(evaluating, evaluated, weight=6),
     "suite": Kind(suite_job, suite_results, weight=1),
 }

@@ -17,6 +17,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from mtxl_rl.envs.backends.covered_spaces import cover
 from mtxl_rl.envs.backends.named_env import NamedEnv
 from mtxl_rl.envs.names import nearest_names
+from mtxl_rl.envs.wrappers.checked import EnvState, supports_state
 
 
 class Package(NamedTuple):
@@ -199,3 +200,16 @@ class SeededFirstReset(VectorWrapper[Any, Any, Any, Any, Any]):
             seed=first_seed if seed is None else seed,  # type: ignore[arg-type]
             options=options,
         )
+
+    @property
+    def supports_state(self) -> bool:
+        """Whether `get_state` and `set_state` work, for an exact resume."""
+        return supports_state(self.env)
+
+    def get_state(self) -> EnvState:
+        """Return the environment's state."""
+        return self.env.get_state()  # type: ignore[attr-defined]
+
+    def set_state(self, state: EnvState) -> None:
+        """Continue from a state of `get_state`; no reset is needed before the next step."""
+        self.env.set_state(state)  # type: ignore[attr-defined]

@@ -45,6 +45,12 @@ class SupportsState(Protocol):
         ...
 
 
+def supports_state(env: object) -> bool:
+    """Whether a vector environment can be saved."""
+    # ProcessVectorEnv always has the methods; its attribute reports its environments' support.
+    return isinstance(env, SupportsState) and bool(getattr(env, "supports_state", True))
+
+
 def reset_mask(options: Mapping[str, Any] | None, *, num_envs: int) -> NDArray[np.bool_] | None:
     """Return ``options["reset_mask"]``, the environments to reset; None means all of them."""
     if options is None or "reset_mask" not in options:
@@ -83,8 +89,7 @@ class CheckedVectorEnv(VectorWrapper[Any, Any, Any, Any, Any]):
     @property
     def supports_state(self) -> bool:
         """Whether `get_state` and `set_state` work, for an exact resume."""
-        # ProcessVectorEnv always has the methods; its attribute reports its environments' support.
-        return isinstance(self.env, SupportsState) and getattr(self.env, "supports_state", True)
+        return supports_state(self.env)
 
     def reset(
         self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
