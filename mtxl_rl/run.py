@@ -39,6 +39,16 @@ PROFILED_ITERATION = 3
 class Run:
     """The parts of a training run, and how they are saved and restored."""
 
+    step = 0
+    num_iterations = 0
+    """Iterations since the run was started or resumed."""
+    evaluated_return: float | None = None
+    """The mean return of the evaluation after the last iteration, if it was followed by one."""
+    is_compiling = False
+    """Whether the last iteration was the first compiled one, which includes compiling."""
+    compute_seconds = 0.0
+    """Seconds of acting and learning in the last iteration."""
+
     def __init__(
         self,
         config: TrainConfig,
@@ -47,10 +57,7 @@ class Run:
         world: World | None = None,
         eval_env: CustomEnv | None = None,
     ) -> None:
-        torch.manual_seed(config.seed)
-        torch.set_num_threads(config.num_threads)
-        # Otherwise float32 convolutions are TF32 on a GPU, and acting differs from learning.
-        torch.backends.cudnn.allow_tf32 = False
+        _set_up_torch(config)
         device = local_device(config.torch_device())
         self.config = config
         self.env = env
@@ -80,17 +87,7 @@ class Run:
         self.episodes = EpisodeWindow(size=100)
         self.ended_episodes: list[Episode] = []
         """The episodes that ended in the last iteration."""
-        self.evaluated_return: float | None = None
-        """The mean return of the evaluation after the last iteration, if there was one."""
-        self.is_compiling = False
-        """Whether the last iteration was the first compiled one, which includes compiling."""
-        self.compute_seconds = 0.0
-        """Seconds of acting and learning in the last iteration."""
         self.profiler = IterationProfiler(self.collector, self.agent)
-        stored, predicted = self.collector.rollout.nbytes_by_part(), shape.bytes_by_part()
-        assert stored == predicted, (stored, predicted)
-        self.step = 0
-        self.num_iterations = 0
 
     def iterate(self) -> dict[str, float]:
         """Collect a rollout and learn from it; return the metrics."""
@@ -281,6 +278,14 @@ class Run:
             ) from error
         if state["env"] is None:
             self.start(seed=stream_seed(self.config.seed, self.step))
+
+
+def _set_up_torch(config: TrainConfig) -> None:
+    """Set torch's seed, threads and precision, which belong to the process."""
+    torch.manual_seed(config.seed)
+    torch.set_num_threads(config.num_threads)
+    # Otherwise float32 convolutions are TF32 on a GPU, and acting differs from learning.
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def make_teacher(config: TrainConfig, env: EpisodeStatistics, policy: Policy) -> Teacher:

@@ -304,9 +304,7 @@ def _train(
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.99))
     learner = CausalLM(model)
     is_main = world.rank == 0
-    reading = Reading()
-    if config.resume:
-        reading = _load(model, optimizer, config, rows.device, world)
+    reading = _load(model, optimizer, config, rows.device, world) if config.resume else Reading()
     start, first = time.perf_counter(), reading.update
     with (
         MetricsLogger(run_dir) if is_main else nullcontext() as logger,
@@ -327,18 +325,13 @@ def _train(
             reading, loss = _update(learner, optimizer, rows, reading, config, world)
             if reading.update == first + 1 and is_main:
                 # Only now: a failed start leaves the folder free for the next one.
-                saved = replace(config, resume="", prompt="")
-                with atomic_write(run_dir / "config.yaml") as temporary:
-                    OmegaConf.save(OmegaConf.structured(saved), temporary)
+                _save_config(config, run_dir)
             if reading.update % config.evaluate_every == 0 or reading.update == config.updates:
                 metrics = evaluate(model, held_out, length=config.length, world=world)
                 num_read = (reading.update - first) * config.batch_size * config.length
                 speed = num_read / (time.perf_counter() - start)
                 metrics |= {"losses/train_loss": loss.item(), "time/characters_per_second": speed}
-                if logger is not None:
-                    logger.log(metrics, step=reading.update)
-                cells = " | ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-                say(f"update {reading.update}/{config.updates} | {cells}")
+                _log(metrics, logger, update=reading.update, num_updates=config.updates)
                 _save(run_dir, model, optimizer, reading, world)
     return 0
 
@@ -369,6 +362,22 @@ def _update(
 def _learning_rate(config: TrainLMConfig, update: int) -> float:
     warm_up, decay = (update + 1) / 50, 0.5 * (1 + math.cos(math.pi * update / config.updates))
     return config.learning_rate * min(warm_up, decay)
+
+
+def _log(
+    metrics: dict[str, float], logger: MetricsLogger | None, *, update: int, num_updates: int
+) -> None:
+    """Print an evaluation's metrics, and log them on rank 0, which has a logger."""
+    if logger is not None:
+        logger.log(metrics, step=update)
+    cells = " | ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+    say(f"update {update}/{num_updates} | {cells}")
+
+
+def _save_config(config: TrainLMConfig, run_dir: Path) -> None:
+    saved = replace(config, resume="", prompt="")
+    with atomic_write(run_dir / "config.yaml") as temporary:
+        OmegaConf.save(OmegaConf.structured(saved), temporary)
 
 
 def _save(

@@ -257,15 +257,11 @@ def _loop(run: Run, run_dir: Path, callbacks: CallbackList, session: Session | N
             if logger is not None and progress is not None:
                 metrics = _log(run, run_dir, metrics, logger, progress)
                 callbacks.on_iteration(metrics, episodes=run.ended_episodes, step=run.step)
-            is_last = run.step >= config.total_steps
-            is_due = not is_last and (
-                time.monotonic() - saved >= config.checkpoint_seconds
-                or run.evaluated_return is not None
-            )
-            # Every process takes the same decisions: rank 0's clock and callbacks, and any signal.
-            asks_to_stop = bool(stop) or bool(callbacks.stop_reason)
+            # All processes decide alike: by rank 0's clock and callbacks, and any signal.
             is_due, is_stopping = world.any(
-                is_due and is_main, asks_to_stop, device=run.agent.device
+                is_main and _is_checkpoint_due(run, seconds=time.monotonic() - saved),
+                bool(stop) or bool(callbacks.stop_reason),
+                device=run.agent.device,
             )
             if is_due and not is_stopping:
                 _save(run, run_dir, metrics, callbacks, session)
@@ -277,6 +273,13 @@ def _loop(run: Run, run_dir: Path, callbacks: CallbackList, session: Session | N
         return 0
     # Without a signal of its own, this process stops because another one received a signal.
     return (stop or [signal.SIGTERM])[0]
+
+
+def _is_checkpoint_due(run: Run, *, seconds: float) -> bool:
+    """Whether to save now, `seconds` after the last checkpoint; the loop's end always saves."""
+    if run.step >= run.config.total_steps:
+        return False
+    return seconds >= run.config.checkpoint_seconds or run.evaluated_return is not None
 
 
 def _log(

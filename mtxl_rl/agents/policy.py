@@ -134,12 +134,8 @@ class Policy(nn.Module):
         )
         self.previous_reward = nn.Linear(1, width, bias=False) if policy.previous_reward else None
         self.episode_step = StepEncoder(width) if policy.episode_step else None
-        if policy.episode_step and EPISODE_STEP in observation_leaves(groups.training):
-            raise ValueError(
-                f"the observation has a key {EPISODE_STEP!r}, which policy.episode_step=true adds; "
-                "set policy.episode_step=false, or rename the key with a "
-                "gymnasium.ObservationWrapper"
-            )
+        if policy.episode_step:
+            _check_step_key_is_free(groups.training)
         self.torso: Torso = build_torso(torso)
         self.value_head = ValueHead(width)
         self.critic_leaves = list(groups.critic or ())
@@ -288,3 +284,12 @@ class Policy(nn.Module):
         if self.critic is not None:
             features = self.critic(features, observation)
         return torch.as_tensor(self.value_head(features))
+
+
+def _check_step_key_is_free(space: gymnasium.Space[Any]) -> None:
+    """Check that the observation has no key of the name under which its step is added."""
+    if EPISODE_STEP in observation_leaves(space):
+        raise ValueError(
+            f"the observation has a key {EPISODE_STEP!r}, which policy.episode_step=true adds; "
+            "set policy.episode_step=false, or rename the key with a gymnasium.ObservationWrapper"
+        )

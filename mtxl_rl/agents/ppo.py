@@ -222,11 +222,7 @@ class PPO:
             RuntimeError: acting and learning disagree; see `check_ratio`.
         """
         config = self.config
-        weights = LossWeights(
-            entropy=_linear(config.entropy_coef, config.final_entropy_coef, progress),
-            ppo=_linear(config.coef, config.final_coef, teacher_progress),
-            teacher=self.teacher.coef_at(teacher_progress),
-        )
+        weights = self._loss_weights(progress, teacher_progress)
         with record_function("advantages"):
             advantage = self._advantage(rollout)
             mean, variance = masked_moments(advantage, rollout.counted, self.world)
@@ -247,16 +243,16 @@ class PPO:
             with record_function("backward"):
                 loss.backward()
             metrics = self._sum_over_processes(metrics)
-            _append(log, metrics)
+            for key, metric in metrics.items():
+                log[key].append(metric)
             if num_updates == 0:
                 ratio_deviation = float(metrics["losses/ratio_deviation"])
                 check_ratio(self.policy, spans, ratio_deviation, bound=self.ratio_bound)
             elif self._exceeds_target_kl(metrics):
                 break
             with record_function("optimizer"):
-                _append(
-                    log, {"losses/grad_norm": self._optimizer_step(metrics["losses/total_loss"])}
-                )
+                grad_norm = self._optimizer_step(metrics["losses/total_loss"])
+            log["losses/grad_norm"].append(grad_norm)
             num_updates += 1
         return self._report(log, rollout, advantage) | {
             "charts/learning_rate": learning_rate,
@@ -333,6 +329,15 @@ class PPO:
         self.policy.load_state_dict(state["policy"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"].cpu())
+
+    def _loss_weights(self, progress: float, teacher_progress: float) -> LossWeights:
+        """The scheduled weights of the loss; see `update`."""
+        config = self.config
+        return LossWeights(
+            entropy=_linear(config.entropy_coef, config.final_entropy_coef, progress),
+            ppo=_linear(config.coef, config.final_coef, teacher_progress),
+            teacher=self.teacher.coef_at(teacher_progress),
+        )
 
     def _advantage(self, rollout: Rollout) -> Float[Tensor, "B T"]:
         return gae(
@@ -437,11 +442,6 @@ def _teacher_metrics(
         "teacher/agreement": (weight * agrees).sum(),
         "teacher/kl": (weight * head.kl(teacher, student)).sum(),
     }
-
-
-def _append(log: Mapping[str, list[Tensor]], metrics: Mapping[str, Tensor]) -> None:
-    for key, metric in metrics.items():
-        log[key].append(metric)
 
 
 def _linear(start: float, end: float, progress: float) -> float:

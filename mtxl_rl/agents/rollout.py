@@ -133,6 +133,7 @@ class Rollout:
             if shape.teacher_width
             else None
         )
+        assert self.nbytes_by_part() == shape.bytes_by_part()
 
     @property
     def counted(self) -> Bool[Tensor, "B T"]:

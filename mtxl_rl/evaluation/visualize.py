@@ -302,14 +302,7 @@ class VideoRecorder:
         panels = self._panels()
         images, num_plots = self._images(), 1 + len(panels)
         is_wide = bool(images) and images[0].shape[1] > _WIDE * images[0].shape[0]
-        if is_wide:  # A corridor: above the plots.
-            grid = figure.add_gridspec(1 + num_plots, 1)
-            view = figure.add_subplot(grid[0])
-            plots = [figure.add_subplot(grid[row]) for row in range(1, 1 + num_plots)]
-        else:
-            grid = figure.add_gridspec(num_plots, 2, width_ratios=[1, 1.2])
-            view = figure.add_subplot(grid[:, 0])
-            plots = [figure.add_subplot(grid[row, 1]) for row in range(num_plots)]
+        view, plots = _add_video_axes(figure, num_plots=num_plots, is_wide=is_wide)
         self._draw_rewards(plots[0])
         for axis, panel in zip(plots[1:], panels, strict=True):
             _draw_panel(axis, panel)
@@ -434,6 +427,17 @@ def _new_figure(inches: tuple[float, float], *, option: str) -> Any:  # noqa: AN
     except ImportError as error:
         raise ImportError(f"{option}= needs matplotlib: pip install 'mtxl_rl[report]'") from error
     return Figure(figsize=inches, dpi=100, layout="constrained")
+
+
+def _add_video_axes(figure: Any, *, num_plots: int, is_wide: bool) -> tuple[Any, list[Any]]:  # noqa: ANN401
+    """Axes of the observation and of the plots, below it if it is wide, else to its right."""
+    if is_wide:
+        grid = figure.add_gridspec(1 + num_plots, 1)
+        view = figure.add_subplot(grid[0])
+        return view, [figure.add_subplot(grid[row]) for row in range(1, 1 + num_plots)]
+    grid = figure.add_gridspec(num_plots, 2, width_ratios=[1, 1.2])
+    view = figure.add_subplot(grid[:, 0])
+    return view, [figure.add_subplot(grid[row, 1]) for row in range(num_plots)]
 
 
 def _mean_over_heads(field: Float[Tensor, "1 T H *n"]) -> Float[np.ndarray, "T ..."]:

@@ -176,6 +176,23 @@ def require_ray() -> None:
         ) from error
 
 
+def _end_on_errors() -> Any:  # noqa: ANN401
+    """A callback of Ray Train; a class of the module would need Ray to be imported."""
+    from ray.train import UserCallback
+
+    class EndOnErrors(UserCallback):  # type: ignore[misc]
+        """Ends the run at an error of the function; reports the loss of workers."""
+
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Any]) -> None:  # noqa: ANN401, ARG002
+            for error in worker_exceptions.values():
+                if isinstance(error, TrainingError):
+                    raise error  # Ray does not retry after an error of a callback.
+            lost = ", ".join(str(rank) for rank in sorted(worker_exceptions))
+            say(f"lost worker {lost}; continuing from the last checkpoint with those that are left")
+
+    return EndOnErrors()
+
+
 def trainer(
     function: Callable[[dict[str, Any]], int],
     arguments: Mapping[str, Any],
@@ -204,19 +221,8 @@ def trainer(
         LoggingConfig,
         RunConfig,
         ScalingConfig,
-        UserCallback,
     )
     from ray.train.torch import TorchConfig, TorchTrainer
-
-    class EndOnErrors(UserCallback):  # type: ignore[misc]
-        """Ends the run at an error of the function; reports the loss of workers."""
-
-        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Any]) -> None:  # noqa: ANN401, ARG002
-            for error in worker_exceptions.values():
-                if isinstance(error, TrainingError):
-                    raise error  # Ray does not retry after an error of a callback.
-            lost = ", ".join(str(rank) for rank in sorted(worker_exceptions))
-            say(f"lost worker {lost}; continuing from the last checkpoint with those that are left")
 
     # Relative paths of the options keep their meaning.
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
@@ -230,7 +236,7 @@ def trainer(
             name=FOLDER,
             failure_config=FailureConfig(max_failures=MAX_LOSSES),
             checkpoint_config=CheckpointConfig(num_to_keep=num_checkpoints),
-            callbacks=[EndOnErrors(), *callbacks],
+            callbacks=[_end_on_errors(), *callbacks],
             # Otherwise each lost worker prints several tracebacks; Ray's log files have them.
             logging_config=LoggingConfig(log_level="CRITICAL"),
         ),
