@@ -156,30 +156,19 @@ def explore(
     queue = np.empty((n * n, 2), np.int64)
     e = claim(rows)
     while e >= 0:
-        step = episode_step[e]
+        step, heading, seen_at = episode_step[e], position[e, 3], memory.seen_at[e]
         x, y = n / 2 + position[e, 0] / CELL, n / 2 - position[e, 1] / CELL
-        goal, waypoint = memory.goal[e], memory.waypoint[e]
+        target, goal, waypoint = targets[e, current[e]], memory.goal[e], memory.waypoint[e]
         progress[e] = 0.0
         if step == 0:
             _forget(memory, e)
         elif waypoint[0] >= 0.0:
             progress[e] = waypoint[2] - math.hypot(waypoint[0] - x, waypoint[1] - y)
-        _look(x, y, position[e, 3], walls[e], step, memory.seen_at[e])
-        _choose_goal(
-            x,
-            y,
-            position[e, 3],
-            walls[e],
-            targets[e, current[e]],
-            step - memory_steps,
-            memory.seen_at[e],
-            goal,
-            blocked,
-            steps,
-            queue,
-        )
+        _look(x, y, heading, walls[e], step, seen_at)
+        oldest = step - memory_steps
+        _choose_goal(x, y, heading, walls[e], target, oldest, seen_at, goal, blocked, steps, queue)
         cells_after = _choose_waypoint(x, y, goal, steps, blocked, waypoint)
-        _count_moves(x, y, position[e, 3], velocity[e], waypoint, cells_after, costs[e])
+        _count_moves(x, y, heading, velocity[e], waypoint, cells_after, costs[e])
         actions[e] = np.argmin(costs[e])
         e = claim(rows)
 

@@ -19,9 +19,9 @@ problems with diagonal matrices (`_friction_in_ball`).
 
     |u - free|^2 / 2 + sum_i d_i / 2 |P(r_i - J_i u)|^2,   P the projection onto the friction cone,
 
-whose force is d_i P(r_i - J_i u). Then noslip: with the normal forces as they are, friction alone
-is found again without softness. Only the floor: one unknown (`_floor_force`). With walls: Newton's
-method in five unknowns (`_solve_contacts`).
+whose force is d_i P(r_i - J_i u). Then noslip keeps the normal forces and computes friction again
+without softness. On the floor alone, the problem has one unknown (`_add_floor_forces`). With walls
+it has five, and Newton's method solves it (`_solve_contacts`).
 """
 
 import math
@@ -112,10 +112,10 @@ def _stiffness(impedance: float) -> float:
 
 
 @bare_kernel
-def _floor_force(
+def _add_floor_forces(
     distance: float, velocity: NDArray[np.float64], forces: NDArray[np.float64], start: float
-) -> tuple[float, float, float, float, float]:
-    """Forces of the floor alone: normal, forward, left, and the torque about the normal; and k.
+) -> float:
+    """Add the forces of the floor alone, without walls; return k.
 
     With the friction rows orthogonal, the missing accelerations of friction under a force of k
     times themselves are s_i / (1 + k a_i); k is the root of one equation.
@@ -123,7 +123,7 @@ def _floor_force(
     Args:
         distance: Between ball and floor in metres, negative.
         velocity: [5], in the walker's frame.
-        forces: [5], free of contacts.
+        forces: [5], free of contacts; is updated.
         start: Where to look for k first: that of the substep before, or 0.
     """
     arm = BALL_RADIUS + 0.5 * distance
@@ -142,21 +142,20 @@ def _floor_force(
     a0 = 1.0 / _MASS + arm * arm / _ROLL_INERTIA
     sliding = math.sqrt(s0 * s0 + s1 * s1 + s2 * s2)
     if normal >= sliding:
-        return 0.0, 0.0, 0.0, 0.0, 0.0
+        return 0.0
 
     force, k = _floor_normal_force(stiffness, normal, a0, s0, s1, s2, start)
+    forces[2] += force
     if force <= 1e-15:
-        return force, 0.0, 0.0, 0.0, k
+        return k
 
     # Noslip: the least friction that leaves no sliding, or the largest that the cone allows.
     f0, f1, f2 = _friction_in_ball(a0, _FLOOR_A, _FLOOR_B, s0, s1, s2, force)
-    return (
-        force,
-        f0,
-        _FLOOR_COS * f1 - _FLOOR_SIN * f2,
-        _TORSION * (_FLOOR_SIN * f1 + _FLOOR_COS * f2),
-        k,
-    )
+    forces[0] += f0
+    forces[1] += _FLOOR_COS * f1 - _FLOOR_SIN * f2
+    forces[3] += _TORSION * (_FLOOR_SIN * f1 + _FLOOR_COS * f2)
+    forces[4] -= arm * f0
+    return k
 
 
 @bare_kernel
@@ -245,6 +244,16 @@ def _whiten_row(
     row[2] = up / _SQRT_MASS
     row[3] = (heading - left * _LEVER) / _SQRT_HEADING
     row[4] = roll / _SQRT_ROLL
+
+
+@inlined
+def _whiten_velocity(whitened: NDArray[np.float64], velocity: NDArray[np.float64]) -> None:
+    """Fill `whitened` [5] with W times a velocity in the walker's frame."""
+    whitened[0] = _SQRT_MASS * velocity[0]
+    whitened[1] = _SQRT_MASS * (velocity[1] + _LEVER * velocity[3])
+    whitened[2] = _SQRT_MASS * velocity[2]
+    whitened[3] = _SQRT_HEADING * velocity[3]
+    whitened[4] = _SQRT_ROLL * velocity[4]
 
 
 @inlined
@@ -648,7 +657,7 @@ def _find_walls(
 
 
 @inlined
-def _wall_forces(
+def _add_wall_forces(
     num_walls: int,
     walls: NDArray[np.float64],
     height: float,
@@ -661,13 +670,10 @@ def _wall_forces(
 ) -> None:
     """Add the forces of floor and walls to `forces` [5]; u [5] is the solver's warm start."""
     rows, vectors = scratch.rows, scratch.vectors
-    reference, missing, contact_forces = scratch.fours[0], scratch.fours[1], scratch.fours[2]
+    reference, missing = scratch.fours[0], scratch.fours[1]
+    contact_forces, change = scratch.fours[2], scratch.fours[3]
     stiffness, velocity, free, final = vectors[0], vectors[1], vectors[2], vectors[3]
-    velocity[0] = _SQRT_MASS * local_velocity[0]
-    velocity[1] = _SQRT_MASS * (local_velocity[1] + _LEVER * local_velocity[3])
-    velocity[2] = _SQRT_MASS * local_velocity[2]
-    velocity[3] = _SQRT_HEADING * local_velocity[3]
-    velocity[4] = _SQRT_ROLL * local_velocity[4]
+    _whiten_velocity(velocity, local_velocity)
     # A force turns into whitened accelerations as a Jacobian row does.
     _whiten_row(free, forces[0], forces[1], forces[2], forces[3], forces[4])
     count = 0
@@ -681,17 +687,9 @@ def _wall_forces(
             rows[count], reference[count], velocity, walls[i, 0], False, forward, left
         )
         count += 1
+    rest = vectors[4:13]
     _solve_contacts(
-        count,
-        rows,
-        reference,
-        stiffness,
-        u,
-        free,
-        missing,
-        contact_forces,
-        scratch.fours[3],
-        vectors[4:13],
+        count, rows, reference, stiffness, u, free, missing, contact_forces, change, rest
     )
     _noslip(count, rows, reference, stiffness, free, contact_forces, final)
     # Back to forces: W' (u - free).
@@ -704,10 +702,31 @@ def _wall_forces(
 
 
 @inlined
-def _touches(
-    x: float, y: float, z: float, heading: float, tx: float, ty: float, target_height: float
-) -> bool:
-    """Whether the walker at (x, y), z above its resting height, touches the sphere at (tx, ty)."""
+def _integrate(
+    position: NDArray[np.float64],
+    velocity: NDArray[np.float64],
+    forces: NDArray[np.float64],
+    cos: float,
+    sin: float,
+) -> None:
+    """Make one substep of Euler's method with implicit damping."""
+    h = SUBSTEP_SECONDS
+    ahead = forces[0] / _MASS
+    left = (_DAMPED_HEADING * forces[1] - _CAMERA_MOMENT * forces[3]) / _DAMPED_DETERMINANT
+    turn = (_MASS * forces[3] - _CAMERA_MOMENT * forces[1]) / _DAMPED_DETERMINANT
+    velocity[0] += h * (ahead * cos - left * sin)
+    velocity[1] += h * (ahead * sin + left * cos)
+    velocity[2] += h * forces[2] / _MASS
+    velocity[3] += h * turn
+    velocity[4] += h * forces[4] / _DAMPED_ROLL
+    for k in range(5):
+        position[k] += h * velocity[k]
+
+
+@inlined
+def _touches(position: NDArray[np.float64], tx: float, ty: float, target_height: float) -> bool:
+    """Whether the walker touches the sphere at (tx, ty)."""
+    x, y, z, heading = position[0], position[1], position[2], position[3]
     dx, dy = tx - x, ty - y
     if target_height < 0.5:
         dz = z + BALL_RADIUS - target_height
@@ -755,7 +774,6 @@ def move_walker(
         target_height: Of the targets' centres.
         scratch: Of any content.
     """
-    h = SUBSTEP_SECONDS
     walls = scratch.walls
     local, forces, u = scratch.vectors[13], scratch.vectors[14], scratch.vectors[15]
     for k in range(5):
@@ -773,37 +791,11 @@ def move_walker(
         forces[4] = -_ROLL_DAMPING * velocity[4] - _ROLL_GEAR * roll_control
         num_walls = _find_walls(position[0], position[1], box_of_cell, boxes, walls)
         if num_walls > 0:
-            _wall_forces(num_walls, walls, position[2], local, forces, cos, sin, u, scratch)
+            _add_wall_forces(num_walls, walls, position[2], local, forces, cos, sin, u, scratch)
         elif position[2] < 0.0:
-            normal, forward, left, torque, sliding_share = _floor_force(
-                position[2], local, forces, sliding_share
-            )
-            arm = BALL_RADIUS + 0.5 * position[2]
-            forces[0] += forward
-            forces[1] += left
-            forces[2] += normal
-            forces[3] += torque
-            forces[4] -= arm * forward
-        # Euler's method, with damping implicit.
-        ahead = forces[0] / _MASS
-        left = (_DAMPED_HEADING * forces[1] - _CAMERA_MOMENT * forces[3]) / _DAMPED_DETERMINANT
-        turn = (_MASS * forces[3] - _CAMERA_MOMENT * forces[1]) / _DAMPED_DETERMINANT
-        velocity[0] += h * (ahead * cos - left * sin)
-        velocity[1] += h * (ahead * sin + left * cos)
-        velocity[2] += h * forces[2] / _MASS
-        velocity[3] += h * turn
-        velocity[4] += h * forces[4] / _DAMPED_ROLL
-        for k in range(5):
-            position[k] += h * velocity[k]
+            sliding_share = _add_floor_forces(position[2], local, forces, sliding_share)
+        _integrate(position, velocity, forces, cos, sin)
         for k in range(len(targets)):
-            if _touches(
-                position[0],
-                position[1],
-                position[2],
-                position[3],
-                targets[k, 0],
-                targets[k, 1],
-                target_height,
-            ):
+            if _touches(position, targets[k, 0], targets[k, 1], target_height):
                 touched |= 1 << k
     return touched

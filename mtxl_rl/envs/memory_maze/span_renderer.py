@@ -223,17 +223,7 @@ def draw_view(
     """
     faces, face_textures, colors, samples = canvas
     n, side = wall_texture.shape[0], image.shape[0]
-    height = (HEIGHT + pose[2]) / CELL
-    view = _View(
-        x=_F((pose[0] + AHEAD * math.cos(pose[3])) / CELL + 0.5 * n),
-        y=_F(0.5 * n - (pose[1] + AHEAD * math.sin(pose[3])) / CELL),
-        cos=_F(math.cos(pose[3])),
-        sin=_F(math.sin(pose[3])),
-        height=_F(height),
-        top=_F(wall_height / CELL - height),
-        step=_F(2 * TAN_HALF_VIEW / side),
-        center=_F(0.5 * side - 0.5),
-    )
+    view = _view_from(pose, wall_height, n, side)
     num_faces = _find_faces(view, wall_texture, side, faces, face_textures)
     for row in range(side):
         _draw_row(
@@ -256,6 +246,22 @@ def draw_view(
             tables.row_slope,
             image,
         )
+
+
+@inlined
+def _view_from(pose: NDArray[np.float64], wall_height: float, n: int, side: int) -> _View:
+    """The view from a pose in a maze of n x n cells, in a picture of `side` pixels."""
+    height = (HEIGHT + pose[2]) / CELL
+    return _View(
+        x=_F((pose[0] + AHEAD * math.cos(pose[3])) / CELL + 0.5 * n),
+        y=_F(0.5 * n - (pose[1] + AHEAD * math.sin(pose[3])) / CELL),
+        cos=_F(math.cos(pose[3])),
+        sin=_F(math.sin(pose[3])),
+        height=_F(height),
+        top=_F(wall_height / CELL - height),
+        step=_F(2 * TAN_HALF_VIEW / side),
+        center=_F(0.5 * side - 0.5),
+    )
 
 
 @bare_kernel
@@ -395,13 +401,7 @@ def _draw_row(
         if right <= left:
             continue
         first, last = int(left + _HALF), min(int(right + _HALF), side - 1)
-        # How fast 1 / t passes the limit, per column and per row, turns their difference into
-        # pixels.
-        per_column = faces[j, _PER_RIGHT] * view.step
-        inverse = row.forward * faces[j, _PER_FORWARD] - per_column * view.center
-        down = -view.step * _SIN * faces[j, _PER_FORWARD] - row.limit_per_row
-        scale = _ONE / (math.sqrt(per_column * per_column + down * down) + _F(1e-9))
-        edge = _Edge((inverse - row.limit) * scale, per_column * scale)
+        edge = _edge_in_row(row, view, faces[j])
         stretch = _Stretch(first, last, left, right, edge)
         ends = edge.value + edge.per_column * _F(first), edge.value + edge.per_column * _F(last)
         if max(ends[0], ends[1]) > -_HALF:
@@ -413,6 +413,20 @@ def _draw_row(
                 half_octaves = tables.floor_half_octave[number]
                 _add_floor(stretch, row, view, is_room, atlas, half_octaves, colors, samples)
         left = right
+
+
+@inlined
+def _edge_in_row(row: _Row, view: _View, face: NDArray[np.float32]) -> _Edge:
+    """Where a face ends in a row.
+
+    How fast 1 / t passes the row's limit, per column and per row, turns their difference into
+    pixels.
+    """
+    per_column = face[_PER_RIGHT] * view.step
+    inverse = row.forward * face[_PER_FORWARD] - per_column * view.center
+    down = -view.step * _SIN * face[_PER_FORWARD] - row.limit_per_row
+    scale = _ONE / (math.sqrt(per_column * per_column + down * down) + _F(1e-9))
+    return _Edge((inverse - row.limit) * scale, per_column * scale)
 
 
 @inlined
