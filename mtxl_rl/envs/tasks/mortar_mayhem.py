@@ -10,7 +10,8 @@ https://openreview.net/forum?id=jHc8dCx6DDr. Rules, rewards and lengths equal Mo
 of memory-gym 1.0.2, except `success`, which is 1 there even if the last command fails.
 Observation: with view=symbolic [tile one-hot (column * 5 + row), heading one-hot (north, west,
 south, east), command shown one-hot, safe tile one-hot while others are deadly]; with view=image
-uint8 [84, 84, 3].
+uint8 [84, 84, 3]. With `extra_observations`, a Dict of this `view` and of `target_vec`, the tiles
+to the right and ahead to where the agent must be at the next explosion.
 Action: 0 nothing, 1 turn left, 2 turn right, 3 forward.
 Reward: 0.1 for being on the right tile when the others become deadly.
 Episode length: until the last command is carried out, or the agent is on a deadly tile; both
@@ -29,6 +30,7 @@ from mtxl_rl.envs.streams import Rows
 from mtxl_rl.envs.tasks.drawing import Image, enlarge
 from mtxl_rl.envs.tasks.vector_task import (
     Flags,
+    Observations,
     Outcome,
     TaskDescription,
     VectorTask,
@@ -78,6 +80,9 @@ class MortarMayhemConfig:
     """Steps for which all other tiles are deadly, at least 1."""
     view: str = "symbolic"
     """symbolic: a vector; image: 84 x 84 pixels."""
+    extra_observations: bool = False
+    """Observe a dict of the view and of the vector to the right tile (to the right and ahead), for
+    training signals that the agent does not need when it acts."""
 
     def __post_init__(self) -> None:
         check_at_least("num_commands", self.num_commands, least=1, example=10)
@@ -119,14 +124,12 @@ class MortarMayhem(VectorTask):
         self, config: MortarMayhemConfig, *, num_envs: int, seed: int | Sequence[int] = 0
     ) -> None:
         self.is_image = config.view == "image"
-        length = 2 * NUM_TILES + NUM_HEADINGS + len(COMMAND_STEPS)
+        self.has_extra = config.extra_observations
         super().__init__(
             config,
             num_envs=num_envs,
             seed=seed,
-            observation_space=spaces.Box(0, 255, (SIDE, SIDE, 3), np.uint8)
-            if self.is_image
-            else spaces.Box(0.0, 1.0, (length,), np.float32),
+            observation_space=_observation_space(config),
             num_actions=4,
         )
         self.num_commands, self.num_show_steps = config.num_commands, config.num_show_steps
@@ -163,9 +166,8 @@ class MortarMayhem(VectorTask):
         is_showing = self.step_index < self.num_show_steps
         obeyed = np.where(live & ~is_showing, actions, 0)
         self.tile, self.heading = self._floor.walk(self.tile, self.heading, obeyed)
-        # Steps since the first explosion, which is step 0 of the first period.
-        since = self.step_index - self.num_show_steps - self.explosion_delay
-        index, phase = np.divmod(since, self.explosion_delay + self.explosion_duration)
+        since = self._steps_since_explosion()
+        index, phase = np.divmod(since, self._period)
         index = np.minimum(np.maximum(index, 0), self.num_commands - 1)
         is_deadly = (since >= 0) & (phase < self.explosion_duration)
         target = self.targets[self.all_rows, index]
@@ -176,6 +178,15 @@ class MortarMayhem(VectorTask):
         terminated = is_done | (is_deadly & ~is_right)
         return Outcome(0.1 * passes, terminated, np.zeros_like(terminated), is_done)
 
+    @property
+    def _period(self) -> int:
+        """Steps between two explosions."""
+        return self.explosion_delay + self.explosion_duration
+
+    def _steps_since_explosion(self) -> NDArray[np.int64]:
+        """Steps since the first explosion, which is step 0 of the first period."""
+        return self.step_index - self.num_show_steps - self.explosion_delay
+
     def _show(self, is_deadly: Flags, target: NDArray[np.int64]) -> None:
         next_step = np.minimum(self.step_index + 1, len(self._signs) - 1)
         which = self._signs[next_step]
@@ -183,8 +194,19 @@ class MortarMayhem(VectorTask):
         self.sign = np.where(which < 0, _NO_SIGN, sign)
         self.safe_tile = np.where(is_deadly, target, -1)
 
-    def _observe(self) -> NDArray[Any]:
-        return self._picture() if self.is_image else self._vector()
+    def _observe(self) -> Observations:
+        view = self._picture() if self.is_image else self._vector()
+        return {"view": view, "target_vec": self._target_vector()} if self.has_extra else view
+
+    def _target_vector(self) -> NDArray[np.float32]:
+        index, phase = np.divmod(self._steps_since_explosion(), self._period)
+        index = np.clip(index + (phase >= self.explosion_duration), 0, self.num_commands - 1)
+        target = self.targets[self.all_rows, index]
+        across, down = np.divmod(target, ARENA) - np.array(np.divmod(self.tile, ARENA))
+        # What lies to the right and ahead of an agent that looks north, west, south and east.
+        right = np.stack([across, -down, -across, down])[self.heading, self.all_rows]
+        ahead = np.stack([-down, -across, down, across])[self.heading, self.all_rows]
+        return np.stack([right, ahead], axis=1).astype(np.float32)
 
     def _vector(self) -> NDArray[np.float32]:
         first_sign = NUM_TILES + NUM_HEADINGS
@@ -210,6 +232,18 @@ class MortarMayhem(VectorTask):
 
     def _draw(self, row: int) -> Image:
         return enlarge(self._picture()[row])
+
+
+def _observation_space(config: MortarMayhemConfig) -> spaces.Space[Any]:
+    """Observation space of one environment."""
+    length = 2 * NUM_TILES + NUM_HEADINGS + len(COMMAND_STEPS)
+    view = spaces.Box(0.0, 1.0, (length,), np.float32)
+    if config.view == "image":
+        view = spaces.Box(0, 255, (SIDE, SIDE, 3), np.uint8)
+    if not config.extra_observations:
+        return view
+    reach = float(ARENA - 1)
+    return spaces.Dict({"view": view, "target_vec": spaces.Box(-reach, reach, (2,), np.float32)})
 
 
 def _sign_schedule(config: MortarMayhemConfig) -> NDArray[np.int64]:
