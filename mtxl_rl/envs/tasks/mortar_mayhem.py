@@ -237,7 +237,7 @@ class MortarMayhem(VectorTask):
 def _observation_space(config: MortarMayhemConfig) -> spaces.Space[Any]:
     """Observation space of one environment."""
     length = 2 * NUM_TILES + NUM_HEADINGS + len(COMMAND_STEPS)
-    view = spaces.Box(0.0, 1.0, (length,), np.float32)
+    view: spaces.Space[Any] = spaces.Box(0.0, 1.0, (length,), np.float32)
     if config.view == "image":
         view = spaces.Box(0, 255, (SIDE, SIDE, 3), np.uint8)
     if not config.extra_observations:
