@@ -154,7 +154,7 @@ class CheckedVectorEnv(VectorWrapper[Any, Any, Any, Any, Any]):
         self._is_reset_row = np.zeros(self.num_envs, dtype=np.bool_)
 
     def _stateful(self) -> SupportsState:
-        if not isinstance(self.env, SupportsState):
+        if not (isinstance(self.env, SupportsState) and self.supports_state):
             raise ValueError(
                 f"{self.env} cannot be saved and restored; check supports_state first, and call "
                 "reset() to resume where it is False."
