@@ -12,8 +12,8 @@ The action is the most probable one, or the mean. Requests that arrive while the
 answered together by its next step. A request that is not legal is answered by {"error": SENTENCE},
 and its connection is closed. Each connection needs a file descriptor (`ulimit -n`).
 
-There is no encryption and no password: listen to other machines (`--host`) in a trusted network
-only.
+The server neither encrypts nor asks for a password: listen to other machines (`--host`) in a
+trusted network only.
 """
 
 import argparse

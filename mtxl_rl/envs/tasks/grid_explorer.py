@@ -24,11 +24,11 @@ from mtxl_rl.envs.tasks.grid_memory_maze import (
     GridMemoryMaze,
     GridMemoryMazeConfig,
 )
+from mtxl_rl.envs.tasks.walker import NUM_HEADINGS
 
 ALWAYS = 2**29
 NEVER = -(2**30)  # further back than any memory reaches
 _FAR = 1_000
-_NUM_HEADINGS = 4
 
 
 class GridExplorer:
@@ -121,8 +121,8 @@ def count_steps(
     n = int(np.sqrt(num_cells))
     ahead = np.array([-n, -1, n, 1])
     is_blocked = np.empty(num_cells, np.bool_)
-    steps = np.empty((_NUM_HEADINGS, num_cells), np.int32)
-    queue = np.empty((_NUM_HEADINGS * num_cells, 2), np.int64)
+    steps = np.empty((NUM_HEADINGS, num_cells), np.int32)
+    queue = np.empty((NUM_HEADINGS * num_cells, 2), np.int64)
     for e in range(len(is_wall)):
         for c in range(num_cells):
             is_rim = c < n or c >= num_cells - n or c % n == 0 or c % n == n - 1
@@ -141,8 +141,8 @@ def count_steps(
         h, c = heading[e], cell[e]
         to = c if is_blocked[c + ahead[h]] else c + ahead[h]
         costs[e, 0] = 1 + steps[h, c]
-        costs[e, 1] = 1 + steps[(h + 1) % _NUM_HEADINGS, c]
-        costs[e, 2] = 1 + steps[(h - 1) % _NUM_HEADINGS, c]
+        costs[e, 1] = 1 + steps[(h + 1) % NUM_HEADINGS, c]
+        costs[e, 2] = 1 + steps[(h - 1) % NUM_HEADINGS, c]
         costs[e, 3] = 1 + steps[h, to]
 
 
@@ -158,8 +158,8 @@ def _is_frontier(
     if is_blocked[cell] or seen_at[cell] >= oldest:
         return False
     for offset in ahead:
-        beside = cell + offset
-        if not is_blocked[beside] and seen_at[beside] >= oldest:
+        neighbour = cell + offset
+        if not is_blocked[neighbour] and seen_at[neighbour] >= oldest:
             return True
     return False
 
@@ -181,7 +181,7 @@ def _places_around(cell: int, n: int, reach: int) -> NDArray[np.int64]:
 @kernel
 def _add_goal(cell: int, steps: NDArray[np.int32], queue: NDArray[np.int64], tail: int) -> int:
     """Put a cell into the queue, in all headings; return the queue's new length."""
-    for heading in range(_NUM_HEADINGS):
+    for heading in range(NUM_HEADINGS):
         if steps[heading, cell] > 0:
             steps[heading, cell] = 0
             queue[tail, 0], queue[tail, 1] = heading, cell
@@ -205,8 +205,8 @@ def _search(
         head += 1
         behind = cell - ahead[heading]
         before = (
-            ((heading + 1) % _NUM_HEADINGS, cell),
-            ((heading - 1) % _NUM_HEADINGS, cell),
+            ((heading + 1) % NUM_HEADINGS, cell),
+            ((heading - 1) % NUM_HEADINGS, cell),
             (heading, behind),
         )
         for h, c in before:

@@ -35,7 +35,6 @@ from mtxl_rl.envs.tasks.drawing import (
 )
 from mtxl_rl.envs.tasks.vector_task import (
     Flags,
-    Observations,
     Outcome,
     TaskDescription,
     VectorTask,
@@ -43,7 +42,7 @@ from mtxl_rl.envs.tasks.vector_task import (
     check_choice,
 )
 from mtxl_rl.envs.tasks.walker import FORWARD, LEFT, NUM_HEADINGS, RIGHT
-from mtxl_rl.envs.wrappers.checked import TEACHER_KEY
+from mtxl_rl.envs.wrappers.checked import TEACHER_KEY, Observations
 
 if TYPE_CHECKING:
     from mtxl_rl.envs.tasks.grid_explorer import GridExplorer

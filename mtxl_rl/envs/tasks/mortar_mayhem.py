@@ -30,7 +30,6 @@ from mtxl_rl.envs.streams import Rows
 from mtxl_rl.envs.tasks.drawing import Image, enlarge
 from mtxl_rl.envs.tasks.vector_task import (
     Flags,
-    Observations,
     Outcome,
     TaskDescription,
     VectorTask,
@@ -47,6 +46,7 @@ from mtxl_rl.envs.tasks.walker import (
     stamp_agents,
     step_table,
 )
+from mtxl_rl.envs.wrappers.checked import Observations
 
 ARENA = 5
 NUM_TILES = ARENA**2

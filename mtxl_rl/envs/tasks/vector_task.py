@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from mtxl_rl.envs.streams import RandomStreams, Rows
 from mtxl_rl.envs.tasks.drawing import Image
-from mtxl_rl.envs.wrappers.checked import EnvState, reset_mask
+from mtxl_rl.envs.wrappers.checked import EnvState, Observations, reset_mask
 
 Flags = NDArray[np.bool_]
 
@@ -65,10 +65,6 @@ class Outcome(NamedTuple):
     truncated: Flags
     success: NDArray[Any]
     """From 0 to 1: whether, or to what share, the episode was solved. Read where it ends."""
-
-
-Observations = NDArray[Any] | dict[str, NDArray[Any]]
-"""Of B environments: an array [B, ...], or one for each leaf of a Dict."""
 
 
 class VectorTask(VectorEnv[Observations, NDArray[Any], NDArray[Any]], abc.ABC):

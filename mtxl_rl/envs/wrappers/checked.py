@@ -6,7 +6,7 @@ info.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
 from gymnasium import Space, spaces
@@ -45,7 +45,7 @@ class SupportsState(Protocol):
         ...
 
 
-def supports_state(env: object) -> bool:
+def supports_state(env: object) -> TypeGuard[SupportsState]:
     """Whether a vector environment can be saved."""
     # ProcessVectorEnv always has the methods; its attribute reports its environments' support.
     return isinstance(env, SupportsState) and bool(getattr(env, "supports_state", True))
@@ -154,12 +154,12 @@ class CheckedVectorEnv(VectorWrapper[Any, Any, Any, Any, Any]):
         self._is_reset_row = np.zeros(self.num_envs, dtype=np.bool_)
 
     def _stateful(self) -> SupportsState:
-        if not (isinstance(self.env, SupportsState) and self.supports_state):
-            raise ValueError(
-                f"{self.env} cannot be saved and restored; check supports_state first, and call "
-                "reset() to resume where it is False."
-            )
-        return self.env
+        if supports_state(self.env):
+            return self.env
+        raise ValueError(
+            f"{self.env} cannot be saved and restored; check supports_state first, and call "
+            "reset() to resume where it is False."
+        )
 
     def _check_observations(self, observations: Observations) -> None:
         for key in self._float_keys:
