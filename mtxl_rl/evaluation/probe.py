@@ -51,6 +51,7 @@ class Probe:
     """Compares predictions with the truth at every step of an evaluation.
 
     It reads the policy's inputs with a memory of its own, so that the evaluation is as without it.
+    Leaves are compared that have a row for each target, such as ``targets_vec``.
 
     Args:
         policy: Trained with `auxiliary.predict`.
@@ -87,9 +88,16 @@ class Probe:
         predictions = self.policy.predict(inputs, self.cache)
         ages = np.asarray(env.target_ages())
         for leaf, prediction in predictions.items():
-            truth = inputs.observation[leaf].flatten(1).double().cpu().numpy()
-            if truth.shape[1] % ages.shape[1] == 0:
-                self._add(leaf, truth, prediction.double().cpu().numpy(), ages)
+            truth = inputs.observation[leaf]
+            if truth.ndim > 1 and truth.shape[1] == ages.shape[1]:
+                numbers = truth.flatten(1).double().cpu().numpy()
+                self._add(leaf, numbers, prediction.double().cpu().numpy(), ages)
+        if not self._sums:
+            raise ValueError(
+                f"probe= needs a predicted leaf with a row for each of {ages.shape[1]} targets; "
+                f"this agent predicts {', '.join(predictions)}: train with "
+                "auxiliary.predict=[targets_vec]"
+            )
 
     def _add(
         self, leaf: str, truth: NDArray[Any], prediction: NDArray[Any], ages: NDArray[np.int64]

@@ -92,6 +92,12 @@ def test_an_agent_without_predictions_and_a_task_without_targets_are_refused(fol
     with pytest.raises(ValueError, match="trained to predict numbers"):
         Probe(agent.policy, memory="on")
     agent.policy.decoder = decoder
+    maze = make_vector_env(agent.config.env, num_envs=1, seed=0)
+    actor = agent.actor(maze, is_training=True)
+    actor.reset(seed=0)
+    agent.policy.predict = lambda *_: {"view": torch.zeros(1, 103)}  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match=r"a row for each of 3 targets.*predicts view"):
+        Probe(agent.policy, memory="on").observe(actor)
     env = make_vector_env(TMazeConfig(), num_envs=1, seed=0)
     with pytest.raises(ValueError, match=r"needs an environment with target_ages\(\)"):
         Probe(agent.policy, memory="on").observe(Actor(env, agent.policy, generator=None))

@@ -93,18 +93,15 @@ def _print_returns(
     episodes: int,
     memory_steps: int | None,
 ) -> None:
-    from mtxl_rl.envs.memory_maze.policies import episode_returns
+    from mtxl_rl.envs.memory_maze.policies import describe_returns, episode_returns
 
     returns = episode_returns(
         config, policy=policy, seed=seed, num_episodes=episodes, memory_steps=memory_steps
     )
-    interval = "(no interval)"  # One episode has no variance.
-    if len(returns) > 1:
-        interval = f"+- {1.96 * returns.std(ddof=1) / len(returns) ** 0.5:.2f}"
     memory = "" if memory_steps is None else f", {memory_steps:4} steps of memory"
     print(  # noqa: T201
         f"{policy}{memory}, {config.size}, {len(returns)} episodes of "
-        f"{config.steps_per_episode} steps: return {returns.mean():.2f} {interval}"
+        f"{config.steps_per_episode} steps: {describe_returns(returns)}"
     )
 
 

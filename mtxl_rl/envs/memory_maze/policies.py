@@ -99,6 +99,14 @@ def episode_returns(
     return returns
 
 
+def describe_returns(returns: Float64[np.ndarray, " episodes"]) -> str:
+    """Return "return MEAN +- HALF A 95 % INTERVAL" of episodes."""
+    interval = "(no interval)"  # One episode has no variance.
+    if len(returns) > 1:
+        interval = f"+- {1.96 * returns.std(ddof=1) / len(returns) ** 0.5:.2f}"
+    return f"return {returns.mean():.2f} {interval}"
+
+
 @kernel
 def choose_steps(
     positions: Float64[np.ndarray, "B 2"],

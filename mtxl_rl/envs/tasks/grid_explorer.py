@@ -9,6 +9,7 @@ python -m mtxl_rl.envs.tasks.grid_explorer --size 13x13 --memory-steps 32 64
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -225,6 +226,8 @@ def episode_returns(
     knows_maze: bool = False,
 ) -> Float64[np.ndarray, " episodes"]:
     """Returns of one episode of each environment; see `GridExplorer`."""
+    if num_episodes < 1:
+        raise ValueError(f"num_episodes={num_episodes} must be at least 1.")
     env = GridMemoryMaze(config, num_envs=num_episodes, seed=seed)
     env.reset()
     player = GridExplorer(env, memory_steps=memory_steps, knows_maze=knows_maze)
@@ -237,6 +240,8 @@ def episode_returns(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the returns of the oracle, the explorer, and explorers that forget."""
+    from mtxl_rl.envs.memory_maze.policies import describe_returns
+
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--size", default="9x9", choices=SIZES)
     parser.add_argument("--seed", type=int, default=0)
@@ -246,10 +251,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     players: dict[str, dict[str, Any]] = {"oracle": {"knows_maze": True}, "explorer": {}}
     players |= {f"explorer, {n} steps of memory": {"memory_steps": n} for n in args.memory_steps}
     config = GridMemoryMazeConfig(size=args.size)
-    for name, options in players.items():
-        returns = episode_returns(config, num_episodes=args.episodes, seed=args.seed, **options)
-        half = 1.96 * returns.std(ddof=1) / args.episodes**0.5
-        print(f"{name}, {args.size}: return {returns.mean():.1f} +- {half:.1f}")  # noqa: T201
+    try:
+        for name, options in players.items():
+            returns = episode_returns(config, num_episodes=args.episodes, seed=args.seed, **options)
+            print(f"{name}, {args.size}: {describe_returns(returns)}")  # noqa: T201
+    except ValueError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

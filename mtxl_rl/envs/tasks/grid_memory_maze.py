@@ -92,9 +92,9 @@ class GridMemoryMazeConfig:
     episode_length: int = 0
     """Steps of an episode; 0: those of the size. In short episodes there is less to remember."""
     extra_observations: bool = False
-    """Observe a dict of the view, the agent's row, column and direction, the maze, and vectors in
-    cells to the right and ahead: to the objects, to the episode's first cell, and the direction at
-    its start."""
+    """Observe a dict of the view, the rows and columns of the agent and the objects, the agent's
+    direction, the maze, and vectors in cells to the right and ahead: to the objects, to the
+    episode's first cell, and the direction at its start."""
     teacher: str = ""
     """Report the logits of a player: ``explorer`` (it knows what it has seen) or ``oracle`` (it
     knows the maze). ``teacher.policy`` sets it. For training only."""
@@ -220,21 +220,7 @@ class GridMemoryMaze(VectorTask):
         never = np.zeros_like(touches)
         return Outcome(touches, never, out_of_time, never)
 
-    def reset(
-        self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Observations, dict[str, Any]]:
-        """Start episodes; see `VectorTask.reset`. The info has the teacher's logits."""
-        observation, info = super().reset(seed=seed, options=options)
-        return observation, info | self._teacher_info()
-
-    def step(
-        self, actions: NDArray[Any]
-    ) -> tuple[Observations, NDArray[np.float32], Flags, Flags, dict[str, Any]]:
-        """Step every environment; see `VectorTask.step`. The info has the teacher's logits."""
-        observation, rewards, terminated, truncated, info = super().step(actions)
-        return observation, rewards, terminated, truncated, info | self._teacher_info()
-
-    def _teacher_info(self) -> dict[str, Any]:
+    def _info(self) -> dict[str, Any]:
         """Minus the steps to the teacher's goal after each action, if there is a teacher."""
         if self._player is None or not self.has_teacher:
             return {}
@@ -269,27 +255,30 @@ class GridMemoryMaze(VectorTask):
 
     def _extra_observations(self) -> dict[str, NDArray[Any]]:
         stride, cells = self.size.stride, self.size.cells
-        place, headings = self._row_and_column(self.cell), _DIRECTIONS
-        ahead = headings[self.heading]
-        right = headings[self.heading - 1]
+        prompted, headings = (self.all_rows, self.prompt), _DIRECTIONS
+        ahead, right = headings[self.heading], headings[self.heading - 1]
         axes = np.stack([right, ahead], axis=2)
-        places = self._row_and_column(np.column_stack([self.objects, self.first_cell]))
-        vectors = (places - place[:, None]) @ axes
+        place, objects = self._row_and_column(self.cell), self._row_and_column(self.objects)
+        vectors = (objects - place[:, None]) @ axes
+        to_first = (self._row_and_column(self.first_cell) - place)[:, None] @ axes
         first_direction = headings[self.first_heading][:, None] @ axes
         inside = np.s_[:, REACH + 1 : -REACH - 1, REACH + 1 : -REACH - 1]
         world = self.world.reshape(self.num_envs, stride, stride)[inside]
         return {
-            "agent_pos": place - REACH - 1,
+            "agent_pos": place,
             "agent_dir": ahead,
-            "targets_vec": vectors[:, :-1],
-            "target_vec": vectors[self.all_rows, self.prompt],
-            "first_vec": vectors[:, -1],
+            "targets_pos": objects,
+            "target_pos": objects[prompted],
+            "targets_vec": vectors,
+            "target_vec": vectors[prompted],
+            "first_vec": to_first[:, 0],
             "first_dir": first_direction[:, 0],
             "maze_layout": (world != WALL).astype(np.uint8).reshape(-1, cells, cells),
         }
 
     def _row_and_column(self, cells: NDArray[np.int64]) -> NDArray[np.float32]:
-        return np.stack(np.divmod(cells, self.size.stride), axis=-1).astype(np.float32)
+        """Of cells of `world`, counted in the maze without its outer walls."""
+        return np.stack(np.divmod(cells, self.size.stride), axis=-1).astype(np.float32) - REACH - 1
 
     def _all_state_names(self) -> tuple[str, ...]:
         names = super()._all_state_names()
@@ -346,6 +335,8 @@ def _observation_space(size: Size, *, extra: bool) -> spaces.Space[Any]:
             "view": view,
             "agent_pos": numbers(2),
             "agent_dir": numbers(2),
+            "targets_pos": numbers(size.num_objects, 2),
+            "target_pos": numbers(2),
             "targets_vec": numbers(size.num_objects, 2),
             "target_vec": numbers(2),
             "first_vec": numbers(2),

@@ -139,6 +139,10 @@ class VectorTask(VectorEnv[Observations, NDArray[Any], NDArray[Any]], abc.ABC):
     def _draw(self, row: int) -> Image:
         """Return a picture [H, W, 3] of one environment's state, hidden parts included."""
 
+    def _info(self) -> dict[str, Any]:
+        """Return what the info of every step and reset has; a task may override this."""
+        return {}
+
     def render_row(self, row: int) -> Image:
         """Return a picture of one environment, in any render mode."""
         return self._draw(row)
@@ -163,7 +167,7 @@ class VectorTask(VectorEnv[Observations, NDArray[Any], NDArray[Any]], abc.ABC):
         if seed is not None:
             self.streams = self._streams(seed)
         self._begin(self.all_rows if mask is None else np.flatnonzero(mask))
-        return self._observe(), {}
+        return self._observe(), self._info()
 
     def step(
         self, actions: NDArray[Any]
@@ -182,7 +186,7 @@ class VectorTask(VectorEnv[Observations, NDArray[Any], NDArray[Any]], abc.ABC):
         if self.is_reset_row.any():
             success = np.where(self.is_reset_row, outcome.success, 0).astype(np.float32)
             infos = {"success": success, "_success": self.is_reset_row.copy()}
-        return self._observe(), rewards, terminated, truncated, infos
+        return self._observe(), rewards, terminated, truncated, infos | self._info()
 
     def get_state(self) -> EnvState:
         """Return copies of the whole state, including the random streams."""

@@ -152,6 +152,17 @@ def test_the_command_prints_a_line_for_each_player(capsys: pytest.CaptureFixture
     assert names == ["oracle", "explorer", "explorer, 4 steps of memory"]
 
 
+def test_the_command_refuses_wrong_numbers_in_one_sentence() -> None:
+    for arguments in (["--episodes", "0"], ["--episodes", "1", "--memory-steps", "-4"]):
+        with pytest.raises(SystemExit, match=r"error: (num_episodes=0|memory_steps=-4) must be"):
+            main(arguments)
+
+
+def test_one_episode_has_no_interval(capsys: pytest.CaptureFixture) -> None:
+    main(["--episodes", "1"])
+    assert capsys.readouterr().out.count("(no interval)") == 2
+
+
 def test_what_the_explorer_has_not_seen_does_not_change_what_it_does() -> None:
     env = make("13x13", num_envs=16, seed=2)
     player = GridExplorer(env)
@@ -209,7 +220,7 @@ def test_a_teacher_reports_what_the_player_would_do(teacher: str) -> None:
 
 def test_a_saved_explorer_continues_with_what_it_has_seen() -> None:
     env, other = (make(num_envs=4, seed=seed, teacher="explorer") for seed in (0, 7))
-    info = env._teacher_info()
+    info = env._info()
     for _ in range(40):
         info = env.step(info["teacher_logits"].argmax(axis=1))[-1]
     other.set_state(env.get_state())
@@ -240,6 +251,11 @@ def test_the_extra_observations_say_where_things_are() -> None:
         rows = np.arange(32)
         target = observation["targets_vec"][rows, env.prompt]
         np.testing.assert_array_equal(observation["target_vec"], target)
+        places = observation["targets_pos"]
+        np.testing.assert_array_equal(observation["target_pos"], places[rows, env.prompt])
+        to_target = places[rows, env.prompt] - observation["agent_pos"]
+        forward = (to_target * observation["agent_dir"]).sum(1)
+        np.testing.assert_array_equal(target[:, 1], forward)
         # The first cell and direction, from where the agent is and how it turned.
         pose = [observation["agent_pos"], observation["agent_dir"]]
         ahead, right = pose[1], np.stack([pose[1][:, 1], -pose[1][:, 0]], axis=1)
