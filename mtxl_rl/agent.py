@@ -14,7 +14,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mtxl_rl.agents.collector import Actor, VectorEnv
+from mtxl_rl.agents.actor import Actor
 from mtxl_rl.agents.episodes import MEMORIES, play_episodes
 from mtxl_rl.agents.transition import (
     EPISODE_STEP,
@@ -23,6 +23,7 @@ from mtxl_rl.agents.transition import (
     observation_shapes,
     to_tensors,
 )
+from mtxl_rl.agents.vector_env import VectorEnv
 from mtxl_rl.config import find_device
 from mtxl_rl.envs.backends.custom_env import CustomEnv, CustomEnvConfig, default_num_envs
 from mtxl_rl.envs.registry import evaluation_env, make_vector_env, stream_seed

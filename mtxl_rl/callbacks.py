@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mtxl_rl.agents.collector import Episode
+from mtxl_rl.agents.actor import Episode
 
 Metrics = Mapping[str, float | int]
 _NAMES = ("on_iteration", "on_episode", "on_checkpoint")

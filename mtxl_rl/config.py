@@ -17,7 +17,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mtxl_rl.agents.policy import PolicyConfig
-from mtxl_rl.agents.ppo import PPOConfig
+from mtxl_rl.agents.ppo_config import PPOConfig
 from mtxl_rl.agents.privileged import AuxiliaryConfig, CriticConfig
 from mtxl_rl.agents.teacher import TeacherConfig
 from mtxl_rl.command import (

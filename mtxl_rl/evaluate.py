@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from rich.table import Table
 
 from mtxl_rl.agent import EVALUATION_SEED, Agent
-from mtxl_rl.agents.collector import Actor
+from mtxl_rl.agents.actor import Actor
 from mtxl_rl.agents.episodes import MEMORIES, play_episodes
 from mtxl_rl.command import Command, options_of, run_command, value_of
 from mtxl_rl.config import TrainConfig

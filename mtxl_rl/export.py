@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from mtxl_rl.agents.collector import Actor
+from mtxl_rl.agents.actor import Actor
 from mtxl_rl.agents.heads import CategoricalHead
 from mtxl_rl.agents.policy import Policy
 from mtxl_rl.agents.transition import EPISODE_STEP, PolicyInputs, Shapes

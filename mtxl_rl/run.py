@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch.profiler import record_function
 
-from mtxl_rl.agents.collector import Actor, Collector, Episode
+from mtxl_rl.agents.actor import Actor, Episode
+from mtxl_rl.agents.collector import Collector
 from mtxl_rl.agents.policy import Policy
 from mtxl_rl.agents.ppo import PPO
 from mtxl_rl.agents.teacher import OWN_TEACHER, EnvTeacher, PolicyTeacher, Teacher

@@ -15,7 +15,7 @@ from typing import Any
 import gymnasium
 from hydra.core.hydra_config import HydraConfig
 
-from mtxl_rl.agents.ppo import PPOConfig
+from mtxl_rl.agents.ppo_config import PPOConfig
 from mtxl_rl.callbacks import Callback
 from mtxl_rl.command import (
     Command,

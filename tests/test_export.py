@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mtxl_rl import trainer
-from mtxl_rl.agents.collector import Actor
+from mtxl_rl.agents.actor import Actor
 from mtxl_rl.agents.policy import Policy, PolicyConfig
 from mtxl_rl.agents.transition import EPISODE_STEP, PolicyInputs, observation_shapes
 from mtxl_rl.config import compose_config, load_config

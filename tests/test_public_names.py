@@ -34,9 +34,14 @@ NAMES = {
     "mtxl_rl.trained_run": ["TrainedRun"],
     "mtxl_rl.callbacks": ["Callback", "CallbackList", "Metrics", "StopTraining"],
     "mtxl_rl.agent": ["Agent", "AgentCache"],
-    "mtxl_rl.agents.collector": ["Actor", "Collector", "Episode", "Stagger", "VectorEnv"],
+    "mtxl_rl.agents.actor": ["Actor", "Episode"],
+    "mtxl_rl.agents.collector": ["Collector"],
+    "mtxl_rl.agents.stagger": ["Stagger"],
+    "mtxl_rl.agents.vector_env": ["VectorEnv"],
     "mtxl_rl.agents.policy": ["Policy", "PolicyConfig", "PolicyOutputs"],
-    "mtxl_rl.agents.ppo": ["LossWeights", "NonFiniteLossError", "PPO", "PPOConfig", "ppo_loss"],
+    "mtxl_rl.agents.ppo": ["LossWeights", "NonFiniteLossError", "PPO"],
+    "mtxl_rl.agents.ppo_config": ["PPOConfig"],
+    "mtxl_rl.agents.ppo_loss": ["ppo_loss"],
     "mtxl_rl.agents.privileged": [
         "AuxiliaryConfig", "CriticConfig", "ObservationGroups", "PrivilegedCritic",
         "observation_groups",
@@ -46,7 +51,7 @@ NAMES = {
     ],
     "mtxl_rl.agents.teacher": [
         "EnvTeacher", "PolicyTeacher", "Teacher", "TeacherConfig", "imitation_loss",
-        "led_environments",
+        "led_environments", "teacher_metrics",
     ],
     "mtxl_rl.envs.registry": [
         "EnvConfig", "EnvEntry", "env_entry", "evaluation_env", "make_vector_env", "stream_seed",

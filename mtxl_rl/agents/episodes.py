@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from mtxl_rl.agents.collector import Actor
+from mtxl_rl.agents.actor import Actor
 from mtxl_rl.torso import Cache
 
 MEMORIES = ("on", "zero", "noise")

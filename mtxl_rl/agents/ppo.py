@@ -3,7 +3,6 @@
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -11,156 +10,22 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.profiler import record_function
 
-from mtxl_rl.agents.heads import CategoricalHead, GaussianHead
 from mtxl_rl.agents.policy import Policy
+from mtxl_rl.agents.ppo_config import PPOConfig
+from mtxl_rl.agents.ppo_loss import ppo_loss
 from mtxl_rl.agents.privileged import AuxiliaryConfig
 from mtxl_rl.agents.ratio_check import check_ratio
 from mtxl_rl.agents.returns import gae
 from mtxl_rl.agents.rollout import Rollout, Spans, random_minibatches
-from mtxl_rl.agents.teacher import TeacherConfig, imitation_loss
+from mtxl_rl.agents.teacher import TeacherConfig, imitation_loss, teacher_metrics
 from mtxl_rl.agents.world import World, masked_moments
 from mtxl_rl.torso import window_mask
-from mtxl_rl.torso.torso_config import check_at_least
 
 # B environments, T steps, I spans of a minibatch, L steps of a span.
-
-REFRESH = ("never", "epoch")
-
-
-@dataclass(kw_only=True, slots=True)
-class PPOConfig:
-    """Settings of PPO."""
-
-    rollout_length: int = 128
-    """Steps of each environment per iteration, T; a multiple of bptt_segments x segment_length."""
-    bptt_segments: int = 4
-    """Segments per span: gradients flow through the long-term memory over this many."""
-    num_epochs: int = 3
-    """Passes over each rollout."""
-    num_minibatches: int = 4
-    """Minibatches of each pass; must divide num_envs x spans per rollout."""
-    learning_rate: float = 3e-4
-    """Adam's step size at the start."""
-    final_learning_rate: float = 0.0
-    """Adam's step size at total_steps; linear in between."""
-    entropy_coef: float = 0.01
-    """Weight of the entropy bonus at the start."""
-    final_entropy_coef: float = 0.001
-    """Weight of the entropy bonus at total_steps; linear in between."""
-    gamma: float = 0.99
-    """Discount per step."""
-    gae_lambda: float = 0.95
-    """Lambda of the advantage estimates."""
-    clip_coef: float = 0.2
-    """The ratio is clipped to 1 +- this."""
-    kl_coef: float = 1.0
-    """Weight of the KL penalty KL(old || new), averaged over steps; 0: none. It pulls each step
-    back in proportion to its own change. Once a task is solved, normalised advantages are noise at
-    full strength; without the penalty the policy follows it, and the few steps that decide an
-    episode change far before the mean KL reaches `target_kl`."""
-    advantage_floor: float = 1.0
-    """Slow down where the advantages' deviation is below this times the returns' deviation: the
-    learning rate shrinks in proportion; 0: never. Adam normalises gradients, so the weights move
-    as far on noise as on a signal, and once a task is solved only noise is left. Needs popart."""
-    coef: float = 1.0
-    """Weight of the surrogate, the KL penalty and the entropy bonus at the start; 0 only imitates
-    the teacher."""
-    final_coef: float = 1.0
-    """The same after teacher.steps; linear in between."""
-    value_coef: float = 0.1
-    """Weight of the value loss."""
-    popart: bool = True
-    """Predict values, and weigh their loss, in units of the returns' deviation (PopArt)."""
-    max_grad_norm: float = 0.5
-    """Gradients are clipped to this norm."""
-    target_kl: float = 0.02
-    """Stop learning from a rollout when a minibatch's approx_kl exceeds 1.5 times this; 0: never.
-    Near a deterministic policy, clipping does not bound the KL; this does."""
-    memory_refresh: str = "never"
-    """When to recompute the stored memories with the current weights: never, or before every epoch
-    but the first."""
-    ratio_bound: float = 0.0
-    """Largest |ratio - 1| before an iteration's first update, unless rounding explains a larger one
-    in the same minibatch; 0: 1e-4, or 0.25 in bfloat16."""
-
-    def __post_init__(self) -> None:
-        """Check ranges."""
-        counts = ("rollout_length", "bptt_segments", "num_epochs", "num_minibatches")
-        check_at_least(self, 1, *counts, prefix="ppo.")
-        coefs = (
-            "coef", "final_coef", "kl_coef", "advantage_floor", "value_coef",
-            "entropy_coef", "final_entropy_coef",
-        )  # fmt: skip
-        bounds = ("final_learning_rate", "target_kl", "ratio_bound")
-        check_at_least(self, 0, *coefs, *bounds, prefix="ppo.")
-        for field in (*coefs, "learning_rate", "final_learning_rate"):
-            if not math.isfinite(getattr(self, field)):
-                raise ValueError(f"ppo.{field}={getattr(self, field)} must be a finite number")
-        for field in ("gamma", "gae_lambda"):
-            if not 0 <= getattr(self, field) <= 1:
-                raise ValueError(f"ppo.{field}={getattr(self, field)} must be in 0 .. 1")
-        for field in ("learning_rate", "clip_coef", "max_grad_norm"):
-            if not getattr(self, field) > 0:
-                raise ValueError(f"ppo.{field}={getattr(self, field)} must be above 0")
-        if self.memory_refresh not in REFRESH:
-            raise ValueError(
-                f"ppo.memory_refresh={self.memory_refresh} is unknown; choose one of "
-                f"{', '.join(REFRESH)}"
-            )
 
 
 class NonFiniteLossError(RuntimeError):
     """Raised when a loss or gradient is NaN or infinite; the trainer adds the last checkpoint."""
-
-
-def ppo_loss(
-    log_prob: Float[Tensor, "I L"],
-    entropy: Float[Tensor, "I L"],
-    value: Float[Tensor, "I L"],
-    spans: Spans,
-    *,
-    num_valid: Tensor | None = None,
-    value_deviation: Tensor | float = 1.0,
-    clip_coef: float,
-    kl_coef: float,
-    value_coef: float,
-    entropy_coef: Tensor | float,
-    coef: float = 1.0,
-) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    """Clipped surrogate, KL penalty, value and entropy terms, averaged over the valid steps.
-
-    L = coef (-min(rho A, clip(rho, 1 - c, 1 + c) A) + kl_coef (rho - 1 - log rho)
-              - entropy_coef H) + value_coef (V - target)^2 / 2,
-    rho = exp(log_prob - stored log_prob); eqs. 7 to 9 of the paper. rho - 1 - log rho estimates
-    KL(old || new) without bias and is never negative (Schulman 2020, "Approximating KL
-    divergence"). V and the target are measured in units of `value_deviation`. In a data-parallel
-    run `num_valid` counts the valid steps of all processes: then the processes' losses and metrics
-    sum to those of the whole minibatch.
-    """
-    weight = spans.valid / (spans.valid.sum() if num_valid is None else num_valid).clamp(min=1)
-    # A weight of zero alone is not enough: an invalid step may overflow, and zero times inf is NaN.
-    log_ratio = (log_prob - spans.log_prob).masked_fill(~spans.valid, 0)
-    ratio = log_ratio.exp()
-    clipped = ratio.clamp(1 - clip_coef, 1 + clip_coef)
-    surrogate = torch.minimum(ratio * spans.advantage, clipped * spans.advantage)
-    policy_loss = -(weight * surrogate).sum()
-    value_error = (value - spans.value_target) / value_deviation
-    value_loss = 0.5 * (weight * value_error.square()).sum()
-    mean_entropy = (weight * entropy).sum()
-    approx_kl = (weight * (ratio - 1 - log_ratio)).sum()
-    loss = policy_loss + kl_coef * approx_kl - entropy_coef * mean_entropy
-    loss = coef * loss + value_coef * value_loss
-    with torch.no_grad():
-        outside = ((ratio - 1).abs() > clip_coef).to(weight.dtype)
-        metrics = {
-            "losses/policy_loss": policy_loss,
-            "losses/value_loss": value_loss,
-            "losses/entropy": mean_entropy,
-            "losses/approx_kl": approx_kl,
-            "losses/clipfrac": (weight * outside).sum(),
-            "losses/ratio_deviation": (ratio - 1).abs().max(),
-        }
-    return loss, {key: metric.detach() for key, metric in metrics.items()}
 
 
 class LossWeights(NamedTuple):
@@ -294,7 +159,7 @@ class PPO:
             imitation = (weight * imitation_loss(head, student, teacher, self.teacher)).sum()
             loss = loss + weights.teacher * imitation
             metrics["losses/imitation"] = imitation.detach()
-            metrics |= _teacher_metrics(head, student.detach(), teacher, weight)
+            metrics |= teacher_metrics(head, student.detach(), teacher, weight)
         return loss, metrics | {"losses/total_loss": loss.detach()}
 
     @torch.no_grad()
@@ -431,17 +296,6 @@ class PPO:
                 "lower ppo.learning_rate or ppo.max_grad_norm"
             )
         return result
-
-
-def _teacher_metrics(
-    head: CategoricalHead | GaussianHead, student: Tensor, teacher: Tensor, weight: Tensor
-) -> dict[str, Tensor]:
-    """Share of steps whose most probable actions agree, and the KL to the teacher."""
-    agrees = (head.sample(student, None) == head.sample(teacher, None)).all(-1)
-    return {
-        "teacher/agreement": (weight * agrees).sum(),
-        "teacher/kl": (weight * head.kl(teacher, student)).sum(),
-    }
 
 
 def _linear(start: float, end: float, progress: float) -> float:

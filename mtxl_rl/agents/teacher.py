@@ -228,3 +228,14 @@ def imitation_loss(
     if config.loss == "reverse_kl":
         return head.kl(student, teacher)
     return head.squared_error(teacher, student)
+
+
+def teacher_metrics(
+    head: CategoricalHead | GaussianHead, student: Tensor, teacher: Tensor, weight: Tensor
+) -> dict[str, Tensor]:
+    """Share of steps whose most probable actions agree, and the KL to the teacher."""
+    agrees = (head.sample(student, None) == head.sample(teacher, None)).all(-1)
+    return {
+        "teacher/agreement": (weight * agrees).sum(),
+        "teacher/kl": (weight * head.kl(teacher, student)).sum(),
+    }

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 from numpy.typing import NDArray
 
-from mtxl_rl.agents.collector import Actor
+from mtxl_rl.agents.actor import Actor
 from mtxl_rl.agents.episodes import ablate_memory
 from mtxl_rl.agents.policy import Policy
 from mtxl_rl.torso import Cache

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from mtxl_rl.agents.collector import Actor
+from mtxl_rl.agents.actor import Actor
 from mtxl_rl.agents.encoders import channels_last, is_image, observation_leaves
 from mtxl_rl.agents.policy import Policy
 from mtxl_rl.agents.transition import PolicyInputs

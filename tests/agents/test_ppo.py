@@ -12,7 +12,8 @@ from torch import Tensor
 
 from mtxl_rl.agents import ppo
 from mtxl_rl.agents.policy import PolicyOutputs
-from mtxl_rl.agents.ppo import PPO, LossWeights, ppo_loss
+from mtxl_rl.agents.ppo import PPO, LossWeights
+from mtxl_rl.agents.ppo_loss import ppo_loss
 from mtxl_rl.agents.rollout import Spans, random_minibatches
 from mtxl_rl.agents.transition import PolicyInputs
 from mtxl_rl.config import compose_config

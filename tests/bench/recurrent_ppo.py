@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sb3_contrib import RecurrentPPO
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecEnvWrapper
 
-from mtxl_rl.agents.collector import Stagger
+from mtxl_rl.agents.stagger import Stagger
 from mtxl_rl.config import TrainConfig
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mtxl_rl import evaluate
 from mtxl_rl.agent import Agent
-from mtxl_rl.agents.collector import Actor
+from mtxl_rl.agents.actor import Actor
 from mtxl_rl.agents.transition import PolicyInputs
 from mtxl_rl.config import compose_config
 from mtxl_rl.envs.registry import make_vector_env

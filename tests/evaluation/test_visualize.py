@@ -12,7 +12,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from mtxl_rl.agents.collector import Actor
+from mtxl_rl.agents.actor import Actor
 from mtxl_rl.agents.policy import Policy, PolicyConfig, PolicyInputs
 from mtxl_rl.envs.registry import make_vector_env
 from mtxl_rl.envs.tasks.tmaze import TMazeConfig

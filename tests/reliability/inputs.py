@@ -23,7 +23,7 @@ from counts import Counts, Outcome, call, cases, command, run_program
 from mtxl_rl import compare, evaluate, export, suite, train, train_lm
 from mtxl_rl.agents.encoders import IMAGE_ENCODERS
 from mtxl_rl.agents.policy import PRECISIONS
-from mtxl_rl.agents.ppo import REFRESH
+from mtxl_rl.agents.ppo_config import REFRESH
 from mtxl_rl.command import Option, choices, options_of
 from mtxl_rl.config import GROUPS, TrainConfig, compose_config, env_class
 from mtxl_rl.envs.tasks.cards import DIFFICULTIES

@@ -31,7 +31,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 from train import config_of
 
-from mtxl_rl.agents.collector import Stagger
+from mtxl_rl.agents.stagger import Stagger
 from mtxl_rl.config import TrainConfig
 from mtxl_rl.envs.registry import make_vector_env, stream_seed
 
