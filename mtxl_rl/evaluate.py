@@ -19,14 +19,12 @@ from mtxl_rl.agents.episodes import MEMORIES, play_episodes
 from mtxl_rl.command import Command, options_of, run_command, value_of
 from mtxl_rl.config import TrainConfig
 from mtxl_rl.envs.registry import evaluation_env, make_vector_env, stream_seed
+from mtxl_rl.evaluation.drawing import require_drawing, try_write
 from mtxl_rl.evaluation.intervals import mean_and_interval
 from mtxl_rl.evaluation.probe import AGES, Explained, Probe, draw_probe
-from mtxl_rl.evaluation.visualize import (
-    PLOT_SUFFIXES,
-    VIDEO_SUFFIXES,
-    VideoRecorder,
-    require_drawing,
-)
+from mtxl_rl.evaluation.recording import Recording
+from mtxl_rl.evaluation.timeline import PLOT_SUFFIXES, write_timeline
+from mtxl_rl.evaluation.video import VIDEO_SUFFIXES, write_video
 from mtxl_rl.runtime.compile import compile_acting
 from mtxl_rl.saved_agent import SavedAgent, read_agent, saved_config
 from mtxl_rl.torso.torso_config import check_at_least
@@ -198,24 +196,24 @@ def _evaluate_settings(
 
 def _observers(
     config: EvaluateConfig, train: TrainConfig, actor: Actor, names: Sequence[str]
-) -> dict[str, list[VideoRecorder | Probe]]:
+) -> dict[str, list[Recording | Probe]]:
     """What sees each step, by setting of the memory; the pictures show an agent with memory."""
-    observers = {name: list[VideoRecorder | Probe]() for name in names}
+    observers = {name: list[Recording | Probe]() for name in names}
     if config.video or config.timeline:
-        observers["on"].append(_recorder(config, train, actor))
+        observers["on"].append(_recording(config, train, actor))
     if config.probe:
         for name in names:
             observers[name].append(Probe(actor.policy, memory=name))
     return observers
 
 
-def _observe(observers: Sequence[VideoRecorder | Probe], actor: Actor) -> None:
+def _observe(observers: Sequence[Recording | Probe], actor: Actor) -> None:
     for observer in observers:
         observer.observe(actor)
 
 
 def _draw(
-    config: EvaluateConfig, train: TrainConfig, observers: Sequence[VideoRecorder | Probe]
+    config: EvaluateConfig, train: TrainConfig, observers: Sequence[Recording | Probe]
 ) -> None:
     """Write the pictures that were asked for."""
     explained: list[Explained] = []
@@ -223,9 +221,10 @@ def _draw(
         if isinstance(observer, Probe):
             explained += observer.results()
             continue
-        for path in filter(None, (config.video, config.timeline)):
-            if observer.has_timeline or path == config.video:
-                observer.write(Path(path))
+        if config.video:
+            try_write(write_video, observer, Path(config.video))
+        if config.timeline and observer.has_diagnostics:
+            try_write(write_timeline, observer, Path(config.timeline))
     if config.probe:
         _print_probe(explained)
         title = f"{train.env.name}, {config.checkpoint} ({config.which})"
@@ -277,19 +276,19 @@ def _write(
         temporary.write_text(json.dumps(document), encoding="utf-8")
 
 
-def _recorder(config: EvaluateConfig, train: TrainConfig, actor: Actor) -> VideoRecorder:
-    """The recorder of the video and the timeline."""
+def _recording(config: EvaluateConfig, train: TrainConfig, actor: Actor) -> Recording:
+    """The recording that the video and the timeline show."""
     space = actor.env.single_observation_space
     title = f"{train.env.name}, {config.checkpoint} ({config.which})"
-    recorder = VideoRecorder(
+    recording = Recording(
         actor.policy, space, max_steps=config.video_steps, title=title, renders=bool(config.video)
     )
-    if config.timeline and not recorder.has_timeline:
+    if config.timeline and not recording.has_diagnostics:
         say(
             f"timeline={config.timeline} is left out: a torso of kind {train.torso.kind} has no "
             "attention or long-term memory to plot"
         )
-    return recorder
+    return recording
 
 
 def _print(results: dict[str, list[dict[str, float]]], train: TrainConfig) -> None:

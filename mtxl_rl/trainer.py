@@ -302,7 +302,7 @@ def _evaluate(run: Run, run_dir: Path, logger: MetricsLogger) -> dict[str, float
     evaluation = run.evaluate()
     pictures = dict[str, Path]()
     if run.config.eval_video and can_draw():
-        pictures = draw(evaluation.recorder, run_dir / "evaluations", step=run.step)
+        pictures = draw(evaluation.recording, run_dir / "evaluations", step=run.step)
     histograms = run.action_probabilities() | evaluation.histograms
     logger.log_media(histograms=histograms, pictures=pictures, step=run.step)
     return evaluation.metrics

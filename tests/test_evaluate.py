@@ -7,7 +7,6 @@ import pytest
 
 from mtxl_rl import evaluate, trainer
 from mtxl_rl.config import compose_config
-from mtxl_rl.evaluation.visualize import VideoRecorder
 
 TINY = [
     "env=TMaze", "env.corridor_length=9", "model=tiny", "num_envs=4", "ppo.rollout_length=16",
@@ -65,7 +64,7 @@ def test_a_picture_that_fails_loses_no_evaluation(
     def fail(*_: object) -> None:
         raise RuntimeError("no codec")
 
-    monkeypatch.setattr(VideoRecorder, "write_video", fail)
+    monkeypatch.setattr(evaluate, "write_video", fail)
     pictures = [f"video={tmp_path / 'a.mp4'}", f"timeline={tmp_path / 'a.png'}", "video_steps=3"]
     evaluate.main([
         f"checkpoint={finished}", "episodes=1", "num_envs=1", f"output={tmp_path / 'a.json'}",

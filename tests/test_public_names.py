@@ -57,6 +57,13 @@ NAMES = {
         "EnvConfig", "EnvEntry", "env_entry", "evaluation_env", "make_vector_env", "stream_seed",
         "with_teacher",
     ],
+    "mtxl_rl.evaluation.drawing": [
+        "Panel", "draw_episode_starts", "draw_heatmap", "draw_panel", "draw_rewards",
+        "mean_over_heads", "memory_panels", "require_drawing", "try_write",
+    ],
+    "mtxl_rl.evaluation.recording": ["Recording"],
+    "mtxl_rl.evaluation.timeline": ["write_timeline"],
+    "mtxl_rl.evaluation.video": ["write_video"],
     "mtxl_rl.integrations.flat_torso": ["FlatTorso"],
     "mtxl_rl.integrations.rllib": ["TorsoCatalog", "TorsoEncoder", "TorsoEncoderConfig"],
     "mtxl_rl.integrations.rsl_rl": ["TorsoMemory", "TorsoModel"],

@@ -14,7 +14,10 @@ from numpy.typing import NDArray
 
 from mtxl_rl.agent import Agent
 from mtxl_rl.envs.backends.custom_env import CustomEnv, is_factory
-from mtxl_rl.evaluation.visualize import VideoRecorder, require_drawing
+from mtxl_rl.evaluation.drawing import require_drawing, try_write
+from mtxl_rl.evaluation.recording import Recording
+from mtxl_rl.evaluation.timeline import write_timeline
+from mtxl_rl.evaluation.video import write_video
 from mtxl_rl.saved_agent import SavedAgent
 
 MAX_ENVS = 16
@@ -35,7 +38,7 @@ class Evaluation(NamedTuple):
     the first environment, as "memory/strength"."""
     histograms: dict[str, NDArray[Any]]
     """How far each gate moved the stream, and write strengths, per layer."""
-    recorder: VideoRecorder
+    recording: Recording
     """The first steps of the first environment."""
 
 
@@ -54,14 +57,14 @@ def evaluate_while_training(
     device = saved.config.torch_device()
     with unchanged_random_state(device):
         agent = Agent(saved, device=str(device))
-        recorder = VideoRecorder(
+        recording = Recording(
             agent.policy, agent.observation_space, max_steps=RECORDED_STEPS,
             title=f"{saved.config.env.name}, step {saved.step:,}",
             renders=saved.config.eval_video and can_draw(),
         )  # fmt: skip
         results = agent.evaluate(
             env, episodes=episodes, num_envs=num_envs, seed=saved.config.seed + SEED,
-            on_step=recorder.observe,
+            on_step=recording.observe,
         )  # fmt: skip
     metrics = {
         f"eval/{name}": statistics.fmean(episode[key] for episode in results if key in episode)
@@ -69,17 +72,19 @@ def evaluate_while_training(
         if any(key in episode for episode in results)
     }
     for key in ("memory/strength", "memory/retention", "moved/read"):
-        layers = [record[key].float().mean().item() for record in recorder.records if key in record]
+        layers = [
+            record[key].float().mean().item() for record in recording.diagnostics if key in record
+        ]
         if layers:
             metrics[f"memory/{key.rpartition('/')[2]}"] = statistics.fmean(layers)
     metrics["time/eval_seconds"] = time.perf_counter() - begin
-    return Evaluation(metrics, _histograms(recorder), recorder)
+    return Evaluation(metrics, _histograms(recording), recording)
 
 
-def _histograms(recorder: VideoRecorder) -> dict[str, NDArray[Any]]:
+def _histograms(recording: Recording) -> dict[str, NDArray[Any]]:
     return {
         f"gates/layer_{n}/{key.replace('/', '_')}": field.float().cpu().numpy()
-        for n, record in enumerate(recorder.records, 1)
+        for n, record in enumerate(recording.diagnostics, 1)
         for key, field in record.items()
         if key.startswith("moved/") or key == "memory/strength"
     }
@@ -94,14 +99,17 @@ def can_draw() -> bool:
     return True
 
 
-def draw(recorder: VideoRecorder, folder: Path, *, step: int) -> dict[str, Path]:
+def draw(recording: Recording, folder: Path, *, step: int) -> dict[str, Path]:
     """Write a video, and a memory timeline if the torso has one; their paths by name."""
     folder.mkdir(parents=True, exist_ok=True)
     stem = f"step_{step:012d}"
-    paths = {"evaluation/video": folder / f"{stem}.gif"}
-    if recorder.has_timeline:
-        paths["evaluation/memory_timeline"] = folder / f"{stem}.png"
-    return {name: path for name, path in paths.items() if recorder.write(path)}
+    video, timeline = folder / f"{stem}.gif", folder / f"{stem}.png"
+    paths = dict[str, Path]()
+    if try_write(write_video, recording, video):
+        paths["evaluation/video"] = video
+    if recording.has_diagnostics and try_write(write_timeline, recording, timeline):
+        paths["evaluation/memory_timeline"] = timeline
+    return paths
 
 
 @contextmanager

@@ -16,8 +16,9 @@ import mtxl_rl
 from mtxl_rl import agent
 from mtxl_rl.config import load_config
 from mtxl_rl.envs.registry import make_vector_env
+from mtxl_rl.evaluation import periodic
 from mtxl_rl.evaluation.periodic import unchanged_random_state
-from mtxl_rl.evaluation.visualize import VideoRecorder
+from mtxl_rl.evaluation.recording import Recording
 from mtxl_rl.tracking import checkpoint
 from mtxl_rl.tracking.metrics import read_rows
 
@@ -110,7 +111,7 @@ def test_the_best_checkpoint_has_the_highest_evaluated_return(
     def evaluate(self: mtxl_rl.Agent, *_: Any, **__: Any) -> list[dict[str, float]]:  # noqa: ANN401
         return [{"return": next(returns), "length": float(self.step)}]
 
-    monkeypatch.setattr(VideoRecorder, "records", [])
+    monkeypatch.setattr(Recording, "diagnostics", [])
     monkeypatch.setattr(mtxl_rl.Agent, "evaluate", evaluate)
     run = mtxl_rl.train(
         "TMaze", TINY, eval_every=90, eval_video=False, run_dir=tmp_path, verbose=False
@@ -145,7 +146,7 @@ def test_an_evaluation_has_no_curriculum(tmp_path: Path, monkeypatch: pytest.Mon
         return make_vector_env(config, **arguments)
 
     monkeypatch.setattr(agent, "make_vector_env", record)
-    monkeypatch.setattr(VideoRecorder, "records", [])
+    monkeypatch.setattr(Recording, "diagnostics", [])
     monkeypatch.setattr(agent, "play_episodes", lambda *_, **__: [{"return": 1.0, "length": 1.0}])
     options = {**SIZES, **EVALUATED, "total_steps": 64, "env.curriculum": {"5x5": 0.9}}
     mtxl_rl.train("MemoryMaze", options, stagger_steps=0, run_dir=tmp_path, verbose=False)
@@ -175,7 +176,7 @@ def test_an_evaluation_draws_and_passes_histograms_to_the_loggers(
     def fail(*_: object) -> None:
         raise RuntimeError("no font")
 
-    monkeypatch.setattr(VideoRecorder, "write_video", fail)
+    monkeypatch.setattr(periodic, "write_video", fail)
     mtxl_rl.train("TMaze", options, run_dir=tmp_path / "other")
     assert ".gif was not drawn: RuntimeError: no font" in capsys.readouterr().out
     assert len(list((tmp_path / "other" / "evaluations").iterdir())) == 1

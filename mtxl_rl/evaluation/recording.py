@@ -1,0 +1,153 @@
+"""What happened to the first environment of an evaluation, and to the agent's memory in it.
+
+T recorded steps, h x w pixels.
+"""
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+
+from mtxl_rl.agents.actor import Actor
+from mtxl_rl.agents.encoders import channels_last, is_image, observation_leaves
+from mtxl_rl.agents.policy import Policy
+from mtxl_rl.agents.transition import PolicyInputs
+from mtxl_rl.torso import Diagnostics, MemoryTransformer
+from mtxl_rl.tracking.cli import say
+
+
+class Recording:
+    """Record of the first environment of an evaluation, up to `max_steps` steps.
+
+    The memory's diagnostics are computed afterwards, by `Policy.inspect` over all recorded inputs:
+    the policy computes the same outputs while acting and while learning.
+
+    Args:
+        policy: The policy that acts.
+        observation_space: Of one environment.
+        max_steps: Number of steps to record.
+        title: Name of the task, for the titles of the pictures.
+        renders: Whether an environment without image observations draws itself for the video.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        observation_space: gymnasium.Space[Any],
+        *,
+        max_steps: int,
+        title: str = "",
+        renders: bool = True,
+    ) -> None:
+        self.policy = policy
+        self.leaves = observation_leaves(observation_space)
+        self.max_steps = max_steps
+        self.title = ": ".join(part for part in (title, _agent_name(policy)) if part)
+        self.inputs: list[PolicyInputs] = []
+        self.observation_names: Sequence[str] = ()
+        """Names of a vector observation's first components, where the task has any."""
+        self._renders = renders and self.image_key() is None
+        self.frames: list[UInt8[np.ndarray, "h w 3"]] = []
+        """Pictures that the environment draws of itself, where its observation is not an image."""
+
+    @property
+    def has_diagnostics(self) -> bool:
+        """Whether the torso has attention and a memory to inspect; the baselines have not."""
+        return isinstance(self.policy.torso, MemoryTransformer)
+
+    def observe(self, actor: Actor) -> None:
+        """Record the current step of an actor's first environment, with its picture if any."""
+        if len(self.inputs) < self.max_steps:
+            base: Any = actor.env
+            self.observation_names = getattr(base.unwrapped, "observation_names", ())
+            self.add(actor.inputs())
+            self._render(actor)
+
+    def add(self, inputs: PolicyInputs) -> None:
+        """Record the first environment's step, up to `max_steps`."""
+        if len(self.inputs) < self.max_steps:
+            observation = {key: field[0] for key, field in inputs.observation.items()}
+            self.inputs.append(PolicyInputs(observation, *(field[0] for field in inputs[1:])))
+
+    @cached_property
+    def diagnostics(self) -> list[Diagnostics]:
+        """Diagnostics of each layer over the recorded steps; read it after the last `add`."""
+        if not self.has_diagnostics:
+            return []
+        return self.policy.inspect(self._stacked(), self.policy.torso.initial_state(1))
+
+    def rewards(self) -> Float[np.ndarray, " T"]:
+        """Reward of each step's action; NaN at the last step, where it is not known."""
+        rewards = [step.previous_reward.item() for step in self.inputs[1:]]
+        return np.array([*rewards, np.nan])
+
+    def image_key(self) -> str | None:
+        """The first part of the observation that is an image."""
+        return next((key for key, space in self.leaves.items() if is_image(space)), None)
+
+    def images(self) -> list[UInt8[np.ndarray, "h w c"]]:
+        """The first image of each step's observation, with 1 or 3 channels, or else its frame."""
+        key = self.image_key()
+        if key is None:
+            return self.frames
+        images = [step.observation[key].cpu().numpy() for step in self.inputs]
+        if not channels_last(images[0].shape):
+            images = [image.transpose(1, 2, 0) for image in images]
+        if images[0].shape[2] == 3:
+            return images
+        return [image.mean(axis=2, keepdims=True).astype(np.uint8) for image in images]
+
+    def vectors(self) -> Float[np.ndarray, "T n"]:
+        """The numbers of each step's observation."""
+        columns = [
+            torch.stack([step.observation[key].float().flatten() for step in self.inputs])
+            for key in self.leaves
+        ]
+        return torch.cat(columns, dim=1).cpu().numpy()
+
+    def _render(self, actor: Actor) -> None:
+        """Record the environment's picture; one that fails is reported once and left out."""
+        if not self._renders:
+            return
+        try:
+            frame = _render_first(actor.env)
+        except Exception as error:
+            say(f"the environment was not drawn: {type(error).__name__}: {error}")
+            frame = None
+        if frame is None:
+            self._renders = False
+            self.frames.clear()
+        else:
+            self.frames.append(frame)
+
+    def _stacked(self) -> PolicyInputs:
+        """All steps as one row, [1, T, ...]."""
+        steps = self.inputs
+        observation = {
+            key: torch.stack([step.observation[key] for step in steps])[None]
+            for key in steps[0].observation
+        }
+        fields = zip(*(step[1:] for step in steps), strict=True)
+        return PolicyInputs(observation, *(torch.stack(field)[None] for field in fields))
+
+
+def _agent_name(policy: Policy) -> str:
+    """The torso's kind and memory, as in `transformer with delta memory`."""
+    config = policy.torso.config
+    is_transformer = config.kind == "transformer"
+    return f"transformer with {config.long_term} memory" if is_transformer else config.kind
+
+
+def _render_first(env: Any) -> UInt8[np.ndarray, "h w 3"] | None:  # noqa: ANN401 - a vector env
+    """A picture of the first environment: a built-in task's, or of render_mode=rgb_array."""
+    base = env.unwrapped
+    if hasattr(base, "render_row"):
+        return np.asarray(base.render_row(0))
+    if getattr(base, "render_mode", None) == "rgb_array":
+        frames = env.render()
+        return None if frames is None else np.asarray(frames[0])
+    return None
