@@ -28,6 +28,13 @@ NAMES = {
     "mtxl_rl.evaluate": [
         "EvaluateConfig", "PolicyOverrides", "TorsoOverrides", "evidence", "main", "run",
     ],
+    "mtxl_rl.train_lm": ["main"],
+    "mtxl_rl.language_model.checkpoint": [
+        "Reading", "load_checkpoint", "save_checkpoint", "save_config",
+    ],
+    "mtxl_rl.language_model.text": ["is_answer", "read_text", "recall_text", "rows_of"],
+    "mtxl_rl.language_model.train_config": ["TrainLMConfig"],
+    "mtxl_rl.language_model.trainer": ["evaluate", "generate", "run_until_signal"],
     "mtxl_rl.run": ["Run", "make_teacher"],
     "mtxl_rl.trainer": ["check_start", "new_run_dir", "run", "run_until_signal"],
     "mtxl_rl.ray_trainer": ["ray_trainer", "train_with_ray"],
