@@ -71,6 +71,15 @@ NAMES = {
     "mtxl_rl.evaluation.recording": ["Recording"],
     "mtxl_rl.evaluation.timeline": ["write_timeline"],
     "mtxl_rl.evaluation.video": ["write_video"],
+    "mtxl_rl.command.hydra_runner": [
+        "compose_command", "fresh_hydra", "readable_errors", "run_command",
+    ],
+    "mtxl_rl.command.options": [
+        "Command", "Option", "choices", "default_text", "field_docs", "options_of", "print_help",
+    ],
+    "mtxl_rl.command.overrides": [
+        "as_override", "check_choice", "check_overrides", "quote", "split_arguments", "value_of",
+    ],
     "mtxl_rl.integrations.flat_torso": ["FlatTorso"],
     "mtxl_rl.integrations.rllib": ["TorsoCatalog", "TorsoEncoder", "TorsoEncoderConfig"],
     "mtxl_rl.integrations.rsl_rl": ["TorsoMemory", "TorsoModel"],

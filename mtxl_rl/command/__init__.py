@@ -1,0 +1,23 @@
+"""What all command lines share: typed options, `--help`, checked names, `hydra.main`.
+
+A command is a function of one dataclass. The dataclass's fields are the options, and the fields'
+docstrings are the descriptions that `--help` prints. Hydra composes the dataclass. `run_command`
+checks names and values first, so that an error lists the options that exist.
+"""
+
+from mtxl_rl.command.hydra_runner import compose_command, readable_errors, run_command
+from mtxl_rl.command.options import Command, Option, choices, options_of
+from mtxl_rl.command.overrides import as_override, check_choice, value_of
+
+__all__ = [
+    "Command",
+    "Option",
+    "as_override",
+    "check_choice",
+    "choices",
+    "compose_command",
+    "options_of",
+    "readable_errors",
+    "run_command",
+    "value_of",
+]
