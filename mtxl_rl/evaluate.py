@@ -278,10 +278,9 @@ def _write(
 
 def _recording(config: EvaluateConfig, train: TrainConfig, actor: Actor) -> Recording:
     """The recording that the video and the timeline show."""
-    space = actor.env.single_observation_space
     title = f"{train.env.name}, {config.checkpoint} ({config.which})"
     recording = Recording(
-        actor.policy, space, max_steps=config.video_steps, title=title, renders=bool(config.video)
+        actor.policy, max_steps=config.video_steps, title=title, renders=bool(config.video)
     )
     if config.timeline and not recording.has_diagnostics:
         say(

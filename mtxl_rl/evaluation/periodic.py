@@ -58,7 +58,7 @@ def evaluate_while_training(
     with unchanged_random_state(device):
         agent = Agent(saved, device=str(device))
         recording = Recording(
-            agent.policy, agent.observation_space, max_steps=RECORDED_STEPS,
+            agent.policy, max_steps=RECORDED_STEPS,
             title=f"{saved.config.env.name}, step {saved.step:,}",
             renders=saved.config.eval_video and can_draw(),
         )  # fmt: skip

@@ -138,7 +138,7 @@ def draw_probe(results: Sequence[Explained], path: Path, *, title: str, reach: i
     from matplotlib.figure import Figure
 
     leaves = list(dict.fromkeys(result.leaf for result in results))
-    figure = Figure(figsize=(7.0, 3.4 * len(leaves)), layout="constrained")
+    figure = Figure(figsize=(9.0, 3.4 * len(leaves)), layout="constrained")
     figure.suptitle(title)
     for axis, leaf in zip(figure.subplots(len(leaves), squeeze=False)[:, 0], leaves, strict=True):
         for memory in dict.fromkeys(result.memory for result in results):
@@ -151,6 +151,6 @@ def draw_probe(results: Sequence[Explained], path: Path, *, title: str, reach: i
         axis.set(ylabel=f"R² of {leaf}", ylim=(min(-0.1, axis.get_ylim()[0]), 1.02))
         axis.axhline(0, color="black", linewidth=0.8)
         axis.grid(alpha=0.3)
-        axis.legend(title="long-term memory")
+        axis.legend(title="long-term memory", loc="upper left", bbox_to_anchor=(1, 1))
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=120)

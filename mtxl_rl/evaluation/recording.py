@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-import gymnasium
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
@@ -28,7 +27,6 @@ class Recording:
 
     Args:
         policy: The policy that acts.
-        observation_space: Of one environment.
         max_steps: Number of steps to record.
         title: Name of the task, for the titles of the pictures.
         renders: Whether an environment without image observations draws itself for the video.
@@ -37,14 +35,13 @@ class Recording:
     def __init__(
         self,
         policy: Policy,
-        observation_space: gymnasium.Space[Any],
         *,
         max_steps: int,
         title: str = "",
         renders: bool = True,
     ) -> None:
         self.policy = policy
-        self.leaves = observation_leaves(observation_space)
+        self.leaves = observation_leaves(policy.observation_space)
         self.max_steps = max_steps
         self.title = ": ".join(part for part in (title, _agent_name(policy)) if part)
         self.inputs: list[PolicyInputs] = []

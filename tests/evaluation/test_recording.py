@@ -12,6 +12,7 @@ from gymnasium import spaces
 from mtxl_rl.agents.actor import Actor
 from mtxl_rl.agents.policy import Policy, PolicyConfig
 from mtxl_rl.envs.registry import make_vector_env
+from mtxl_rl.envs.tasks.grid_memory_maze import GridMemoryMazeConfig
 from mtxl_rl.envs.tasks.tmaze import TMazeConfig
 from mtxl_rl.evaluation.recording import Recording
 from mtxl_rl.evaluation.timeline import _draw_timeline
@@ -35,7 +36,7 @@ def test_a_built_in_task_without_images_is_drawn_by_itself() -> None:
     policy = Policy(observation, action, torso=config, policy=PolicyConfig())
     actor = Actor(env, policy, generator=None)
     actor.reset(seed=0)
-    recording = Recording(policy, observation, max_steps=3)
+    recording = Recording(policy, max_steps=3)
     pictures = []
     with torch.no_grad():
         for _ in range(4):
@@ -49,6 +50,24 @@ def test_a_built_in_task_without_images_is_drawn_by_itself() -> None:
     labels = _draw_timeline(recording).axes[0].get_yticklabels()
     assert [label.get_text() for label in labels] == ["cue left", "cue right", "junction"]
     env.close()
+
+
+def test_the_timeline_shows_the_observations_that_the_policy_receives() -> None:
+    env = make_vector_env(GridMemoryMazeConfig(extra_observations=True), num_envs=1, seed=0)
+    config = TorsoConfig(width=16, num_heads=2, window_length=4, segment_length=4)
+    leaves = PolicyConfig(observations=["agent_pos", "agent_dir"])
+    policy = Policy(
+        env.single_observation_space, env.single_action_space, torso=config, policy=leaves
+    )
+    actor = Actor(env, policy, generator=None)
+    actor.reset(seed=0)
+    recording = Recording(policy, max_steps=3)
+    with torch.no_grad():
+        for _ in range(3):
+            recording.observe(actor)
+            actor.step()
+    assert recording.vectors().shape == (3, 4)
+    _draw_timeline(recording)
 
 
 @pytest.mark.unchecked
