@@ -221,13 +221,16 @@ _ACTIONS: dict[str, tuple[type, Callable[[Any], None]]] = {
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
-    action, *rest = [*(sys.argv[1:] if argv is None else argv), ""]
+    action, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    if action in ("--help", "-h"):
+        sys.stdout.write(f"{USAGE}\nOptions: python -m mtxl_rl.hub push --help, or pull --help.\n")
+        return
     if action not in _ACTIONS:
         with one_sentence_errors():
-            raise ValueError(f"type one of\n{USAGE}")
+            raise ValueError(f"{action} is unknown; type push or pull, or --help")
     schema, run = _ACTIONS[action]
     command = Command(usage=USAGE, options=options_of(schema), base=schema)
-    run_command(rest[:-1], describe=lambda _: command, run=run)
+    run_command(rest, describe=lambda _: command, run=run)
 
 
 if __name__ == "__main__":

@@ -105,7 +105,7 @@ def test_a_repository_is_pushed_loaded_and_pulled(
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "type one of"),
+        (["send"], "send is unknown; type push or pull"),
         (["push"], "checkpoint= is missing"),
         (["push", "checkpoint=x"], "to= is missing"),
         (["push", "checkpoint=x", "to=y", "weights=int8"], "choose one of float32, bfloat16"),
@@ -129,3 +129,9 @@ def test_a_missing_package_is_named_before_anything_is_played(
     with pytest.raises(SystemExit):
         main(["push", f"checkpoint={run}", "to=hf://someone/maze"])
     assert "pip install 'mtxl_rl[hub]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"]])
+def test_help_shows_the_commands(arguments: list[str], capsys: pytest.CaptureFixture) -> None:
+    main(arguments)
+    assert "push checkpoint=RUN_DIR to=FOLDER" in capsys.readouterr().out
