@@ -128,9 +128,17 @@ def main() -> None:
     IMAGES.mkdir(exist_ok=True)
     frames = maze_frames(num_steps=_MAZE_STEPS, seed=_MAZE_SEED)
     write_gif(IMAGES / "memory_maze.gif", frames, frames_per_second=8, num_colors=128)
-    command = "-m mtxl_rl.evaluate checkpoint=pretrained/TMaze episodes=1 num_envs=1 memory=on"
-    timeline = f"timeline={IMAGES / 'tmaze_memory.png'}"
-    subprocess.run([sys.executable, *command.split(), timeline], cwd=IMAGES.parents[1], check=True)
+    one = "episodes=1 num_envs=1 memory=on"
+    evaluate("TMaze", f"{one} timeline={IMAGES / 'tmaze_memory.png'}")
+    maze = "GridMemoryMaze-GPS"
+    evaluate(maze, f"{one} video_steps=200 timeline={IMAGES / 'grid_maze_timeline.png'}")
+    evaluate(maze, f"episodes=64 num_envs=64 probe={IMAGES / 'grid_maze_probe.png'}")
+
+
+def evaluate(agent: str, options: str) -> None:
+    """Evaluate an agent of `pretrained/`; the options name the pictures."""
+    command = f"-m mtxl_rl.evaluate checkpoint=pretrained/{agent} {options}"
+    subprocess.run([sys.executable, *command.split()], cwd=IMAGES.parents[1], check=True)
 
 
 if __name__ == "__main__":

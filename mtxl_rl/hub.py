@@ -38,6 +38,8 @@ from mtxl_rl.tracking.run_record import read_record
 
 CARD_FILE = "README.md"
 RATIO_DEVIATION = "losses/ratio_deviation"
+MAX_ENVS = 64
+"""Environments that play a model card's episodes together."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -102,8 +104,9 @@ def push(config: PushConfig) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         policy = saved.build_policy(torch.device("cpu")).to(PRECISIONS[config.weights])
-        # Without the paths of this machine.
-        shared = replace(saved.config, run_dir="", resume="")
+        # Without the paths of this machine: a teacher keeps its folder's name.
+        teacher = replace(saved.config.teacher, policy=Path(saved.config.teacher.policy).name)
+        shared = replace(saved.config, run_dir="", resume="", teacher=teacher)
         description = describe_agent(shared, saved, step=saved.step)
         save_policy(policy, folder / POLICY_FILE, description=description)
         card = model_card(saved, folder / POLICY_FILE, episodes=config.episodes)
@@ -147,7 +150,10 @@ def model_card(saved: SavedAgent, policy_file: Path, *, episodes: int) -> str:
     """The model card of a stored policy, in Markdown; plays the episodes that it reports."""
     agent, config = Agent.load(policy_file, device="cpu"), saved.config
     settings = MEMORIES if config.torso.has_long_term else ("on",)
-    scores = {name: agent.evaluate(episodes=episodes, memory=name) for name in settings}
+    num_envs = min(episodes, MAX_ENVS)
+    scores = {
+        name: agent.evaluate(episodes=episodes, num_envs=num_envs, memory=name) for name in settings
+    }
     measures = sorted({key for episode in scores["on"] for key in episode})
     table = [f"| memory | {' | '.join(measures)} |", f"|---|{'---|' * len(measures)}"]
     for name, played in scores.items():
@@ -198,14 +204,20 @@ def _run_facts(path: Path) -> dict[str, str]:
         facts["Largest ratio deviation"] = f"{max(measured):.1e}"
     if record := read_record(folder):
         words = shlex.split(record[0]["command"])
-        if "-m" in words:  # Without the paths of the interpreter and the run.
-            options = [
-                word for word in words[words.index("-m") :] if not word.startswith("run_dir=")
-            ]
-            facts["Command"] = f"python {shlex.join(options)}"
+        if "-m" in words:
+            options = [_without_path(word) for word in words[words.index("-m") :]]
+            facts["Command"] = f"python {shlex.join(filter(None, options))}"
         facts["mtxl_rl"] = f"{record[-1]['mtxl_rl']}, commit {record[-1]['commit']}"
         facts["Trained"] = f"{record[-1]['end']}, torch {record[-1]['torch']}"
     return facts
+
+
+def _without_path(word: str) -> str:
+    """A word of a run's command without paths of its machine; empty where nothing is left."""
+    name, _, value = word.partition("=")
+    if name in ("run_dir", "resume"):
+        return ""
+    return f"{name}={Path(value).name}" if name == "teacher.policy" else word
 
 
 USAGE = """\

@@ -83,10 +83,12 @@ def test_a_shared_agent_holds_no_paths_of_the_machine(run: Path, tmp_path: Path)
     copy, shared = tmp_path / "copy", tmp_path / "shared"
     shutil.copytree(run, copy)
     record = json.loads((copy / RECORD_FILE).read_text())
-    record[0]["command"] = f"/usr/bin/python -m mtxl_rl.train env=TMaze run_dir={run} seed=0"
+    options = f"env=TMaze run_dir={run} teacher.policy={run}/teacher seed=0"
+    record[0]["command"] = f"/usr/bin/python -m mtxl_rl.train {options}"
     (copy / RECORD_FILE).write_text(json.dumps(record))
     main(["push", f"checkpoint={copy}", f"to={shared}", "episodes=1"])
-    assert "\npython -m mtxl_rl.train env=TMaze seed=0\n" in (shared / "README.md").read_text()
+    command = "\npython -m mtxl_rl.train env=TMaze teacher.policy=teacher seed=0\n"
+    assert command in (shared / "README.md").read_text()
     for path in shared.iterdir():
         assert str(run.parent).encode() not in path.read_bytes()
 

@@ -33,3 +33,13 @@ def test_a_solved_task_needs_the_memory(name: str) -> None:
     }
     assert sum(success["on"]) > 28
     assert sum(success["zero"]) < 28
+
+
+@pytest.mark.training
+def test_the_maze_agent_needs_the_memory() -> None:
+    agent = Agent.load(FOLDER / "GridMemoryMaze-GPS", device="cpu")
+    with_memory, without = (
+        sum(episode["return"] for episode in agent.evaluate(episodes=16, memory=memory)) / 16
+        for memory in ("on", "zero")
+    )
+    assert with_memory > without + 15  # 72 and 23 in 256 episodes
