@@ -11,7 +11,7 @@ from typing import Any
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from mtxl_rl.config import compose_config
+from mtxl_rl.compose import compose_config
 from mtxl_rl.ray_trainer import ray_trainer
 from mtxl_rl.runtime.ray_train import connect
 

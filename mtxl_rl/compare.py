@@ -10,7 +10,9 @@ import numpy as np
 from rich.table import Table
 
 from mtxl_rl.command import Command, options_of, run_command
-from mtxl_rl.config import TrainConfig, load_config, preset_options, torso_preset, values
+from mtxl_rl.compose import preset_options, torso_preset, values
+from mtxl_rl.config import TrainConfig
+from mtxl_rl.config_files import load_config
 from mtxl_rl.evaluation.intervals import mean_and_interval
 from mtxl_rl.tracking.cli import make_writable, say, show
 from mtxl_rl.tracking.metrics import read_rows

@@ -1,43 +1,19 @@
-"""A training run's configuration, and how it is composed, saved and loaded."""
+"""What a training run's options are, and how they are checked."""
 
-import io
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from importlib import resources
-from importlib.metadata import version
-from operator import attrgetter
-from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import torch
-import yaml  # type: ignore[import-untyped]
-from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from mtxl_rl.agents.policy import PolicyConfig
 from mtxl_rl.agents.ppo_config import PPOConfig
 from mtxl_rl.agents.privileged import AuxiliaryConfig, CriticConfig
 from mtxl_rl.agents.teacher import TeacherConfig
-from mtxl_rl.command import (
-    Command,
-    check_choice,
-    choices,
-    compose_command,
-    options_of,
-    readable_errors,
-    value_of,
-)
-from mtxl_rl.envs.registry import ENVS, env_entry, with_teacher
+from mtxl_rl.command import check_choice
+from mtxl_rl.envs.registry import with_teacher
 from mtxl_rl.torso import TorsoConfig
 from mtxl_rl.torso.torso_config import check_at_least
-from mtxl_rl.tracking.files import atomic_write
 from mtxl_rl.tracking.loggers import check_logger_names
-
-GROUPS = ("env", "torso", "model")
-Config = TypeVar("Config")
-_VERSION_KEY = "mtxl_rl_version"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -226,188 +202,3 @@ def find_device(name: str) -> torch.device:
             f"{torch.cuda.device_count()} CUDA devices; use device=cpu, or install a CUDA build"
         )
     return torch.device(name)
-
-
-@cache
-def register_schemas() -> None:
-    """Store the dataclasses behind the YAML files in Hydra's ConfigStore."""
-    store = ConfigStore.instance()
-    store.store(name="train_schema", node=TrainConfig)
-    for name, (config, _) in ENVS.items():
-        store.store(group="env/schema", name=name, node=config)
-
-
-def env_class(preset: str) -> type:
-    """The dataclass of the environment that configs/env/<preset>.yaml names in its defaults."""
-    document = OmegaConf.load(str(resources.files("mtxl_rl.configs") / "env" / f"{preset}.yaml"))
-    schema = next(str(entry) for entry in document.defaults if "schema/" in str(entry))
-    return ENVS[schema.removeprefix("schema/").removesuffix("@env")].config_class
-
-
-def train_command(overrides: Sequence[str], *, usage: str = "") -> Command:
-    """The command line of a new run, with the options of the environment that it chooses."""
-    register_schemas()
-    env = value_of(overrides, "env")
-    presets = env.split(",") if env else []
-    for preset in presets:
-        check_choice("env", preset, choices("env"))
-    options = options_of(TrainConfig, env=[env_class(preset) for preset in presets])
-    return Command(usage=usage, options=options, base="train", groups=GROUPS, required=["env"])
-
-
-def compose_config(overrides: Sequence[str]) -> TrainConfig:
-    """The configuration that command-line overrides (`name=value`) describe.
-
-    Raises:
-        ValueError: a name or a value is not legal. The message lists the legal ones.
-    """
-    config = compose_command(train_command(overrides), overrides)
-    assert isinstance(config, TrainConfig), type(config)
-    return config
-
-
-@cache
-def _torso_presets() -> dict[str, dict[str, Any]]:
-    """The options that each file in configs/torso sets."""
-    folder = resources.files("mtxl_rl.configs") / "torso"
-    files = {name: OmegaConf.load(str(folder / f"{name}.yaml")) for name in choices("torso")}
-    return {
-        name: {"kind": "transformer", **cast("dict[str, Any]", OmegaConf.to_container(file))}
-        for name, file in files.items()
-    }
-
-
-def torso_preset(torso: TorsoConfig) -> str:
-    """The name of the preset in configs/torso that fits the options best, as gtrxl."""
-    fitting = {
-        name: len(options)
-        for name, options in _torso_presets().items()
-        if all(getattr(torso, key, None) == value for key, value in options.items())
-    }
-    return max(fitting, key=lambda name: fitting[name], default=torso.kind)
-
-
-def preset_options() -> set[str]:
-    """The options that a torso's preset stands for, as torso.kind."""
-    return {f"torso.{key}" for options in _torso_presets().values() for key in options}
-
-
-def device_overrides(overrides: Sequence[str]) -> list[str]:
-    """Defaults for a GPU, without the options that the command line sets."""
-    device = value_of(overrides, "device") or "auto"
-    on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
-    gpu = {"model": "base", "num_envs": "512"}
-    unset = {key: value for key, value in gpu.items() if value_of(overrides, key) is None}
-    return [f"{key}={value}" for key, value in unset.items()] if on_gpu else []
-
-
-def options_without_effect(config: TrainConfig, overrides: Sequence[str]) -> list[tuple[str, str]]:
-    """Overrides that the torso accepts but does not read, each with the option that causes it.
-
-    They are reported, not refused: suites and comparisons give every torso the same options.
-    """
-    torso = config.torso
-    kind = f"kind={torso.kind}" if torso.kind != "transformer" else f"long_term={torso.long_term}"
-    causes = {f"torso.{name}": f"torso.{kind}" for name in torso.unread}
-    if torso.num_parameters:
-        causes["torso.width"] = f"torso.num_parameters={torso.num_parameters}"
-    pairs = [(part, causes.get(part.partition("=")[0])) for part in overrides]
-    return [(part, cause) for part, cause in pairs if cause is not None]
-
-
-def values(config: TrainConfig) -> Mapping[str, Any]:
-    """Every option's value by its dotted name, as in ppo.gamma."""
-    options = options_of(TrainConfig, env=[type(config.env)])
-    return {option.name: attrgetter(option.name)(config) for option in options}
-
-
-def from_document(config_class: type[Config], document: DictConfig | ListConfig) -> Config:
-    """A dataclass from the content of a YAML file.
-
-    Raises:
-        ValueError: a name or a value is not legal, or one is missing.
-    """
-    with readable_errors():
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(config_class), document))
-    assert isinstance(config, config_class), type(config)
-    return config
-
-
-def config_to_dict(config: TrainConfig) -> dict[str, Any]:
-    """The options as plain values, with the version of mtxl_rl that wrote them."""
-    options = OmegaConf.to_container(OmegaConf.structured(config))
-    assert isinstance(options, dict)
-    return {_VERSION_KEY: version("mtxl_rl"), **options}
-
-
-def config_from_dict(document: Any, *, path: Path) -> TrainConfig:  # noqa: ANN401
-    """The configuration of a `config_to_dict`.
-
-    Raises:
-        ValueError: an option is unknown or not legal. The message names `path`, the option, and
-            the version that wrote it.
-    """
-    if not isinstance(document, Mapping):
-        raise ValueError(f"{path}: the options are a {type(document).__name__}, not a mapping")
-    options = dict(document)
-    writer = options.pop(_VERSION_KEY, "an earlier version")
-    try:
-        with readable_errors():
-            schema = OmegaConf.structured(TrainConfig)
-            schema.env = OmegaConf.structured(env_entry(options["env"]["name"]).config_class)
-            config = OmegaConf.to_object(OmegaConf.merge(schema, options))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"{path}: {reason}. The file was written by mtxl_rl {writer}, and this is mtxl_rl "
-            f"{version('mtxl_rl')}: install that version, or change the file"
-        ) from error
-    assert isinstance(config, TrainConfig), type(config)
-    return config
-
-
-def save_config(config: TrainConfig, path: Path) -> None:
-    """Write the configuration as YAML."""
-    with atomic_write(path) as temporary:
-        temporary.write_text(OmegaConf.to_yaml(config_to_dict(config)), encoding="utf-8")
-
-
-def read_yaml(path: Path) -> DictConfig | ListConfig:
-    """The content of a YAML file that mtxl_rl wrote.
-
-    Raises:
-        ValueError: it is not YAML, or has aliases, which can stand for any amount of memory.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
-            raise ValueError("it has an alias, *name")
-        return OmegaConf.load(io.StringIO(text))
-    except (yaml.YAMLError, ValueError, OSError, RecursionError, OmegaConfBaseException) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"{path} is not valid YAML: {reason}; restore it, or give another folder"
-        ) from error
-
-
-def load_config(run_dir: Path) -> TrainConfig:
-    """The configuration that a run was saved with.
-
-    Raises:
-        ValueError: there is no such run, or its config.yaml is damaged.
-    """
-    path = run_dir / "config.yaml"
-    if not run_dir.exists():
-        raise FileNotFoundError(
-            f"{run_dir} does not exist; give the folder of a run, or a checkpoint file (.pt)"
-        )
-    if not path.is_file():
-        raise ValueError(f"{run_dir} is not a run: it has no config.yaml; give the folder of a run")
-    saved = read_yaml(path)
-    if not isinstance(saved, DictConfig) or not {"env", "torso", "ppo"} <= saved.keys():
-        raise ValueError(
-            f"{path} is not an agent's configuration: it is cut off, or a language model's "
-            "(mtxl_rl.train_lm); give the folder of a run of mtxl_rl.train"
-        )
-    document = cast("dict[str, Any]", OmegaConf.to_container(saved))
-    return config_from_dict(document, path=path)

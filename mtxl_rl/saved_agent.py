@@ -17,7 +17,8 @@ from torch import Tensor
 
 from mtxl_rl.agents.policy import Policy
 from mtxl_rl.build import build_policy
-from mtxl_rl.config import TrainConfig, config_from_dict, config_to_dict, load_config
+from mtxl_rl.config import TrainConfig
+from mtxl_rl.config_files import config_from_dict, config_to_dict, load_config
 from mtxl_rl.envs.space_json import space_from_json, space_to_json
 from mtxl_rl.torso import save_torso
 from mtxl_rl.torso.weights import BUILD_ERRORS, check_weights

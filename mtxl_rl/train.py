@@ -25,14 +25,14 @@ from mtxl_rl.command import (
     run_command,
     value_of,
 )
-from mtxl_rl.config import (
+from mtxl_rl.compose import (
     GROUPS,
-    TrainConfig,
     device_overrides,
     options_without_effect,
     torso_preset,
     train_command,
 )
+from mtxl_rl.config import TrainConfig
 from mtxl_rl.envs.backends.custom_env import (
     CustomEnv,
     CustomEnvConfig,

@@ -13,7 +13,9 @@ from typing import Any
 from mtxl_rl.agents.world import World
 from mtxl_rl.build import bytes_table, predicted_bytes
 from mtxl_rl.callbacks import CallbackList, Metrics
-from mtxl_rl.config import TrainConfig, save_config, values
+from mtxl_rl.compose import values
+from mtxl_rl.config import TrainConfig
+from mtxl_rl.config_files import save_config
 from mtxl_rl.envs.backends.custom_env import CustomEnv, is_factory
 from mtxl_rl.envs.registry import make_vector_env, stream_seed
 from mtxl_rl.envs.wrappers.episode_statistics import EpisodeStatistics

@@ -15,7 +15,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from mtxl_rl.agent import Agent
-from mtxl_rl.config import compose_config
+from mtxl_rl.compose import compose_config
 from mtxl_rl.envs.registry import make_vector_env
 from mtxl_rl.envs.space_json import space_from_json, space_to_json
 from mtxl_rl.tracking import checkpoint

@@ -19,7 +19,8 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from mtxl_rl import evaluate, saved_agent, train
 from mtxl_rl.agents import episodes
-from mtxl_rl.config import compose_config, save_config
+from mtxl_rl.compose import compose_config
+from mtxl_rl.config_files import save_config
 from mtxl_rl.saved_agent import read_agent, save_policy
 from mtxl_rl.tracking import checkpoint
 

@@ -11,7 +11,8 @@ import pytest
 
 from mtxl_rl import compare, evaluate, export, suite, train, train_lm
 from mtxl_rl.command import Command, options_of, run_command
-from mtxl_rl.config import compose_config, save_config
+from mtxl_rl.compose import compose_config
+from mtxl_rl.config_files import save_config
 
 
 @dataclass

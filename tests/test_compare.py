@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from mtxl_rl import compare
+from mtxl_rl.command import choices
 from mtxl_rl.compare import group_runs
-from mtxl_rl.config import choices, compose_config, save_config, torso_preset
+from mtxl_rl.compose import compose_config, torso_preset
+from mtxl_rl.config_files import save_config
 
 pytest.importorskip("pandas")
 pytest.importorskip("matplotlib")

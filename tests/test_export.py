@@ -14,7 +14,8 @@ from mtxl_rl import trainer
 from mtxl_rl.agents.actor import Actor
 from mtxl_rl.agents.policy import Policy, PolicyConfig
 from mtxl_rl.agents.transition import EPISODE_STEP, PolicyInputs, observation_shapes
-from mtxl_rl.config import compose_config, load_config
+from mtxl_rl.compose import compose_config
+from mtxl_rl.config_files import load_config
 from mtxl_rl.envs.registry import make_vector_env
 from mtxl_rl.export import (
     ExportConfig,

@@ -11,7 +11,7 @@ import torch
 
 from mtxl_rl import trainer
 from mtxl_rl.agent import Agent
-from mtxl_rl.config import compose_config
+from mtxl_rl.compose import compose_config
 from mtxl_rl.evaluate import main as evaluate
 from mtxl_rl.hub import main
 from mtxl_rl.tracking.run_record import RECORD_FILE

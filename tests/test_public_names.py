@@ -64,6 +64,15 @@ NAMES = {
         "EnvConfig", "EnvEntry", "env_entry", "evaluation_env", "make_vector_env", "stream_seed",
         "with_teacher",
     ],
+    "mtxl_rl.compose": [
+        "compose_config", "device_overrides", "env_class", "options_without_effect",
+        "preset_options", "register_schemas", "torso_preset", "train_command", "values",
+    ],
+    "mtxl_rl.config": ["TrainConfig", "find_device"],
+    "mtxl_rl.config_files": [
+        "Config", "config_from_dict", "config_to_dict", "from_document", "load_config",
+        "read_yaml", "save_config",
+    ],
     "mtxl_rl.evaluation.drawing": [
         "Panel", "draw_episode_starts", "draw_heatmap", "draw_panel", "draw_rewards",
         "mean_over_heads", "memory_panels", "require_drawing", "try_write",

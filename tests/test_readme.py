@@ -10,7 +10,8 @@ import pytest
 
 from mtxl_rl import compare, evaluate, export, hub, suite, train_lm
 from mtxl_rl.command import choices, options_of
-from mtxl_rl.config import GROUPS, TrainConfig, compose_config
+from mtxl_rl.compose import GROUPS, compose_config
+from mtxl_rl.config import TrainConfig
 from mtxl_rl.envs.registry import ENVS
 from mtxl_rl.evaluate import EvaluateConfig
 from mtxl_rl.evaluation.suite_runner import SuiteConfig

@@ -17,7 +17,9 @@ from mtxl_rl import evaluate, trainer
 from mtxl_rl.agents.transition import observation_shapes
 from mtxl_rl.build import build_policy, rollout_shape
 from mtxl_rl.command import choices, options_of
-from mtxl_rl.config import TrainConfig, compose_config, device_overrides, load_config, save_config
+from mtxl_rl.compose import compose_config, device_overrides
+from mtxl_rl.config import TrainConfig
+from mtxl_rl.config_files import load_config, save_config
 from mtxl_rl.envs.registry import make_vector_env, stream_seed
 from mtxl_rl.run import Run
 from mtxl_rl.tracking import checkpoint

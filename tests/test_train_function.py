@@ -17,7 +17,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 import mtxl_rl
 from mtxl_rl.agents.actor import Episode
-from mtxl_rl.config import compose_config
+from mtxl_rl.compose import compose_config
 from mtxl_rl.run import Run
 from mtxl_rl.tracking import checkpoint
 from mtxl_rl.tracking.metrics import read_rows

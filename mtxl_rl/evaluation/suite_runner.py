@@ -25,7 +25,8 @@ from rich.live import Live
 from rich.table import Table
 
 from mtxl_rl.command import choices, value_of
-from mtxl_rl.config import compose_config, from_document
+from mtxl_rl.compose import compose_config
+from mtxl_rl.config_files import from_document
 from mtxl_rl.torso import count_parameters
 from mtxl_rl.torso.torso_config import check_at_least
 from mtxl_rl.tracking import checkpoint

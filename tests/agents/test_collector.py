@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from mtxl_rl.config import compose_config
+from mtxl_rl.compose import compose_config
 from mtxl_rl.envs.registry import make_vector_env
 from mtxl_rl.run import Run
 

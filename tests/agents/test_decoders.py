@@ -9,7 +9,7 @@ from gymnasium import spaces
 
 from mtxl_rl.agents.decoders import ChoiceDecoder, ObservationDecoder
 from mtxl_rl.agents.world import World
-from mtxl_rl.config import compose_config
+from mtxl_rl.compose import compose_config
 from mtxl_rl.envs.registry import make_vector_env
 from mtxl_rl.run import Run
 

@@ -16,7 +16,7 @@ from mtxl_rl.agents.ppo import PPO, LossWeights
 from mtxl_rl.agents.ppo_loss import ppo_loss
 from mtxl_rl.agents.rollout import Spans, random_minibatches
 from mtxl_rl.agents.transition import PolicyInputs
-from mtxl_rl.config import compose_config
+from mtxl_rl.compose import compose_config
 from mtxl_rl.envs.registry import make_vector_env
 from mtxl_rl.run import Run
 from mtxl_rl.torso import MemoryState

@@ -13,7 +13,7 @@ import mtxl_rl
 from mtxl_rl.agents.policy import Policy, PolicyConfig
 from mtxl_rl.agents.privileged import AuxiliaryConfig, CriticConfig, observation_groups
 from mtxl_rl.agents.transition import PolicyInputs
-from mtxl_rl.config import compose_config
+from mtxl_rl.compose import compose_config
 from mtxl_rl.envs.registry import make_vector_env
 from mtxl_rl.export import export_policy
 from mtxl_rl.run import Run

@@ -10,7 +10,7 @@ import torch
 from mtxl_rl.agents.actor import Actor
 from mtxl_rl.agents.stagger import Stagger
 from mtxl_rl.build import build_policy
-from mtxl_rl.config import compose_config
+from mtxl_rl.compose import compose_config
 from mtxl_rl.envs.registry import make_vector_env
 from mtxl_rl.run import Run
 

@@ -21,7 +21,7 @@ from mtxl_rl.agents.teacher import (
     imitation_loss,
     led_environments,
 )
-from mtxl_rl.config import compose_config
+from mtxl_rl.compose import compose_config
 from mtxl_rl.envs.registry import make_vector_env
 from mtxl_rl.run import Run
 from mtxl_rl.trainer import run as train

@@ -11,7 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from mtxl_rl.build import build_policy
-from mtxl_rl.config import compose_config
+from mtxl_rl.compose import compose_config
 from mtxl_rl.envs.registry import make_vector_env
 
 MODELS = ("base", "large")

@@ -28,7 +28,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from mtxl_rl.command import choices
-from mtxl_rl.config import TrainConfig, compose_config
+from mtxl_rl.compose import compose_config
+from mtxl_rl.config import TrainConfig
 from mtxl_rl.envs.registry import make_vector_env, stream_seed
 from mtxl_rl.run import Run
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 from omegaconf import OmegaConf
 
-from mtxl_rl.config import compose_config
+from mtxl_rl.compose import compose_config
 from mtxl_rl.envs.registry import ENVS, env_entry, make_vector_env
 from mtxl_rl.envs.tasks.catalog import TASKS
 from mtxl_rl.envs.tasks.tmaze import TMazeConfig

@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import mtxl_rl
 from mtxl_rl import agent
-from mtxl_rl.config import load_config
+from mtxl_rl.config_files import load_config
 from mtxl_rl.envs.registry import make_vector_env
 from mtxl_rl.evaluation import periodic
 from mtxl_rl.evaluation.periodic import unchanged_random_state

@@ -10,7 +10,7 @@ from mtxl_rl import evaluate
 from mtxl_rl.agent import Agent
 from mtxl_rl.agents.actor import Actor
 from mtxl_rl.agents.transition import PolicyInputs
-from mtxl_rl.config import compose_config
+from mtxl_rl.compose import compose_config
 from mtxl_rl.envs.registry import make_vector_env
 from mtxl_rl.envs.tasks.tmaze import TMazeConfig
 from mtxl_rl.evaluation.probe import AGES, Explained, Probe

@@ -33,7 +33,7 @@ from counts import Counts, Outcome, cases, command, run_program
 import mtxl_rl
 from mtxl_rl import train
 from mtxl_rl.callbacks import Callback
-from mtxl_rl.config import load_config
+from mtxl_rl.config_files import load_config
 from mtxl_rl.saved_agent import read_agent
 from mtxl_rl.tracking import checkpoint
 from mtxl_rl.tracking.metrics import read_rows

@@ -26,7 +26,8 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 import mtxl_rl
-from mtxl_rl.config import TrainConfig, compose_config
+from mtxl_rl.compose import compose_config
+from mtxl_rl.config import TrainConfig
 from mtxl_rl.envs.backends.custom_env import CustomEnvConfig
 from mtxl_rl.envs.backends.process_vector import ProcessVectorEnv
 from mtxl_rl.envs.registry import make_vector_env

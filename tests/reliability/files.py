@@ -33,7 +33,7 @@ import yaml
 from counts import Counts, Outcome, call, cases, command, run_program
 
 from mtxl_rl import load_torso, train, train_lm
-from mtxl_rl.config import load_config
+from mtxl_rl.config_files import load_config
 from mtxl_rl.saved_agent import read_agent
 from mtxl_rl.tracking import checkpoint
 from mtxl_rl.tracking.metrics import MetricsLogger, read_rows

@@ -25,7 +25,8 @@ from mtxl_rl.agents.encoders import IMAGE_ENCODERS
 from mtxl_rl.agents.policy import PRECISIONS
 from mtxl_rl.agents.ppo_config import REFRESH
 from mtxl_rl.command import Option, choices, options_of
-from mtxl_rl.config import GROUPS, TrainConfig, compose_config, env_class
+from mtxl_rl.compose import GROUPS, compose_config, env_class
+from mtxl_rl.config import TrainConfig
 from mtxl_rl.envs.tasks.cards import DIFFICULTIES
 from mtxl_rl.envs.tasks.catalog import TASKS
 from mtxl_rl.envs.tasks.color_cubes import LEVELS

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from mtxl_rl.config import compose_config
+from mtxl_rl.compose import compose_config
 from mtxl_rl.envs.registry import make_vector_env
 from mtxl_rl.run import Run
 from mtxl_rl.runtime.distributed import joined_world

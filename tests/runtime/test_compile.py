@@ -15,7 +15,7 @@ from torch import Tensor
 from mtxl_rl import run as run_module
 from mtxl_rl.agents.policy import Policy, PolicyConfig
 from mtxl_rl.agents.transition import PolicyInputs
-from mtxl_rl.config import compose_config
+from mtxl_rl.compose import compose_config
 from mtxl_rl.envs.registry import make_vector_env
 from mtxl_rl.run import Run
 from mtxl_rl.runtime import compile as runtime_compile

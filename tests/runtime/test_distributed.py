@@ -13,7 +13,8 @@ import pytest
 import torch
 
 import mtxl_rl.train
-from mtxl_rl.config import compose_config, load_config
+from mtxl_rl.compose import compose_config
+from mtxl_rl.config_files import load_config
 from mtxl_rl.runtime import distributed
 from mtxl_rl.runtime.distributed import check_devices, choose_num_processes, joined_world
 from mtxl_rl.tracking.metrics import read_rows

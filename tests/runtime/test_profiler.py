@@ -5,7 +5,7 @@ from contextlib import closing
 import pytest
 import torch
 
-from mtxl_rl.config import compose_config
+from mtxl_rl.compose import compose_config
 from mtxl_rl.envs.registry import make_vector_env
 from mtxl_rl.run import Run
 from mtxl_rl.runtime.profiler import count_operations, measure_peak

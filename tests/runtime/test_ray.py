@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from mtxl_rl.callbacks import Callback, Metrics, StopTraining
-from mtxl_rl.config import compose_config
+from mtxl_rl.compose import compose_config
 from mtxl_rl.tracking import checkpoint
 from mtxl_rl.tracking.metrics import read_rows
 from mtxl_rl.trainer import run

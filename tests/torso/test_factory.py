@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mtxl_rl.command import choices
-from mtxl_rl.config import compose_config
+from mtxl_rl.compose import compose_config
 from mtxl_rl.torso import TorsoConfig, build_torso, count_parameters, match_parameters
 from mtxl_rl.torso.torso_config import DECAYS
 from mtxl_rl.trainer import run

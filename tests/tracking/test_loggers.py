@@ -10,7 +10,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import mtxl_rl
-from mtxl_rl.config import compose_config
+from mtxl_rl.compose import compose_config
 from mtxl_rl.tracking.metrics import MetricsLogger, read_rows
 
 TINY = {
