@@ -24,6 +24,7 @@ from mtxl_rl.tracking.files import atomic_write
 _ENDS = (0, 8, 16, 32, 64, 128, 256)
 AGES = ("in view", *(f"{low + 1}-{high}" for low, high in pairwise(_ENDS)), "257-", "never seen")
 """Ranges of steps since a target was last in view."""
+_LOWEST = -1.0  # Lower R^2 is cut off in the plot.
 
 
 class Explained(NamedTuple):
@@ -148,7 +149,8 @@ def draw_probe(results: Sequence[Explained], path: Path, *, title: str, reach: i
         within = sum(end <= reach for end in _ENDS) - 0.5
         axis.axvspan(-0.5, within, color="0.92", label=f"windows reach {reach} back")
         axis.set(xlabel="steps since the target was last in view", xlim=(-0.5, len(AGES) - 0.5))
-        axis.set(ylabel=f"R² of {leaf}", ylim=(min(-0.1, axis.get_ylim()[0]), 1.02))
+        lowest = min(-0.1, max(_LOWEST, axis.get_ylim()[0]))
+        axis.set(ylabel=f"R² of {leaf}", ylim=(lowest, 1.02))
         axis.axhline(0, color="black", linewidth=0.8)
         axis.grid(alpha=0.3)
         axis.legend(title="long-term memory", loc="upper left", bbox_to_anchor=(1, 1))

@@ -3,6 +3,7 @@
 T recorded steps, h x w pixels.
 """
 
+import math
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -105,6 +106,13 @@ class Recording:
             for key in self.leaves
         ]
         return torch.cat(columns, dim=1).cpu().numpy()
+
+    def component_names(self) -> list[str]:
+        """Names of the first columns of `vectors`; of a Dict's leaf, only the first has a name."""
+        if self.observation_names or len(self.leaves) == 1:
+            return list(self.observation_names)
+        sizes = {key: math.prod(space.shape or ()) for key, space in self.leaves.items()}
+        return [name for key, size in sizes.items() for name in [key, *[""] * (size - 1)]]
 
     def _render(self, actor: Actor) -> None:
         """Record the environment's picture; one that fails is reported once and left out."""

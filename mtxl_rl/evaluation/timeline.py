@@ -101,8 +101,9 @@ def _draw_actions(axis: Any, recording: Recording) -> None:  # noqa: ANN401
 def _draw_observations(axis: Any, recording: Recording) -> None:  # noqa: ANN401
     vectors = recording.vectors().T[:_MAX_COMPONENTS]
     draw_heatmap(axis, vectors)
-    names = recording.observation_names[: len(vectors)]
-    axis.set_yticks(range(len(names)), names)
+    names = recording.component_names()[: len(vectors)]
+    named = [index for index, name in enumerate(names) if name]
+    axis.set_yticks(named, [names[index] for index in named])
     if not names:
         axis.set_ylabel("component")
     axis.set_title("Observation", loc="left")

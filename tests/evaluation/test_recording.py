@@ -67,7 +67,8 @@ def test_the_timeline_shows_the_observations_that_the_policy_receives() -> None:
             recording.observe(actor)
             actor.step()
     assert recording.vectors().shape == (3, 4)
-    _draw_timeline(recording)
+    labels = [label.get_text() for label in _draw_timeline(recording).axes[0].get_yticklabels()]
+    assert labels == ["agent_dir", "agent_pos"]
 
 
 @pytest.mark.unchecked
