@@ -30,7 +30,7 @@ class Recording:
         policy: The policy that acts.
         max_steps: Number of steps to record.
         title: Name of the task, for the titles of the pictures.
-        renders: Whether an environment without image observations draws itself for the video.
+        renders: Whether the environment draws itself for the video, if it can.
     """
 
     def __init__(
@@ -48,9 +48,9 @@ class Recording:
         self.inputs: list[PolicyInputs] = []
         self.observation_names: Sequence[str] = ()
         """Names of a vector observation's first components, where the task has any."""
-        self._renders = renders and self.image_key() is None
+        self._renders = renders
         self.frames: list[UInt8[np.ndarray, "h w 3"]] = []
-        """Pictures that the environment draws of itself, where its observation is not an image."""
+        """Pictures that the environment draws of itself: of the whole task, where it has any."""
 
     @property
     def has_diagnostics(self) -> bool:
@@ -87,17 +87,18 @@ class Recording:
         """The first part of the observation that is an image."""
         return next((key for key, space in self.leaves.items() if is_image(space)), None)
 
-    def images(self) -> list[UInt8[np.ndarray, "h w c"]]:
-        """The first image of each step's observation, with 1 or 3 channels, or else its frame."""
-        key = self.image_key()
-        if key is None:
-            return self.frames
-        images = [step.observation[key].cpu().numpy() for step in self.inputs]
-        if not channels_last(images[0].shape):
-            images = [image.transpose(1, 2, 0) for image in images]
-        if images[0].shape[2] == 3:
-            return images
-        return [image.mean(axis=2, keepdims=True).astype(np.uint8) for image in images]
+    def returns(self) -> Float[np.ndarray, " T"]:
+        """What the episode had earned before each step."""
+        returns = [0.0]
+        for step in self.inputs[1:]:
+            earned = returns[-1] + step.previous_reward.item()
+            returns.append(0.0 if step.is_first else earned)
+        return np.array(returns[: len(self.inputs)])
+
+    def pictures(self) -> dict[str, list[UInt8[np.ndarray, "h w c"]]]:
+        """Pictures of every step, by title: what the agent sees, and what the environment draws."""
+        images = {"what the agent sees": self._images(), "the task": self.frames}
+        return {title: pictures for title, pictures in images.items() if pictures}
 
     def vectors(self) -> Float[np.ndarray, "T n"]:
         """The numbers of each step's observation."""
@@ -114,12 +115,24 @@ class Recording:
         sizes = {key: math.prod(space.shape or ()) for key, space in self.leaves.items()}
         return [name for key, size in sizes.items() for name in [key, *[""] * (size - 1)]]
 
+    def _images(self) -> list[UInt8[np.ndarray, "h w c"]]:
+        """The first image of each step's observation, with 1 or 3 channels, if it has any."""
+        key = self.image_key()
+        if key is None:
+            return []
+        images = [step.observation[key].cpu().numpy() for step in self.inputs]
+        if not channels_last(images[0].shape):
+            images = [image.transpose(1, 2, 0) for image in images]
+        if images[0].shape[2] == 3:
+            return images
+        return [image.mean(axis=2, keepdims=True).astype(np.uint8) for image in images]
+
     def _render(self, actor: Actor) -> None:
         """Record the environment's picture; one that fails is reported once and left out."""
         if not self._renders:
             return
         try:
-            frame = _render_first(actor.env)
+            frame = _render_first(actor.env, has_image=self.image_key() is not None)
         except Exception as error:
             say(f"the environment was not drawn: {type(error).__name__}: {error}")
             frame = None
@@ -147,12 +160,15 @@ def _agent_name(policy: Policy) -> str:
     return f"transformer with {config.long_term} memory" if is_transformer else config.kind
 
 
-def _render_first(env: Any) -> UInt8[np.ndarray, "h w 3"] | None:  # noqa: ANN401 - a vector env
-    """A picture of the first environment: a built-in task's, or of render_mode=rgb_array."""
+def _render_first(env: Any, *, has_image: bool) -> UInt8[np.ndarray, "h w 3"] | None:  # noqa: ANN401
+    """A picture of the first environment of a vector: a built-in task's, or of its render mode.
+
+    With image observations, a render mode would show the same again.
+    """
     base = env.unwrapped
     if hasattr(base, "render_row"):
         return np.asarray(base.render_row(0))
-    if getattr(base, "render_mode", None) == "rgb_array":
+    if not has_image and getattr(base, "render_mode", None) == "rgb_array":
         frames = env.render()
         return None if frames is None else np.asarray(frames[0])
     return None

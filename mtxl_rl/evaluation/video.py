@@ -1,4 +1,4 @@
-"""The video of a recording: observations next to the rewards and the memory.
+"""The video of a recording: what the agent sees, the task, the rewards and the memory.
 
 h x w pixels.
 """
@@ -24,14 +24,17 @@ from mtxl_rl.tracking.files import atomic_write
 
 FRAMES_PER_SECOND = 10
 VIDEO_SUFFIXES = (".mp4", ".gif")
-_VIDEO_INCHES = (8.0, 4.0)  # At 100 dots per inch, multiples of 16 pixels, which codecs need.
+_INCHES = {False: (9.6, 4.8), True: (14.4, 4.8)}
+"""Of the figure, by whether two pictures stand side by side; at 100 dots per inch, multiples of 16
+pixels, which codecs need."""
 _WIDE = 2.5  # Width over height of an image above which it stands above the plots.
 
 
 def write_video(recording: Recording, path: Path) -> None:
-    """Write a video, .mp4 or .gif, of the observations next to the rewards and the memory.
+    """Write a video, .mp4 or .gif, of the pictures next to the rewards and the memory.
 
-    A step's reward is what its action earned. Observations without an image are plotted.
+    A step's reward is what its action earned, the return what the episode had earned before it.
+    Observations are plotted where nothing has a picture.
 
     Raises:
         ImportError: imageio or matplotlib is not installed.
@@ -52,70 +55,82 @@ def write_video(recording: Recording, path: Path) -> None:
 
 
 def _frames(recording: Recording) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
-    """The frames of the video: a static background with a moving cursor."""
+    """The frames of the video: a static background with changing pictures and a moving cursor."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=_VIDEO_INCHES, dpi=100, layout="constrained")
+    pictures, panels = recording.pictures(), memory_panels(recording)
+    figure = Figure(figsize=_INCHES[len(pictures) > 1], dpi=100, layout="constrained")
     canvas: Any = FigureCanvasAgg(figure)
-    panels = memory_panels(recording)
-    images, num_plots = recording.images(), 1 + len(panels)
-    is_wide = bool(images) and images[0].shape[1] > _WIDE * images[0].shape[0]
-    view, plots = _add_video_axes(figure, num_plots=num_plots, is_wide=is_wide)
+    is_wide = any(images[0].shape[1] > _WIDE * images[0].shape[0] for images in pictures.values())
+    views, plots = _add_axes(
+        figure, num_views=max(1, len(pictures)), num_plots=1 + len(panels), is_wide=is_wide
+    )
     draw_rewards(plots[0], recording)
     for axis, panel in zip(plots[1:], panels, strict=True):
         draw_panel(axis, panel)
     for axis in plots:
         draw_episode_starts(axis, recording)
     plots[-1].set_xlabel("step")
-    picture = _draw_view(view, recording, images)
+    shown = [
+        _draw_picture(axis, images[0], title)
+        for axis, (title, images) in zip(views, pictures.items(), strict=False)
+    ]
+    if not pictures:
+        _draw_vectors(views[0], recording)
+        plots.append(views[0])
     cursors = [axis.axvline(0, color=CURSOR, animated=True) for axis in plots]
-    if not images:
-        cursors.append(view.axvline(0, color=CURSOR, animated=True))
-    height, alignment = (-0.1, "top") if is_wide else (1.01, "bottom")
-    caption = view.text(
-        0.5, height, "", transform=view.transAxes, ha="center", va=alignment, animated=True
-    )
+    caption = figure.text(0.01, 0.02, "", animated=True)
     figure.suptitle(recording.title)
     canvas.draw()
     background = canvas.copy_from_bbox(figure.bbox)
-    for step, reward in enumerate(recording.rewards()):
+    for step, (reward, total) in enumerate(
+        zip(recording.rewards(), recording.returns(), strict=True)
+    ):
         canvas.restore_region(background)
-        if images:
+        for picture, images in zip(shown, pictures.values(), strict=True):
             picture.set_data(images[step])
-            view.draw_artist(picture)
-        caption.set_text(f"step {step}" + ("" if np.isnan(reward) else f", reward {reward:.3g}"))
-        view.draw_artist(caption)
+            picture.axes.draw_artist(picture)
+        earned = "" if np.isnan(reward) else f", reward {reward:.3g}"
+        caption.set_text(f"step {step}, return {total:.3g}{earned}")
+        figure.draw_artist(caption)
         for cursor in cursors:
             cursor.set_xdata([step, step])
             cursor.axes.draw_artist(cursor)
         yield np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def _draw_view(axis: Any, recording: Recording, images: list[UInt8[np.ndarray, "h w c"]]) -> Any:  # noqa: ANN401
-    """The current image, or all observations over time."""
+def _add_axes(
+    figure: Any,  # noqa: ANN401
+    *,
+    num_views: int,
+    num_plots: int,
+    is_wide: bool,
+) -> tuple[list[Any], list[Any]]:
+    """Axes of the pictures and of the plots, to their right; below one picture that is wide."""
+    if is_wide and num_views == 1:
+        grid = figure.add_gridspec(1 + num_plots, 1)
+        first, *plots = [figure.add_subplot(grid[row]) for row in range(1 + num_plots)]
+        return [first], plots
+    grid = figure.add_gridspec(num_plots, num_views + 1, width_ratios=[*[1] * num_views, 1.2])
+    views = [figure.add_subplot(grid[:, column]) for column in range(num_views)]
+    return views, [figure.add_subplot(grid[row, num_views]) for row in range(num_plots)]
+
+
+def _draw_picture(axis: Any, picture: UInt8[np.ndarray, "h w c"], title: str) -> Any:  # noqa: ANN401
+    axis.set_axis_off()
+    axis.set_title(title)
+    return axis.imshow(picture, cmap="gray", vmin=0, vmax=255, animated=True)
+
+
+def _draw_vectors(axis: Any, recording: Recording) -> None:  # noqa: ANN401
+    """All observations over time."""
     from matplotlib.ticker import MaxNLocator
 
-    if images:
-        axis.set_axis_off()
-        return axis.imshow(images[0], cmap="gray", vmin=0, vmax=255, animated=True)
-    vectors = recording.vectors().T
-    picture = draw_heatmap(axis, vectors)
+    draw_heatmap(axis, recording.vectors().T)
     axis.yaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_ylabel("observation, by component")
     axis.set_xlabel("step")
-    return picture
-
-
-def _add_video_axes(figure: Any, *, num_plots: int, is_wide: bool) -> tuple[Any, list[Any]]:  # noqa: ANN401
-    """Axes of the observation and of the plots, below it if it is wide, else to its right."""
-    if is_wide:
-        grid = figure.add_gridspec(1 + num_plots, 1)
-        view = figure.add_subplot(grid[0])
-        return view, [figure.add_subplot(grid[row]) for row in range(1, 1 + num_plots)]
-    grid = figure.add_gridspec(num_plots, 2, width_ratios=[1, 1.2])
-    view = figure.add_subplot(grid[:, 0])
-    return view, [figure.add_subplot(grid[row, 1]) for row in range(num_plots)]
 
 
 def _check_num_frames(path: Path, num_frames: int) -> None:

@@ -11,6 +11,7 @@ from gymnasium import spaces
 
 from mtxl_rl.agents.actor import Actor
 from mtxl_rl.agents.policy import Policy, PolicyConfig
+from mtxl_rl.envs.memory_maze.spec import MemoryMazeConfig
 from mtxl_rl.envs.registry import make_vector_env
 from mtxl_rl.envs.tasks.grid_memory_maze import GridMemoryMazeConfig
 from mtxl_rl.envs.tasks.tmaze import TMazeConfig
@@ -27,6 +28,36 @@ def test_the_reward_of_a_step_is_what_its_action_earned(recorded: Record) -> Non
     rewards = recorded(VECTORS).rewards()
     assert rewards[:-1].tolist() == [0, 0, 0, 0, 1, 0, 0, 0, 0]
     assert np.isnan(rewards[-1])
+
+
+def test_the_return_is_what_the_episode_earned_before_a_step(recorded: Record) -> None:
+    recording = recorded(VECTORS)  # 1 is earned at step 4, and an episode starts at step 7.
+    assert recording.returns().tolist() == [0, 0, 0, 0, 0, 1, 1, 0, 0, 0]
+
+
+@pytest.mark.training
+def test_a_maze_is_shown_as_the_agent_sees_it_and_from_above() -> None:
+    env = make_vector_env(MemoryMazeConfig(textures="procedural"), num_envs=2, seed=0)
+    above = make_vector_env(
+        MemoryMazeConfig(textures="procedural", top_camera=True, camera_resolution=256),
+        num_envs=2, seed=0,
+    )  # fmt: skip
+    config = TorsoConfig(width=16, num_heads=2, window_length=4, segment_length=4)
+    observation, action = env.single_observation_space, env.single_action_space
+    actor = Actor(
+        env, Policy(observation, action, torso=config, policy=PolicyConfig()), generator=None
+    )
+    actor.reset(seed=0)
+    picture, _ = above.reset(seed=0)
+    recording = Recording(actor.policy, max_steps=3)
+    with torch.no_grad():
+        for _ in range(3):
+            recording.observe(actor)
+            np.testing.assert_array_equal(recording.frames[-1], picture[0])
+            transition, _ = actor.step()
+            picture = above.step(transition.decision.action[:, 0].numpy())[0]
+    assert list(recording.pictures()) == ["what the agent sees", "the task"]
+    assert [frame.shape for frame in _frames(recording)] == [(480, 1440, 3)] * 3
 
 
 def test_a_built_in_task_without_images_is_drawn_by_itself() -> None:

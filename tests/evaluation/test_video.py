@@ -25,7 +25,7 @@ def test_a_video_has_a_frame_per_step(recorded: Record, tmp_path: Path) -> None:
     recording = recorded(IMAGES)
     write_video(recording, tmp_path / "new" / "agent.gif")
     frames = imageio.mimread(tmp_path / "new" / "agent.gif")
-    assert [frame.shape for frame in frames] == [(400, 800, 3)] * 10
+    assert [frame.shape for frame in frames] == [(480, 960, 3)] * 10
     assert len({frame.tobytes() for frame in frames}) == 10
     write_video(recording, tmp_path / "agent.mp4")  # It counts its frames.
     assert (tmp_path / "agent.mp4").stat().st_size > 10_000
@@ -46,7 +46,7 @@ def test_every_observation_and_torso_has_a_video(
     recorded: Record, space: gymnasium.Space, kind: str
 ) -> None:
     frames = list(_frames(recorded(space, steps=2, kind=kind)))
-    assert [frame.shape for frame in frames] == [(400, 800, 3)] * 2
+    assert [frame.shape for frame in frames] == [(480, 960, 3)] * 2
     assert (frames[0] != frames[1]).any()
 
 

@@ -197,6 +197,8 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         if self._reports_explorer:
             self._explorer = Explorer(count, grid=size.grid)
         self._oracle = _make_oracle() if self.config.teacher == "oracle" else None
+        self._above: MemoryMazeVectorEnv | None = None
+        """Draws mazes from above, for `render_row`."""
 
     def _seed_streams(self, seed: int | Sequence[int] | None) -> None:
         seeds = seed_list(seed, num_envs=self.num_envs)
@@ -314,6 +316,20 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         if self.render_mode is None or not self._is_running:
             return None
         return tuple(self._images.copy())
+
+    def render_row(self, index: int) -> NDArray[np.uint8]:
+        """The maze of environment `index` from above, 256 x 256 pixels; its state is unchanged."""
+        if not self._is_running:
+            raise ValueError("render_row() came before the first reset(): call reset() first.")
+        if self._above is None:
+            config = dataclasses.replace(
+                self.config, top_camera=True, camera_resolution=256, num_threads=1,
+                extra_observations=False, show_path=False, progress_reward=0.0, teacher="",
+            )  # fmt: skip
+            self._above = MemoryMazeVectorEnv(1, config=config)
+            self._above.reset()
+        self._above.set_env_state(0, self.get_env_state(index))
+        return self._above._images[0].copy()
 
     def render_pose(self, index: int, *, x: float, y: float, heading: float) -> NDArray[np.uint8]:
         """Picture of environment `index` with its walker at another pose; its state is unchanged.
