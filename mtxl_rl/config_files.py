@@ -92,7 +92,8 @@ def load_config(run_dir: Path) -> TrainConfig:
     """The configuration that a run was saved with.
 
     Raises:
-        ValueError: there is no such run, or its config.yaml is damaged.
+        FileNotFoundError: the folder does not exist.
+        ValueError: it is no run, or its config.yaml cannot be read.
     """
     path = run_dir / "config.yaml"
     if not run_dir.exists():

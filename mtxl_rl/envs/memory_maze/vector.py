@@ -359,6 +359,8 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
     def close_extras(self, **kwargs: Any) -> None:  # noqa: ANN401, ARG002
         """End the threads; `close` calls this once."""
         self._threads.close()
+        if self._above is not None:
+            self._above.close()
 
     def get_state(self) -> EnvState:
         """The state of all environments, as copies."""
