@@ -12,8 +12,8 @@ from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from mtxl_rl.compose import compose_config
-from mtxl_rl.ray_trainer import ray_trainer
 from mtxl_rl.runtime.ray_train import connect
+from mtxl_rl.training.ray_trainer import ray_trainer
 
 TINY = ["env=TMaze", "env.corridor_length=9", "model=tiny", "num_envs=16", "total_steps=8192"]
 

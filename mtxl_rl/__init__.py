@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # What type checkers and editors see of the names that load on first use.
     from mtxl_rl.agent import Agent
-    from mtxl_rl.callbacks import Callback, StopTraining
     from mtxl_rl.language_model.autoregressive_wrapper import AutoregressiveWrapper
     from mtxl_rl.language_model.causal_lm import CausalLM
     from mtxl_rl.language_model.model import MemoryTransformerXL
@@ -28,14 +27,15 @@ if TYPE_CHECKING:  # What type checkers and editors see of the names that load o
         save_torso,
     )
     from mtxl_rl.train import train
-    from mtxl_rl.trained_run import TrainedRun
+    from mtxl_rl.training.callbacks import Callback, StopTraining
+    from mtxl_rl.training.trained_run import TrainedRun
 
     __version__: str
 
 _HOMES = {
     "Agent": "mtxl_rl.agent",
     "Cache": "mtxl_rl.torso",
-    "Callback": "mtxl_rl.callbacks",
+    "Callback": "mtxl_rl.training.callbacks",
     "AutoregressiveWrapper": "mtxl_rl.language_model.autoregressive_wrapper",
     "CausalLM": "mtxl_rl.language_model.causal_lm",
     "ExportedPolicy": "mtxl_rl.runtime.exported_policy",
@@ -43,11 +43,11 @@ _HOMES = {
     "MemoryTransformer": "mtxl_rl.torso",
     "MemoryTransformerXL": "mtxl_rl.language_model.model",
     "SlotsConfig": "mtxl_rl.torso",
-    "StopTraining": "mtxl_rl.callbacks",
+    "StopTraining": "mtxl_rl.training.callbacks",
     "SublayersConfig": "mtxl_rl.torso",
     "TokensConfig": "mtxl_rl.torso",
     "TorsoConfig": "mtxl_rl.torso",
-    "TrainedRun": "mtxl_rl.trained_run",
+    "TrainedRun": "mtxl_rl.training.trained_run",
     "build_torso": "mtxl_rl.torso",
     "load_torso": "mtxl_rl.torso",
     "match_parameters": "mtxl_rl.torso",

@@ -24,9 +24,9 @@ from mtxl_rl.agents.transition import (
     to_tensors,
 )
 from mtxl_rl.agents.vector_env import VectorEnv
-from mtxl_rl.config import find_device
 from mtxl_rl.envs.backends.custom_env import CustomEnv, CustomEnvConfig, default_num_envs
 from mtxl_rl.envs.registry import evaluation_env, make_vector_env, stream_seed
+from mtxl_rl.runtime.devices import find_device
 from mtxl_rl.saved_agent import SavedAgent, read_agent
 from mtxl_rl.torso import Cache
 

@@ -12,13 +12,13 @@ from omegaconf import OmegaConf
 
 from mtxl_rl.command import (
     Command,
-    check_choice,
     choices,
     compose_command,
     options_of,
     value_of,
 )
 from mtxl_rl.config import TrainConfig
+from mtxl_rl.envs.names import check_choice
 from mtxl_rl.envs.registry import ENVS
 from mtxl_rl.torso import TorsoConfig
 

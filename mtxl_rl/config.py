@@ -9,10 +9,10 @@ from mtxl_rl.agents.policy import PolicyConfig
 from mtxl_rl.agents.ppo_config import PPOConfig
 from mtxl_rl.agents.privileged import AuxiliaryConfig, CriticConfig
 from mtxl_rl.agents.teacher import TeacherConfig
-from mtxl_rl.command import check_choice
 from mtxl_rl.envs.registry import with_teacher
+from mtxl_rl.runtime.devices import find_device
 from mtxl_rl.torso import TorsoConfig
-from mtxl_rl.torso.torso_config import check_at_least
+from mtxl_rl.torso.torso_config import check_at_least, check_choice
 from mtxl_rl.tracking.loggers import check_logger_names
 
 
@@ -183,22 +183,3 @@ class TrainConfig:
     def torch_device(self) -> torch.device:
         """The torch device; see `find_device`."""
         return find_device(self.device)
-
-
-def find_device(name: str) -> torch.device:
-    """The torch device of a name: auto, cpu, cuda or cuda:N.
-
-    Raises:
-        ValueError: the name is unknown, or there is no such device.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
-        raise ValueError(f"device={name} is unknown; choose auto, cpu, cuda or cuda:N")
-    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"device={name} does not exist: torch {torch.__version__} sees "
-            f"{torch.cuda.device_count()} CUDA devices; use device=cpu, or install a CUDA build"
-        )
-    return torch.device(name)

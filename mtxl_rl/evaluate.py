@@ -222,13 +222,14 @@ def _draw(
             explained += observer.results()
             continue
         if config.video:
-            try_write(write_video, observer, Path(config.video))
+            try_write(partial(write_video, observer), Path(config.video))
         if config.timeline and observer.has_diagnostics:
-            try_write(write_timeline, observer, Path(config.timeline))
+            try_write(partial(write_timeline, observer), Path(config.timeline))
     if config.probe:
         _print_probe(explained)
         title = f"{train.env.name}, {config.checkpoint} ({config.which})"
-        draw_probe(explained, Path(config.probe), title=title, reach=train.torso.receptive_field)
+        reach = train.torso.receptive_field
+        try_write(partial(draw_probe, explained, title=title, reach=reach), Path(config.probe))
 
 
 def _count(progress: Progress, finished: int, count: int) -> None:

@@ -31,7 +31,7 @@ from mtxl_rl.saved_agent import (
     run_folder,
     save_policy,
 )
-from mtxl_rl.torso.torso_config import check_at_least
+from mtxl_rl.torso.torso_config import check_at_least, check_choice
 from mtxl_rl.tracking.cli import one_sentence_errors, say
 from mtxl_rl.tracking.metrics import read_rows
 from mtxl_rl.tracking.run_record import read_record
@@ -66,10 +66,7 @@ class PushConfig:
             raise ValueError("checkpoint= is missing; give the folder of a run")
         if not self.to:
             raise ValueError(f"to= is missing; give a folder, or {HUB_PREFIX}USER/NAME")
-        if self.weights not in PRECISIONS:
-            raise ValueError(
-                f"weights={self.weights} is unknown; choose one of {', '.join(PRECISIONS)}"
-            )
+        check_choice("weights", self.weights, PRECISIONS)
         check_at_least(self, 1, "episodes")
 
 

@@ -16,7 +16,6 @@ import gymnasium
 from hydra.core.hydra_config import HydraConfig
 
 from mtxl_rl.agents.ppo_config import PPOConfig
-from mtxl_rl.callbacks import Callback
 from mtxl_rl.command import (
     Command,
     as_override,
@@ -39,19 +38,20 @@ from mtxl_rl.envs.backends.custom_env import (
     default_num_envs,
     describe_custom,
 )
-from mtxl_rl.ray_trainer import train_with_ray
+from mtxl_rl.runtime.devices import world_size
 from mtxl_rl.runtime.distributed import (
     STOPPED,
     check_devices,
     choose_num_processes,
     launch,
-    world_size,
 )
 from mtxl_rl.saved_agent import run_folder, saved_config
 from mtxl_rl.tracking import checkpoint
 from mtxl_rl.tracking.cli import quiet, say
-from mtxl_rl.trained_run import TrainedRun
-from mtxl_rl.trainer import new_run_dir, run_until_signal
+from mtxl_rl.training.callbacks import Callback
+from mtxl_rl.training.ray_trainer import train_with_ray
+from mtxl_rl.training.trained_run import TrainedRun
+from mtxl_rl.training.trainer import new_run_dir, run_until_signal
 
 USAGE = """\
 python -m mtxl_rl.train env=NAME [option=value ...]           train an agent
@@ -68,13 +68,14 @@ The defaults below are those of the library. env=, model= and torso= change some
 _EXPECTED = {
     "TMaze": "success 0.98 after 61,000 to 70,000 steps, in five seeds.",
     "GridMemoryMaze": "a return of 56 to 57 after 10 million steps, in two seeds; the best is 93.",
+    "GridMemoryMaze-GPS": "a return of 72 after 4 million steps, in one seed; the best is 92.",
     "MortarMayhem": "a return of 0.40 after 5 million steps; not solved.",
     "ActiveTMaze": "no agent has learned this task with these options.",
     "MysteryPath": "no agent has learned this task with these options.",
     "Concentration": "no agent has been trained on this task yet; its options are guesses.",
     "MemoryMaze": "a return of 7.4 to 7.7 after 3 million steps, in two seeds; random play: 0.1.",
 }
-"""Measured with the tasks' default options: see RESULTS.md."""
+"""By env=, measured with the default options: see RESULTS.md."""
 _LONG = 1_000_000
 _SHORT_EXAMPLE = "python -m mtxl_rl.train env=TMaze total_steps=150000"
 
@@ -100,7 +101,7 @@ def _describe(overrides: list[str]) -> Command:
     return Command(usage=USAGE, options=options_of(TrainConfig, env=[type(saved.env)]), base=saved)
 
 
-def _plan(config: TrainConfig) -> str:
+def _plan(config: TrainConfig, overrides: Sequence[str]) -> str:
     """What a run will do, printed before anything slow begins."""
     iterations = -(-config.total_steps // config.steps_per_iteration)
     device = config.torch_device()
@@ -114,8 +115,9 @@ def _plan(config: TrainConfig) -> str:
         f"The first iteration shows how long it takes on this machine (ETA){compiling}. Ctrl-C "
         "saves and stops.",
     ]
-    if config.env.name in _EXPECTED and config.env == type(config.env)(name=config.env.name):
-        lines.append(f"What to expect: {_EXPECTED[config.env.name]}")
+    preset = value_of(overrides, "env")
+    if preset in _EXPECTED and not any(part.startswith("env.") for part in overrides):
+        lines.append(f"What to expect: {_EXPECTED[preset]}")
     if config.total_steps >= _LONG:
         lines.append(f"For a result in minutes: {_SHORT_EXAMPLE}")
     return "\n".join(lines)
@@ -125,7 +127,7 @@ def _run_command(config: TrainConfig) -> None:
     overrides = HydraConfig.get().overrides.task
     if world_size() == 1:
         if not config.dry_run:
-            say(_plan(config))
+            say(_plan(config, overrides))
         for option, cause in options_without_effect(config, overrides):
             say(f"{option} has no effect with {cause}")
         if config.launcher == "ray" and not config.dry_run:

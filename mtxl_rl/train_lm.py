@@ -7,11 +7,11 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 
 from mtxl_rl.command import Command, options_of, run_command, value_of
-from mtxl_rl.config import find_device
 from mtxl_rl.config_files import from_document, read_yaml
+from mtxl_rl.language_model.character_trainer import run_until_signal
 from mtxl_rl.language_model.train_config import TrainLMConfig
-from mtxl_rl.language_model.trainer import run_until_signal
-from mtxl_rl.runtime.distributed import check_devices, launch, world_size
+from mtxl_rl.runtime.devices import find_device, world_size
+from mtxl_rl.runtime.distributed import check_devices, launch
 
 USAGE = """\
 python -m mtxl_rl.train_lm [text=FILE] [option=value ...]     train a character model

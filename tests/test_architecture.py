@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import grimp
@@ -41,6 +42,12 @@ def test_every_file_is_linted() -> None:
 def test_every_folder_with_modules_is_a_package() -> None:
     folders = {path.parent for path in MODULES}
     assert {folder for folder in folders if not (folder / "__init__.py").is_file()} == set()
+
+
+def test_no_two_modules_share_a_name() -> None:
+    counts = Counter(path.name for path in MODULES)
+    shared = {name for name, count in counts.items() if count > 1}
+    assert shared <= {"__init__.py", "__main__.py"}
 
 
 @pytest.mark.parametrize("name", ["agents", "envs", "configs"])

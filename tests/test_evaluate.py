@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from mtxl_rl import evaluate, trainer
+from mtxl_rl import evaluate
 from mtxl_rl.compose import compose_config
+from mtxl_rl.training import trainer
 
 TINY = [
     "env=TMaze", "env.corridor_length=9", "model=tiny", "num_envs=4", "ppo.rollout_length=16",

@@ -10,26 +10,24 @@ import numpy as np
 import pytest
 import torch
 
-from mtxl_rl import trainer
 from mtxl_rl.agents.actor import Actor
 from mtxl_rl.agents.policy import Policy, PolicyConfig
 from mtxl_rl.agents.transition import EPISODE_STEP, PolicyInputs, observation_shapes
 from mtxl_rl.compose import compose_config
 from mtxl_rl.config_files import load_config
 from mtxl_rl.envs.registry import make_vector_env
-from mtxl_rl.export import (
-    ExportConfig,
+from mtxl_rl.export import ExportConfig, compare, main
+from mtxl_rl.runtime import exported_policy
+from mtxl_rl.runtime.exported_policy import ExportedPolicy
+from mtxl_rl.runtime.exported_step import (
     ExportedStep,
     NarrowLinear,
-    compare,
     export_policy,
-    main,
     narrowed,
     prefill,
 )
-from mtxl_rl.runtime import exported_policy
-from mtxl_rl.runtime.exported_policy import ExportedPolicy
 from mtxl_rl.torso import MemoryTransformer, TorsoConfig
+from mtxl_rl.training import trainer
 
 SIZES = {"width": 16, "num_heads": 2, "num_layers": 2, "window_length": 8, "segment_length": 4}
 SPACES = gymnasium.spaces.Box(-1, 1, (3,)), gymnasium.spaces.MultiDiscrete([2, 3])

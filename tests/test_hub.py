@@ -9,12 +9,12 @@ from types import ModuleType
 import pytest
 import torch
 
-from mtxl_rl import trainer
 from mtxl_rl.agent import Agent
 from mtxl_rl.compose import compose_config
 from mtxl_rl.evaluate import main as evaluate
 from mtxl_rl.hub import main
 from mtxl_rl.tracking.run_record import RECORD_FILE
+from mtxl_rl.training import trainer
 
 
 @pytest.fixture(scope="module")

@@ -29,17 +29,17 @@ NAMES = {
         "EvaluateConfig", "PolicyOverrides", "TorsoOverrides", "evidence", "main", "run",
     ],
     "mtxl_rl.train_lm": ["main"],
-    "mtxl_rl.language_model.checkpoint": [
+    "mtxl_rl.language_model.saved_model": [
         "Reading", "load_checkpoint", "save_checkpoint", "save_config",
     ],
     "mtxl_rl.language_model.text": ["is_answer", "read_text", "recall_text", "rows_of"],
     "mtxl_rl.language_model.train_config": ["TrainLMConfig"],
-    "mtxl_rl.language_model.trainer": ["evaluate", "generate", "run_until_signal"],
-    "mtxl_rl.run": ["Run", "make_teacher"],
-    "mtxl_rl.trainer": ["check_start", "new_run_dir", "run", "run_until_signal"],
-    "mtxl_rl.ray_trainer": ["ray_trainer", "train_with_ray"],
-    "mtxl_rl.trained_run": ["TrainedRun"],
-    "mtxl_rl.callbacks": ["Callback", "CallbackList", "Metrics", "StopTraining"],
+    "mtxl_rl.language_model.character_trainer": ["evaluate", "generate", "run_until_signal"],
+    "mtxl_rl.training.run": ["Run", "make_teacher"],
+    "mtxl_rl.training.trainer": ["check_start", "new_run_dir", "run", "run_until_signal"],
+    "mtxl_rl.training.ray_trainer": ["ray_trainer", "train_with_ray"],
+    "mtxl_rl.training.trained_run": ["TrainedRun"],
+    "mtxl_rl.training.callbacks": ["Callback", "CallbackList", "Metrics", "StopTraining"],
     "mtxl_rl.agent": ["Agent", "AgentCache"],
     "mtxl_rl.agents.actor": ["Actor", "Episode"],
     "mtxl_rl.agents.collector": ["Collector"],
@@ -68,7 +68,7 @@ NAMES = {
         "compose_config", "device_overrides", "env_class", "options_without_effect",
         "preset_options", "register_schemas", "torso_preset", "train_command", "values",
     ],
-    "mtxl_rl.config": ["TrainConfig", "find_device"],
+    "mtxl_rl.config": ["TrainConfig"],
     "mtxl_rl.config_files": [
         "Config", "config_from_dict", "config_to_dict", "from_document", "load_config",
         "read_yaml", "save_config",
@@ -87,7 +87,7 @@ NAMES = {
         "Command", "Option", "choices", "default_text", "field_docs", "options_of", "print_help",
     ],
     "mtxl_rl.command.overrides": [
-        "as_override", "check_choice", "check_overrides", "quote", "split_arguments", "value_of",
+        "as_override", "check_overrides", "quote", "split_arguments", "value_of",
     ],
     "mtxl_rl.integrations.flat_torso": ["FlatTorso"],
     "mtxl_rl.integrations.rllib": ["TorsoCatalog", "TorsoEncoder", "TorsoEncoderConfig"],
@@ -96,6 +96,10 @@ NAMES = {
         "CnnTorsoPolicy", "Core", "MlpTorsoPolicy", "MultiInputTorsoPolicy", "TorsoPolicy",
     ],
     "mtxl_rl.integrations.torchrl": ["TorsoModule"],
+    "mtxl_rl.runtime.devices": ["find_device", "local_device", "world_size"],
+    "mtxl_rl.runtime.exported_step": [
+        "ExportedStep", "FunctionalStep", "NarrowLinear", "export_policy", "narrowed", "prefill",
+    ],
     "mtxl_rl.tracking.metrics": ["EpisodeWindow", "MetricsLogger", "Row", "read_rows"],
 }  # fmt: skip
 

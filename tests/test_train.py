@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mtxl_rl import evaluate, trainer
+from mtxl_rl import evaluate
 from mtxl_rl.agents.transition import observation_shapes
 from mtxl_rl.build import build_policy, rollout_shape
 from mtxl_rl.command import choices, options_of
@@ -21,12 +21,13 @@ from mtxl_rl.compose import compose_config, device_overrides
 from mtxl_rl.config import TrainConfig
 from mtxl_rl.config_files import load_config, save_config
 from mtxl_rl.envs.registry import make_vector_env, stream_seed
-from mtxl_rl.run import Run
 from mtxl_rl.tracking import checkpoint
 from mtxl_rl.tracking.files import run_lock
 from mtxl_rl.tracking.run_record import read_record
 from mtxl_rl.train import main
-from mtxl_rl.trainer import run
+from mtxl_rl.training import trainer
+from mtxl_rl.training.run import Run
+from mtxl_rl.training.trainer import run
 
 TINY = [
     "env=TMaze", "env.corridor_length=9", "model=tiny", "num_envs=4", "ppo.rollout_length=16",
@@ -435,12 +436,14 @@ def test_a_command_says_what_it_will_do_before_anything_slow(
         raise ValueError("the environments are made")
 
     monkeypatch.setattr(trainer, "make_vector_env", slow)
-    for task in ("TMaze", "MemoryMaze", "MysteryPath"):
+    for task in ("TMaze", "MemoryMaze", "MysteryPath", "GridMemoryMaze-GPS"):
         with pytest.raises(ValueError, match="are made"):
             main([f"env={task}", "device=cpu", "num_processes=1", f"run_dir={tmp_path / 'run'}"])
-    short, rest = capsys.readouterr().out.split("MemoryMaze: ")
-    long, unsolved = rest.split("MysteryPath: ")
+    short, rest = capsys.readouterr().out.split("MemoryMaze: ", maxsplit=1)
+    long, rest = rest.split("MysteryPath: ")
+    unsolved, maze = rest.split("GridMemoryMaze: ")
     assert "What to expect: no agent has learned this task" in unsolved
+    assert "What to expect: a return of 72" in maze
     assert short.startswith("TMaze: 400,000 steps in 98 iterations of 32 environments x 128 steps")
     assert "torso=mtxl model=tiny, cpu in float32" in short
     assert "how long it takes on this machine (ETA), and whether compiling saves time" in short

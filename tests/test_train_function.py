@@ -18,11 +18,11 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 import mtxl_rl
 from mtxl_rl.agents.actor import Episode
 from mtxl_rl.compose import compose_config
-from mtxl_rl.run import Run
 from mtxl_rl.tracking import checkpoint
 from mtxl_rl.tracking.metrics import read_rows
 from mtxl_rl.tracking.run_record import read_record
-from mtxl_rl.trainer import run
+from mtxl_rl.training.run import Run
+from mtxl_rl.training.trainer import run
 
 SIZES = {
     "model": "tiny", "device": "cpu", "torso.width": 16, "torso.num_heads": 2,

@@ -36,6 +36,7 @@ from mtxl_rl.torso import (
     build_torso,
     match_parameters,
 )
+from mtxl_rl.torso.torso_config import check_choice
 
 # B rows, T steps, D width.
 
@@ -65,16 +66,8 @@ class PolicyConfig:
 
     def __post_init__(self) -> None:
         """Check names and ranges."""
-        if self.image_encoder not in IMAGE_ENCODERS:
-            raise ValueError(
-                f"policy.image_encoder={self.image_encoder} is unknown; choose one of "
-                f"{', '.join(IMAGE_ENCODERS)}"
-            )
-        if self.precision not in ("auto", *PRECISIONS):
-            raise ValueError(
-                f"policy.precision={self.precision} is unknown; choose one of "
-                f"{', '.join(('auto', *PRECISIONS))}"
-            )
+        check_choice("policy.image_encoder", self.image_encoder, IMAGE_ENCODERS)
+        check_choice("policy.precision", self.precision, ("auto", *PRECISIONS))
 
     def for_device(self, device: torch.device) -> "PolicyConfig":
         """These options with the precision that `auto` chooses for a device."""

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from mtxl_rl.torso.torso_config import check_at_least
+from mtxl_rl.torso.torso_config import check_at_least, check_choice
 
 REFRESH = ("never", "epoch")
 
@@ -83,8 +83,4 @@ class PPOConfig:
         for field in ("learning_rate", "clip_coef", "max_grad_norm"):
             if not getattr(self, field) > 0:
                 raise ValueError(f"ppo.{field}={getattr(self, field)} must be above 0")
-        if self.memory_refresh not in REFRESH:
-            raise ValueError(
-                f"ppo.memory_refresh={self.memory_refresh} is unknown; choose one of "
-                f"{', '.join(REFRESH)}"
-            )
+        check_choice("ppo.memory_refresh", self.memory_refresh, REFRESH)

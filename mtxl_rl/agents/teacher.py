@@ -20,7 +20,7 @@ from mtxl_rl.agents.heads import CategoricalHead, GaussianHead
 from mtxl_rl.agents.policy import Policy
 from mtxl_rl.agents.transition import PolicyInputs, Shapes, observation_shapes
 from mtxl_rl.torso import MemoryState
-from mtxl_rl.torso.torso_config import check_at_least
+from mtxl_rl.torso.torso_config import check_at_least, check_choice
 
 # B environments, n parameters of an action distribution.
 
@@ -67,10 +67,7 @@ class TeacherConfig:
                 raise ValueError(f"teacher.{name}={getattr(self, name)} must be in 0 .. 1")
         if not self.temperature > 0:
             raise ValueError(f"teacher.temperature={self.temperature} must be above 0")
-        if self.loss not in LOSSES:
-            raise ValueError(
-                f"teacher.loss={self.loss} is unknown; choose one of {', '.join(LOSSES)}"
-            )
+        check_choice("teacher.loss", self.loss, LOSSES)
 
     def progress(self, step: int, *, total_steps: int) -> float:
         """How far the schedules are at a step, in 0 .. 1."""

@@ -7,13 +7,12 @@ checks names and values first, so that an error lists the options that exist.
 
 from mtxl_rl.command.hydra_runner import compose_command, readable_errors, run_command
 from mtxl_rl.command.options import Command, Option, choices, options_of
-from mtxl_rl.command.overrides import as_override, check_choice, value_of
+from mtxl_rl.command.overrides import as_override, value_of
 
 __all__ = [
     "Command",
     "Option",
     "as_override",
-    "check_choice",
     "choices",
     "compose_command",
     "options_of",

@@ -10,7 +10,7 @@ from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 
 from mtxl_rl.command.options import Command, Option, choices, default_text
-from mtxl_rl.envs.names import nearest_names
+from mtxl_rl.envs.names import check_choice, nearest_names
 
 HELP = ("-h", "--help")
 _FLAGS = ("-m", "--multirun", "--resolve", "--hydra-help", "--version")
@@ -145,13 +145,6 @@ def value_of(overrides: Sequence[str], name: str) -> str | None:
     """The value that the command line gives an option; None without one."""
     values = [part.partition("=")[2] for part in overrides if part.partition("=")[0] == name]
     return values[-1].strip("'\"") if values else None
-
-
-def check_choice(name: str, value: str, legal: Sequence[str]) -> None:
-    """Raise a ValueError that lists the legal values, the most similar first."""
-    if value not in legal:
-        ranked = ", ".join(nearest_names(value, legal))
-        raise ValueError(f"{name}={value} is unknown; choose one of {ranked}")
 
 
 def _unknown(name: str, legal: Sequence[str]) -> str:

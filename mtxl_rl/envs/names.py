@@ -1,7 +1,7 @@
-"""Find the known names that are most similar to a mistyped one."""
+"""Names that were mistyped: the known ones that are most similar, and the error about them."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 
 def nearest_names(name: str, known: Iterable[str], *, count: int | None = None) -> list[str]:
@@ -11,3 +11,10 @@ def nearest_names(name: str, known: Iterable[str], *, count: int | None = None) 
         return difflib.SequenceMatcher(None, name.lower(), other.lower()).ratio()
 
     return sorted(known, key=similarity, reverse=True)[:count]
+
+
+def check_choice(option: str, value: str, legal: Collection[str]) -> None:
+    """Raise a ValueError that lists the legal values of an option, the most similar first."""
+    if value not in legal:
+        ranked = ", ".join(nearest_names(value, legal))
+        raise ValueError(f"{option}={value} is unknown; choose one of {ranked}")

@@ -31,13 +31,13 @@ def require_drawing(option: str) -> None:
             raise ImportError(f"{option}= needs {name}: pip install 'mtxl_rl[video]'") from error
 
 
-def try_write(write: Callable[[Recording, Path], None], recording: Recording, path: Path) -> bool:
-    """Write a picture, and return whether that succeeded.
+def try_write(write: Callable[[Path], None], path: Path) -> bool:
+    """Write a picture to a path, and return whether that succeeded.
 
     A failure is reported, not raised: an evaluation is never lost to a picture.
     """
     try:
-        write(recording, path)
+        write(path)
     except Exception as error:
         say(f"{path} was not drawn: {type(error).__name__}: {error}")
         return False

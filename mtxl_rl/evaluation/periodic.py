@@ -5,6 +5,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -105,9 +106,9 @@ def draw(recording: Recording, folder: Path, *, step: int) -> dict[str, Path]:
     stem = f"step_{step:012d}"
     video, timeline = folder / f"{stem}.gif", folder / f"{stem}.png"
     paths = dict[str, Path]()
-    if try_write(write_video, recording, video):
+    if try_write(partial(write_video, recording), video):
         paths["evaluation/video"] = video
-    if recording.has_diagnostics and try_write(write_timeline, recording, timeline):
+    if recording.has_diagnostics and try_write(partial(write_timeline, recording), timeline):
         paths["evaluation/memory_timeline"] = timeline
     return paths
 

@@ -3,8 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from mtxl_rl.config import find_device
-from mtxl_rl.torso.torso_config import DECAYS, check_at_least
+from mtxl_rl.runtime.devices import find_device
+from mtxl_rl.torso.torso_config import DECAYS, check_at_least, check_choice
 
 RECALL = "recall"
 
@@ -83,10 +83,7 @@ class TrainLMConfig:
             raise ValueError(
                 f"heads={self.heads} must divide dim={self.dim}; choose heads from {legal}"
             )
-        if self.long_term not in DECAYS:
-            raise ValueError(
-                f"long_term={self.long_term} is unknown; choose one of {', '.join(DECAYS)}"
-            )
+        check_choice("long_term", self.long_term, DECAYS)
         find_device(self.device)
         self.check_processes(self.num_processes)
 

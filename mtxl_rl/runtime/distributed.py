@@ -22,6 +22,7 @@ from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-
 
 from mtxl_rl.agents.world import World
 from mtxl_rl.envs.cores import num_cores
+from mtxl_rl.runtime.devices import world_size
 from mtxl_rl.tracking.cli import console, say, show_cursor, stop_with_parent
 
 TIMEOUT = timedelta(minutes=10)
@@ -34,11 +35,6 @@ POLL_SECONDS = 0.1
 """How often the launcher looks at its processes."""
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 """Exit codes of a process that saved and ended because a signal asked for it."""
-
-
-def world_size() -> int:
-    """Processes of the run that this process belongs to; 1 outside of torchrun and `launch`."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def choose_num_processes(
@@ -60,13 +56,6 @@ def choose_num_processes(
         limit = max(1, min(num_cores(), num_envs // MIN_ENVS_PER_PROCESS))
         reason = f"{num_cores()} CPU cores, {num_envs} environments"
     return max(size for size in legal if size <= limit), reason
-
-
-def local_device(device: torch.device) -> torch.device:
-    """The device of this process: on a GPU, the one of its rank on this machine."""
-    if device.type == "cuda" and world_size() > 1:
-        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-    return device
 
 
 @contextmanager

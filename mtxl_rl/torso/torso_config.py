@@ -2,6 +2,7 @@
 
 import math
 import operator
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 KINDS = ("transformer", "gru", "lstm", "mlp")
@@ -69,7 +70,7 @@ class SlotsConfig:
         """Check names and ranges."""
         _require_positive("slots.num_slots", self.num_slots)
         _require_positive("slots.write_iterations", self.write_iterations)
-        _require_one_of("slots.cell", self.cell, CELLS)
+        check_choice("torso.slots.cell", self.cell, CELLS)
         if not 1 <= self.max_half_life <= MAX_HALF_LIFE:
             raise ValueError(
                 f"torso.slots.max_half_life={self.max_half_life} must be in 1 .. {MAX_HALF_LIFE:,}"
@@ -113,7 +114,7 @@ class SublayersConfig:
 
     def __post_init__(self) -> None:
         """Check names and ranges."""
-        _require_one_of("sublayers.activation", self.activation, ("relu", "gelu"))
+        check_choice("torso.sublayers.activation", self.activation, ("relu", "gelu"))
         for name in ("attention_dropout", "output_dropout", "feedforward_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(
@@ -206,11 +207,11 @@ class TorsoConfig:
         self._check_types()
         check_at_least(self, 1, *_POSITIVE, prefix="torso.")
         check_at_least(self, 0, *_COUNTS, prefix="torso.")
-        _require_one_of("kind", self.kind, KINDS)
-        _require_one_of("gate", self.gate, GATES)
-        _require_one_of("position", self.position, POSITIONS)
-        _require_one_of("long_term", self.long_term, tuple(DECAYS))
-        _require_one_of("read", self.read, READS)
+        check_choice("torso.kind", self.kind, KINDS)
+        check_choice("torso.gate", self.gate, GATES)
+        check_choice("torso.position", self.position, POSITIONS)
+        check_choice("torso.long_term", self.long_term, DECAYS)
+        check_choice("torso.read", self.read, READS)
         if self.kind == "transformer":
             self._check_transformer()
         else:
@@ -353,6 +354,12 @@ def check_at_least(config: object, least: int, *names: str, prefix: str = "") ->
             raise ValueError(f"{prefix}{name}={value} must be {least} or more")
 
 
+def check_choice(option: str, value: str, legal: Collection[str]) -> None:
+    """Raise ValueError if an option's value is not among the legal ones."""
+    if value not in legal:
+        raise ValueError(f"{option}={value} is unknown; choose one of {', '.join(legal)}")
+
+
 def _is_finite(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
@@ -367,8 +374,3 @@ def _integer(field: str, value: int) -> int:
 def _require_positive(field: str, value: int) -> None:
     if _integer(field, value) < 1:
         raise ValueError(f"torso.{field}={value} must be 1 or more")
-
-
-def _require_one_of(field: str, value: str, legal: tuple[str, ...]) -> None:
-    if value not in legal:
-        raise ValueError(f"torso.{field}={value} is unknown; choose one of {', '.join(legal)}")

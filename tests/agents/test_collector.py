@@ -9,7 +9,7 @@ import torch
 
 from mtxl_rl.compose import compose_config
 from mtxl_rl.envs.registry import make_vector_env
-from mtxl_rl.run import Run
+from mtxl_rl.training.run import Run
 
 
 @contextmanager

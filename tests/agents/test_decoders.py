@@ -11,7 +11,7 @@ from mtxl_rl.agents.decoders import ChoiceDecoder, ObservationDecoder
 from mtxl_rl.agents.world import World
 from mtxl_rl.compose import compose_config
 from mtxl_rl.envs.registry import make_vector_env
-from mtxl_rl.run import Run
+from mtxl_rl.training.run import Run
 
 SPACES = {
     "pixels": spaces.Box(0, 255, (30, 20, 3), np.uint8),

@@ -18,8 +18,8 @@ from mtxl_rl.agents.rollout import Spans, random_minibatches
 from mtxl_rl.agents.transition import PolicyInputs
 from mtxl_rl.compose import compose_config
 from mtxl_rl.envs.registry import make_vector_env
-from mtxl_rl.run import Run
 from mtxl_rl.torso import MemoryState
+from mtxl_rl.training.run import Run
 
 # Spans of 4 steps are shorter than the window of 8, and episodes of 6 steps reset inside both.
 SIZES = [

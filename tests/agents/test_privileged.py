@@ -15,10 +15,10 @@ from mtxl_rl.agents.privileged import AuxiliaryConfig, CriticConfig, observation
 from mtxl_rl.agents.transition import PolicyInputs
 from mtxl_rl.compose import compose_config
 from mtxl_rl.envs.registry import make_vector_env
-from mtxl_rl.export import export_policy
-from mtxl_rl.run import Run
 from mtxl_rl.runtime.exported_policy import ExportedPolicy
+from mtxl_rl.runtime.exported_step import export_policy
 from mtxl_rl.torso import TorsoConfig
+from mtxl_rl.training.run import Run
 
 SPACE = spaces.Dict({
     "seen": spaces.Box(-1, 1, (3,), np.float32),

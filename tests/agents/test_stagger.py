@@ -12,7 +12,7 @@ from mtxl_rl.agents.stagger import Stagger
 from mtxl_rl.build import build_policy
 from mtxl_rl.compose import compose_config
 from mtxl_rl.envs.registry import make_vector_env
-from mtxl_rl.run import Run
+from mtxl_rl.training.run import Run
 
 
 @contextmanager

@@ -23,8 +23,8 @@ from mtxl_rl.agents.teacher import (
 )
 from mtxl_rl.compose import compose_config
 from mtxl_rl.envs.registry import make_vector_env
-from mtxl_rl.run import Run
-from mtxl_rl.trainer import run as train
+from mtxl_rl.training.run import Run
+from mtxl_rl.training.trainer import run as train
 from tests.agents.test_privileged import SMALL, RecallSide
 
 TINY = [
@@ -42,7 +42,7 @@ def student(teacher: PolicyTeacher | None, *options: str) -> Iterator[Run]:
     with closing(make_vector_env(config.env, num_envs=8, seed=0)) as env:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(
-                "mtxl_rl.run.make_teacher",
+                "mtxl_rl.training.run.make_teacher",
                 lambda _, __, policy: teacher or PolicyTeacher(copy.deepcopy(policy)),
             )
             run = Run(config, env)

@@ -20,9 +20,9 @@ import torch
 
 from mtxl_rl.agents.policy import Policy, PolicyConfig
 from mtxl_rl.agents.transition import PolicyInputs, observation_shapes
-from mtxl_rl.export import export_policy, narrowed
 from mtxl_rl.runtime.compile import compile_acting
 from mtxl_rl.runtime.exported_policy import ExportedPolicy
+from mtxl_rl.runtime.exported_step import export_policy, narrowed
 from mtxl_rl.torso import TorsoConfig
 
 OBSERVATION = gymnasium.spaces.Box(-1, 1, (8,), np.float32)

@@ -31,7 +31,7 @@ from mtxl_rl.command import choices
 from mtxl_rl.compose import compose_config
 from mtxl_rl.config import TrainConfig
 from mtxl_rl.envs.registry import make_vector_env, stream_seed
-from mtxl_rl.run import Run
+from mtxl_rl.training.run import Run
 
 TASKS = {
     "TMaze": ["env=TMaze"],

@@ -16,7 +16,7 @@ from mtxl_rl.envs.tasks.tmaze import TMazeConfig
 from mtxl_rl.evaluation.probe import AGES, Explained, Probe
 from mtxl_rl.saved_agent import read_agent
 from mtxl_rl.torso import Cache
-from mtxl_rl.trainer import run
+from mtxl_rl.training.trainer import run
 
 TINY = [
     "env=GridMemoryMaze", "env.extra_observations=true", "policy.observations=[view]",
@@ -73,7 +73,7 @@ def test_the_truth_explains_all_and_a_constant_nothing(folder: Path) -> None:
 
 @pytest.mark.training
 def test_an_evaluation_is_the_same_with_a_probe(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     pytest.importorskip("matplotlib")
     command = [f"checkpoint={folder}", "episodes=2", "num_envs=2", "memory=on,zero"]
@@ -84,6 +84,14 @@ def test_an_evaluation_is_the_same_with_a_probe(
     assert tables[0] == tables[-1]
     assert "never seen" in shown
     assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("no font")
+
+    monkeypatch.setattr(evaluate, "draw_probe", fail)
+    evaluate.main([*command, f"probe={tmp_path / 'b.png'}", f"output={tmp_path / 'b.json'}"])
+    assert "b.png was not drawn: RuntimeError: no font" in capsys.readouterr().out
+    assert (tmp_path / "b.json").is_file()
 
 
 def test_an_agent_without_predictions_and_a_task_without_targets_are_refused(folder: Path) -> None:

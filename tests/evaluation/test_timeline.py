@@ -1,6 +1,7 @@
 """Memory timelines: what they show, by kind of memory."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,6 @@ def test_a_baseline_has_no_timeline(
     assert not recording.has_diagnostics
     with pytest.raises(ValueError, match="a torso of kind gru does not have; leave it out"):
         write_timeline(recording, tmp_path / "timeline.png")
-    assert not try_write(write_timeline, recording, tmp_path / "timeline.png")
+    assert not try_write(partial(write_timeline, recording), tmp_path / "timeline.png")
     assert "timeline.png was not drawn: ValueError" in capsys.readouterr().out
     assert recorded(VECTORS).has_diagnostics

@@ -32,12 +32,12 @@ from counts import Counts, Outcome, cases, command, run_program
 
 import mtxl_rl
 from mtxl_rl import train
-from mtxl_rl.callbacks import Callback
 from mtxl_rl.config_files import load_config
 from mtxl_rl.saved_agent import read_agent
 from mtxl_rl.tracking import checkpoint
 from mtxl_rl.tracking.metrics import read_rows
 from mtxl_rl.tracking.run_record import read_record
+from mtxl_rl.training.callbacks import Callback
 
 TINY = ["model=tiny", "num_envs=4", "ppo.rollout_length=16", "torso.window_length=4", "device=cpu",
         "torso.segment_length=4", "ppo.bptt_segments=2", "torso.width=16", "torso.num_heads=2",

@@ -31,7 +31,7 @@ from mtxl_rl.config import TrainConfig
 from mtxl_rl.envs.backends.custom_env import CustomEnvConfig
 from mtxl_rl.envs.backends.process_vector import ProcessVectorEnv
 from mtxl_rl.envs.registry import make_vector_env
-from mtxl_rl.run import Run
+from mtxl_rl.training.run import Run
 
 NUM_ENVS = 4
 ROLLOUTS = 3

@@ -30,7 +30,7 @@ from disk import TINY
 from torch import Tensor
 
 import mtxl_rl
-from mtxl_rl.callbacks import Callback
+from mtxl_rl.training.callbacks import Callback
 
 PARTS = 5
 MAX_GROWTH = 100 * 2**20

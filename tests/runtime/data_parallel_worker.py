@@ -13,9 +13,9 @@ import torch
 
 from mtxl_rl.compose import compose_config
 from mtxl_rl.envs.registry import make_vector_env
-from mtxl_rl.run import Run
 from mtxl_rl.runtime.distributed import joined_world
 from mtxl_rl.tracking import checkpoint
+from mtxl_rl.training.run import Run
 
 
 def main(folder: Path, num_iterations: int, resume: str, dtype: str, options: list[str]) -> None:

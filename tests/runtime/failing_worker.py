@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 
 from mtxl_rl.command import value_of
-from mtxl_rl.run import Run
 from mtxl_rl.train import main
+from mtxl_rl.training.run import Run
 
 
 def fail(kind: str, seconds: float) -> None:

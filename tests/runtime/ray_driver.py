@@ -19,10 +19,10 @@ from failing_worker import inject
 from ray._common.utils import reset_ray_address
 from ray.cluster_utils import Cluster
 
-from mtxl_rl import ray_trainer
 from mtxl_rl.command import value_of
 from mtxl_rl.runtime.ray_train import connect, first_worker
 from mtxl_rl.train import main
+from mtxl_rl.training import ray_trainer
 
 train_in_worker = ray_trainer._train_in_worker
 

@@ -12,14 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtxl_rl import run as run_module
 from mtxl_rl.agents.policy import Policy, PolicyConfig
 from mtxl_rl.agents.transition import PolicyInputs
 from mtxl_rl.compose import compose_config
 from mtxl_rl.envs.registry import make_vector_env
-from mtxl_rl.run import Run
 from mtxl_rl.runtime import compile as runtime_compile
 from mtxl_rl.torso import TorsoConfig
+from mtxl_rl.training import run as run_module
+from mtxl_rl.training.run import Run
 
 SIZES = {"width": 8, "num_layers": 1, "num_heads": 2, "window_length": 4, "segment_length": 4}
 SPACES = gymnasium.spaces.Box(-1, 1, (3,)), gymnasium.spaces.Discrete(2)

@@ -7,8 +7,8 @@ import torch
 
 from mtxl_rl.compose import compose_config
 from mtxl_rl.envs.registry import make_vector_env
-from mtxl_rl.run import Run
 from mtxl_rl.runtime.profiler import count_operations, measure_peak
+from mtxl_rl.training.run import Run
 
 WIDTH, NUM_ENVS = 64, 8
 OPTIONS = [

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from mtxl_rl.callbacks import Callback, Metrics, StopTraining
 from mtxl_rl.compose import compose_config
 from mtxl_rl.tracking import checkpoint
 from mtxl_rl.tracking.metrics import read_rows
-from mtxl_rl.trainer import run
+from mtxl_rl.training.callbacks import Callback, Metrics, StopTraining
+from mtxl_rl.training.trainer import run
 
 pytest.importorskip("ray.train", reason="ray[train] is not installed")
 pytestmark = [pytest.mark.slow, pytest.mark.ray]

@@ -10,7 +10,7 @@ from mtxl_rl.command import choices
 from mtxl_rl.compose import compose_config
 from mtxl_rl.torso import TorsoConfig, build_torso, count_parameters, match_parameters
 from mtxl_rl.torso.torso_config import DECAYS
-from mtxl_rl.trainer import run
+from mtxl_rl.training.trainer import run
 
 TORSOS = choices("torso")
 

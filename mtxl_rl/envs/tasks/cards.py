@@ -41,8 +41,9 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from mtxl_rl.envs.names import check_choice
 from mtxl_rl.envs.streams import Rows
-from mtxl_rl.envs.tasks.drawing import (
+from mtxl_rl.envs.tasks.canvas import (
     BLACK,
     BLUE,
     GREEN,
@@ -53,7 +54,7 @@ from mtxl_rl.envs.tasks.drawing import (
     cells,
     draw_cards,
 )
-from mtxl_rl.envs.tasks.vector_task import Flags, Outcome, TaskDescription, VectorTask, check_choice
+from mtxl_rl.envs.tasks.vector_task import Flags, Outcome, TaskDescription, VectorTask
 
 DIFFICULTIES = ("easy", "medium", "hard")
 NUM_SUITS = 4
@@ -87,8 +88,8 @@ class CardConfig:
     """easy, medium or hard: how many decks, kinds of cards or cards back."""
 
     def __post_init__(self) -> None:
-        check_choice("name", self.name, choices=tuple(_GAMES))
-        check_choice("difficulty", self.difficulty, choices=DIFFICULTIES)
+        check_choice("env.name", self.name, tuple(_GAMES))
+        check_choice("env.difficulty", self.difficulty, DIFFICULTIES)
 
     def _of_difficulty(self, numbers: tuple[int, int, int]) -> int:
         return numbers[DIFFICULTIES.index(self.difficulty)]

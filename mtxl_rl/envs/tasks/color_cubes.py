@@ -27,8 +27,9 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from mtxl_rl.envs.names import check_choice
 from mtxl_rl.envs.streams import Rows, distinct
-from mtxl_rl.envs.tasks.drawing import (
+from mtxl_rl.envs.tasks.canvas import (
     GRAY,
     PALETTE,
     WHITE,
@@ -44,7 +45,6 @@ from mtxl_rl.envs.tasks.vector_task import (
     TaskDescription,
     VectorTask,
     check_at_least,
-    check_choice,
 )
 from mtxl_rl.envs.tasks.walker import step_table
 
@@ -69,7 +69,7 @@ class ColorCubesConfig:
     """Cells along a side, at least 3."""
 
     def __post_init__(self) -> None:
-        check_choice("level", self.level, choices=LEVELS)
+        check_choice("env.level", self.level, LEVELS)
         check_at_least("grid_size", self.grid_size, least=3, example=7)
 
     @property

@@ -22,8 +22,8 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from mtxl_rl.envs.streams import Rows
+from mtxl_rl.envs.tasks.canvas import BLUE, GREEN, YELLOW, Card, Image, draw_cards
 from mtxl_rl.envs.tasks.cards import CardConfig
-from mtxl_rl.envs.tasks.drawing import BLUE, GREEN, YELLOW, Card, Image, draw_cards
 from mtxl_rl.envs.tasks.vector_task import Flags, Outcome, VectorTask
 
 _NO_CARD = -1

@@ -23,15 +23,15 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from mtxl_rl.envs.names import check_choice
 from mtxl_rl.envs.streams import Rows
-from mtxl_rl.envs.tasks.drawing import DARK, GREEN, Image, cells, draw_cells, t_maze_cells
+from mtxl_rl.envs.tasks.canvas import DARK, GREEN, Image, cells, draw_cells, t_maze_cells
 from mtxl_rl.envs.tasks.vector_task import (
     Flags,
     Outcome,
     TaskDescription,
     VectorTask,
     check_at_least,
-    check_choice,
 )
 
 REGIMES = ("fixed", "uniform")
@@ -60,7 +60,7 @@ class EndlessTMazeConfig:
     def __post_init__(self) -> None:
         check_at_least("corridor_length", self.corridor_length, least=1, example=10)
         check_at_least("num_corridors", self.num_corridors, least=1, example=5)
-        check_choice("regime", self.regime, choices=REGIMES)
+        check_choice("env.regime", self.regime, REGIMES)
 
     @property
     def steps_per_episode(self) -> int:

@@ -23,8 +23,9 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from mtxl_rl.envs.names import check_choice
 from mtxl_rl.envs.streams import Rows
-from mtxl_rl.envs.tasks.drawing import (
+from mtxl_rl.envs.tasks.canvas import (
     DARK,
     GRAY,
     PALETTE,
@@ -39,7 +40,6 @@ from mtxl_rl.envs.tasks.vector_task import (
     TaskDescription,
     VectorTask,
     check_at_least,
-    check_choice,
 )
 from mtxl_rl.envs.tasks.walker import FORWARD, LEFT, NUM_HEADINGS, RIGHT
 from mtxl_rl.envs.wrappers.checked import TEACHER_KEY, Observations
@@ -100,10 +100,10 @@ class GridMemoryMazeConfig:
     knows the maze). ``teacher.policy`` sets it. For training only."""
 
     def __post_init__(self) -> None:
-        check_choice("size", self.size, choices=tuple(SIZES))
+        check_choice("env.size", self.size, tuple(SIZES))
         check_at_least("episode_length", self.episode_length, least=0, example=200)
         if self.teacher:
-            check_choice("teacher", self.teacher, choices=self.TEACHERS)
+            check_choice("env.teacher", self.teacher, self.TEACHERS)
 
     def for_evaluation(self) -> "GridMemoryMazeConfig":
         """Return the task itself, without the teacher."""

@@ -22,7 +22,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from mtxl_rl.envs.streams import Rows
-from mtxl_rl.envs.tasks.drawing import (
+from mtxl_rl.envs.tasks.canvas import (
     BLUE,
     DARK,
     GRAY,

@@ -26,15 +26,15 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from mtxl_rl.envs.names import check_choice
 from mtxl_rl.envs.streams import Rows
-from mtxl_rl.envs.tasks.drawing import Image, enlarge
+from mtxl_rl.envs.tasks.canvas import Image, enlarge
 from mtxl_rl.envs.tasks.vector_task import (
     Flags,
     Outcome,
     TaskDescription,
     VectorTask,
     check_at_least,
-    check_choice,
 )
 from mtxl_rl.envs.tasks.walker import (
     COMMANDS,
@@ -90,7 +90,7 @@ class MortarMayhemConfig:
         check_at_least("show_delay", self.show_delay, least=0, example=1)
         check_at_least("explosion_delay", self.explosion_delay, least=1, example=6)
         check_at_least("explosion_duration", self.explosion_duration, least=1, example=2)
-        check_choice("view", self.view, choices=VIEWS)
+        check_choice("env.view", self.view, VIEWS)
 
     @property
     def num_show_steps(self) -> int:

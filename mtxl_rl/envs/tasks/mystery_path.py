@@ -23,8 +23,9 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from mtxl_rl.envs.names import check_choice
 from mtxl_rl.envs.streams import Rows
-from mtxl_rl.envs.tasks.drawing import BLUE, DARK, GREEN, Image, cells, dim, enlarge
+from mtxl_rl.envs.tasks.canvas import BLUE, DARK, GREEN, Image, cells, dim, enlarge
 from mtxl_rl.envs.tasks.path_layout import (
     NUM_CELLS,
     NUM_SEARCH_DRAWS,
@@ -39,7 +40,6 @@ from mtxl_rl.envs.tasks.vector_task import (
     TaskDescription,
     VectorTask,
     check_at_least,
-    check_choice,
 )
 from mtxl_rl.envs.tasks.walker import CROSS, NUM_HEADINGS, SIDE, VIEWS, Floor, stamp, stamp_agents
 
@@ -59,7 +59,7 @@ class MysteryPathConfig:
 
     def __post_init__(self) -> None:
         check_at_least("max_steps", self.max_steps, least=1, example=128)
-        check_choice("view", self.view, choices=VIEWS)
+        check_choice("env.view", self.view, VIEWS)
 
     def describe(self) -> TaskDescription:
         """Return what the task demands of an agent."""

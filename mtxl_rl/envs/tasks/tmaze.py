@@ -37,7 +37,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from mtxl_rl.envs.streams import Rows
-from mtxl_rl.envs.tasks.drawing import Image, draw_cells, t_maze_cells
+from mtxl_rl.envs.tasks.canvas import Image, draw_cells, t_maze_cells
 from mtxl_rl.envs.tasks.vector_task import (
     Flags,
     Outcome,

@@ -17,7 +17,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from mtxl_rl.envs.streams import RandomStreams, Rows
-from mtxl_rl.envs.tasks.drawing import Image
+from mtxl_rl.envs.tasks.canvas import Image
 from mtxl_rl.envs.wrappers.checked import EnvState, Observations, reset_mask
 
 Flags = NDArray[np.bool_]
@@ -247,13 +247,4 @@ def check_at_least(setting: str, value: int, *, least: int, example: int) -> Non
     if value < least:
         raise ValueError(
             f"env.{setting}={value} must be at least {least}, e.g. env.{setting}={example}."
-        )
-
-
-def check_choice(setting: str, value: str, *, choices: Sequence[str]) -> None:
-    """Raise ValueError if a setting is not one of its choices."""
-    if value not in choices:
-        raise ValueError(
-            f"env.{setting}={value} is unknown; choose one of {', '.join(choices)}, e.g. "
-            f"env.{setting}={choices[0]}."
         )

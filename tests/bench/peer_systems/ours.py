@@ -9,7 +9,7 @@ import torch
 import mtxl_rl
 from mtxl_rl.agents.transition import PolicyInputs, to_tensors
 from mtxl_rl.config import TrainConfig
-from mtxl_rl.run import Run
+from mtxl_rl.training.run import Run
 from peer_systems.turns import PacedEnv, System, run
 
 

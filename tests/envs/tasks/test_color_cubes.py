@@ -123,7 +123,7 @@ def test_teleports_land_on_free_cells_only() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"level": "hard"}, "env.level=hard is unknown; choose one of trivial, medium, extreme"),
+        ({"level": "hard"}, "env.level=hard is unknown; choose one of medium, trivial, extreme"),
         ({"grid_size": 2}, "env.grid_size=2 must be at least 3, e.g. env.grid_size=7"),
     ],
 )

@@ -92,7 +92,7 @@ def test_waiting_costs_a_hundredth_a_step_and_the_time_runs_out() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"regime": "random"}, "env.regime=random is unknown; choose one of fixed, uniform, e.g."),
+        ({"regime": "random"}, "env.regime=random is unknown; choose one of uniform, fixed"),
         ({"num_corridors": 0}, "env.num_corridors=0 must be at least 1, e.g. env.num_corridors=5"),
         ({"corridor_length": 0}, "env.corridor_length=0 must be at least 1"),
     ],

@@ -14,7 +14,7 @@ from mtxl_rl.runtime.distributed import MIN_ENVS_PER_PROCESS
 from mtxl_rl.tracking import checkpoint
 from mtxl_rl.tracking.cli import say
 from mtxl_rl.tracking.files import run_lock
-from mtxl_rl.trainer import check_start, new_run_dir, run_until_signal
+from mtxl_rl.training.trainer import check_start, new_run_dir, run_until_signal
 
 
 def train_with_ray(config: TrainConfig) -> int:

@@ -16,18 +16,18 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from mtxl_rl.agents.world import World
-from mtxl_rl.config import find_device
 from mtxl_rl.language_model.causal_lm import CausalLM
-from mtxl_rl.language_model.checkpoint import (
+from mtxl_rl.language_model.model import MemoryTransformerXL
+from mtxl_rl.language_model.saved_model import (
     Reading,
     load_checkpoint,
     save_checkpoint,
     save_config,
 )
-from mtxl_rl.language_model.model import MemoryTransformerXL
 from mtxl_rl.language_model.text import is_answer, read_text, rows_of
 from mtxl_rl.language_model.train_config import TrainLMConfig
-from mtxl_rl.runtime.distributed import joined_world, local_device
+from mtxl_rl.runtime.devices import find_device, local_device
+from mtxl_rl.runtime.distributed import joined_world
 from mtxl_rl.torso import save_torso
 from mtxl_rl.tracking.cli import say, stop_requests
 from mtxl_rl.tracking.files import atomic_write, run_lock

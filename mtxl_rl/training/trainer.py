@@ -12,7 +12,6 @@ from typing import Any
 
 from mtxl_rl.agents.world import World
 from mtxl_rl.build import bytes_table, predicted_bytes
-from mtxl_rl.callbacks import CallbackList, Metrics
 from mtxl_rl.compose import values
 from mtxl_rl.config import TrainConfig
 from mtxl_rl.config_files import save_config
@@ -20,8 +19,8 @@ from mtxl_rl.envs.backends.custom_env import CustomEnv, is_factory
 from mtxl_rl.envs.registry import make_vector_env, stream_seed
 from mtxl_rl.envs.wrappers.episode_statistics import EpisodeStatistics
 from mtxl_rl.evaluation.periodic import can_draw, draw
-from mtxl_rl.run import Run
-from mtxl_rl.runtime.distributed import joined_world, local_device
+from mtxl_rl.runtime.devices import local_device
+from mtxl_rl.runtime.distributed import joined_world
 from mtxl_rl.runtime.ray_train import Session
 from mtxl_rl.saved_agent import (
     POLICY_FILE,
@@ -36,6 +35,8 @@ from mtxl_rl.tracking.loggers import check_loggers_installed
 from mtxl_rl.tracking.metrics import METRICS_FILE, MetricsLogger
 from mtxl_rl.tracking.progress import Progress
 from mtxl_rl.tracking.run_record import RECORD_FILE, outcome, run_record
+from mtxl_rl.training.callbacks import CallbackList, Metrics
+from mtxl_rl.training.run import Run
 
 
 def run(
@@ -51,7 +52,7 @@ def run(
         config: The options.
         env: An environment that Python code made, for the options' own.
         eval_env: An environment to evaluate in; None: the options' own, or those that `env` makes.
-        callbacks: See `mtxl_rl.callbacks`.
+        callbacks: See `mtxl_rl.training.callbacks`.
 
     Raises:
         ValueError: a setting, the environment's spaces or a checkpoint is not legal.

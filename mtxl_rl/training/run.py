@@ -26,7 +26,7 @@ from mtxl_rl.envs.registry import stream_seed
 from mtxl_rl.envs.wrappers.episode_statistics import EpisodeStatistics
 from mtxl_rl.evaluation.periodic import Evaluation, evaluate_while_training
 from mtxl_rl.runtime.compile import check_gradients, compile_policy, resolve_compile
-from mtxl_rl.runtime.distributed import local_device
+from mtxl_rl.runtime.devices import local_device
 from mtxl_rl.runtime.profiler import IterationProfiler
 from mtxl_rl.saved_agent import SavedAgent, describe_agent, read_agent
 from mtxl_rl.tracking import checkpoint
