@@ -75,5 +75,24 @@ def test_the_explorer_is_drawn_next_to_the_maze(figures: ModuleType) -> None:
     assert (frames[0] != frames[3]).any()
 
 
+@pytest.fixture
+def drawings(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    pytest.importorskip("matplotlib")
+    monkeypatch.syspath_prepend(str(DOCS))
+    return importlib.import_module("drawings")
+
+
+def test_the_drawings_are_made_and_committed(drawings: ModuleType, tmp_path: Path) -> None:
+    drawings.main(tmp_path)
+    for name in drawings.NAMES:
+        assert "<svg" in (tmp_path / name).read_text(encoding="utf-8")
+        assert "<svg" in (DOCS / "images" / name).read_text(encoding="utf-8")
+
+
+def test_the_delta_rule_keeps_new_values_and_a_sum_does_not(drawings: ModuleType) -> None:
+    errors = drawings.read_errors(num_writes=100)
+    assert errors["delta rule"][-20:].max() < 1 < errors["sum (linear attention)"][-20:].min()
+
+
 def test_the_committed_pictures_are_small() -> None:
     assert sum(path.stat().st_size for path in (DOCS / "images").iterdir()) < MAX_PICTURE_BYTES

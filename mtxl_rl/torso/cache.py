@@ -110,10 +110,12 @@ class DecodeCache(Cache):
 
     def rows(self, index: Int[Tensor, " b"]) -> "DecodeCache":
         """A cache of some rows, copied: a step of it leaves this cache unchanged."""
-        rows = super().rows(index)
-        assert isinstance(rows, DecodeCache)
         return replace(
-            rows,
+            self,
+            timeline=self.timeline[index],
+            long_term=self.long_term[index],
+            window_length=self.window_length[index],
+            segment_step=self.segment_step[index],
             timeline_index=self.timeline_index.clone(),
             ring_index=self.ring_index.clone(),
             keys=tuple(ring[index] for ring in self.keys),
