@@ -7,24 +7,30 @@ built-in task.
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from mtxl_rl.agent import Agent
 from mtxl_rl.envs.memory_maze.explorer import Explorer
 from mtxl_rl.envs.memory_maze.spec import MemoryMazeConfig
 from mtxl_rl.envs.memory_maze.vector import MemoryMazeVectorEnv
+from mtxl_rl.envs.registry import make_vector_env
+from mtxl_rl.envs.tasks.canvas import DARK, GRAY, PALETTE, WHITE
 from mtxl_rl.envs.tasks.catalog import TASKS, TaskEntry
+from mtxl_rl.envs.tasks.grid_memory_maze import REACH, VIEW, GridMemoryMaze
 
 IMAGES = Path(__file__).parent / "images"
 _VIEW_SIDE, _GAP, _CAPTION = 256, 8, 36  # pixels
 _BACKGROUND = (24, 24, 28)
 _TOP_VIEW_WIDTH = 1.1  # Width of the top view, in widths of the maze.
 _UNSEEN_BRIGHTNESS = 0.35
-_MAZE_STEPS, _TASK_STEPS = 200, 60
-_MAZE_SEED = 3
+_MAZE_STEPS, _AGENT_STEPS, _TASK_STEPS = 120, 200, 60
+_MAZE_SEED, _AGENT_SEED = 3, 0
 
 Frame = NDArray[np.uint8]
 """Red, green and blue, [H, W, 3]."""
@@ -83,13 +89,8 @@ def _maze_frame(
     image = Image.new("RGB", (2 * _VIEW_SIDE + _GAP, _VIEW_SIDE + _CAPTION), _BACKGROUND)
     image.paste(Image.fromarray(view.repeat(factor, axis=0).repeat(factor, axis=1)))
     image.paste(Image.fromarray(_darken_unseen(top, is_seen)), (_VIEW_SIDE + _GAP, 0))
-    draw, font = ImageDraw.Draw(image), ImageFont.load_default(18)
-    middle = _VIEW_SIDE + _CAPTION // 2
-    draw.text((4, middle), "goal", "white", font, anchor="lm")
-    goal = tuple(int(part) for part in view[0, 0])  # The border has the goal's colour.
-    draw.ellipse((48, middle - 9, 66, middle + 9), fill=goal)
-    draw.text((_VIEW_SIDE + _GAP, middle), f"return {score}", "white", font, anchor="lm")
-    draw.text((image.width - 4, middle), f"step {step}", "white", font, anchor="rm")
+    red, green, blue = (int(part) for part in view[0, 0])  # The border has the goal's colour.
+    _caption(image, goal=(red, green, blue), score=score, step=step)
     return np.asarray(image)
 
 
@@ -101,6 +102,71 @@ def _darken_unseen(top: Frame, is_seen: NDArray[np.bool_]) -> Frame:
     is_bright = np.pad(is_seen, 1, constant_values=True)  # What surrounds the maze stays bright.
     brightness = np.where(is_bright[np.ix_(cell, cell)], 1.0, _UNSEEN_BRIGHTNESS)
     return (top * brightness[..., None]).astype(np.uint8)
+
+
+def agent_frames(*, num_steps: int, seed: int) -> list[Frame]:
+    """Draw the agent of pretrained/GridMemoryMaze-GPS: what it sees, the maze, what it remembers.
+
+    A ring shows where the agent's prediction puts an object that it has seen in this episode.
+    """
+    agent = Agent.load(IMAGES.parents[1] / "pretrained" / "GridMemoryMaze-GPS", seed=seed)
+    policy = agent.policy
+    frames, score = [], 0.0
+    with closing(make_vector_env(agent.config.env, num_envs=1, seed=seed)) as env:
+        maze = env.unwrapped
+        assert isinstance(maze, GridMemoryMaze)
+        actor = agent.actor(env, is_training=True)
+        actor.reset(seed=seed)
+        cache = policy.prefill(policy.torso.initial_state(1))
+        for step in range(num_steps + 1):
+            with torch.no_grad():
+                predictions = policy.predict(actor.inputs(), cache)
+            places = predictions["targets_pos"].reshape(-1, 2).cpu().numpy()
+            is_seen = maze.target_ages()[0] >= 0
+            frames.append(_agent_frame(maze, places, is_seen, score=score, step=step))
+            transition, _ = actor.step()
+            score += float(transition.reward[0])
+    return frames
+
+
+def _agent_frame(
+    maze: GridMemoryMaze,
+    places: NDArray[np.float32],
+    is_seen: NDArray[np.bool_],
+    *,
+    score: float,
+    step: int,
+) -> Frame:
+    top, border, walls = maze.render_row(0), 12, REACH  # The outermost walls are padding.
+    cell = (len(top) - 2 * border) // maze.size.stride
+    inside = slice(border + walls * cell, len(top) - border - walls * cell)
+    image = Image.fromarray(top[inside, inside])
+    draw = ImageDraw.Draw(image)
+    for color, (row, column), seen in zip(PALETTE, places, is_seen, strict=False):
+        if seen:
+            x, y = (column + 1.5) * cell, (row + 1.5) * cell
+            box = (x - 0.6 * cell, y - 0.6 * cell, x + 0.6 * cell, y + 0.6 * cell)
+            draw.ellipse(box, outline=color, width=4)
+    world = maze.world[0, maze.cells_in_view()[0]].reshape(VIEW, VIEW)
+    colors = np.array([DARK, GRAY, *PALETTE], np.uint8)[world]
+    colors[REACH, REACH] = WHITE
+    view = Image.fromarray(colors).resize(image.size, Image.Resampling.NEAREST)
+    side = image.width
+    frame = Image.new("RGB", (2 * side + _GAP, side + _CAPTION), _BACKGROUND)
+    frame.paste(view)
+    frame.paste(image, (side + _GAP, 0))
+    _caption(frame, goal=PALETTE[maze.prompt[0]], score=int(score), step=step)
+    return np.asarray(frame)
+
+
+def _caption(frame: Image.Image, *, goal: tuple[int, int, int], score: int, step: int) -> None:
+    """Write the goal's colour, the return and the step below the two halves of a frame."""
+    draw, font = ImageDraw.Draw(frame), ImageFont.load_default(18)
+    middle, half = frame.height - _CAPTION // 2, (frame.width + _GAP) // 2
+    draw.text((4, middle), "goal", "white", font, anchor="lm")
+    draw.ellipse((48, middle - 9, 66, middle + 9), fill=goal)
+    draw.text((half, middle), f"return {score}", "white", font, anchor="lm")
+    draw.text((frame.width - 4, middle), f"step {step}", "white", font, anchor="rm")
 
 
 def task_frames(task: TaskEntry, *, num_steps: int) -> list[Frame]:
@@ -128,6 +194,8 @@ def main() -> None:
     IMAGES.mkdir(exist_ok=True)
     frames = maze_frames(num_steps=_MAZE_STEPS, seed=_MAZE_SEED)
     write_gif(IMAGES / "memory_maze.gif", frames, frames_per_second=8, num_colors=128)
+    frames = agent_frames(num_steps=_AGENT_STEPS, seed=_AGENT_SEED)
+    write_gif(IMAGES / "agent.gif", frames, frames_per_second=8, num_colors=32)
     one = "episodes=1 num_envs=1 memory=on"
     evaluate("TMaze", f"{one} timeline={IMAGES / 'tmaze_memory.png'}")
     maze = "GridMemoryMaze-GPS"

@@ -11,7 +11,7 @@ from mtxl_rl.envs.tasks.catalog import TASKS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-MAX_PICTURE_BYTES = 2_500_000
+MAX_PICTURE_BYTES = 3_000_000
 
 
 @pytest.fixture
@@ -73,6 +73,15 @@ def test_the_explorer_is_drawn_next_to_the_maze(figures: ModuleType) -> None:
     frames = figures.maze_frames(num_steps=3, seed=0)
     assert len(frames) == 4
     assert (frames[0] != frames[3]).any()
+
+
+def test_the_agent_is_drawn_with_what_it_remembers(figures: ModuleType) -> None:
+    frames = figures.agent_frames(num_steps=40, seed=0)
+    assert len(frames) == 41
+    ring = np.array(figures.PALETTE[2])  # The first object that it sees.
+    right = [frame[:, frame.shape[1] // 2 :] for frame in frames]
+    has_ring = [int((frame == ring).all(axis=-1).sum()) for frame in right]
+    assert has_ring[-1] > has_ring[0]
 
 
 @pytest.fixture
