@@ -9,10 +9,11 @@ from mtxl_rl.agents.policy import PolicyConfig
 from mtxl_rl.agents.ppo_config import PPOConfig
 from mtxl_rl.agents.privileged import AuxiliaryConfig, CriticConfig
 from mtxl_rl.agents.teacher import TeacherConfig
+from mtxl_rl.envs.names import check_choice
 from mtxl_rl.envs.registry import with_teacher
 from mtxl_rl.runtime.devices import find_device
 from mtxl_rl.torso import TorsoConfig
-from mtxl_rl.torso.torso_config import check_at_least, check_choice
+from mtxl_rl.torso.torso_config import check_at_least
 from mtxl_rl.tracking.loggers import check_logger_names
 
 

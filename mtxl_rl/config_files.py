@@ -48,7 +48,7 @@ def config_from_dict(document: Any, *, path: Path) -> TrainConfig:  # noqa: ANN4
     if not isinstance(document, Mapping):
         raise ValueError(f"{path}: the options are a {type(document).__name__}, not a mapping")
     options = dict(document)
-    writer = options.pop(_VERSION_KEY, "an earlier version")
+    writer = options.pop(_VERSION_KEY, "of an unknown version")
     try:
         with readable_errors():
             schema = OmegaConf.structured(TrainConfig)

@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 
 from mtxl_rl.agents.actor import Actor
 from mtxl_rl.command import Command, options_of, run_command
+from mtxl_rl.envs.names import check_choice
 from mtxl_rl.envs.registry import make_vector_env
 from mtxl_rl.runtime.exported_policy import ExportedPolicy
 from mtxl_rl.runtime.exported_step import export_policy, narrowed, prefill
 from mtxl_rl.saved_agent import read_agent
-from mtxl_rl.torso.torso_config import check_at_least, check_choice
+from mtxl_rl.torso.torso_config import check_at_least
 from mtxl_rl.tracking.cli import make_writable, say
 from mtxl_rl.tracking.files import atomic_write
 

@@ -19,6 +19,7 @@ from mtxl_rl.agent import Agent
 from mtxl_rl.agents.episodes import MEMORIES
 from mtxl_rl.agents.policy import PRECISIONS
 from mtxl_rl.command import Command, options_of, run_command
+from mtxl_rl.envs.names import check_choice
 from mtxl_rl.evaluation.intervals import mean_and_interval
 from mtxl_rl.saved_agent import (
     HUB_PREFIX,
@@ -31,7 +32,7 @@ from mtxl_rl.saved_agent import (
     run_folder,
     save_policy,
 )
-from mtxl_rl.torso.torso_config import check_at_least, check_choice
+from mtxl_rl.torso.torso_config import check_at_least
 from mtxl_rl.tracking.cli import one_sentence_errors, say
 from mtxl_rl.tracking.metrics import read_rows
 from mtxl_rl.tracking.run_record import read_record

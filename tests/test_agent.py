@@ -101,6 +101,7 @@ def test_acting_by_hand_equals_the_actors_loop(finished: Path, greedy: bool) -> 
     assert actions == expected
 
 
+@pytest.mark.training
 def test_some_episodes_of_a_cache_act_and_the_others_do_not_advance(finished: Path) -> None:
     agent, rng = Agent.load(finished), np.random.default_rng(0)
     cache, alone = agent.new_cache(4), [agent.new_cache(1) for _ in range(4)]
@@ -142,6 +143,7 @@ def test_one_observation_gives_one_action_and_wrong_shapes_are_named(finished: P
         agent.evaluate(memory="off")
 
 
+@pytest.mark.training
 def test_an_evaluation_takes_an_env_a_vector_env_and_a_function(finished: Path) -> None:
     agent = Agent.load(finished)
 

@@ -139,6 +139,7 @@ def sentence(capsys: pytest.CaptureFixture, *arguments: str, module: ModuleType 
     return stderr
 
 
+@pytest.mark.training
 @pytest.mark.parametrize("where", ["observation", "reward"])
 @pytest.mark.parametrize("fault", ["nan", "inf"])
 def test_numbers_that_are_not_finite_name_their_source_and_leave_the_checkpoints(
@@ -184,6 +185,7 @@ def test_spaces_that_nothing_covers_are_named(capsys: pytest.CaptureFixture, odd
     assert "Sequence" in stderr
 
 
+@pytest.mark.training
 def test_a_loss_that_diverges_names_the_last_checkpoint(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -353,6 +355,7 @@ def test_an_evaluation_refuses_options_that_it_does_not_use(
     assert "windows reach 16 back" in capsys.readouterr().out
 
 
+@pytest.mark.training
 def test_a_run_that_cannot_go_on_keeps_its_configuration(
     a_run: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -393,6 +396,7 @@ def test_a_value_out_of_range_is_named(
     assert message in sentence(capsys, run, *option.split(), module=module)
 
 
+@pytest.mark.training
 def test_an_output_that_cannot_be_written_is_an_error_before_any_episode(
     a_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

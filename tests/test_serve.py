@@ -77,6 +77,7 @@ def with_server(talk: Callable[[Connect], Awaitable[None]]) -> None:
     asyncio.run(asyncio.wait_for(run(), 120))
 
 
+@pytest.mark.training
 def test_clients_that_come_and_vanish_are_answered_as_if_alone() -> None:
     rng = random.Random(0)
 

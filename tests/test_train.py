@@ -125,6 +125,7 @@ def interrupt_after_an_iteration(monkeypatch: pytest.MonkeyPatch, number: int) -
     monkeypatch.setattr(Run, "iterate", interrupted)
 
 
+@pytest.mark.training
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_saves_and_exits_with_the_signals_code(
     number: int,
@@ -141,6 +142,7 @@ def test_an_interrupted_run_saves_and_exits_with_the_signals_code(
     assert checkpoint.load(tmp_path / "run")["step"] == rows(tmp_path / "run")[-1]["step"] == 64
 
 
+@pytest.mark.training
 def test_an_interrupt_ends_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     interrupt_after_an_iteration(monkeypatch, signal.SIGINT)

@@ -147,6 +147,7 @@ def test_an_object_that_is_not_an_environment_is_named(tmp_path: Path) -> None:
         mtxl_rl.train(not_an_env, SIZES, run_dir=tmp_path / "run")
 
 
+@pytest.mark.training
 def test_callbacks_see_episodes_iterations_and_checkpoints_and_stop_the_run(
     tmp_path: Path,
 ) -> None:

@@ -19,6 +19,7 @@ TINY = ["dim=16", "depth=1", "heads=2", "seq_len=8", "mem_len=8", "segments=2", 
         "num_characters=4000", "gap=20", "device=cpu"]  # fmt: skip
 
 
+@pytest.mark.training
 def test_the_command_trains_logs_and_saves(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     main([*TINY, "updates=40", "evaluate_every=10", f"run_dir={folder}"])

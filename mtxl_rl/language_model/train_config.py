@@ -3,8 +3,9 @@
 import math
 from dataclasses import dataclass
 
+from mtxl_rl.envs.names import check_choice
 from mtxl_rl.runtime.devices import find_device
-from mtxl_rl.torso.torso_config import DECAYS, check_at_least, check_choice
+from mtxl_rl.torso.torso_config import DECAYS, check_at_least
 
 RECALL = "recall"
 

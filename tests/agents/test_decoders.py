@@ -71,6 +71,7 @@ def test_numbers_are_predicted_in_units_of_their_deviation() -> None:
     assert loss[valid].mean().item() == pytest.approx(1, rel=1e-4)
 
 
+@pytest.mark.training
 def test_it_trains_with_ppo_and_its_gradient_reaches_the_encoder_through_the_torso() -> None:
     config = compose_config([
         "env=TMaze", "model=tiny", "num_envs=4", "device=cpu", "auxiliary.predict=[obs]",

@@ -160,23 +160,19 @@ def test_the_kl_penalty_keeps_a_policy_that_learns_from_noise(run: Run) -> None:
     assert approx_kl[3.0] < approx_kl[0.0] / 3
 
 
-@pytest.mark.parametrize(
-    ("options", "factor"),
-    [
+def test_small_advantages_slow_learning_down(run: Run) -> None:
+    run.policy.value_head.variance.fill_(16.0)
+    cases: list[tuple[dict[str, Any], float]] = [
         ({}, 0.25),
         ({"advantage_floor": 0.5}, 0.5),
         ({"advantage_floor": 0.125}, 1.0),
         ({"advantage_floor": 0.0}, 1.0),
         ({"popart": False}, 1.0),
-    ],
-)
-def test_small_advantages_slow_learning_down(
-    run: Run, options: dict[str, Any], factor: float
-) -> None:
-    agent = PPO(run.policy, dataclasses.replace(run.config.ppo, **options))
-    run.policy.value_head.variance.fill_(16.0)
-    assert agent._slowdown(torch.tensor(1.0)) == pytest.approx(factor)
-    assert agent._slowdown(torch.tensor(100.0)) == 1.0
+    ]
+    for options, factor in cases:
+        agent = PPO(run.policy, dataclasses.replace(run.config.ppo, **options))
+        assert agent._slowdown(torch.tensor(1.0)) == pytest.approx(factor), options
+        assert agent._slowdown(torch.tensor(100.0)) == 1.0, options
 
 
 @pytest.mark.parametrize("run", [["ppo.target_kl=1e-12", "ppo.num_epochs=9"]], indirect=True)

@@ -57,6 +57,7 @@ def probed(folder: Path, prediction: str) -> list[Explained]:
     return [row for row in probe.results() if row.num_compared > 10]
 
 
+@pytest.mark.training
 def test_the_truth_explains_all_and_a_constant_nothing(folder: Path) -> None:
     for prediction in ("truth", "zeros", "truth in view"):
         results = probed(folder, prediction)

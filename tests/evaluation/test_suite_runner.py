@@ -245,6 +245,7 @@ def test_evaluating_a_suite_names_the_command_that_trains(capsys: pytest.Capture
     assert "with python -m mtxl_rl.suite suite=smoke seeds=2" in capsys.readouterr().err
 
 
+@pytest.mark.training
 @pytest.mark.parametrize("name", choices("suite"))
 def test_every_suite_is_legal(name: str) -> None:
     suite = Suite.load(SuiteConfig(suite=name))

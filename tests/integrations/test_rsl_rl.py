@@ -115,6 +115,7 @@ def test_a_done_forgets() -> None:
     assert not torch.isclose(third[[0, 2]], first[[0, 2]]).any()
 
 
+@pytest.mark.training
 def test_a_run_updates_its_weights_and_is_loaded(tmp_path: Any) -> None:  # noqa: ANN401
     runner = runner_of()
     before = {name: weight.clone() for name, weight in runner.alg.actor.state_dict().items()}

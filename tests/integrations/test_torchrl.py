@@ -142,6 +142,7 @@ def test_advantages_bootstrap_from_values_of_the_whole_episode(torso: TorsoConfi
     )  # fmt: skip
 
 
+@pytest.mark.training
 @pytest.mark.parametrize("torso", KINDS, ids=["delta", "slots", "gru"])
 def test_its_ppo_gives_every_weight_a_finite_gradient(torso: TorsoConfig) -> None:
     env, policy, module = embodied(torso)

@@ -47,6 +47,7 @@ def test_numpy_numbers_are_saved_as_numbers(tmp_path: Path) -> None:
     assert load_torso(tmp_path / "torso.safetensors").config == CONFIGS["slots"]
 
 
+@pytest.mark.training
 def test_the_torso_of_a_run_can_be_loaded(tmp_path: Path) -> None:
     main([
         "env=TMaze", "model=tiny", "num_envs=4", "total_steps=512", "device=cpu",
