@@ -23,7 +23,7 @@ def test_the_command_line_offers_every_baseline_and_every_long_term_memory() -> 
 
 @pytest.mark.parametrize("name", TORSOS)
 def test_every_torso_can_be_built_to_the_size_of_another(name: str) -> None:
-    target = count_parameters(compose_config(["env=TMaze", "model=small"]).torso)
+    target = count_parameters(compose_config(["env=TMaze", "model=tiny"]).torso)
     config = compose_config(["env=TMaze", f"torso={name}", f"torso.num_parameters={target}"]).torso
     torso = build_torso(config)
     count = sum(parameter.numel() for parameter in torso.parameters())
