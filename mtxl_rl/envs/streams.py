@@ -24,13 +24,10 @@ class RandomStreams:
     initial states come from `numpy.random.SeedSequence`, so close seeds give unrelated streams.
 
     Args:
-        num_envs: Number of streams.
-        seed: One for each environment, or the first one's: environment i then has seed + i. Each is
-            at least 0.
+        seeds: One for each environment, at least 0.
     """
 
-    def __init__(self, num_envs: int, *, seed: int | Sequence[int]) -> None:
-        seeds = [seed + i for i in range(num_envs)] if isinstance(seed, int | np.integer) else seed
+    def __init__(self, seeds: Sequence[int]) -> None:
         words = [np.random.SeedSequence(int(s)).generate_state(1, np.uint64) for s in seeds]
         self.state = np.concatenate(words)
         self._steps: dict[int, NDArray[np.uint64]] = {}

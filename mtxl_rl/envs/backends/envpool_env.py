@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from mtxl_rl.envs.backends.covered_spaces import MISSION_SPACE, cells_space, word_numbers
 from mtxl_rl.envs.names import nearest_names
+from mtxl_rl.envs.seeds import seed_per_env
 from mtxl_rl.envs.wrappers.checked import Observations, reset_mask
 from mtxl_rl.envs.wrappers.chosen_actions import choose_actions
 
@@ -167,12 +168,7 @@ class EnvPoolVectorEnv(VectorEnv[Any, NDArray[Any], NDArray[Any]]):
     def _seed_list(self, seed: int | Sequence[int]) -> list[int]:
         if isinstance(seed, int | np.integer):
             return env_seeds(int(seed), num_envs=self.num_envs)
-        if len(seed) != self.num_envs or not all(0 <= number <= _MAX_SEED for number in seed):
-            raise ValueError(
-                f"seeds {list(seed)} do not fit {self.num_envs} environments; pass one int for "
-                f"all, or one from 0 to {_MAX_SEED} for each."
-            )
-        return [int(number) for number in seed]
+        return seed_per_env(seed, num_envs=self.num_envs, largest=_MAX_SEED)
 
 
 def make_envpool(

@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 
 from mtxl_rl.envs.backends.named_env import fits
 from mtxl_rl.envs.cores import num_cores
+from mtxl_rl.envs.seeds import seed_per_env
 from mtxl_rl.envs.wrappers.checked import reset_mask
 
 _SECONDS_TO_CLOSE = 5.0
@@ -116,7 +117,9 @@ class ProcessVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
         mask = reset_mask(options, num_envs=self.num_envs)
         is_chosen = [True] * self.num_envs if mask is None else mask.tolist()
         options = {key: value for key, value in (options or {}).items() if key != "reset_mask"}
-        seeds = _seed_list(seed, num_envs=self.num_envs)
+        seeds: list[int | None] = [None] * self.num_envs
+        if seed is not None:
+            seeds = seed_per_env(seed, num_envs=self.num_envs)
         arguments = [
             (is_chosen[w.first : w.last], seeds[w.first : w.last], options or None)
             for w in self._workers
@@ -322,19 +325,6 @@ def _worker_bounds(num_envs: int, *, num_workers: int | None) -> list[tuple[int,
     num_workers = min(num_workers, num_envs)
     edges = [i * num_envs // num_workers for i in range(num_workers + 1)]
     return list(itertools.pairwise(edges))
-
-
-def _seed_list(seed: int | Sequence[int | None] | None, *, num_envs: int) -> list[int | None]:
-    if seed is None:
-        return [None] * num_envs
-    if isinstance(seed, int | np.integer):
-        return [int(seed) + i for i in range(num_envs)]
-    if len(seed) != num_envs:
-        raise ValueError(
-            f"reset got {len(seed)} seeds for {num_envs} environments; pass one for each, or one "
-            "int."
-        )
-    return list(seed)
 
 
 @contextlib.contextmanager

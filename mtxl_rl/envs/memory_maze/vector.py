@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from gymnasium import Space, spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from jaxtyping import Int64
@@ -24,8 +23,8 @@ from mtxl_rl.envs.memory_maze.curriculum import size_to_play, with_targets
 from mtxl_rl.envs.memory_maze.explorer import Explorer
 from mtxl_rl.envs.memory_maze.kernels import announcing_compilation
 from mtxl_rl.envs.memory_maze.layout import FREE, Episode, EpisodeStream, spawn_height
+from mtxl_rl.envs.memory_maze.maze_spaces import action_space, observation_space, share_bounds
 from mtxl_rl.envs.memory_maze.observe import (
-    PATH,
     border_width,
     draw_maps,
     draw_paths,
@@ -45,6 +44,7 @@ from mtxl_rl.envs.memory_maze.spec import (
 )
 from mtxl_rl.envs.memory_maze.textures import load_atlas
 from mtxl_rl.envs.memory_maze.threads import Threads, rows_between
+from mtxl_rl.envs.seeds import seed_per_env
 from mtxl_rl.envs.wrappers.checked import (
     TEACHER_KEY,
     TRAINING_REWARD_KEY,
@@ -154,7 +154,7 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         self.single_observation_space = observation_space(self.config)
         self.single_action_space = action_space(self.config)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
-        _share_bounds(self.observation_space)
+        share_bounds(self.observation_space)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._copy = copy
         self._threads = Threads(num_envs, num_threads=self.config.num_threads)
@@ -201,7 +201,9 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         """Draws mazes from above, for `render_row`."""
 
     def _seed_streams(self, seed: int | Sequence[int] | None) -> None:
-        seeds = seed_list(seed, num_envs=self.num_envs)
+        if seed is None:
+            seed = [int(word) for word in np.random.SeedSequence().generate_state(self.num_envs)]
+        seeds = seed_per_env(seed, num_envs=self.num_envs, largest=_MAX_SEED)
         self._streams = [self._first_stream(index, each) for index, each in enumerate(seeds)]
 
     def _first_stream(self, index: int, seed: int) -> EpisodeStream:
@@ -267,7 +269,7 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
                 "reset_mask came before the first reset(): call reset() without it first."
             )
         if seed is not None:
-            seeds = seed_list(seed, num_envs=self.num_envs)
+            seeds = seed_per_env(seed, num_envs=self.num_envs, largest=_MAX_SEED)
             for index in np.flatnonzero(mask):
                 self._streams[index] = self._first_stream(int(index), seeds[index])
         self._start(mask)
@@ -746,68 +748,6 @@ def _make_oracle() -> Callable[[MemoryMazeVectorEnv], NDArray[np.int64]]:
     from mtxl_rl.envs.memory_maze.oracle import Oracle
 
     return Oracle()
-
-
-def action_space(config: MemoryMazeConfig) -> Space[Any]:
-    """Action space of one environment."""
-    if config.discrete_actions:
-        return spaces.Discrete(len(ACTIONS))
-    return spaces.Box(-1.0, 1.0, (2,), np.float64)
-
-
-def observation_space(config: MemoryMazeConfig) -> Space[Any]:
-    """Observation space of one environment."""
-    side, size = config.camera_resolution, config.maze_size
-    image = spaces.Box(0, 255, (side, side, 3), np.uint8)
-    if not config.extra_observations:
-        return image
-
-    def numbers(*shape: int) -> spaces.Box:
-        return spaces.Box(-np.inf, np.inf, shape, np.float64)
-
-    return spaces.Dict(
-        {
-            "image": image,
-            "target_color": numbers(3),
-            "agent_pos": numbers(2),
-            "agent_dir": numbers(2),
-            "targets_vec": numbers(size.num_targets, 2),
-            "targets_pos": numbers(size.num_targets, 2),
-            "target_vec": numbers(2),
-            "target_pos": numbers(2),
-            "maze_layout": spaces.Box(
-                0, PATH if config.show_path else 1, (size.side, size.side), np.uint8
-            ),
-        }
-    )
-
-
-def _share_bounds(space: Space[Any]) -> None:
-    """Share one environment's bounds among the whole batch.
-
-    Gymnasium stores four arrays of bounds per environment: four times a picture's 12 KB.
-    """
-    boxes = space.values() if isinstance(space, spaces.Dict) else [space]
-    for box in boxes:
-        for name in ("low", "high", "bounded_below", "bounded_above"):
-            bounds = getattr(box, name)
-            setattr(box, name, np.broadcast_to(bounds[:1].copy(), bounds.shape))
-
-
-def seed_list(seed: int | Sequence[int] | None, *, num_envs: int) -> list[int]:
-    """One seed for each environment: seed + i, or the sequence's seeds."""
-    if seed is None:
-        return [int(word) for word in np.random.SeedSequence().generate_state(num_envs)]
-    if isinstance(seed, int | np.integer):
-        seeds = [int(seed) + i for i in range(num_envs)]
-    else:
-        seeds = [int(each) for each in seed]
-    if len(seeds) != num_envs or not all(0 <= each <= _MAX_SEED for each in seeds):
-        raise ValueError(
-            f"seed={seed} is not legal for {num_envs} environments; give one int, or one for each, "
-            f"from 0 to {_MAX_SEED}."
-        )
-    return seeds
 
 
 def make_vector(

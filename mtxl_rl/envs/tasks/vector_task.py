@@ -16,6 +16,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
+from mtxl_rl.envs.seeds import seed_per_env
 from mtxl_rl.envs.streams import RandomStreams, Rows
 from mtxl_rl.envs.tasks.canvas import Image
 from mtxl_rl.envs.wrappers.checked import EnvState, Observations, reset_mask
@@ -226,12 +227,7 @@ class VectorTask(VectorEnv[Observations, NDArray[Any], NDArray[Any]], abc.ABC):
         return json.dumps(dataclasses.asdict(self.config))
 
     def _streams(self, seed: int | Sequence[int]) -> RandomStreams:
-        if not isinstance(seed, int | np.integer) and len(seed) != self.num_envs:
-            raise ValueError(
-                f"reset got {len(seed)} seeds for {self.num_envs} environments; pass one for each, "
-                "or a single int."
-            )
-        return RandomStreams(self.num_envs, seed=seed)
+        return RandomStreams(seed_per_env(seed, num_envs=self.num_envs))
 
     def _check_actions(self, actions: NDArray[Any]) -> None:
         has_shape = actions.shape == (self.num_envs,)

@@ -319,7 +319,7 @@ def test_calls_in_the_wrong_order_are_refused() -> None:
 
 @pytest.mark.parametrize("seed", [-1, 2**32, [1], [1, 2, 3]])
 def test_illegal_seeds_are_refused(seed: Any) -> None:  # noqa: ANN401
-    with pytest.raises(ValueError, match="is not legal for 2 environments; give one int, or one"):
+    with pytest.raises(ValueError, match="for 2 environments; pass one int, or one for each"):
         make(2).reset(seed=seed)
 
 
