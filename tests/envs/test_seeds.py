@@ -1,6 +1,5 @@
 """A seed for each environment, from one number or a sequence."""
 
-import numpy as np
 import pytest
 
 from mtxl_rl.envs.seeds import seed_per_env
@@ -8,7 +7,7 @@ from mtxl_rl.envs.seeds import seed_per_env
 
 def test_one_number_counts_up_and_a_sequence_is_kept() -> None:
     assert seed_per_env(7, num_envs=3) == [7, 8, 9]
-    assert seed_per_env(np.int64(7), num_envs=2, largest=8) == [7, 8]
+    assert seed_per_env(7, num_envs=2, largest=8) == [7, 8]
     assert seed_per_env([5, None, 2], num_envs=3, largest=5) == [5, None, 2]
 
 
