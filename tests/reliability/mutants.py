@@ -58,25 +58,25 @@ def annotation_ranges(source: str) -> Iterator[tuple[tuple[int, int], tuple[int,
                 yield (annotation.lineno, annotation.col_offset), end
 
 
-def places(modules: Sequence[Path]) -> list[Place]:
+def find_places(modules: Sequence[Path]) -> list[Place]:
     """All places in the modules, in a fixed order."""
     from cosmic_ray.commands.init import init
     from cosmic_ray.work_db import use_db
 
     ranges = {module: list(annotation_ranges(module.read_text())) for module in modules}
-    found = []
+    places = []
     with use_db(":memory:") as database:
         init(modules, database, {})
         for item in database.work_items:
             (mutation,) = item.mutations
             start = tuple(mutation.start_pos)
             if not any(low <= start < high for low, high in ranges[mutation.module_path]):
-                found.append(
+                places.append(
                     Place(
                         mutation.module_path, mutation.operator_name, mutation.occurrence, start[0]
                     )
                 )
-    return sorted(found)
+    return sorted(places)
 
 
 def try_mutant(place: Place, command: str, *, timeout: float) -> Outcome:
@@ -125,7 +125,7 @@ def run(arguments: argparse.Namespace) -> list[Counts]:
     counts = Counts("mutants")
     copy_checkout(Path.cwd())  # The tests run in the current folder.
     prefixes = {module: prefix for prefix in TESTS for module in modules_of(prefix)}
-    every = places(list(prefixes))
+    every = find_places(list(prefixes))
     chosen = random.Random(arguments.seed).sample(every, min(arguments.mutants, len(every)))
     print(f"{len(chosen)} of {len(every)} mutants of {len(prefixes)} modules", flush=True)
     timeouts = dict[str, float]()
