@@ -29,8 +29,9 @@ _MINIBATCHES = ("#9ecae1", "#fdd0a2", "#c7e9c0", "#dadaeb")
 
 @contextmanager
 def _figure(path: Path, *, width: float, height: float) -> Iterator[Figure]:
-    """A figure that is written as SVG, with the same bytes each time."""
-    with mpl.rc_context({"svg.hashsalt": "mtxl_rl", "font.size": 9}):
+    """A figure that is written as SVG, with the same bytes each time and text as text."""
+    settings = {"svg.hashsalt": "mtxl_rl", "svg.fonttype": "none", "font.size": 9}
+    with mpl.rc_context(settings):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure
         figure.savefig(path, metadata={"Date": None})
