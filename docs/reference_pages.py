@@ -12,7 +12,7 @@ from mtxl_rl.config import TrainConfig
 from mtxl_rl.envs.__main__ import TABLE_HEADER, table_rows
 from mtxl_rl.envs.registry import ENVS
 from mtxl_rl.envs.tasks.catalog import TASKS, TaskEntry
-from mtxl_rl.evaluate import EvaluateConfig
+from mtxl_rl.evaluation.evaluate_config import EvaluateConfig
 
 ROOT = Path(__file__).parents[1]
 PRESETS = ROOT / "mtxl_rl/configs/env"

@@ -7,6 +7,7 @@ import pytest
 
 from mtxl_rl import evaluate
 from mtxl_rl.compose import compose_config
+from mtxl_rl.evaluation import ablations
 from mtxl_rl.training import trainer
 
 TINY = [
@@ -65,7 +66,7 @@ def test_a_picture_that_fails_loses_no_evaluation(
     def fail(*_: object) -> None:
         raise RuntimeError("no codec")
 
-    monkeypatch.setattr(evaluate, "write_video", fail)
+    monkeypatch.setattr(ablations, "write_video", fail)
     pictures = [f"video={tmp_path / 'a.mp4'}", f"timeline={tmp_path / 'a.png'}", "video_steps=3"]
     evaluate.main([
         f"checkpoint={finished}", "episodes=1", "num_envs=1", f"output={tmp_path / 'a.json'}",

@@ -25,8 +25,10 @@ NAMES = {
         "count_parameters", "load_torso", "match_parameters", "save_torso", "window_mask",
     ],
     "mtxl_rl.train": ["main", "train"],
-    "mtxl_rl.evaluate": [
-        "EvaluateConfig", "PolicyOverrides", "TorsoOverrides", "evidence", "main", "run",
+    "mtxl_rl.evaluate": ["main", "run"],
+    "mtxl_rl.evaluation.ablations": ["evaluate_ablations", "evidence"],
+    "mtxl_rl.evaluation.evaluate_config": [
+        "EvaluateConfig", "PolicyOverrides", "TorsoOverrides",
     ],
     "mtxl_rl.train_lm": ["main"],
     "mtxl_rl.language_model.saved_model": [

@@ -13,7 +13,7 @@ from mtxl_rl.command import choices, options_of
 from mtxl_rl.compose import GROUPS, compose_config
 from mtxl_rl.config import TrainConfig
 from mtxl_rl.envs.registry import ENVS
-from mtxl_rl.evaluate import EvaluateConfig
+from mtxl_rl.evaluation.evaluate_config import EvaluateConfig
 from mtxl_rl.evaluation.suite_runner import SuiteConfig
 
 ROOT = Path(__file__).parents[1]

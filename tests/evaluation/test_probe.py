@@ -13,6 +13,7 @@ from mtxl_rl.agents.transition import PolicyInputs
 from mtxl_rl.compose import compose_config
 from mtxl_rl.envs.registry import make_vector_env
 from mtxl_rl.envs.tasks.tmaze import TMazeConfig
+from mtxl_rl.evaluation import ablations
 from mtxl_rl.evaluation.probe import AGES, Explained, Probe
 from mtxl_rl.saved_agent import read_agent
 from mtxl_rl.torso import Cache
@@ -89,7 +90,7 @@ def test_an_evaluation_is_the_same_with_a_probe(
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("no font")
 
-    monkeypatch.setattr(evaluate, "draw_probe", fail)
+    monkeypatch.setattr(ablations, "draw_probe", fail)
     evaluate.main([*command, f"probe={tmp_path / 'b.png'}", f"output={tmp_path / 'b.json'}"])
     assert "b.png was not drawn: RuntimeError: no font" in capsys.readouterr().out
     assert (tmp_path / "b.json").is_file()

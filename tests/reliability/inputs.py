@@ -32,6 +32,7 @@ from mtxl_rl.envs.tasks.catalog import TASKS
 from mtxl_rl.envs.tasks.color_cubes import LEVELS
 from mtxl_rl.envs.tasks.grid_memory_maze import SIZES as GRID_SIZES
 from mtxl_rl.envs.tasks.walker import VIEWS
+from mtxl_rl.evaluation.evaluate_config import EvaluateConfig
 from mtxl_rl.torso.torso_config import CELLS, DECAYS, GATES, KINDS, POSITIONS, READS
 from mtxl_rl.tracking.loggers import LOGGERS
 from mtxl_rl.tracking.metrics import read_rows
@@ -229,7 +230,7 @@ class Program(NamedTuple):
 PROGRAMS = {
     "evaluate": Program(
         evaluate.main,
-        evaluate.EvaluateConfig,
+        EvaluateConfig,
         ("checkpoint=trained", "episodes=2", "num_envs=2", "memory=on"),
         ("compile", "video", "timeline"),
     ),

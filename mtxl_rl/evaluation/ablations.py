@@ -1,0 +1,136 @@
+"""Play an agent's episodes with its long-term memory on, zeroed, and replaced by noise."""
+
+from collections.abc import Sequence
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from mtxl_rl.agent import EVALUATION_SEED, Agent
+from mtxl_rl.agents.actor import Actor
+from mtxl_rl.agents.episodes import play_episodes
+from mtxl_rl.config import TrainConfig
+from mtxl_rl.envs.registry import make_vector_env, stream_seed
+from mtxl_rl.evaluation.drawing import try_write
+from mtxl_rl.evaluation.evaluate_config import EvaluateConfig
+from mtxl_rl.evaluation.probe import Explained, Probe, draw_probe
+from mtxl_rl.evaluation.recording import Recording
+from mtxl_rl.evaluation.timeline import write_timeline
+from mtxl_rl.evaluation.video import write_video
+from mtxl_rl.runtime.compile import compile_acting
+from mtxl_rl.saved_agent import SavedAgent
+from mtxl_rl.tracking.cli import console, say
+from mtxl_rl.tracking.progress import Progress
+
+
+def evaluate_ablations(
+    config: EvaluateConfig,
+    saved: SavedAgent,
+    names: Sequence[str],
+    results: dict[str, list[dict[str, float]]],
+) -> list[Explained]:
+    """Fill `results` with the episodes of each setting, and draw the pictures that were asked for.
+
+    Every setting has the same environments and noise.
+
+    Args:
+        config: The options.
+        saved: The agent, with the options that the evaluation changes.
+        names: Settings of the memory.
+        results: Receives the episodes by setting, also those before an interruption.
+
+    Returns:
+        What the probe found, if there is one.
+    """
+    train = saved.config
+    torch.set_num_threads(train.num_threads)
+    agent = Agent(saved, device=train.device)
+    if train.compile:
+        compile_acting(agent.policy)
+    seed = stream_seed(config.seed, EVALUATION_SEED)
+    with closing(make_vector_env(train.env, num_envs=config.num_envs, seed=seed)) as env:
+        actor = agent.actor(env, greedy=config.greedy, is_training=bool(config.probe))
+        observers = _observers(config, train, actor, names)
+        with Progress(config.episodes * len(names), console=console, unit="episode") as progress:
+            for number, name in enumerate(names):
+                torch.manual_seed(config.seed)
+                if actor.generator is not None:
+                    actor.generator.manual_seed(config.seed)
+                finished = number * config.episodes
+                results[name] = play_episodes(
+                    actor, episodes=config.episodes, seed=seed, memory=name,
+                    on_step=partial(_observe, observers[name]),
+                    on_count=partial(_count, progress, finished),
+                )  # fmt: skip
+        # After all settings: a failure to draw loses no results.
+        return _draw(config, train, [each for name in names for each in observers[name]])
+
+
+def _observers(
+    config: EvaluateConfig, train: TrainConfig, actor: Actor, names: Sequence[str]
+) -> dict[str, list[Recording | Probe]]:
+    """What sees each step, by setting of the memory; the pictures show an agent with memory."""
+    observers = {name: list[Recording | Probe]() for name in names}
+    if config.video or config.timeline:
+        observers["on"].append(_recording(config, train, actor))
+    if config.probe:
+        for name in names:
+            observers[name].append(Probe(actor.policy, memory=name))
+    return observers
+
+
+def _observe(observers: Sequence[Recording | Probe], actor: Actor) -> None:
+    for observer in observers:
+        observer.observe(actor)
+
+
+def _draw(
+    config: EvaluateConfig, train: TrainConfig, observers: Sequence[Recording | Probe]
+) -> list[Explained]:
+    """Write the pictures that were asked for; what the probe found."""
+    explained: list[Explained] = []
+    for observer in observers:
+        if isinstance(observer, Probe):
+            explained += observer.results()
+            continue
+        if config.video:
+            try_write(partial(write_video, observer), Path(config.video))
+        if config.timeline and observer.has_diagnostics:
+            try_write(partial(write_timeline, observer), Path(config.timeline))
+    if config.probe:
+        title = f"{train.env.name}, {config.checkpoint} ({config.which})"
+        reach = train.torso.receptive_field
+        try_write(partial(draw_probe, explained, title=title, reach=reach), Path(config.probe))
+    return explained
+
+
+def _count(progress: Progress, finished: int, count: int) -> None:
+    progress.update(finished + count)
+
+
+def _recording(config: EvaluateConfig, train: TrainConfig, actor: Actor) -> Recording:
+    """The recording that the video and the timeline show."""
+    title = f"{train.env.name}, {config.checkpoint} ({config.which})"
+    recording = Recording(
+        actor.policy, max_steps=config.video_steps, title=title, renders=bool(config.video)
+    )
+    if config.timeline and not recording.has_diagnostics:
+        say(
+            f"timeline={config.timeline} is left out: a torso of kind {train.torso.kind} has no "
+            "attention or long-term memory to plot"
+        )
+    return recording
+
+
+def evidence(train: TrainConfig, episodes: Sequence[dict[str, float]]) -> str:
+    """Whether these episodes are evidence of long-term memory: not if the windows reach as far."""
+    reach, longest = train.torso.receptive_field, int(max(e["length"] for e in episodes))
+    if not train.torso.has_long_term:
+        return f"no long-term memory: each layer's window together reaches {reach} steps back"
+    if longest <= reach:
+        return (
+            f"not evidence of long-term memory: the longest episode has {longest} steps, and the "
+            f"windows reach {reach} back"
+        )
+    return f"episodes of up to {longest} steps, of which the windows reach {reach} back"
