@@ -139,8 +139,7 @@ def run(arguments: argparse.Namespace) -> list[Counts]:
             timeouts[prefix] = _TIMEOUT_FACTOR * (time.monotonic() - begin)
         outcome = try_mutant(place, command, timeout=timeouts[prefix])
         case = f"--case {number}, {place.module}:{place.line} {place.operator}"
-        if outcome.name == "survived":
-            print(f"survived: {case}\n{outcome.detail}\n", flush=True)
+        print(f"{outcome.name}: {case}\n{outcome.detail}", flush=True)  # Minutes each.
         counts.add(prefix, case, outcome)
     return [counts]
 
