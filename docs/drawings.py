@@ -47,8 +47,8 @@ def draw_segments(path: Path, *, segment_length: int = 4, window_length: int = 4
     clock = Clock.of(is_first, zeros, zeros, max_age=window_length, segment_length=segment_length)
     with _figure(path, width=8.6, height=2.7) as figure:
         axis = figure.subplots()
-        for row, steps in enumerate(starts):
-            _draw_row(axis, row, clock, steps=[*steps, num_steps], segment_length=segment_length)
+        for row in range(len(starts)):
+            _draw_row(axis, row, clock, is_first=is_first[row].numpy())
         step = 9  # The step whose inputs are shown.
         age = int(clock.age[0, step])
         axis.add_patch(Rectangle((step - age, -0.62), age + 1, 0.24, color=_ORANGE))
@@ -62,19 +62,25 @@ def draw_segments(path: Path, *, segment_length: int = 4, window_length: int = 4
         axis.spines[["left", "right", "top"]].set_visible(False)
 
 
-def _draw_row(axis: Axes, row: int, clock: Clock, *, steps: list[int], segment_length: int) -> None:
-    for n in range(steps[-1]):
-        episode_step = n - max(start for start in steps if start <= n)
-        color = _BLUES[episode_step // segment_length % 2]
-        axis.add_patch(Rectangle((n, row + 0.1), 1, 0.75, facecolor=color, edgecolor="white"))
-        num_writes = str(episode_step // segment_length)
-        axis.text(n + 0.5, row + 0.47, num_writes, ha="center", va="center")
-        if clock.segment_step[row, n] == segment_length - 1:
+def _draw_row(axis: Axes, row: int, clock: Clock, *, is_first: NDArray[np.bool_]) -> None:
+    """Draw a row: a call of one block per segment's length counts its writes as versions."""
+    segment, num_writes = 0, 0
+    for n, starts in enumerate(is_first):
+        if starts:
+            segment = num_writes = 0
+        elif clock.segment_step[row, n] == 0:  # The segment before has ended.
+            segment, num_writes = segment + 1, num_writes + 1
+        assert bool(clock.has_version[row, n]) == (num_writes > 0 or not is_first[: n + 1].any())
+        axis.add_patch(
+            Rectangle((n, row + 0.1), 1, 0.75, facecolor=_BLUES[segment % 2], edgecolor="white")
+        )
+        axis.text(n + 0.5, row + 0.47, str(num_writes), ha="center", va="center")
+        if clock.segment_step[row, n + 1] == 0 and not is_first[n + 1 : n + 2].any():
             axis.plot([n + 1, n + 1], [row + 0.1, row + 0.85], color=_BLUE, linewidth=2.5)
             axis.text(n + 1, row + 1.0, "write", ha="center", va="center", color=_BLUE, fontsize=7)
-    for start in steps[1:-1]:
-        axis.plot([start, start], [row, row + 0.9], color=_RED, linewidth=2.5)
-        axis.text(start, row + 1.0, "reset", ha="center", va="center", color=_RED, fontsize=7)
+        if starts and n:
+            axis.plot([n, n], [row, row + 0.9], color=_RED, linewidth=2.5)
+            axis.text(n, row + 1.0, "reset", ha="center", va="center", color=_RED, fontsize=7)
 
 
 def read_errors(*, num_writes: int, seed: int = 0) -> dict[str, NDArray[np.float64]]:

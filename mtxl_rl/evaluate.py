@@ -12,7 +12,7 @@ from rich.table import Table
 from mtxl_rl.command import Command, options_of, run_command, value_of
 from mtxl_rl.config import TrainConfig
 from mtxl_rl.envs.registry import evaluation_env
-from mtxl_rl.evaluation.ablations import evaluate_ablations, evidence
+from mtxl_rl.evaluation.ablations import evaluate_ablations
 from mtxl_rl.evaluation.drawing import require_drawing
 from mtxl_rl.evaluation.evaluate_config import EvaluateConfig
 from mtxl_rl.evaluation.intervals import mean_and_interval
@@ -57,6 +57,19 @@ def _settings(config: EvaluateConfig, train: TrainConfig) -> list[str]:
         names = ["on"]
         say("This agent has no long-term memory: evaluating memory=on only.")
     return names
+
+
+def evidence(train: TrainConfig, episodes: Sequence[dict[str, float]]) -> str:
+    """Whether these episodes are evidence of long-term memory: not if the windows reach as far."""
+    reach, longest = train.torso.receptive_field, int(max(e["length"] for e in episodes))
+    if not train.torso.has_long_term:
+        return f"no long-term memory: each layer's window together reaches {reach} steps back"
+    if longest <= reach:
+        return (
+            f"not evidence of long-term memory: the longest episode has {longest} steps, and the "
+            f"windows reach {reach} back"
+        )
+    return f"episodes of up to {longest} steps, of which the windows reach {reach} back"
 
 
 def _write(

@@ -67,6 +67,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("file", ["", "checkpoints/step_000000000064.pt", "policy.safetensors"])
+@pytest.mark.training
 def test_each_file_of_a_run_holds_the_whole_agent(
     finished: Path, tmp_path: Path, file: str
 ) -> None:

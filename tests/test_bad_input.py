@@ -156,6 +156,7 @@ def test_numbers_that_are_not_finite_name_their_source_and_leave_the_checkpoints
 
 @pytest.mark.parametrize("where", ["init", "reset", "step"])
 @pytest.mark.parametrize("error", ["ValueError", "TypeError", "RuntimeError", "OSError"])
+@pytest.mark.training
 def test_an_environments_own_exception_keeps_its_type_and_traceback(
     tmp_path: Path, capsys: pytest.CaptureFixture, where: str, error: str
 ) -> None:
@@ -215,6 +216,7 @@ def a_run(finished: Path, tmp_path: Path) -> Path:
     return shutil.copytree(finished, tmp_path / "run")
 
 
+@pytest.mark.training
 def test_damaged_and_foreign_checkpoints_are_refused(
     a_run: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -391,8 +393,10 @@ def test_a_value_out_of_range_is_named(
     option: str,
     message: str,
 ) -> None:
-    save_config(compose_config(["env=TMaze"]), tmp_path / "config.yaml")
-    run = f"checkpoint={tmp_path}" if module is evaluate else "env=TMaze"
+    run = "env=TMaze"
+    if module is evaluate:
+        save_config(compose_config(["env=TMaze"]), tmp_path / "config.yaml")
+        run = f"checkpoint={tmp_path}"
     assert message in sentence(capsys, run, *option.split(), module=module)
 
 

@@ -58,6 +58,7 @@ def policy_of(torso: dict[str, object], **config: bool) -> Policy:
 @pytest.mark.parametrize(
     ("name", "is_narrow"), [*((name, False) for name in TORSOS), ("delta", True), ("slots", True)]
 )
+@pytest.mark.training
 def test_an_exported_step_equals_acting(name: str, *, is_narrow: bool) -> None:
     policy = policy_of(TORSOS[name], episode_step=name == "delta")
     if is_narrow:
@@ -190,6 +191,7 @@ def test_an_observation_is_taken_as_it_is_or_refused() -> None:
 
 
 @pytest.mark.parametrize("is_right", [True, False])
+@pytest.mark.training
 def test_a_file_that_takes_other_actions_is_refused(*, is_right: bool) -> None:
     envs = gymnasium.make_vec("CartPole-v1", num_envs=1)
     torch.manual_seed(0)

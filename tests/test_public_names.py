@@ -25,8 +25,8 @@ NAMES = {
         "count_parameters", "load_torso", "match_parameters", "save_torso", "window_mask",
     ],
     "mtxl_rl.train": ["main", "train"],
-    "mtxl_rl.evaluate": ["main", "run"],
-    "mtxl_rl.evaluation.ablations": ["evaluate_ablations", "evidence"],
+    "mtxl_rl.evaluate": ["evidence", "main", "run"],
+    "mtxl_rl.evaluation.ablations": ["evaluate_ablations"],
     "mtxl_rl.evaluation.evaluate_config": [
         "EvaluateConfig", "PolicyOverrides", "TorsoOverrides",
     ],

@@ -69,6 +69,7 @@ def test_python_blocks_run(
     exec(compile(block, page, "exec"), {})
 
 
+@pytest.mark.training
 def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     runpy.run_path(str(ROOT / "examples/cleanrl_style.py"))["train"](num_iterations=2)
     assert "iteration 2: " in capsys.readouterr().out

@@ -446,6 +446,10 @@ def test_a_command_says_what_it_will_do_before_anything_slow(
     unsolved, maze = rest.split("GridMemoryMaze: ")
     assert "What to expect: no agent has learned this task" in unsolved
     assert "What to expect: a return of 72" in maze
+    for option in ("torso=gtrxl", "++env.size=13x13"):
+        with pytest.raises(ValueError, match="are made"):
+            main(["env=GridMemoryMaze-GPS", "device=cpu", "num_processes=1", option])
+        assert "What to expect" not in capsys.readouterr().out
     assert short.startswith("TMaze: 400,000 steps in 98 iterations of 32 environments x 128 steps")
     assert "torso=mtxl model=tiny, cpu in float32" in short
     assert "how long it takes on this machine (ETA), and whether compiling saves time" in short
@@ -455,6 +459,7 @@ def test_a_command_says_what_it_will_do_before_anything_slow(
 
 
 @pytest.mark.parametrize("env", ["RepeatFirst", "CountRecall", "Concentration"])
+@pytest.mark.training
 def test_a_task_whose_config_serves_several_tasks_trains(tmp_path: Path, env: str) -> None:
     main([f"env={env}", *TINY[2:], f"run_dir={tmp_path / 'run'}", "total_steps=64"])
     assert rows(tmp_path / "run")[-1]["step"] == 64

@@ -16,5 +16,5 @@ def nearest_names(name: str, known: Iterable[str], *, count: int | None = None) 
 def check_choice(option: str, value: str, legal: Collection[str]) -> None:
     """Raise a ValueError that lists the legal values of an option, the most similar first."""
     if value not in legal:
-        ranked = ", ".join(nearest_names(value, legal))
+        ranked = ", ".join(nearest_names(str(value), legal))
         raise ValueError(f"{option}={value} is unknown; choose one of {ranked}")

@@ -30,7 +30,7 @@ def evaluate_ablations(
     names: Sequence[str],
     results: dict[str, list[dict[str, float]]],
 ) -> list[Explained]:
-    """Fill `results` with the episodes of each setting, and draw the pictures that were asked for.
+    """Play each setting's episodes into `results`, and draw the pictures that were asked for.
 
     Every setting has the same environments and noise.
 
@@ -99,7 +99,7 @@ def _draw(
         if config.timeline and observer.has_diagnostics:
             try_write(partial(write_timeline, observer), Path(config.timeline))
     if config.probe:
-        title = f"{train.env.name}, {config.checkpoint} ({config.which})"
+        title = _title(config, train)
         reach = train.torso.receptive_field
         try_write(partial(draw_probe, explained, title=title, reach=reach), Path(config.probe))
     return explained
@@ -109,11 +109,17 @@ def _count(progress: Progress, finished: int, count: int) -> None:
     progress.update(finished + count)
 
 
+def _title(config: EvaluateConfig, train: TrainConfig) -> str:
+    return f"{train.env.name}, {config.checkpoint} ({config.which})"
+
+
 def _recording(config: EvaluateConfig, train: TrainConfig, actor: Actor) -> Recording:
     """The recording that the video and the timeline show."""
-    title = f"{train.env.name}, {config.checkpoint} ({config.which})"
     recording = Recording(
-        actor.policy, max_steps=config.video_steps, title=title, renders=bool(config.video)
+        actor.policy,
+        max_steps=config.video_steps,
+        title=_title(config, train),
+        renders=bool(config.video),
     )
     if config.timeline and not recording.has_diagnostics:
         say(
@@ -121,16 +127,3 @@ def _recording(config: EvaluateConfig, train: TrainConfig, actor: Actor) -> Reco
             "attention or long-term memory to plot"
         )
     return recording
-
-
-def evidence(train: TrainConfig, episodes: Sequence[dict[str, float]]) -> str:
-    """Whether these episodes are evidence of long-term memory: not if the windows reach as far."""
-    reach, longest = train.torso.receptive_field, int(max(e["length"] for e in episodes))
-    if not train.torso.has_long_term:
-        return f"no long-term memory: each layer's window together reaches {reach} steps back"
-    if longest <= reach:
-        return (
-            f"not evidence of long-term memory: the longest episode has {longest} steps, and the "
-            f"windows reach {reach} back"
-        )
-    return f"episodes of up to {longest} steps, of which the windows reach {reach} back"

@@ -245,6 +245,7 @@ class PlainAdam(torch.optim.Adam):
 @pytest.mark.parametrize(
     "run", [["env=MemoryMaze"], ["torso.position=learned"], ["torso=slots"]], indirect=True
 )
+@pytest.mark.training
 def test_an_update_moves_every_weight_as_plain_adam_does(run: Run) -> None:
     # The fused Adam pairs weights and gradients by their place in storage, so gradients of
     # convolutions and of position tables must be laid out as the weights are.

@@ -94,7 +94,9 @@ def try_mutant(place: Place, command: str, *, timeout: float) -> Outcome:
     result = mutate_and_test([spec], command, timeout)
     if result.test_outcome == TestOutcome.SURVIVED:
         return Outcome("survived", result.diff)
-    return Outcome("killed" if result.test_outcome == TestOutcome.KILLED else "not run", "")
+    if result.test_outcome == TestOutcome.KILLED:
+        return Outcome("killed")
+    return Outcome("not run", result.output)
 
 
 def copy_checkout(folder: Path) -> None:
@@ -135,11 +137,12 @@ def run(arguments: argparse.Namespace) -> list[Counts]:
         command = pytest_command(TESTS[prefix])
         if prefix not in timeouts:
             begin = time.monotonic()
-            subprocess.run(shlex.split(command), check=True, capture_output=True)
+            subprocess.run(shlex.split(command), check=True, stdout=sys.stderr)
             timeouts[prefix] = _TIMEOUT_FACTOR * (time.monotonic() - begin)
         outcome = try_mutant(place, command, timeout=timeouts[prefix])
         case = f"--case {number}, {place.module}:{place.line} {place.operator}"
-        print(f"{outcome.name}: {case}\n{outcome.detail}", flush=True)  # Minutes each.
+        if not counts.prints_all:  # A mutant takes minutes, so its result is shown immediately.
+            print(f"{outcome.name}: {case}\n{outcome.detail}", flush=True)
         counts.add(prefix, case, outcome)
     return [counts]
 

@@ -22,6 +22,7 @@ def test_the_command_line_offers_every_baseline_and_every_long_term_memory() -> 
 
 
 @pytest.mark.parametrize("name", TORSOS)
+@pytest.mark.training
 def test_every_torso_can_be_built_to_the_size_of_another(name: str) -> None:
     target = count_parameters(compose_config(["env=TMaze", "model=tiny"]).torso)
     config = compose_config(["env=TMaze", f"torso={name}", f"torso.num_parameters={target}"]).torso

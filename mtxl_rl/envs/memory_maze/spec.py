@@ -13,6 +13,7 @@ from mtxl_rl.envs.memory_maze.texture_files import (
     TEXTURE_CHOICES,
     original_folder,
 )
+from mtxl_rl.envs.names import check_choice
 
 CELL = 2.0
 """Side of a cell in metres."""
@@ -134,10 +135,7 @@ class MemoryMazeConfig:
         """Check ranges, and choose the textures."""
         side = str(self.size)
         self.size = f"{side}x{side}" if side.isdecimal() else side
-        if self.size not in SIZES:
-            raise ValueError(
-                f"env.size={self.size} must be one of {', '.join(SIZES)}, e.g. env.size=9x9."
-            )
+        check_choice("env.size", self.size, SIZES)
         if not MIN_RESOLUTION <= self.camera_resolution <= MAX_RESOLUTION:
             raise ValueError(
                 f"env.camera_resolution={self.camera_resolution} must be from {MIN_RESOLUTION} to "
@@ -160,11 +158,7 @@ class MemoryMazeConfig:
                 f"env.num_threads={self.num_threads} must be 0 (one for each core) or a number of "
                 "threads, e.g. env.num_threads=1."
             )
-        if self.textures not in TEXTURE_CHOICES:
-            raise ValueError(
-                f"env.textures={self.textures} must be one of {', '.join(TEXTURE_CHOICES)}, e.g. "
-                "env.textures=auto."
-            )
+        check_choice("env.textures", self.textures, TEXTURE_CHOICES)
         if self.textures == AUTO:
             self.textures = _available_textures()
 

@@ -19,6 +19,7 @@ from mtxl_rl.envs.memory_maze_original.simulation import (
     MazeSize,
     Simulation,
 )
+from mtxl_rl.envs.names import check_choice
 
 
 @dataclass(kw_only=True, slots=True)
@@ -152,6 +153,5 @@ def make_memory_maze_original(
 
 
 def _maze_size(size: str) -> MazeSize:
-    if size not in SIZES:
-        raise ValueError(f"env.size={size} must be one of {', '.join(SIZES)}, e.g. env.size=9x9.")
+    check_choice("env.size", size, SIZES)
     return SIZES[size]

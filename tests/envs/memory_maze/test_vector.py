@@ -269,7 +269,7 @@ def test_a_finished_single_environment_asks_for_a_reset() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"size": "10x10"}, "env.size=10x10 must be one of 5x5, 7x7"),
+        ({"size": "10x10"}, "env.size=10x10 is unknown; choose one of 1"),
         ({"camera_resolution": 32}, "env.camera_resolution=32 must be from 64 to 512"),
         ({"control_freq": 3.0}, "env.control_freq=3.0 must divide 200"),
         ({"control_freq": 0.0}, "env.control_freq=0.0 must divide 200"),
@@ -319,7 +319,7 @@ def test_calls_in_the_wrong_order_are_refused() -> None:
 
 @pytest.mark.parametrize("seed", [-1, 2**32, [1], [1, 2, 3]])
 def test_illegal_seeds_are_refused(seed: Any) -> None:  # noqa: ANN401
-    with pytest.raises(ValueError, match="for 2 environments; pass one int, or one for each"):
+    with pytest.raises(ValueError, match=r"for 2 environments.* pass (an int|one)"):
         make(2).reset(seed=seed)
 
 
