@@ -63,17 +63,16 @@ def draw_segments(path: Path, *, segment_length: int = 4, window_length: int = 4
 
 
 def _draw_row(axis: Axes, row: int, clock: Clock, *, is_first: NDArray[np.bool_]) -> None:
-    """Draw a row: a call of one block per segment's length counts its writes as versions."""
-    segment, num_writes = 0, 0
+    """Draw a row's steps, whose segments start where the clock's `segment_step` is 0."""
+    num_writes = 0
     for n, starts in enumerate(is_first):
         if starts:
-            segment = num_writes = 0
+            num_writes = 0
         elif clock.segment_step[row, n] == 0:  # The segment before has ended.
-            segment, num_writes = segment + 1, num_writes + 1
+            num_writes += 1
         assert bool(clock.has_version[row, n]) == (num_writes > 0 or not is_first[: n + 1].any())
-        axis.add_patch(
-            Rectangle((n, row + 0.1), 1, 0.75, facecolor=_BLUES[segment % 2], edgecolor="white")
-        )
+        color = _BLUES[num_writes % 2]
+        axis.add_patch(Rectangle((n, row + 0.1), 1, 0.75, facecolor=color, edgecolor="white"))
         axis.text(n + 0.5, row + 0.47, str(num_writes), ha="center", va="center")
         if clock.segment_step[row, n + 1] == 0 and not is_first[n + 1 : n + 2].any():
             axis.plot([n + 1, n + 1], [row + 0.1, row + 0.85], color=_BLUE, linewidth=2.5)
