@@ -109,8 +109,8 @@ def read_errors(*, num_writes: int, seed: int = 0) -> dict[str, NDArray[np.float
 
 
 def draw_delta_rule(path: Path) -> None:
-    """Draw the errors of `read_errors`, the median of 50 seeds."""
-    runs = [read_errors(num_writes=100, seed=seed) for seed in range(50)]
+    """Draw the errors of `read_errors`, the median of 20 seeds."""
+    runs = [read_errors(num_writes=100, seed=seed) for seed in range(20)]
     with _figure(path, width=6.2, height=2.7) as figure:
         axis = figure.subplots()
         for name, color in zip(runs[0], (_BLUE, _RED), strict=True):

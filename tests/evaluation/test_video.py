@@ -42,6 +42,7 @@ def test_a_video_has_a_frame_per_step(recorded: Record, tmp_path: Path) -> None:
     ids=str,
 )
 @pytest.mark.parametrize("kind", ["transformer", "gru"])
+@pytest.mark.training
 def test_every_observation_and_torso_has_a_video(
     recorded: Record, space: gymnasium.Space, kind: str
 ) -> None:

@@ -63,6 +63,7 @@ def agent_of(
     [{}, {"enable_critic_lstm": False}, {"enable_critic_lstm": False, "shared_lstm": True}],
     ids=["apart", "none", "shared"],
 )
+@pytest.mark.training
 def test_learning_computes_what_acting_did(critic: dict[str, bool]) -> None:
     agent = agent_of(policy_kwargs=critic)
     _, callback = agent._setup_learn(128)

@@ -248,6 +248,7 @@ def test_short_calls_update_the_memories_where_those_of_2020_never_did() -> None
 
 @settings(max_examples=15, deadline=None)
 @given(st.sampled_from(MEMORIES), st.integers(1, 9), st.integers(1, 15), st.integers(0, 99))
+@pytest.mark.training
 def test_generation_leaves_the_memories_of_training(
     long_term: str, prompt: int, length: int, seed: int
 ) -> None:
