@@ -331,5 +331,5 @@ def test_settings_take_short_sizes_and_refuse_unknown_ones() -> None:
         MemoryMazeOriginalConfig(size="10")
     with pytest.raises(ValueError, match=r"env\.num_workers=-1"):
         MemoryMazeOriginalConfig(num_workers=-1)
-    with pytest.raises(ValueError, match=r"env\.size=10x10 must be one of"):
+    with pytest.raises(ValueError, match=r"env\.size=10x10 is unknown; choose one of"):
         make_memory_maze_original(size="10x10", num_envs=1, seed=0)
