@@ -127,6 +127,16 @@ def test_the_loss_is_the_papers_step_by_step() -> None:
     assert torch.allclose(loss, torch.stack(terms).mean(), atol=1e-6)
 
 
+def test_values_are_compared_in_units_of_their_deviation() -> None:
+    spans, current = a_minibatch()
+    losses = [
+        ppo_loss(**current, spans=spans, **COEFFICIENTS, value_deviation=deviation)[1]
+        for deviation in (1.0, torch.tensor(2.0))
+    ]
+    small, large = (float(metrics["losses/value_loss"]) for metrics in losses)
+    assert large == pytest.approx(small / 4)
+
+
 def test_rows_that_are_not_valid_weigh_nothing() -> None:
     spans, current = a_minibatch()
     before, _ = ppo_loss(**current, spans=spans, **COEFFICIENTS)
@@ -196,6 +206,17 @@ def test_schedules_are_linear_in_the_progress(run: Run) -> None:
         for progress in (0.0, 0.5, 1.0, 1.5)
     ]
     assert rates == pytest.approx([0.01, 0.006, 0.002, 0.002])
+
+
+@pytest.mark.parametrize("run", [["auxiliary.predict=[obs]"]], indirect=True)
+def test_the_share_that_predictions_explain_is_what_their_loss_leaves(run: Run) -> None:
+    metrics = run.agent.update(run.collector.rollout, progress=0.0)
+    names = [name for name in metrics if name.startswith("auxiliary/r2_")]
+    assert names
+    for name in names:
+        loss = metrics[name.replace("auxiliary/r2_", "losses/prediction_")]
+        assert loss > 0
+        assert metrics[name] == pytest.approx(1 - loss, abs=1e-6)
 
 
 def test_every_item_is_in_one_minibatch_and_shares_are_equal() -> None:

@@ -18,6 +18,11 @@ from mtxl_rl.torso import (
 from mtxl_rl.torso.torso_config import KINDS
 
 
+def test_the_windows_of_the_layers_add_up() -> None:
+    assert TorsoConfig(num_layers=3, window_length=40).receptive_field == 120
+    assert TorsoConfig(num_layers=3, kind="gru").receptive_field == 0
+
+
 @pytest.mark.unchecked
 def test_integers_of_numpy_become_pythons_which_a_file_can_hold() -> None:
     config = TorsoConfig(width=np.int64(16), memory_layers=(np.int64(2),))  # type: ignore[arg-type]
