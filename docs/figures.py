@@ -20,7 +20,7 @@ from mtxl_rl.envs.memory_maze.explorer import Explorer
 from mtxl_rl.envs.memory_maze.spec import MemoryMazeConfig
 from mtxl_rl.envs.memory_maze.vector import MemoryMazeVectorEnv
 from mtxl_rl.envs.registry import make_vector_env
-from mtxl_rl.envs.tasks.canvas import DARK, GRAY, PALETTE, WHITE
+from mtxl_rl.envs.tasks.canvas import BORDER, DARK, GRAY, PALETTE, WHITE, enlarge
 from mtxl_rl.envs.tasks.catalog import TASKS, TaskEntry
 from mtxl_rl.envs.tasks.grid_memory_maze import REACH, VIEW, GridMemoryMaze
 
@@ -86,12 +86,10 @@ def _maze_frame(
     view: Frame, top: Frame, is_seen: NDArray[np.bool_], *, score: int, step: int
 ) -> Frame:
     factor = _VIEW_SIDE // len(view)
-    image = Image.new("RGB", (2 * _VIEW_SIDE + _GAP, _VIEW_SIDE + _CAPTION), _BACKGROUND)
-    image.paste(Image.fromarray(view.repeat(factor, axis=0).repeat(factor, axis=1)))
-    image.paste(Image.fromarray(_darken_unseen(top, is_seen)), (_VIEW_SIDE + _GAP, 0))
+    left = Image.fromarray(enlarge(view, factor=factor))
+    right = Image.fromarray(_darken_unseen(top, is_seen))
     red, green, blue = (int(part) for part in view[0, 0])  # The border has the goal's colour.
-    _caption(image, goal=(red, green, blue), score=score, step=step)
-    return np.asarray(image)
+    return _side_by_side(left, right, goal=(red, green, blue), score=score, step=step)
 
 
 def _darken_unseen(top: Frame, is_seen: NDArray[np.bool_]) -> Frame:
@@ -137,9 +135,10 @@ def _agent_frame(
     score: float,
     step: int,
 ) -> Frame:
-    top, border, walls = maze.render_row(0), 12, REACH  # The outermost walls are padding.
-    cell = (len(top) - 2 * border) // maze.size.stride
-    inside = slice(border + walls * cell, len(top) - border - walls * cell)
+    top = maze.render_row(0)
+    cell = (len(top) - 2 * BORDER) // maze.size.stride
+    padding = BORDER + REACH * cell  # The outermost walls are only there to be seen.
+    inside = slice(padding, len(top) - padding)
     image = Image.fromarray(top[inside, inside])
     draw = ImageDraw.Draw(image)
     for color, (row, column), seen in zip(PALETTE, places, is_seen, strict=False):
@@ -151,22 +150,30 @@ def _agent_frame(
     colors = np.array([DARK, GRAY, *PALETTE], np.uint8)[world]
     colors[REACH, REACH] = WHITE
     view = Image.fromarray(colors).resize(image.size, Image.Resampling.NEAREST)
-    side = image.width
+    goal = PALETTE[maze.prompt[0]]
+    return _side_by_side(view, image, goal=goal, score=int(score), step=step)
+
+
+def _side_by_side(
+    left: Image.Image,
+    right: Image.Image,
+    *,
+    goal: tuple[int, int, int],
+    score: int,
+    step: int,
+) -> Frame:
+    """Join two squares of equal size; below them the goal's colour, the return and the step."""
+    side = left.width
     frame = Image.new("RGB", (2 * side + _GAP, side + _CAPTION), _BACKGROUND)
-    frame.paste(view)
-    frame.paste(image, (side + _GAP, 0))
-    _caption(frame, goal=PALETTE[maze.prompt[0]], score=int(score), step=step)
-    return np.asarray(frame)
-
-
-def _caption(frame: Image.Image, *, goal: tuple[int, int, int], score: int, step: int) -> None:
-    """Write the goal's colour, the return and the step below the two halves of a frame."""
+    frame.paste(left)
+    frame.paste(right, (side + _GAP, 0))
     draw, font = ImageDraw.Draw(frame), ImageFont.load_default(18)
-    middle, half = frame.height - _CAPTION // 2, (frame.width + _GAP) // 2
+    middle, half = side + _CAPTION // 2, side + _GAP
     draw.text((4, middle), "goal", "white", font, anchor="lm")
     draw.ellipse((48, middle - 9, 66, middle + 9), fill=goal)
     draw.text((half, middle), f"return {score}", "white", font, anchor="lm")
     draw.text((frame.width - 4, middle), f"step {step}", "white", font, anchor="rm")
+    return np.asarray(frame)
 
 
 def task_frames(task: TaskEntry, *, num_steps: int) -> list[Frame]:

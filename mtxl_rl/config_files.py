@@ -93,7 +93,7 @@ def load_config(run_dir: Path) -> TrainConfig:
 
     Raises:
         FileNotFoundError: the folder does not exist.
-        ValueError: it is no run, or its config.yaml cannot be read.
+        ValueError: it is not a run, or its config.yaml cannot be read.
     """
     path = run_dir / "config.yaml"
     if not run_dir.exists():

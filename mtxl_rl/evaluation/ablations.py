@@ -41,7 +41,7 @@ def evaluate_ablations(
         results: Receives the episodes by setting, also those before an interruption.
 
     Returns:
-        What the probe found, if there is one.
+        R^2 of the predictions by leaf, memory and age; empty without `probe=`.
     """
     train = saved.config
     torch.set_num_threads(train.num_threads)
@@ -88,7 +88,7 @@ def _observe(observers: Sequence[Recording | Probe], actor: Actor) -> None:
 def _draw(
     config: EvaluateConfig, train: TrainConfig, observers: Sequence[Recording | Probe]
 ) -> list[Explained]:
-    """Write the pictures that were asked for; what the probe found."""
+    """Write the pictures that were asked for, and return R^2 of the predictions."""
     explained: list[Explained] = []
     for observer in observers:
         if isinstance(observer, Probe):

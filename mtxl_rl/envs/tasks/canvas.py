@@ -15,6 +15,8 @@ RED, GREEN, BLUE, YELLOW = (214, 69, 65), (76, 175, 80), (66, 133, 244), (250, 2
 PALETTE = (RED, GREEN, BLUE, YELLOW, (171, 71, 188), (0, 172, 193))
 """Colours of objects."""
 
+BORDER = 12
+"""Width of the frame that `add_border` draws, in pixels."""
 _WIDTH = 640
 _CARDS_PER_ROW = 26
 _CARD_HEIGHT, _CARD_WIDTH = 24, 18
@@ -70,9 +72,8 @@ def enlarge(image: Image, *, factor: int = 4) -> Image:
 
 def add_border(image: Image, color: Color) -> Image:
     """Return the image inside a frame of one colour."""
-    width = 12
-    framed = cells(image.shape[0] + 2 * width, image.shape[1] + 2 * width, color=color)
-    framed[width:-width, width:-width] = image
+    framed = cells(image.shape[0] + 2 * BORDER, image.shape[1] + 2 * BORDER, color=color)
+    framed[BORDER:-BORDER, BORDER:-BORDER] = image
     return framed
 
 
