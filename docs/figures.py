@@ -136,7 +136,7 @@ def _agent_frame(
     step: int,
 ) -> Frame:
     top = maze.render_row(0)
-    cell = (len(top) - 2 * BORDER) // maze.size.stride
+    cell = (len(top) - 2 * BORDER) // maze.stride
     padding = BORDER + REACH * cell  # The outermost walls are only there to be seen.
     inside = slice(padding, len(top) - padding)
     image = Image.fromarray(top[inside, inside])

@@ -30,7 +30,7 @@ from mtxl_rl.config import TrainConfig
 from mtxl_rl.envs.tasks.cards import DIFFICULTIES
 from mtxl_rl.envs.tasks.catalog import TASKS
 from mtxl_rl.envs.tasks.color_cubes import LEVELS
-from mtxl_rl.envs.tasks.grid_memory_maze import SIZES as GRID_SIZES
+from mtxl_rl.envs.tasks.grid_memory_maze import TASK_SIZES
 from mtxl_rl.envs.tasks.walker import VIEWS
 from mtxl_rl.evaluation.evaluate_config import EvaluateConfig
 from mtxl_rl.torso.torso_config import CELLS, DECAYS, GATES, KINDS, POSITIONS, READS
@@ -57,7 +57,7 @@ NAMES: dict[str, Sequence[str]] = {
     "env.difficulty": DIFFICULTIES,
     "env.level": tuple(LEVELS),
     "env.view": tuple(VIEWS),
-    "env.size": tuple(map(str, GRID_SIZES)),
+    "env.size": TASK_SIZES,
     "env.id": ("", "CartPole-v1", "no_such_module:No-v0", "NoSuchEnv-v0", "é"),
 }
 """Legal and illegal values of the options that take a name."""

@@ -1,30 +1,59 @@
-"""Smaller mazes for training: which size an environment plays, and how it fits the full size.
+"""Smaller mazes for training: which size the next maze has, and how it fits the full size.
 
-A small maze has frequent rewards, so an agent learns early to remember where the
-spheres are. It lies in the middle of the full size's grid with walls around it, has as many spheres
-as the full size, and its episodes last as long.
+A small maze has frequent rewards, so an agent learns early to remember where the targets are. It
+lies in the middle of the full size's grid with walls around it, has as many targets as the full
+size, and its episodes last as long.
 """
 
 import math
+from typing import Protocol, runtime_checkable
 
-from mtxl_rl.envs.memory_maze.spec import SIZES, MazeSize, MemoryMazeConfig
+from mtxl_rl.envs.memory_maze.maze_sizes import SIZES, MazeSize
 
 _GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 
 
-def size_to_play(config: MemoryMazeConfig, *, seed: int, num_steps: int) -> str:
+@runtime_checkable
+class HasCurriculum(Protocol):
+    """The options of a task with a curriculum."""
+
+    size: str
+    """The full size."""
+    curriculum: dict[str, float]
+    """Shares of smaller sizes."""
+    curriculum_steps: int
+    """Steps of each environment over which the shares fall to 0; 0: they stay."""
+
+
+def check_curriculum(config: HasCurriculum) -> None:
+    """Raise ValueError unless the shares and steps of a curriculum are legal."""
+    smaller = list(SIZES)[: list(SIZES).index(config.size)]
+    shares = list(config.curriculum.values())
+    if set(config.curriculum) - set(smaller) or min(shares, default=0) < 0 or sum(shares) > 1:
+        known = ", ".join(smaller) or "no size"
+        raise ValueError(
+            f"env.curriculum={config.curriculum} must give shares from 0 to 1, at most 1 in "
+            f"total, of sizes below env.size={config.size} ({known}), e.g. "
+            "'env.curriculum={5x5: 0.3}' with env.size=9x9."
+        )
+    if config.curriculum_steps < 0:
+        raise ValueError(
+            f"env.curriculum_steps={config.curriculum_steps} must be 0 (the shares stay) or a "
+            "number of steps of each environment, e.g. env.curriculum_steps=100000."
+        )
+
+
+def size_to_play(config: HasCurriculum, *, point: float, num_steps: int) -> str:
     """Return the size of the next maze of an environment.
 
-    Each environment has a point in [0, 1), and each size of the curriculum an interval, smallest
-    first. Points of consecutive seeds are spread evenly, so the sizes have their shares in any
-    slice of the environments. The intervals shrink to nothing over `config.curriculum_steps`.
+    Each size of the curriculum has an interval of [0, 1), smallest first. The intervals shrink to
+    nothing over `config.curriculum_steps`.
 
     Args:
         config: The task.
-        seed: The environment's seed.
+        point: In [0, 1); the size is that of its interval.
         num_steps: Steps of this environment since it was seeded.
     """
-    point = seed * _GOLDEN_RATIO % 1.0
     scale = 1.0
     if config.curriculum_steps:
         scale = max(0.0, 1.0 - num_steps / config.curriculum_steps)
@@ -36,7 +65,16 @@ def size_to_play(config: MemoryMazeConfig, *, seed: int, num_steps: int) -> str:
     return config.size
 
 
+def point_of_seed(seed: int) -> float:
+    """Return a point in [0, 1) for an environment.
+
+    Points of consecutive seeds are spread evenly, so sizes have their shares in any slice of the
+    environments.
+    """
+    return seed * _GOLDEN_RATIO % 1.0
+
+
 def with_targets(size: MazeSize, *, num_targets: int) -> MazeSize:
-    """Return the size with another number of spheres, and rooms with space for them."""
+    """Return the size with another number of targets, and rooms with space for them."""
     factor = math.ceil(num_targets / size.num_targets)
     return size._replace(num_targets=num_targets, objects_per_room=factor * size.objects_per_room)

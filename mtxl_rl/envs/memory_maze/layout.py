@@ -26,13 +26,8 @@ from jaxtyping import Float64, Int16, UInt8
 from numpy.typing import NDArray
 
 from mtxl_rl.envs.memory_maze.kernels import kernel
-from mtxl_rl.envs.memory_maze.spec import (
-    BALL_RADIUS,
-    CELL,
-    MAX_NUM_TARGETS,
-    TARGET_RADIUS,
-    MazeSize,
-)
+from mtxl_rl.envs.memory_maze.maze_sizes import MAX_NUM_TARGETS, MazeSize
+from mtxl_rl.envs.memory_maze.spec import BALL_RADIUS, CELL, TARGET_RADIUS
 from mtxl_rl.envs.memory_maze.text_maze import (
     OBJECT,
     SPAWN,

@@ -2,7 +2,8 @@
 
 import gymnasium
 
-from mtxl_rl.envs.memory_maze.spec import SIZES, VARIANTS
+from mtxl_rl.envs.memory_maze.maze_sizes import SIZES
+from mtxl_rl.envs.memory_maze.spec import VARIANTS
 
 _PACKAGE = "mtxl_rl.envs.memory_maze"
 

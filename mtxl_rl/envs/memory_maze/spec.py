@@ -3,8 +3,10 @@
 import math
 import warnings
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
+from mtxl_rl.envs.memory_maze.curriculum import check_curriculum
+from mtxl_rl.envs.memory_maze.maze_sizes import SIZES, MazeSize
 from mtxl_rl.envs.memory_maze.texture_files import (
     AUTO,
     DOWNLOAD_COMMAND,
@@ -25,7 +27,6 @@ ROLL_SPEED, TURN_SPEED = 2.0, 1.28
 """Metres and radians a second of a walker that holds an action."""
 ROLL_LAG, TURN_LAG = 0.2, 0.13
 """Seconds in which its speeds follow the controls: it comes to rest this much later."""
-MAX_NUM_TARGETS = 6
 TARGET_COLORS = (
     (170 / 220, 38 / 220, 30 / 220),  # red
     (99 / 220, 170 / 220, 88 / 220),  # green
@@ -46,39 +47,6 @@ ACTIONS = (
 TEACHER_FREQ = 4.0
 """Actions a second of the players that plan."""
 MIN_RESOLUTION, MAX_RESOLUTION = 64, 512
-
-
-class MazeSize(NamedTuple):
-    """The original's settings for a size."""
-
-    side: int
-    """Cells on a side without the outer wall."""
-    num_targets: int
-    episode_seconds: float
-    max_rooms: int
-    room_max_side: int
-    objects_per_room: int = 1
-
-    @property
-    def grid(self) -> int:
-        """Cells on a side with the outer wall."""
-        return self.side + 2
-
-
-SIZES = {
-    # Below the original, for curricula: one room with two spheres, then up to four rooms.
-    "5x5": MazeSize(5, 2, 62.5, 1, 5, objects_per_room=2),
-    "7x7": MazeSize(7, 2, 125, 4, 3),
-    "9x9": MazeSize(9, 3, 250, 6, 5),
-    "11x11": MazeSize(11, 4, 500, 6, 5),
-    "13x13": MazeSize(13, 5, 750, 6, 5),
-    "15x15": MazeSize(15, 6, 1000, 9, 3),
-    # Above the original: six spheres as in its largest task, more time and more rooms.
-    **{
-        f"{side}x{side}": MazeSize(side, MAX_NUM_TARGETS, 250 * (side - 7) / 2, side - 6, 5)
-        for side in range(17, 32, 2)
-    },
-}
 
 
 @dataclass(kw_only=True, slots=True)
@@ -177,20 +145,7 @@ class MemoryMazeConfig:
                 f"env.progress_reward={self.progress_reward} must be 0 (none) or more, e.g. "
                 "env.progress_reward=0.1."
             )
-        smaller = list(SIZES)[: list(SIZES).index(self.size)]
-        shares = list(self.curriculum.values())
-        if set(self.curriculum) - set(smaller) or min(shares, default=0) < 0 or sum(shares) > 1:
-            known = ", ".join(smaller) or "no size"
-            raise ValueError(
-                f"env.curriculum={self.curriculum} must give shares from 0 to 1, at most 1 in "
-                f"total, of sizes below env.size={self.size} ({known}), e.g. "
-                "'env.curriculum={5x5: 0.3}' with env.size=9x9."
-            )
-        if self.curriculum_steps < 0:
-            raise ValueError(
-                f"env.curriculum_steps={self.curriculum_steps} must be 0 (the shares stay) or a "
-                "number of steps of each environment, e.g. env.curriculum_steps=100000."
-            )
+        check_curriculum(self)
 
     def for_evaluation(self) -> "MemoryMazeConfig":
         """Return the task itself, without the curriculum, the progress reward and the teacher."""

@@ -19,10 +19,11 @@ from mtxl_rl.envs.memory_maze.camera import (
     view_tables,
     walker_cameras,
 )
-from mtxl_rl.envs.memory_maze.curriculum import size_to_play, with_targets
+from mtxl_rl.envs.memory_maze.curriculum import point_of_seed, size_to_play, with_targets
 from mtxl_rl.envs.memory_maze.explorer import Explorer
 from mtxl_rl.envs.memory_maze.kernels import announcing_compilation
 from mtxl_rl.envs.memory_maze.layout import FREE, Episode, EpisodeStream, spawn_height
+from mtxl_rl.envs.memory_maze.maze_sizes import SIZES
 from mtxl_rl.envs.memory_maze.maze_spaces import action_space, observation_space, share_bounds
 from mtxl_rl.envs.memory_maze.observe import (
     border_width,
@@ -37,7 +38,6 @@ from mtxl_rl.envs.memory_maze.spec import (
     ACTIONS,
     BALL_RADIUS,
     CELL,
-    SIZES,
     TARGET_COLORS,
     TARGET_RADIUS,
     MemoryMazeConfig,
@@ -217,7 +217,7 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         before = self._sides[index]
         size = size_to_play(
             self.config,
-            seed=int(self._seeds[index]),
+            point=point_of_seed(int(self._seeds[index])),
             num_steps=int(self._num_steps_in_all[index]),
         )
         self._sides[index] = SIZES[size].side

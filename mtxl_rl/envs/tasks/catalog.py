@@ -13,7 +13,7 @@ from mtxl_rl.envs.tasks.cards import (
 from mtxl_rl.envs.tasks.color_cubes import LEVELS, ColorCubes, ColorCubesConfig
 from mtxl_rl.envs.tasks.concentration import Concentration
 from mtxl_rl.envs.tasks.endless_tmaze import EndlessTMaze, EndlessTMazeConfig
-from mtxl_rl.envs.tasks.grid_memory_maze import SIZES, GridMemoryMaze, GridMemoryMazeConfig
+from mtxl_rl.envs.tasks.grid_memory_maze import TASK_SIZES, GridMemoryMaze, GridMemoryMazeConfig
 from mtxl_rl.envs.tasks.memory_chain import MemoryChain, MemoryChainConfig
 from mtxl_rl.envs.tasks.mortar_mayhem import MortarMayhem, MortarMayhemConfig
 from mtxl_rl.envs.tasks.mystery_path import MysteryPath, MysteryPathConfig
@@ -45,7 +45,7 @@ class TaskEntry(NamedTuple):
 _BY_DIFFICULTY = tuple({"difficulty": difficulty} for difficulty in DIFFICULTIES)
 _BY_LEVEL = tuple({"level": level} for level in LEVELS)
 _BY_VIEW = tuple({"view": view} for view in VIEWS)
-_BY_SIZE = tuple({"size": size} for size in SIZES)
+_BY_SIZE = tuple({"size": size} for size in TASK_SIZES)
 _CHAINS: tuple[Settings, ...] = ({}, {"memory_length": 2, "num_bits": 40})
 
 TASKS: dict[str, TaskEntry] = {

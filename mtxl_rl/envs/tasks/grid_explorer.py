@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from mtxl_rl.envs.memory_maze.kernels import kernel
 from mtxl_rl.envs.tasks.grid_memory_maze import (
     REACH,
-    SIZES,
+    TASK_SIZES,
     WALL,
     GridMemoryMaze,
     GridMemoryMazeConfig,
@@ -243,7 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from mtxl_rl.envs.memory_maze.policies import describe_returns
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--size", default="9x9", choices=SIZES)
+    parser.add_argument("--size", default="9x9", choices=TASK_SIZES)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--episodes", type=int, default=32)
     parser.add_argument("--memory-steps", type=int, nargs="*", default=[])

@@ -1,6 +1,6 @@
 """GridMemoryMaze: Memory Maze on a grid, with the same mazes and the same task, without 3D.
 
-Rules: each episode has a new maze with one object in each of `num_objects` rooms; the agent starts
+Rules: each episode has a new maze with 3 to 6 objects, each in a room of its own; the agent starts
 in any room. When it enters the cell of the prompted object, another object is prompted, each with
 equal probability. Other objects do nothing, and no object blocks the way.
 Source: Pasukonis et al. (2022), "Evaluating Long-Term Memory in 3D Mazes",
@@ -16,15 +16,17 @@ maze, has mean returns of 93, 150, 199 and 235 in 32 mazes of each size, an uppe
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from mtxl_rl.envs.memory_maze.curriculum import check_curriculum, size_to_play, with_targets
+from mtxl_rl.envs.memory_maze.maze_sizes import SIZES, MazeSize
 from mtxl_rl.envs.names import check_choice
-from mtxl_rl.envs.streams import Rows
+from mtxl_rl.envs.streams import RandomStreams, Rows
 from mtxl_rl.envs.tasks.canvas import (
     DARK,
     GRAY,
@@ -51,32 +53,11 @@ VIEW = 5
 """Cells on a side of the agent's view."""
 REACH = VIEW // 2
 FREE, WALL, _FIRST_OBJECT = 0, 1, 2
+_STEPS_PER_SECOND = 4
+"""As many actions as in Memory Maze."""
+TASK_SIZES = ("9x9", "11x11", "13x13", "15x15")
 _DIRECTIONS = np.array([[-1, 0], [0, -1], [1, 0], [0, 1]], np.float32)
 """Rows and columns of a step forward, by heading."""
-
-
-class Size(NamedTuple):
-    """A size of Memory Maze."""
-
-    cells: int
-    """Cells on a side, without outer walls."""
-    num_objects: int
-    num_steps: int
-    max_rooms: int
-    room_max_size: int
-
-    @property
-    def stride(self) -> int:
-        """Cells on a side of `world`, with outer walls and a rim as wide as the view reaches."""
-        return self.cells + 2 + 2 * REACH
-
-
-SIZES = {
-    "9x9": Size(9, 3, 1000, 6, 5),
-    "11x11": Size(11, 4, 2000, 6, 5),
-    "13x13": Size(13, 5, 3000, 6, 5),
-    "15x15": Size(15, 6, 4000, 9, 3),
-}
 
 
 @dataclass(kw_only=True, slots=True)
@@ -91,6 +72,11 @@ class GridMemoryMazeConfig:
     """9x9, 11x11, 13x13 or 15x15: 3 to 6 objects, 1,000 to 4,000 steps."""
     episode_length: int = 0
     """Steps of an episode; 0: those of the size. In short episodes there is less to remember."""
+    curriculum: dict[str, float] = field(default_factory=dict)
+    """Shares of the episodes that are played in smaller mazes, inside the walls of the full size,
+    as in ``{7x7: 0.3, 9x9: 0.3}``. For training only: evaluations play the full size."""
+    curriculum_steps: int = 0
+    """Steps of each environment over which these shares fall to 0; 0: they stay."""
     extra_observations: bool = False
     """Observe a dict of the view, the rows and columns of the agent and the objects, the agent's
     direction, the maze, and vectors in cells to the right and ahead: to the objects, to the
@@ -100,19 +86,20 @@ class GridMemoryMazeConfig:
     knows the maze). ``teacher.policy`` sets it. For training only."""
 
     def __post_init__(self) -> None:
-        check_choice("env.size", self.size, tuple(SIZES))
+        check_choice("env.size", self.size, TASK_SIZES)
         check_at_least("episode_length", self.episode_length, least=0, example=200)
+        check_curriculum(self)
         if self.teacher:
             check_choice("env.teacher", self.teacher, self.TEACHERS)
 
     def for_evaluation(self) -> "GridMemoryMazeConfig":
-        """Return the task itself, without the teacher."""
-        return replace(self, teacher="")
+        """Return the task itself, without the curriculum and the teacher."""
+        return replace(self, curriculum={}, curriculum_steps=0, teacher="")
 
     @property
     def steps_per_episode(self) -> int:
         """Steps of every episode."""
-        return self.episode_length or SIZES[self.size].num_steps
+        return self.episode_length or round(SIZES[self.size].episode_seconds * _STEPS_PER_SECOND)
 
     def describe(self) -> TaskDescription:
         """Return what the task demands of an agent."""
@@ -121,7 +108,7 @@ class GridMemoryMazeConfig:
             horizon=self.steps_per_episode,
             # Objects lie in different rooms, so each takes at least two steps.
             reward_range=(0.0, self.steps_per_episode / 2),
-            remembered=f"a maze and where {size.num_objects} objects lie in it",
+            remembered=f"a maze and where {size.num_targets} objects lie in it",
             memory_window=self.steps_per_episode - 1,
         )
 
@@ -131,13 +118,15 @@ class GridMemoryMaze(VectorTask):
 
     state_names = (
         "world", "objects", "cell", "heading", "prompt", "first_cell", "first_heading",
+        "is_practice", "steps_since_seeding",
     )  # fmt: skip
+    training_options = ("curriculum", "curriculum_steps")
 
     def __init__(
         self, config: GridMemoryMazeConfig, *, num_envs: int, seed: int | Sequence[int] = 0
     ) -> None:
         self.size = SIZES[config.size]
-        num_objects, stride = self.size.num_objects, self.size.stride
+        num_objects = self.size.num_targets
         super().__init__(
             config,
             num_envs=num_envs,
@@ -145,7 +134,11 @@ class GridMemoryMaze(VectorTask):
             observation_space=_observation_space(self.size, extra=config.extra_observations),
             num_actions=4,
         )
+        self.config: GridMemoryMazeConfig = config
         self.num_steps = config.steps_per_episode
+        self.num_objects = num_objects
+        self.stride = stride = self.size.grid + 2 * REACH
+        """Cells on a side of `world`, with outer walls and a rim as wide as the view reaches."""
         self.has_extra = config.extra_observations
         self.has_teacher = bool(config.teacher)
         self.world = np.full((num_envs, stride**2), WALL, dtype=np.int8)
@@ -159,6 +152,8 @@ class GridMemoryMaze(VectorTask):
         self.prompt = np.zeros(num_envs, dtype=np.int64)
         """The prompted object."""
         self.first_cell, self.first_heading = self.cell.copy(), self.heading.copy()
+        self.is_practice = np.zeros(num_envs, dtype=np.bool_)
+        """Whether the maze is a smaller one of the curriculum."""
         self.ahead = np.array([-stride, -1, stride, 1])
         """Offset of the cell ahead, by heading."""
         self._first_cell = (self.all_rows * stride**2)[:, None]
@@ -169,35 +164,49 @@ class GridMemoryMaze(VectorTask):
             self._player = _make_player(self, knows_maze=config.teacher == "oracle")
 
     def _start(self, rows: Rows) -> None:
-        num_objects = self.size.num_objects
+        num_objects = self.num_objects
         draws = self.streams.uniform(rows, 4)
+        sizes = self._draw_sizes(rows)
         self.heading[rows] = np.floor(draws[:, 1] * NUM_HEADINGS)
         self.prompt[rows] = np.floor(draws[:, 2] * num_objects)
-        for row, (seed, _, _, spawn) in zip(rows, draws, strict=True):
-            world, rooms, spawns = self._lay_out(1 + int(seed * (2**31 - 2)))
+        for row, size, (seed, _, _, spawn) in zip(rows, sizes, draws, strict=True):
+            self.is_practice[row] = size != self.config.size
+            world, places, spawns = self._lay_out(size, seed=1 + int(seed * (2**31 - 2)))
             self.world[row] = world
-            order = self.streams.permutations(np.array([row]), len(rooms))[0]
-            self.objects[row] = rooms[order[:num_objects]]
+            order = self.streams.permutations(np.array([row]), len(places))[0]
+            self.objects[row] = places[order[:num_objects]]
             self.world[row, self.objects[row]] = _FIRST_OBJECT + np.arange(num_objects)
             self.cell[row] = spawns[int(spawn * len(spawns))]
         self.first_cell[rows], self.first_heading[rows] = self.cell[rows], self.heading[rows]
 
-    def _lay_out(self, seed: int) -> tuple[NDArray[np.int8], NDArray[Any], NDArray[Any]]:
-        """Return the walls, one cell in each room for an object, and one in each for the agent."""
+    def _draw_sizes(self, rows: Rows) -> list[str]:
+        """Return the size of each row's next maze."""
+        if not self.config.curriculum:
+            return [self.config.size] * len(rows)
+        points = self.streams.uniform(rows, 1)[:, 0]
+        return [
+            size_to_play(self.config, point=float(point), num_steps=int(num_steps))
+            for point, num_steps in zip(points, self.steps_since_seeding[rows], strict=True)
+        ]
+
+    def _lay_out(
+        self, name: str, *, seed: int
+    ) -> tuple[NDArray[np.int8], NDArray[Any], NDArray[Any]]:
+        """Return the walls, cells in the rooms for objects, and one in each for the agent.
+
+        A maze that is smaller than `world` lies in its middle.
+        """
         # Imported here because numba takes a moment.
         from mtxl_rl.envs.memory_maze import text_maze
+        from mtxl_rl.envs.memory_maze.layout import maze_settings
 
-        settings = text_maze.TextMazeSettings(
-            side=self.size.cells + 2,
-            max_rooms=self.size.max_rooms,
-            room_min_side=3,
-            room_max_side=self.size.room_max_size,
-        )
-        mazes = text_maze.TextMazeGenerator(settings, seed=seed)
+        size = with_targets(SIZES[name], num_targets=self.num_objects)
+        mazes = text_maze.TextMazeGenerator(maze_settings(size), seed=seed)
         cells = mazes.next_maze().cells
-        while (cells == text_maze.OBJECT).sum() < self.size.num_objects:
+        while (cells == text_maze.OBJECT).sum() < self.num_objects:
             cells = mazes.next_maze().cells
-        cells = np.pad(cells, REACH, constant_values=text_maze.WALL).ravel()
+        margin = (self.stride - size.grid) // 2
+        cells = np.pad(cells, margin, constant_values=text_maze.WALL).ravel()
         walls = np.where(cells == text_maze.WALL, WALL, FREE).astype(np.int8)
         return (
             walls,
@@ -213,20 +222,35 @@ class GridMemoryMaze(VectorTask):
         touches = moves & (self.cell == self.objects[self.all_rows, self.prompt])
         rows = np.flatnonzero(touches)
         if rows.size:
-            others = self.size.num_objects - 1
+            others = self.num_objects - 1
             step = 1 + self.streams.integers(rows, others, 1)[:, 0]
-            self.prompt[rows] = (self.prompt[rows] + step) % self.size.num_objects
+            self.prompt[rows] = (self.prompt[rows] + step) % self.num_objects
+        self.steps_since_seeding += 1
         out_of_time = self.step_index + 1 >= self.num_steps
         never = np.zeros_like(touches)
         return Outcome(touches, never, out_of_time, never)
 
+    def _streams(self, seed: int | Sequence[int]) -> RandomStreams:
+        self.steps_since_seeding = np.zeros(self.num_envs, dtype=np.int64)
+        return super()._streams(seed)
+
     def _info(self) -> dict[str, Any]:
-        """Minus the steps to the teacher's goal after each action, if there is a teacher."""
-        if self._player is None or not self.has_teacher:
-            return {}
-        self._player.look()
-        every = np.ones(self.num_envs, np.bool_)
-        return {TEACHER_KEY: -self._player.costs(), f"_{TEACHER_KEY}": every}
+        """What a curriculum and a teacher report.
+
+        Where an episode ends, whether it was practice; after each action, minus the steps to the
+        teacher's goal.
+        """
+        infos: dict[str, Any] = {}
+        if self.config.curriculum and self.is_reset_row.any():
+            infos |= {
+                "is_practice": self.is_practice.copy(),
+                "_is_practice": self.is_reset_row.copy(),
+            }
+        if self._player is not None and self.has_teacher:
+            self._player.look()
+            every = np.ones(self.num_envs, np.bool_)
+            infos |= {TEACHER_KEY: -self._player.costs(), f"_{TEACHER_KEY}": every}
+        return infos
 
     def target_ages(self) -> NDArray[np.int64]:
         """Steps since each object was last in view, [B, objects]; -1: never in this episode.
@@ -246,15 +270,15 @@ class GridMemoryMaze(VectorTask):
     def _observe(self) -> Observations:
         cells = self.cells_in_view()
         seen = self.world.take(self._first_cell + cells)
-        num_seen = VIEW**2 * (1 + self.size.num_objects)
-        view = np.zeros((self.num_envs, num_seen + self.size.num_objects), np.float32)
+        num_seen = VIEW**2 * (1 + self.num_objects)
+        view = np.zeros((self.num_envs, num_seen + self.num_objects), np.float32)
         one_hot = self._one_hot.take(seen, axis=0)
         view[:, :num_seen] = one_hot.reshape(self.num_envs, num_seen)
         view[self.all_rows, num_seen + self.prompt] = 1
         return {"view": view, **self._extra_observations()} if self.has_extra else view
 
     def _extra_observations(self) -> dict[str, NDArray[Any]]:
-        stride, cells = self.size.stride, self.size.cells
+        stride, cells = self.stride, self.size.side
         prompted, headings = (self.all_rows, self.prompt), _DIRECTIONS
         ahead, right = headings[self.heading], headings[self.heading - 1]
         axes = np.stack([right, ahead], axis=2)
@@ -278,7 +302,7 @@ class GridMemoryMaze(VectorTask):
 
     def _row_and_column(self, cells: NDArray[np.int64]) -> NDArray[np.float32]:
         """Of cells of `world`, counted in the maze without its outer walls."""
-        return np.stack(np.divmod(cells, self.size.stride), axis=-1).astype(np.float32) - REACH - 1
+        return np.stack(np.divmod(cells, self.stride), axis=-1).astype(np.float32) - REACH - 1
 
     def _all_state_names(self) -> tuple[str, ...]:
         names = super()._all_state_names()
@@ -300,7 +324,7 @@ class GridMemoryMaze(VectorTask):
 
         The agent is white, and a white mark lies on the cell ahead.
         """
-        stride = self.size.stride
+        stride = self.stride
         palette = np.array([DARK, GRAY, *PALETTE], dtype=np.uint8)
         colors = palette[self.world[row]] // 2
         in_view = self.cells_in_view()[row]
@@ -321,9 +345,9 @@ def _make_player(env: GridMemoryMaze, *, knows_maze: bool) -> "GridExplorer":
     return GridExplorer(env, knows_maze=knows_maze)
 
 
-def _observation_space(size: Size, *, extra: bool) -> spaces.Space[Any]:
+def _observation_space(size: MazeSize, *, extra: bool) -> spaces.Space[Any]:
     """Observation space of one environment."""
-    view = spaces.Box(0.0, 1.0, (VIEW**2 * (1 + size.num_objects) + size.num_objects,), np.float32)
+    view = spaces.Box(0.0, 1.0, (VIEW**2 * (1 + size.num_targets) + size.num_targets,), np.float32)
     if not extra:
         return view
 
@@ -335,13 +359,13 @@ def _observation_space(size: Size, *, extra: bool) -> spaces.Space[Any]:
             "view": view,
             "agent_pos": numbers(2),
             "agent_dir": numbers(2),
-            "targets_pos": numbers(size.num_objects, 2),
+            "targets_pos": numbers(size.num_targets, 2),
             "target_pos": numbers(2),
-            "targets_vec": numbers(size.num_objects, 2),
+            "targets_vec": numbers(size.num_targets, 2),
             "target_vec": numbers(2),
             "first_vec": numbers(2),
             "first_dir": numbers(2),
-            "maze_layout": spaces.Box(0, 1, (size.cells, size.cells), np.uint8),
+            "maze_layout": spaces.Box(0, 1, (size.side, size.side), np.uint8),
         }
     )
 

@@ -95,6 +95,8 @@ class VectorTask(VectorEnv[Observations, NDArray[Any], NDArray[Any]], abc.ABC):
     }
     render_mode: str | None = None
     state_names: ClassVar[tuple[str, ...]]
+    training_options: ClassVar[tuple[str, ...]] = ()
+    """Options on which a saved state does not depend."""
     observation_names: ClassVar[tuple[str, ...]] = ()
     """Names of a vector observation's first components, for the memory timeline."""
 
@@ -224,7 +226,8 @@ class VectorTask(VectorEnv[Observations, NDArray[Any], NDArray[Any]], abc.ABC):
         return (*self.state_names, "is_reset_row", "step_index")
 
     def _settings(self) -> str:
-        return json.dumps(dataclasses.asdict(self.config))
+        options = dataclasses.asdict(self.config)
+        return json.dumps({k: v for k, v in options.items() if k not in self.training_options})
 
     def _streams(self, seed: int | Sequence[int]) -> RandomStreams:
         return RandomStreams(seed_per_env(seed, num_envs=self.num_envs))

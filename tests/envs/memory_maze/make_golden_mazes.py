@@ -11,7 +11,7 @@ import numpy as np
 from conftest import Labmaze
 
 from mtxl_rl.envs.memory_maze.layout import maze_settings
-from mtxl_rl.envs.memory_maze.spec import SIZES
+from mtxl_rl.envs.memory_maze.maze_sizes import SIZES
 
 GOLDEN_SIZES = ("5x5", "7x7", "9x9", "11x11", "13x13", "15x15", "21x21")
 NUM_SEEDS, NUM_MAZES = 16, 3

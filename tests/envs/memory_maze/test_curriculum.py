@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from mtxl_rl.envs.memory_maze.curriculum import size_to_play, with_targets
-from mtxl_rl.envs.memory_maze.spec import SIZES, MemoryMazeConfig
+from mtxl_rl.envs.memory_maze.curriculum import point_of_seed, size_to_play, with_targets
+from mtxl_rl.envs.memory_maze.maze_sizes import SIZES
+from mtxl_rl.envs.memory_maze.spec import MemoryMazeConfig
 from mtxl_rl.envs.memory_maze.vector import MemoryMazeVectorEnv
 from mtxl_rl.envs.registry import evaluation_env
 
@@ -23,7 +24,9 @@ def free_cells(env: MemoryMazeVectorEnv) -> list[int]:
 @pytest.mark.parametrize("seed", [0, 12_345, 2**31])
 def test_sizes_have_their_shares_among_environments_with_consecutive_seeds(seed: int) -> None:
     config = MemoryMazeConfig(curriculum=SHARES)
-    sizes = [size_to_play(config, seed=seed + i, num_steps=10**9) for i in range(64)]
+    sizes = [
+        size_to_play(config, point=point_of_seed(seed + i), num_steps=10**9) for i in range(64)
+    ]
     assert abs(sizes.count("5x5") - 0.3 * 64) <= 2
     assert abs(sizes.count("7x7") - 0.3 * 64) <= 2
 
@@ -32,7 +35,7 @@ def test_shares_fall_to_zero_and_no_environment_returns_to_a_smaller_maze() -> N
     config = MemoryMazeConfig(curriculum=SHARES, curriculum_steps=1_000)
     for seed in range(32):
         sides = [
-            SIZES[size_to_play(config, seed=seed, num_steps=steps)].side
+            SIZES[size_to_play(config, point=point_of_seed(seed), num_steps=steps)].side
             for steps in range(0, 1_001, 50)
         ]
         assert sides == sorted(sides)
@@ -44,7 +47,7 @@ def test_small_mazes_lie_within_walls_and_have_all_spheres() -> None:
     env = MemoryMazeVectorEnv(16, config=config, seed=0)
     env.reset()
     for index, extent in enumerate(free_cells(env)):
-        size = size_to_play(config, seed=index, num_steps=0)
+        size = size_to_play(config, point=point_of_seed(index), num_steps=0)
         assert extent <= SIZES[size].side
     targets = env.motion().targets
     assert targets.shape == (16, 3, 2)
@@ -73,7 +76,9 @@ def test_episodes_of_small_mazes_are_marked_as_practice() -> None:
     infos = [env.step(actions)[4] for _ in range(4)]
     env.close()
     assert all("is_practice" not in info for info in infos[:3])
-    expected = [size_to_play(config, seed=i, num_steps=0) == "5x5" for i in range(4)]
+    expected = [
+        size_to_play(config, point=point_of_seed(i), num_steps=0) == "5x5" for i in range(4)
+    ]
     assert infos[3]["is_practice"].tolist() == expected
     assert 0 < sum(expected) < 4
 

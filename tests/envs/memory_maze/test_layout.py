@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mtxl_rl.envs.memory_maze.layout import FREE, Episode, EpisodeStream, ray_lengths
-from mtxl_rl.envs.memory_maze.spec import MAX_NUM_TARGETS, SIZES
+from mtxl_rl.envs.memory_maze.maze_sizes import MAX_NUM_TARGETS, SIZES
 
 
 def stream(

@@ -7,8 +7,9 @@ import pytest
 from numpy.typing import NDArray
 
 from mtxl_rl.envs.memory_maze import vector as vector_module
+from mtxl_rl.envs.memory_maze.maze_sizes import SIZES
 from mtxl_rl.envs.memory_maze.png import read_png, unfilter
-from mtxl_rl.envs.memory_maze.spec import SIZES, MemoryMazeConfig
+from mtxl_rl.envs.memory_maze.spec import MemoryMazeConfig
 from mtxl_rl.envs.memory_maze.textures import load_atlas
 from mtxl_rl.envs.memory_maze.vector import MemoryMazeVectorEnv
 

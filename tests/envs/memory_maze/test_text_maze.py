@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from mtxl_rl.envs.memory_maze.layout import maze_settings
-from mtxl_rl.envs.memory_maze.spec import SIZES
+from mtxl_rl.envs.memory_maze.maze_sizes import SIZES
 from mtxl_rl.envs.memory_maze.text_maze import (
     FLOOR,
     OBJECT,

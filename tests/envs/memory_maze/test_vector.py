@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 import mtxl_rl.envs  # noqa: F401 - registers the environments
 from mtxl_rl.envs.memory_maze.kernels import announcing_compilation, claim, kernel
+from mtxl_rl.envs.memory_maze.maze_sizes import SIZES
 from mtxl_rl.envs.memory_maze.observe import PATH, draw_paths
 from mtxl_rl.envs.memory_maze.single import MemoryMaze
-from mtxl_rl.envs.memory_maze.spec import ACTIONS, SIZES, VARIANTS, MemoryMazeConfig
+from mtxl_rl.envs.memory_maze.spec import ACTIONS, VARIANTS, MemoryMazeConfig
 from mtxl_rl.envs.memory_maze.threads import Threads
 from mtxl_rl.envs.memory_maze.vector import MemoryMazeVectorEnv
 

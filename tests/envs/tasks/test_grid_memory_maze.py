@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from mtxl_rl.envs.registry import evaluation_env
 from mtxl_rl.envs.tasks.grid_explorer import GridExplorer, episode_returns, main
 from mtxl_rl.envs.tasks.grid_memory_maze import (
-    SIZES,
+    TASK_SIZES,
     GridMemoryMaze,
     GridMemoryMazeConfig,
 )
@@ -30,12 +30,12 @@ def make(
     return env
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", TASK_SIZES)
 def test_a_maze_holds_each_object_once_and_all_can_be_reached(size: str) -> None:
     env = make(size)
     for row in range(env.num_envs):
         world = env.world[row]
-        cells = [np.flatnonzero(world == 2 + i).tolist() for i in range(env.size.num_objects)]
+        cells = [np.flatnonzero(world == 2 + i).tolist() for i in range(env.num_objects)]
         assert cells == env.objects[row][:, None].tolist()
         assert world[env.cell[row]] == 0
         reached = cells_within_reach(env, row)
@@ -143,6 +143,57 @@ def test_the_episode_length_is_an_option() -> None:
     assert env.config.describe().horizon == 5
     with pytest.raises(ValueError, match=r"env\.episode_length=-1 must be at least 0"):
         GridMemoryMazeConfig(episode_length=-1)
+
+
+def free_extents(env: GridMemoryMaze) -> set[int]:
+    """Cells from the first to the last row or column with floor, of each maze."""
+    extents = set()
+    for world in env.world.reshape(env.num_envs, env.stride, env.stride):
+        rows, columns = np.nonzero(world != 1)
+        extents.add(int(max(np.ptp(rows), np.ptp(columns))) + 1)
+    return extents
+
+
+@pytest.mark.parametrize("small", ["5x5", "7x7", "9x9"])
+def test_a_curriculum_plays_smaller_mazes_with_all_objects(small: str) -> None:
+    env = make("13x13", num_envs=16, curriculum={small: 1.0})
+    assert max(free_extents(env)) <= int(small.split("x")[0])
+    assert env.is_practice.all()
+    for row in range(env.num_envs):
+        assert len(set(env.objects[row].tolist()) | {int(env.cell[row])}) == 6
+        assert set(env.objects[row].tolist()) <= cells_within_reach(env, row)
+
+
+def test_a_curriculum_fades_and_its_episodes_are_reported_as_practice() -> None:
+    env = make("11x11", num_envs=64, curriculum={"7x7": 0.5}, curriculum_steps=40, episode_length=9)
+    shares = []
+    for _ in range(50):
+        ends, infos = env.step(np.zeros(64, np.int64))[3:]
+        assert ("is_practice" in infos) == ends.any()
+        if ends.any():
+            assert infos["_is_practice"].all()
+            shares.append(infos["is_practice"].mean())
+    # The mazes began after 0, 9, 18, 27 and 36 steps of the 40.
+    expected = [0.5 * (1 - steps / 40) for steps in (0, 9, 18, 27, 36)]
+    np.testing.assert_allclose(shares, expected, atol=0.2)
+    assert shares[0] > shares[-1]
+
+
+def test_a_state_is_continued_with_another_curriculum_or_none() -> None:
+    env = make(num_envs=8, curriculum={"5x5": 0.5}, episode_length=4)
+    other = make(num_envs=8, episode_length=4, seed=1)
+    other.set_state(env.get_state())
+    np.testing.assert_array_equal(other.world, env.world)
+    for _ in range(5):
+        other.step(np.zeros(8, np.int64))
+    assert not other.is_practice.any()
+    with pytest.raises(ValueError, match="create this one with the saved settings"):
+        make(num_envs=8, episode_length=5).set_state(env.get_state())
+
+
+def test_evaluations_have_no_curriculum() -> None:
+    config = GridMemoryMazeConfig(curriculum={"5x5": 0.5}, curriculum_steps=3)
+    assert config.for_evaluation() == GridMemoryMazeConfig()
 
 
 def test_the_command_prints_a_line_for_each_player(capsys: pytest.CaptureFixture) -> None:
