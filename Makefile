@@ -42,8 +42,9 @@ train: $(VENV)/.installed
 
 # One thread per process: with more threads than cores, torch's threads wait for one another.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup
-# Some tests pass inputs that the shape checks of the other tests refuse, or compile.
-UNCHECKED = -o addopts="--import-mode=importlib --strict-markers --strict-config"
+# Some tests pass inputs that the shape checks of the other tests refuse, or compile, or are many.
+UNCHECKED = -o addopts="--import-mode=importlib --strict-markers --strict-config" \
+	$(shell grep -rlE 'mark\.(unchecked|compile)' tests --include='test_*.py')
 FAST = not slow and not gpu and not compile and not original and not processes and not training
 
 test: $(VENV)/.installed-dev

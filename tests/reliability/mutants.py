@@ -33,9 +33,9 @@ TESTS = {
     "mtxl_rl/agents/ppo_loss.py": ["tests/agents/test_ppo.py", "tests/agents"],
 }
 """Tests that run for a module or for those of a folder, the most likely to fail first."""
-MARKS = " and not ".join(
-    ["not slow", "gpu", "compile", "original", "processes", "training", "unchecked"]
-)
+MARKS = " and not ".join(["not slow", "gpu", "compile", "original", "processes", "training"])
+WITHOUT_SHAPE_CHECKS = "addopts=--import-mode=importlib --strict-markers --strict-config"
+"""They double the time, and a mutant that only they notice may be right."""
 _TIMEOUT_FACTOR = 4
 """A mutant that takes this many times as long as the original has an endless loop."""
 
@@ -113,7 +113,8 @@ def copy_checkout(folder: Path) -> None:
 
 def pytest_command(tests: Sequence[str]) -> str:
     """The command that tests a mutant, and ends at the first failure."""
-    pytest = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", MARKS]
+    pytest = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", MARKS,
+              "-o", WITHOUT_SHAPE_CHECKS]  # fmt: skip
     return shlex.join([*pytest, *tests])
 
 

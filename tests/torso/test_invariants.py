@@ -1,5 +1,7 @@
 """The invariants of the torso, over random shapes, cuts and resets, in float64."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -54,7 +56,6 @@ SYSTEMS: dict[str, dict] = {
     "lstm": {"kind": "lstm"},
     "mlp": {"kind": "mlp"},
 }
-systems = pytest.mark.parametrize("name", SYSTEMS)
 few = settings(max_examples=2, deadline=None)
 draws = st.tuples(st.integers(1, 4), st.integers(0, 3), st.integers(0, 10**6))
 
@@ -95,6 +96,13 @@ class Case:
         """The torso's whole-sequence path."""
         y, after = self.torso(x, state, is_first)
         return y, after
+
+
+def systems(test: Callable[..., None]) -> Callable[..., None]:
+    """Run a test for every system, without shape checks, which would double the time."""
+    for_each = pytest.mark.parametrize("name", SYSTEMS)
+    marked: Callable[..., None] = pytest.mark.unchecked(for_each(test))
+    return marked
 
 
 def decode(torso: Torso, x: Tensor, cache: Cache, is_first: Tensor) -> Tensor:
@@ -368,7 +376,7 @@ def test_illegal_options_are_refused_with_the_legal_ones(options: dict, sentence
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
-@systems
+@pytest.mark.parametrize("name", SYSTEMS)
 def test_outputs_gradients_and_acting_are_equal_on_gpu_and_cpu(name: str) -> None:
     case = Case(name, (4, 3, 14))
     weight = torch.randn_like(case.x)
