@@ -75,6 +75,25 @@ def test_peers_take_turns_and_a_missing_one_is_listed_with_its_reason(tmp_path: 
 
 
 @pytest.mark.training
+@pytest.mark.parametrize(("until", "limit", "expected"), [("0.2", "60", ""), ("2", "1", "not in ")])
+def test_a_system_trains_until_its_score_or_the_limit(
+    until: str, limit: str, expected: str
+) -> None:
+    small = "--width 32 --layers 1 --window 8 --segment 8 --steps 32 --envs 32"
+    done = subprocess.run(
+        [sys.executable, "tests/bench/peers.py", "--tasks", "TMaze", "--systems", "lstm",
+         "--threads", "1", "--until", until, "--limit", limit, *small.split()],
+        cwd=ROOT, capture_output=True, text=True, timeout=600, check=True,
+    )  # fmt: skip
+    (row,) = [line for line in done.stdout.splitlines() if line.startswith("| lstm")]
+    _, _, _, _, steps, seconds, highest, _ = (cell.strip() for cell in row.split("|"))
+    assert steps.startswith(expected)
+    assert seconds.startswith(expected)
+    assert int(steps.removeprefix("not in ").replace(",", "")) >= 32 * 32
+    assert (float(highest) >= 0.2) or expected
+
+
+@pytest.mark.training
 def test_the_estimate_of_communication_is_that_of_the_docs() -> None:
     done = subprocess.run(
         [sys.executable, "tests/bench/communication.py"],

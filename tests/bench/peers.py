@@ -19,6 +19,12 @@ shown, after one turn that is not counted. The columns:
 The table `network` has no environments: networks alone, for libraries that have no PPO. They learn
 from random inputs of the same shapes, with one optimiser step per minibatch.
 
+With `--until 0.98` the systems do not take turns. Each trains alone until the mean score of its
+last 100 episodes (success, or the return where a task reports no success) reaches that, or for
+`--limit` seconds. Learning rates and other settings without an argument here are each system's own
+defaults (TorchRL has none, and gets ours). The columns are then environment steps and seconds, from
+the first step of training on, and the highest score.
+
 A system that is not installed, fails, or cannot do a measure is listed with the reason. An
 interpreter needs this library's dependencies and the peer: `pip install -e . PEER`. A peer whose
 requirements contradict ours can be installed with `pip install --no-deps`. For CleanRL, download
@@ -28,6 +34,7 @@ interpreter needs tyro.
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -188,6 +195,35 @@ def take_turns(task: str, children: list[Child], turns: int) -> None:
         print(f"{task}: training, turn {turn}", file=sys.stderr, flush=True)
 
 
+def race(task: str, arguments: argparse.Namespace, folder: Path) -> None:
+    """Print how long each system trains until it reaches the score."""
+    print(f"\n{task}: until the score is {arguments.until:g}, at most {arguments.limit:g} s; "
+          f"{arguments.envs} environments x {arguments.steps} steps, width {arguments.width}, "
+          f"window {arguments.window}, {arguments.layers} layers of transformers and "
+          f"{arguments.lstm_layers} of LSTMs, {arguments.threads} threads")  # fmt: skip
+    print("| system | version and network | parameters | steps | seconds | highest score |")
+    print("|---" * 6 + "|")
+    for name in (name for name in arguments.systems if name in SYSTEMS):
+        child = Child(name, task, arguments, folder)
+        seconds = steps = 0
+        highest = -math.inf
+        while not child.failure and highest < arguments.until and seconds < arguments.limit:
+            child.iterate()
+            turn = child.iterations[-1] if child.iterations else {}
+            seconds += turn.get("total") or 0
+            steps += turn.get("steps", 0) * arguments.envs
+            highest = max(highest, turn.get("score") or -math.inf)
+        child.end()
+        if child.failure:
+            print(f"| {name} | not measured: {child.failure} |" + " |" * 4, flush=True)
+            continue
+        reached = f"{steps:,} | {seconds:,.0f}"
+        if highest < arguments.until:
+            reached = f"not in {steps:,} | not in {seconds:,.0f}"
+        print(f"| {name} | {child.description['title']} | {child.description['parameters']:,} | "
+              f"{reached} | {highest:.2f} |", flush=True)  # fmt: skip
+
+
 def measure(task: str, arguments: argparse.Namespace, folder: Path) -> None:
     """Print a task's table."""
     table = NETWORKS if task == "network" else SYSTEMS
@@ -250,6 +286,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.3, help="of each turn of acting")
+    parser.add_argument("--until", type=float, default=0.0, help="train until this score")
+    parser.add_argument("--limit", type=float, default=600, help="seconds, with --until")
     parser.add_argument("--timeout", type=float, default=600, help="seconds for one answer")
     parser.add_argument("--logs", default="", help="folder for the systems' messages")
     arguments = parser.parse_args()
@@ -267,7 +305,7 @@ def main() -> None:
         folder = Path(arguments.logs or temporary).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         for task in arguments.tasks.split(","):
-            measure(task, arguments, folder)
+            (race if arguments.until else measure)(task, arguments, folder)
 
 
 if __name__ == "__main__":

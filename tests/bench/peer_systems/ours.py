@@ -14,8 +14,9 @@ from peer_systems.turns import PacedEnv, System, run
 
 
 def build(options: argparse.Namespace, config: TrainConfig, env: PacedEnv) -> System:
-    """A run without an early stop, which would save time that the peers spend."""
-    config = replace(config, stagger_steps=0, ppo=replace(config.ppo, target_kl=0.0))
+    """A run; where speed is compared, without an early stop, which would save the peers' time."""
+    target_kl = config.ppo.target_kl if options.until else 0.0
+    config = replace(config, stagger_steps=0, ppo=replace(config.ppo, target_kl=target_kl))
     training = Run(config, env)  # type: ignore[arg-type]
     policy, actor = training.policy, training.actor
 

@@ -3,7 +3,8 @@
 A process runs `python -m peer_systems.NAME OPTIONS`, with the options as JSON. The parent writes
 one word per line, and the process answers each with one line of JSON:
 
-    iterate   one iteration of training: seconds in total, of the environments and of learning
+    iterate   one iteration of training: seconds in total, of the environments and of learning,
+              and the mean score of the last 100 episodes (null before there are as many)
     act N     seconds from N observations in NumPy to N actions
     (end)     the process exits
 
@@ -21,6 +22,7 @@ import resource
 import sys
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple, TextIO
 
@@ -60,6 +62,8 @@ class Turns:
         self.num_steps = 0
         """Steps of the vector environment in this iteration."""
         self.env_seconds = 0.0
+        self.scores: deque[float] = deque(maxlen=100)
+        """Of the last episodes: success, or the return where a task reports no success."""
         self.learning_begins = 0.0
         """When the last environment step returned, or the iteration's begin."""
 
@@ -82,6 +86,7 @@ class Turns:
             learn=now - self.learning_begins,
             memory=peak_memory(),
             threads=torch.get_num_threads(),
+            score=float(np.mean(self.scores)) if len(self.scores) == 100 else None,
         )
         if sys.stdin.readline().strip() != "iterate":
             os._exit(0)  # From inside a peer's training loop, which may catch exceptions.
@@ -92,7 +97,8 @@ class PacedEnv(VectorEnv[Any, Any, Any]):
     """The task's environments with a clock; observations are vectors or pictures.
 
     They start spread over their episodes. `reset` returns the current observation, and reset rows
-    of NEXT_STEP autoreset are steps like any other: this is for timing, not for learning.
+    of NEXT_STEP autoreset are steps like any other: to a system that does not know them, an episode
+    begins with one more step, which shows the last observation of the episode before.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"autoreset_mode": AutoresetMode.NEXT_STEP}
@@ -115,6 +121,7 @@ class PacedEnv(VectorEnv[Any, Any, Any]):
         self.episode_length = config.steps_to_stagger
         stagger = Stagger.over(config.steps_to_stagger, self.num_envs)
         self.observation, self.info, _ = stagger.run(self.env, *self.env.reset())
+        self.returns = np.zeros(self.num_envs)
 
     @property
     def is_image(self) -> bool:
@@ -148,7 +155,18 @@ class PacedEnv(VectorEnv[Any, Any, Any]):
         self.observation, *outcome, self.info = self.env.step(actions)
         end = self.turns.learning_begins = time.perf_counter()
         self.turns.env_seconds += end - begin
+        self.note_scores(*outcome)
         return self.observation, *outcome, self.info
+
+    def note_scores(
+        self, rewards: NDArray[Any], terminated: NDArray[Any], truncated: NDArray[Any]
+    ) -> None:
+        """Keep the scores of the episodes that end in this step."""
+        self.returns += rewards
+        ends = terminated | truncated
+        if ends.any():
+            self.turns.scores.extend(self.info.get("success", self.returns)[ends].tolist())
+            self.returns[ends] = 0
 
     def close(self, **_: object) -> None:
         """Leave the environments open: the process ends with them."""
