@@ -131,10 +131,8 @@ class MemoryMazeConfig:
             self.textures = _available_textures()
 
     def _check_training_options(self) -> None:
-        if self.teacher and self.teacher not in self.TEACHERS:
-            raise ValueError(
-                f"env.teacher={self.teacher} must be one of {', '.join(self.TEACHERS)}, or empty."
-            )
+        if self.teacher:
+            check_choice("env.teacher", self.teacher, self.TEACHERS)
         if self.teacher and not (self.discrete_actions and self.control_freq == TEACHER_FREQ):
             raise ValueError(
                 f"env.teacher={self.teacher} plays with discrete actions, {TEACHER_FREQ:g} a "

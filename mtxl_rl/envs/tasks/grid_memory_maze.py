@@ -78,8 +78,9 @@ class GridMemoryMazeConfig:
     curriculum_steps: int = 0
     """Steps of each environment over which these shares fall to 0; 0: they stay."""
     extra_observations: bool = False
-    """Observe a dict of the view, the rows and columns of the agent and the objects, the agent's
-    direction, the maze, and vectors in cells to the right and ahead: to the objects, to the
+    """Observe a dict of the view, the rows and columns of the agent and the objects, also of the
+    objects that were in view in this episode (-1 for the others), the agent's direction, the maze,
+    and vectors in cells to the right and ahead: to the objects, to the
     episode's first cell, and the direction at its start."""
     teacher: str = ""
     """Report the logits of a player: ``explorer`` (it knows what it has seen) or ``oracle`` (it
@@ -118,7 +119,7 @@ class GridMemoryMaze(VectorTask):
 
     state_names = (
         "world", "objects", "cell", "heading", "prompt", "first_cell", "first_heading",
-        "is_practice", "steps_since_seeding",
+        "is_seen", "is_practice", "steps_since_seeding",
     )  # fmt: skip
     training_options = ("curriculum", "curriculum_steps")
 
@@ -152,6 +153,8 @@ class GridMemoryMaze(VectorTask):
         self.prompt = np.zeros(num_envs, dtype=np.int64)
         """The prompted object."""
         self.first_cell, self.first_heading = self.cell.copy(), self.heading.copy()
+        self.is_seen = np.zeros((num_envs, num_objects), dtype=np.bool_)
+        """Whether each object was in view in this episode."""
         self.is_practice = np.zeros(num_envs, dtype=np.bool_)
         """Whether the maze is a smaller one of the curriculum."""
         self.ahead = np.array([-stride, -1, stride, 1])
@@ -177,6 +180,7 @@ class GridMemoryMaze(VectorTask):
             self.objects[row] = places[order[:num_objects]]
             self.world[row, self.objects[row]] = _FIRST_OBJECT + np.arange(num_objects)
             self.cell[row] = spawns[int(spawn * len(spawns))]
+        self.is_seen[rows] = False
         self.first_cell[rows], self.first_heading[rows] = self.cell[rows], self.heading[rows]
 
     def _draw_sizes(self, rows: Rows) -> list[str]:
@@ -275,6 +279,7 @@ class GridMemoryMaze(VectorTask):
         one_hot = self._one_hot.take(seen, axis=0)
         view[:, :num_seen] = one_hot.reshape(self.num_envs, num_seen)
         view[self.all_rows, num_seen + self.prompt] = 1
+        self.is_seen |= one_hot[:, :, 1:].any(axis=1)
         return {"view": view, **self._extra_observations()} if self.has_extra else view
 
     def _extra_observations(self) -> dict[str, NDArray[Any]]:
@@ -285,6 +290,7 @@ class GridMemoryMaze(VectorTask):
         place, objects = self._row_and_column(self.cell), self._row_and_column(self.objects)
         vectors = (objects - place[:, None]) @ axes
         to_first = (self._row_and_column(self.first_cell) - place)[:, None] @ axes
+        seen_objects = np.where(self.is_seen[:, :, None], objects, np.float32(-1))
         first_direction = headings[self.first_heading][:, None] @ axes
         inside = np.s_[:, REACH + 1 : -REACH - 1, REACH + 1 : -REACH - 1]
         world = self.world.reshape(self.num_envs, stride, stride)[inside]
@@ -293,6 +299,8 @@ class GridMemoryMaze(VectorTask):
             "agent_dir": ahead,
             "targets_pos": objects,
             "target_pos": objects[prompted],
+            "seen_targets_pos": seen_objects,
+            "seen_target_pos": seen_objects[prompted],
             "targets_vec": vectors,
             "target_vec": vectors[prompted],
             "first_vec": to_first[:, 0],
@@ -361,6 +369,8 @@ def _observation_space(size: MazeSize, *, extra: bool) -> spaces.Space[Any]:
             "agent_dir": numbers(2),
             "targets_pos": numbers(size.num_targets, 2),
             "target_pos": numbers(2),
+            "seen_targets_pos": numbers(size.num_targets, 2),
+            "seen_target_pos": numbers(2),
             "targets_vec": numbers(size.num_targets, 2),
             "target_vec": numbers(2),
             "first_vec": numbers(2),

@@ -287,6 +287,7 @@ def test_the_extra_observations_say_where_things_are() -> None:
     start: dict[str, NDArray[Any]] = env._observe()
     first = start["agent_pos"], start["agent_dir"]
     last_seen = np.full(env.objects.shape, -1)
+    was_seen = start["view"][:, :100].reshape(32, 5, 5, 4)[..., 1:].any(axis=(1, 2))
     for step in range(200):
         actions = rng.choice(4, size=32, p=[0.1, 0.2, 0.2, 0.5])
         observation: dict[str, NDArray[Any]] = env.step(actions)[0]
@@ -294,6 +295,7 @@ def test_the_extra_observations_say_where_things_are() -> None:
         seen = observation["view"][:, :100].reshape(32, 5, 5, 4)
         is_seen = seen[..., 1:].any(axis=(1, 2))
         last_seen[is_seen] = step
+        was_seen |= is_seen
         expected = np.where(last_seen < 0, -1, step - last_seen)
         np.testing.assert_array_equal(env.target_ages(), expected)
         for row, index in zip(*np.nonzero(is_seen), strict=True):
@@ -304,6 +306,10 @@ def test_the_extra_observations_say_where_things_are() -> None:
         np.testing.assert_array_equal(observation["target_vec"], target)
         places = observation["targets_pos"]
         np.testing.assert_array_equal(observation["target_pos"], places[rows, env.prompt])
+        seen_places = np.where(was_seen[..., None], places, -1)
+        np.testing.assert_array_equal(observation["seen_targets_pos"], seen_places)
+        seen_target = seen_places[rows, env.prompt]
+        np.testing.assert_array_equal(observation["seen_target_pos"], seen_target)
         to_target = places[rows, env.prompt] - observation["agent_pos"]
         forward = (to_target * observation["agent_dir"]).sum(1)
         np.testing.assert_array_equal(target[:, 1], forward)
