@@ -286,7 +286,9 @@ class PPO:
         report["losses/explained_variance"] = 1 - unexplained / variance
         decoder = self.policy.decoder
         for name in decoder.vectors if decoder is not None else ():
-            report[f"auxiliary/r2_{name}"] = 1 - report[f"losses/prediction_{name}"]
+            # Of the first epoch: the later ones have learned from the same steps.
+            errors = log[f"losses/prediction_{name}"][: self.config.num_minibatches]
+            report[f"auxiliary/r2_{name}"] = 1 - torch.stack(errors).mean()
         values = torch.stack([value.float() for value in report.values()]).tolist()
         result = dict(zip(report, values, strict=True))
         total, norm = result["losses/total_loss"], result["losses/grad_norm"]
