@@ -276,7 +276,7 @@ def test_a_teacher_reports_what_the_player_would_do(
 def test_a_teacher_is_for_training_and_for_four_discrete_actions_a_second() -> None:
     assert evaluation_env(MemoryMazeConfig(teacher="explorer")).teacher == ""
     for options, message in [
-        ({"teacher": "nobody"}, "must be one of explorer, oracle"),
+        ({"teacher": "nobody"}, "env.teacher=nobody is unknown; choose one of"),
         ({"teacher": "oracle", "discrete_actions": False}, "discrete actions"),
         ({"teacher": "oracle", "control_freq": 40.0}, "control_freq=4"),
     ]:
