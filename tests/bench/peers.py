@@ -19,11 +19,12 @@ shown, after one turn that is not counted. The columns:
 The table `network` has no environments: networks alone, for libraries that have no PPO. They learn
 from random inputs of the same shapes, with one optimiser step per minibatch.
 
-With `--until 0.98` the systems do not take turns. Each trains alone until the mean score of its
-last 100 episodes (success, or the return where a task reports no success) reaches that, or for
-`--limit` seconds. Learning rates and other settings without an argument here are each system's own
-defaults (TorchRL has none, and gets ours). The columns are then environment steps and seconds, from
-the first step of training on, and the highest score.
+With `--tasks TMaze --until 0.98` the systems do not take turns. Each trains alone until the mean
+score of its last 100 episodes (success, or the return where a task reports no success) reaches
+that, or for `--limit` seconds. This library has the task's preset; TorchRL, which has no defaults,
+gets the preset's settings too, and skrl some of them; the others have their own defaults. To all of
+them but this library a reset row is a step of the next episode. The columns are then environment
+steps and seconds, from the first step of training on, and the highest score.
 
 A system that is not installed, fails, or cannot do a measure is listed with the reason. An
 interpreter needs this library's dependencies and the peer: `pip install -e . PEER`. A peer whose
@@ -195,7 +196,7 @@ def take_turns(task: str, children: list[Child], turns: int) -> None:
         print(f"{task}: training, turn {turn}", file=sys.stderr, flush=True)
 
 
-def race(task: str, arguments: argparse.Namespace, folder: Path) -> None:
+def train_until(task: str, arguments: argparse.Namespace, folder: Path) -> None:
     """Print how long each system trains until it reaches the score."""
     print(f"\n{task}: until the score is {arguments.until:g}, at most {arguments.limit:g} s; "
           f"{arguments.envs} environments x {arguments.steps} steps, width {arguments.width}, "
@@ -205,15 +206,19 @@ def race(task: str, arguments: argparse.Namespace, folder: Path) -> None:
     print("|---" * 6 + "|")
     for name in (name for name in arguments.systems if name in SYSTEMS):
         child = Child(name, task, arguments, folder)
-        seconds = steps = 0
-        highest = -math.inf
-        while not child.failure and highest < arguments.until and seconds < arguments.limit:
-            child.iterate()
-            turn = child.iterations[-1] if child.iterations else {}
-            seconds += turn.get("total") or 0
-            steps += turn.get("steps", 0) * arguments.envs
-            highest = max(highest, turn.get("score") or -math.inf)
-        child.end()
+        seconds, steps, highest = 0.0, 0, -math.inf
+        try:
+            while not child.failure and highest < arguments.until and seconds < arguments.limit:
+                child.iterate()
+                if child.failure:
+                    break
+                turn = child.iterations[-1]
+                seconds += turn["total"]
+                steps += turn["steps"] * arguments.envs
+                if turn["score"] is not None:
+                    highest = max(highest, turn["score"])
+        finally:
+            child.end()
         if child.failure:
             print(f"| {name} | not measured: {child.failure} |" + " |" * 4, flush=True)
             continue
@@ -286,7 +291,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.3, help="of each turn of acting")
-    parser.add_argument("--until", type=float, default=0.0, help="train until this score")
+    parser.add_argument("--until", type=float, help="train until this score")
     parser.add_argument("--limit", type=float, default=600, help="seconds, with --until")
     parser.add_argument("--timeout", type=float, default=600, help="seconds for one answer")
     parser.add_argument("--logs", default="", help="folder for the systems' messages")
@@ -304,8 +309,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(arguments.logs or temporary).resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        for task in arguments.tasks.split(","):
-            (race if arguments.until else measure)(task, arguments, folder)
+        tasks = arguments.tasks.split(",")
+        if arguments.until is not None:
+            tasks = [task for task in tasks if task != "network"]  # It has no score.
+        for task in tasks:
+            (measure if arguments.until is None else train_until)(task, arguments, folder)
 
 
 if __name__ == "__main__":

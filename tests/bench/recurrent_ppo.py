@@ -20,7 +20,8 @@ from mtxl_rl.config import TrainConfig
 class AsVecEnv(VecEnv):
     """A Gymnasium vector environment as Stable-Baselines3's; all but pictures become vectors.
 
-    Rows under NEXT_STEP autoreset are passed on as they are: good for timing alone.
+    Reset rows of NEXT_STEP autoreset are passed on unchanged: an episode begins with one more step,
+    which shows the last observation of the one before.
     """
 
     def __init__(self, env: Any, *, stagger_steps: int) -> None:  # noqa: ANN401

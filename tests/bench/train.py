@@ -7,8 +7,8 @@ They start as a training run does, spread over their episodes, which is not time
 with MemoryMaze-original); they take their iterations in turns, and medians are shown. The columns
 are steps/s end to end, and of each part alone: the environments' step, the rest of acting, and the
 learner's samples/s, which are environment steps x epochs per second of learning. The peer is left
-out where it is not installed: `pip install -r tests/bench/requirements.txt`. Its rows under
-NEXT_STEP autoreset are passed on unchanged, so what it learns means nothing here.
+out where it is not installed: `pip install -r tests/bench/requirements.txt`. To it an episode
+begins with one more step, the reset row of NEXT_STEP autoreset.
 
 The system `sb3-package`, for `--tasks MemoryMaze` alone, is what the peer's users run: RecurrentPPO
 around the package memory-maze itself, in Stable-Baselines3's SubprocVecEnv. That has a process for

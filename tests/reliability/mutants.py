@@ -35,7 +35,7 @@ TESTS = {
 """Tests that run for a module or for those of a folder, the most likely to fail first."""
 MARKS = " and not ".join(["not slow", "gpu", "compile", "original", "processes", "training"])
 WITHOUT_SHAPE_CHECKS = "addopts=--import-mode=importlib --strict-markers --strict-config"
-"""They double the time, and a mutant that only they notice may be right."""
+"""Shape checks double the time, and can fail on a mutant that computes the right values."""
 _TIMEOUT_FACTOR = 4
 """A mutant that takes this many times as long as the original has an endless loop."""
 

@@ -57,7 +57,7 @@ _CONTROLS = np.array(ACTIONS)
 _COLORS = np.array(TARGET_COLORS)
 _EAR_DISTANCE, _EAR_HEIGHT, _EAR_RADIUS, _EAR_LIGHT = 0.22, 0.6, 0.26, 0.7 * 255
 _BALL_RGB = (86, 200, 153)  # the mean of its texture; from above it is two pixels
-_NOT_THE_TASK = (
+_OPTIONS_OUTSIDE_STATE = (
     "name",
     "num_threads",
     "curriculum",
@@ -302,8 +302,8 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         truncated = self._num_steps >= self.config.steps_per_episode
         self._ended = truncated
         infos: dict[str, Any] = {}
-        if self.config.curriculum and truncated.any():
-            is_practice = self._sides < self.config.maze_size.side
+        is_practice = self._sides < self.config.maze_size.side
+        if (self.config.curriculum or is_practice.any()) and truncated.any():
             infos |= {"is_practice": is_practice, "_is_practice": truncated.copy()}
         self._explore()
         if self.config.progress_reward and self._explorer is not None:
@@ -707,7 +707,7 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
     def _task(self) -> str:
         """Options that a state depends on, as JSON."""
         fields = dataclasses.asdict(self.config)
-        task = {key: value for key, value in fields.items() if key not in _NOT_THE_TASK}
+        task = {key: value for key, value in fields.items() if key not in _OPTIONS_OUTSIDE_STATE}
         return json.dumps(task, sort_keys=True)
 
     def _check_state(self, state: EnvState, *, num_envs: int) -> None:

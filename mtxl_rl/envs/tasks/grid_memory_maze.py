@@ -1,8 +1,9 @@
 """GridMemoryMaze: Memory Maze on a grid, with the same mazes and the same task, without 3D.
 
-Rules: each episode has a new maze with 3 to 6 objects, each in a room of its own; the agent starts
-in any room. When it enters the cell of the prompted object, another object is prompted, each with
-equal probability. Other objects do nothing, and no object blocks the way.
+Rules: each episode has a new maze with 3 to 6 objects, each in a room of its own (in the small
+mazes of a curriculum, several in a room); the agent starts in any room. When it enters the cell of
+the prompted object, another object is prompted, each with equal probability. Other objects do
+nothing, and no object blocks the way.
 Source: Pasukonis et al. (2022), "Evaluating Long-Term Memory in 3D Mazes",
 https://arxiv.org/abs/2210.13383, whose settings the mazes have. The grid is ours.
 Observation: [for each of the 5 x 5 cells around the agent, row by row, turned so that ahead is up:
@@ -107,7 +108,7 @@ class GridMemoryMazeConfig:
         size = SIZES[self.size]
         return TaskDescription(
             horizon=self.steps_per_episode,
-            # Objects lie in different rooms, so each takes at least two steps.
+            # On the full size objects lie in different rooms, so each takes at least two steps.
             reward_range=(0.0, self.steps_per_episode / 2),
             remembered=f"a maze and where {size.num_targets} objects lie in it",
             memory_window=self.steps_per_episode - 1,
@@ -121,7 +122,7 @@ class GridMemoryMaze(VectorTask):
         "world", "objects", "cell", "heading", "prompt", "first_cell", "first_heading",
         "is_seen", "is_practice", "steps_since_seeding",
     )  # fmt: skip
-    training_options = ("curriculum", "curriculum_steps")
+    options_outside_state = ("curriculum", "curriculum_steps", "episode_length")
 
     def __init__(
         self, config: GridMemoryMazeConfig, *, num_envs: int, seed: int | Sequence[int] = 0
@@ -194,7 +195,7 @@ class GridMemoryMaze(VectorTask):
         ]
 
     def _lay_out(
-        self, name: str, *, seed: int
+        self, size_name: str, *, seed: int
     ) -> tuple[NDArray[np.int8], NDArray[Any], NDArray[Any]]:
         """Return the walls, cells in the rooms for objects, and one in each for the agent.
 
@@ -204,7 +205,7 @@ class GridMemoryMaze(VectorTask):
         from mtxl_rl.envs.memory_maze import text_maze
         from mtxl_rl.envs.memory_maze.layout import maze_settings
 
-        size = with_targets(SIZES[name], num_targets=self.num_objects)
+        size = with_targets(SIZES[size_name], num_targets=self.num_objects)
         mazes = text_maze.TextMazeGenerator(maze_settings(size), seed=seed)
         cells = mazes.next_maze().cells
         while (cells == text_maze.OBJECT).sum() < self.num_objects:
@@ -235,8 +236,10 @@ class GridMemoryMaze(VectorTask):
         return Outcome(touches, never, out_of_time, never)
 
     def _streams(self, seed: int | Sequence[int]) -> RandomStreams:
+        """Streams for a seed; the curriculum starts again."""
+        streams = super()._streams(seed)
         self.steps_since_seeding = np.zeros(self.num_envs, dtype=np.int64)
-        return super()._streams(seed)
+        return streams
 
     def _info(self) -> dict[str, Any]:
         """What a curriculum and a teacher report.
@@ -245,7 +248,7 @@ class GridMemoryMaze(VectorTask):
         teacher's goal.
         """
         infos: dict[str, Any] = {}
-        if self.config.curriculum and self.is_reset_row.any():
+        if (self.config.curriculum or self.is_practice.any()) and self.is_reset_row.any():
             infos |= {
                 "is_practice": self.is_practice.copy(),
                 "_is_practice": self.is_reset_row.copy(),

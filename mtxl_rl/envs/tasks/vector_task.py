@@ -95,7 +95,7 @@ class VectorTask(VectorEnv[Observations, NDArray[Any], NDArray[Any]], abc.ABC):
     }
     render_mode: str | None = None
     state_names: ClassVar[tuple[str, ...]]
-    training_options: ClassVar[tuple[str, ...]] = ()
+    options_outside_state: ClassVar[tuple[str, ...]] = ()
     """Options on which a saved state does not depend."""
     observation_names: ClassVar[tuple[str, ...]] = ()
     """Names of a vector observation's first components, for the memory timeline."""
@@ -206,6 +206,11 @@ class VectorTask(VectorEnv[Observations, NDArray[Any], NDArray[Any]], abc.ABC):
                 f"the saved task has the settings {state['settings']} and this one has "
                 f"{self._settings()}; create this one with the saved settings to resume."
             )
+        if missing := set(self._all_state_names()) - set(state):
+            raise ValueError(
+                f"the saved task has no {', '.join(sorted(missing))}: another version of "
+                f"{self.config.name} wrote it; start a new run, e.g. from its agent's weights."
+            )
         num_rows = len(np.asarray(state["step_index"]))
         if num_rows != self.num_envs:
             raise ValueError(
@@ -227,7 +232,7 @@ class VectorTask(VectorEnv[Observations, NDArray[Any], NDArray[Any]], abc.ABC):
 
     def _settings(self) -> str:
         options = dataclasses.asdict(self.config)
-        return json.dumps({k: v for k, v in options.items() if k not in self.training_options})
+        return json.dumps({k: v for k, v in options.items() if k not in self.options_outside_state})
 
     def _streams(self, seed: int | Sequence[int]) -> RandomStreams:
         return RandomStreams(seed_per_env(seed, num_envs=self.num_envs))

@@ -15,7 +15,7 @@ from peer_systems.turns import PacedEnv, System, run
 
 def build(options: argparse.Namespace, config: TrainConfig, env: PacedEnv) -> System:
     """A run; where speed is compared, without an early stop, which would save the peers' time."""
-    target_kl = config.ppo.target_kl if options.until else 0.0
+    target_kl = config.ppo.target_kl if options.until is not None else 0.0
     config = replace(config, stagger_steps=0, ppo=replace(config.ppo, target_kl=target_kl))
     training = Run(config, env)  # type: ignore[arg-type]
     policy, actor = training.policy, training.actor

@@ -155,10 +155,10 @@ class PacedEnv(VectorEnv[Any, Any, Any]):
         self.observation, *outcome, self.info = self.env.step(actions)
         end = self.turns.learning_begins = time.perf_counter()
         self.turns.env_seconds += end - begin
-        self.note_scores(*outcome)
+        self.update_scores(*outcome)
         return self.observation, *outcome, self.info
 
-    def note_scores(
+    def update_scores(
         self, rewards: NDArray[Any], terminated: NDArray[Any], truncated: NDArray[Any]
     ) -> None:
         """Keep the scores of the episodes that end in this step."""

@@ -13,12 +13,12 @@ from mtxl_rl.envs.memory_maze.layout import (
     EpisodeStream,
     spawn_height,
 )
+from mtxl_rl.envs.memory_maze.maze_sizes import SIZES
 from mtxl_rl.envs.memory_maze.physics import move_walker, new_scratch
 from mtxl_rl.envs.memory_maze.policies import careful
 from mtxl_rl.envs.memory_maze.spec import (
     ACTIONS,
     BALL_RADIUS,
-    SIZES,
     TARGET_COLORS,
     MemoryMazeConfig,
 )

@@ -184,11 +184,31 @@ def test_a_state_is_continued_with_another_curriculum_or_none() -> None:
     other = make(num_envs=8, episode_length=4, seed=1)
     other.set_state(env.get_state())
     np.testing.assert_array_equal(other.world, env.world)
-    for _ in range(5):
-        other.step(np.zeros(8, np.int64))
+    was_practice = other.is_practice.copy()
+    assert 0 < was_practice.sum() < 8
+    for _ in range(4):
+        infos = other.step(np.zeros(8, np.int64))[4]
+    np.testing.assert_array_equal(infos["is_practice"], was_practice)
+    other.step(np.zeros(8, np.int64))
     assert not other.is_practice.any()
+
+
+def test_a_state_is_continued_with_episodes_of_another_length() -> None:
+    env, longer = make(num_envs=2, episode_length=4), make(num_envs=2, episode_length=6)
+    for _ in range(3):
+        env.step(np.zeros(2, np.int64))
+    longer.set_state(env.get_state())
+    ends = [longer.step(np.zeros(2, np.int64))[3].all() for _ in range(3)]
+    assert ends == [False, False, True]
+
+
+def test_a_state_of_another_task_or_version_is_refused() -> None:
+    state = make(num_envs=2).get_state()
     with pytest.raises(ValueError, match="create this one with the saved settings"):
-        make(num_envs=8, episode_length=5).set_state(env.get_state())
+        make("11x11", num_envs=2).set_state(state)
+    del state["is_seen"]
+    with pytest.raises(ValueError, match="the saved task has no is_seen: another version"):
+        make(num_envs=2).set_state(state)
 
 
 def test_evaluations_have_no_curriculum() -> None:
