@@ -45,14 +45,20 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup
 # Some tests pass inputs that the shape checks of the other tests refuse, or compile, or are many. Without ARGS only
 # the files with such tests are collected, to save time.
 UNCHECKED = -o addopts="--import-mode=importlib --strict-markers --strict-config" \
-	$(if $(ARGS),,$(shell grep -rlE 'mark\.(unchecked|compile)' tests --include='test_*.py'))
-# With ARGS one of the two sessions may have no test: pytest's exit code 5.
-NO_TEST = 5
+	$(if $(strip $(ARGS)),,$(shell grep -rlE 'mark\.(unchecked|compile)' tests --include='test_*.py'))
 FAST = not slow and not gpu and not compile and not original and not processes and not training
 
+CHECKED_TESTS = $(PYTEST) -m "$(FAST) and not unchecked" $(ARGS)
+UNCHECKED_TESTS = $(PYTEST) $(UNCHECKED) -m "$(FAST) and unchecked" $(ARGS)
+
+# With ARGS one of the two sessions may be empty (pytest's exit code 5), but not both.
 test: $(VENV)/.installed-dev
-	$(PYTEST) -m "$(FAST) and not unchecked" $(ARGS) $(if $(ARGS),|| test $$? = $(NO_TEST))
-	$(PYTEST) $(UNCHECKED) -m "$(FAST) and unchecked" $(ARGS) $(if $(ARGS),|| test $$? = $(NO_TEST))
+ifeq ($(strip $(ARGS)),)
+	$(CHECKED_TESTS)
+	$(UNCHECKED_TESTS)
+else
+	$(CHECKED_TESTS) && { $(UNCHECKED_TESTS) || test $$? = 5; } || { test $$? = 5 && $(UNCHECKED_TESTS); }
+endif
 
 test-training: $(VENV)/.installed-dev
 	$(PYTEST) -m "training and not slow and not unchecked" $(ARGS)

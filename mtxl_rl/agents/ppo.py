@@ -278,7 +278,7 @@ class PPO:
     def _report(
         self, log: Mapping[str, list[Tensor]], rollout: Rollout, advantage: Tensor
     ) -> dict[str, float]:
-        """Means over minibatches, fetched from the device together."""
+        """Means over minibatches (R^2: of the first epoch), fetched from the device together."""
         report = {key: torch.stack(values).mean() for key, values in log.items()}
         report["losses/ratio_deviation"] = self.world.max(log["losses/ratio_deviation"][0])
         _, unexplained = masked_moments(advantage, rollout.counted, self.world)

@@ -227,6 +227,7 @@ def test_the_share_that_predictions_explain_is_of_steps_not_learned_from(
     for name in names:
         key = name.replace("auxiliary/r2_", "losses/prediction_")
         errors = torch.stack([loss[key] for loss in losses])
+        assert metrics[key] > 0
         assert metrics[key] == pytest.approx(float(errors.mean()), abs=1e-6)
         assert metrics[name] == pytest.approx(1 - float(errors[:4].mean()), abs=1e-6)
 

@@ -162,11 +162,15 @@ class Child:
             self.process.wait()
         self.process.stdout.close()
 
+    def row_of_failure(self, *, num_columns: int) -> str:
+        """The row of a table that says why the system is not measured."""
+        return f"| {self.name} | not measured: {self.failure} |" + " |" * (num_columns - 2)
+
     def row(self, arguments: argparse.Namespace) -> str:
         """The system's row of the table, of the counted turns."""
         counted = self.iterations[1:]
         if self.failure or not counted:
-            return f"| {self.name} | not measured: {self.failure} |" + " |" * 6
+            return self.row_of_failure(num_columns=8)
 
         def rate(seconds: str, factor: int) -> str:
             """Median steps per second; empty where nothing stepped."""
@@ -196,19 +200,27 @@ def take_turns(task: str, children: list[Child], turns: int) -> None:
         print(f"{task}: training, turn {turn}", file=sys.stderr, flush=True)
 
 
+def describe_sizes(arguments: argparse.Namespace) -> str:
+    """What all systems have in common."""
+    return (
+        f"{arguments.envs} environments x {arguments.steps} steps, width {arguments.width}, "
+        f"window {arguments.window}, {arguments.layers} layers of transformers and "
+        f"{arguments.lstm_layers} of LSTMs, {arguments.epochs} epochs, "
+        f"{arguments.minibatches} minibatches, {arguments.threads} threads"
+    )
+
+
 def train_until(task: str, arguments: argparse.Namespace, folder: Path) -> None:
     """Print how long each system trains until it reaches the score."""
-    print(f"\n{task}: until the score is {arguments.until:g}, at most {arguments.limit:g} s; "
-          f"{arguments.envs} environments x {arguments.steps} steps, width {arguments.width}, "
-          f"window {arguments.window}, {arguments.layers} layers of transformers and "
-          f"{arguments.lstm_layers} of LSTMs, {arguments.threads} threads")  # fmt: skip
+    print(f"\n{task}: {describe_sizes(arguments)}, until the score is {arguments.until:g}, at most "
+          f"{arguments.limit:g} s")  # fmt: skip
     print("| system | version and network | parameters | steps | seconds | highest score |")
     print("|---" * 6 + "|")
     for name in (name for name in arguments.systems if name in SYSTEMS):
         child = Child(name, task, arguments, folder)
         seconds, steps, highest = 0.0, 0, -math.inf
         try:
-            while not child.failure and highest < arguments.until and seconds < arguments.limit:
+            while highest < arguments.until and seconds < arguments.limit:
                 child.iterate()
                 if child.failure:
                     break
@@ -220,7 +232,7 @@ def train_until(task: str, arguments: argparse.Namespace, folder: Path) -> None:
         finally:
             child.end()
         if child.failure:
-            print(f"| {name} | not measured: {child.failure} |" + " |" * 4, flush=True)
+            print(child.row_of_failure(num_columns=6), flush=True)
             continue
         reached = f"{steps:,} | {seconds:,.0f}"
         if highest < arguments.until:
@@ -241,11 +253,7 @@ def measure(task: str, arguments: argparse.Namespace, folder: Path) -> None:
     finally:
         for child in children:
             child.end()
-    print(f"\n{task}: {arguments.envs} environments x {arguments.steps} steps, width "
-          f"{arguments.width}, window {arguments.window}, {arguments.layers} layers of "
-          f"transformers and {arguments.lstm_layers} of LSTMs, {arguments.epochs} epochs, "
-          f"{arguments.minibatches} minibatches, {arguments.threads} threads, medians of "
-          f"{arguments.turns} turns")  # fmt: skip
+    print(f"\n{task}: {describe_sizes(arguments)}, medians of {arguments.turns} turns")
     print("| system | version and network | parameters | steps/s | learner samples/s | "
           "acting, 1 row (ms) | acting, 64 rows (ms) | memory (MB) |")  # fmt: skip
     print("|---" * 8 + "|")

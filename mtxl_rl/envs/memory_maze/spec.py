@@ -133,11 +133,11 @@ class MemoryMazeConfig:
     def _check_training_options(self) -> None:
         if self.teacher:
             check_choice("env.teacher", self.teacher, self.TEACHERS)
-        if self.teacher and not (self.discrete_actions and self.control_freq == TEACHER_FREQ):
-            raise ValueError(
-                f"env.teacher={self.teacher} plays with discrete actions, {TEACHER_FREQ:g} a "
-                "second: env.discrete_actions=true env.control_freq=4."
-            )
+            if not (self.discrete_actions and self.control_freq == TEACHER_FREQ):
+                raise ValueError(
+                    f"env.teacher={self.teacher} plays with discrete actions, {TEACHER_FREQ:g} a "
+                    "second: env.discrete_actions=true env.control_freq=4."
+                )
         if not 0 <= self.progress_reward < math.inf:
             raise ValueError(
                 f"env.progress_reward={self.progress_reward} must be 0 (none) or more, e.g. "

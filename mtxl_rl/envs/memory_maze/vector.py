@@ -302,9 +302,10 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         truncated = self._num_steps >= self.config.steps_per_episode
         self._ended = truncated
         infos: dict[str, Any] = {}
-        is_practice = self._sides < self.config.maze_size.side
-        if (self.config.curriculum or is_practice.any()) and truncated.any():
-            infos |= {"is_practice": is_practice, "_is_practice": truncated.copy()}
+        if truncated.any():
+            is_practice = self._sides < self.config.maze_size.side
+            if self.config.curriculum or is_practice.any():
+                infos |= {"is_practice": is_practice, "_is_practice": truncated.copy()}
         self._explore()
         if self.config.progress_reward and self._explorer is not None:
             shaping = np.float32(self.config.progress_reward) * self._explorer.progress

@@ -118,6 +118,7 @@ class GridMemoryMazeConfig:
 class GridMemoryMaze(VectorTask):
     """Memory Maze on a grid; see the module's docstring."""
 
+    config: GridMemoryMazeConfig
     state_names = (
         "world", "objects", "cell", "heading", "prompt", "first_cell", "first_heading",
         "is_seen", "is_practice", "steps_since_seeding",
@@ -128,7 +129,9 @@ class GridMemoryMaze(VectorTask):
         self, config: GridMemoryMazeConfig, *, num_envs: int, seed: int | Sequence[int] = 0
     ) -> None:
         self.size = SIZES[config.size]
-        num_objects = self.size.num_targets
+        self.num_objects = num_objects = self.size.num_targets
+        self.stride = stride = self.size.grid + 2 * REACH
+        """Cells on a side of `world`, with outer walls and a rim as wide as the view reaches."""
         super().__init__(
             config,
             num_envs=num_envs,
@@ -136,11 +139,7 @@ class GridMemoryMaze(VectorTask):
             observation_space=_observation_space(self.size, extra=config.extra_observations),
             num_actions=4,
         )
-        self.config: GridMemoryMazeConfig = config
         self.num_steps = config.steps_per_episode
-        self.num_objects = num_objects
-        self.stride = stride = self.size.grid + 2 * REACH
-        """Cells on a side of `world`, with outer walls and a rim as wide as the view reaches."""
         self.has_extra = config.extra_observations
         self.has_teacher = bool(config.teacher)
         self.world = np.full((num_envs, stride**2), WALL, dtype=np.int8)
@@ -155,7 +154,7 @@ class GridMemoryMaze(VectorTask):
         """The prompted object."""
         self.first_cell, self.first_heading = self.cell.copy(), self.heading.copy()
         self.is_seen = np.zeros((num_envs, num_objects), dtype=np.bool_)
-        """Whether each object was in view in this episode."""
+        """Whether each object was in view in this episode; with `extra_observations` only."""
         self.is_practice = np.zeros(num_envs, dtype=np.bool_)
         """Whether the maze is a smaller one of the curriculum."""
         self.ahead = np.array([-stride, -1, stride, 1])
@@ -282,8 +281,10 @@ class GridMemoryMaze(VectorTask):
         one_hot = self._one_hot.take(seen, axis=0)
         view[:, :num_seen] = one_hot.reshape(self.num_envs, num_seen)
         view[self.all_rows, num_seen + self.prompt] = 1
+        if not self.has_extra:
+            return view
         self.is_seen |= one_hot[:, :, 1:].any(axis=1)
-        return {"view": view, **self._extra_observations()} if self.has_extra else view
+        return {"view": view, **self._extra_observations()}
 
     def _extra_observations(self) -> dict[str, NDArray[Any]]:
         stride, cells = self.stride, self.size.side
