@@ -1,8 +1,9 @@
-"""Smaller mazes for training: which size the next maze has, and how it fits the full size.
+"""Smaller mazes and shorter episodes for training: which size and length the next episode has.
 
 A small maze has frequent rewards, so an agent learns early to remember where the targets are. It
-lies in the middle of the full size's grid with walls around it, has as many targets as the full
-size, and its episodes last as long.
+lies in the middle of the full size's grid with walls around it, and has as many targets as the full
+size. Short episodes show an agent many mazes, so it learns to remember a maze instead of learning
+it by heart.
 """
 
 import math
@@ -22,7 +23,13 @@ class HasCurriculum(Protocol):
     curriculum: dict[str, float]
     """Shares of smaller sizes."""
     curriculum_steps: int
-    """Steps of each environment over which the shares fall to 0; 0: they stay."""
+    """Steps of each environment over which the shares fall to 0 and episodes grow; 0: they stay."""
+    curriculum_episode_length: int
+    """Steps of the first episodes; 0: as many as later."""
+
+    @property
+    def steps_per_episode(self) -> int:
+        """Steps of every episode after the curriculum."""
 
 
 def check_curriculum(config: HasCurriculum) -> None:
@@ -41,6 +48,22 @@ def check_curriculum(config: HasCurriculum) -> None:
             f"env.curriculum_steps={config.curriculum_steps} must be 0 (the shares stay) or a "
             "number of steps of each environment, e.g. env.curriculum_steps=100000."
         )
+    first, last = config.curriculum_episode_length, config.steps_per_episode
+    if not 0 <= first <= last:
+        raise ValueError(
+            f"env.curriculum_episode_length={first} must be from 1 to the {last} steps of an "
+            "episode, or 0 (every episode has those), e.g. env.curriculum_episode_length=128."
+        )
+    if first and not config.curriculum_steps:
+        raise ValueError(
+            f"env.curriculum_episode_length={first} needs the steps over which episodes grow, e.g. "
+            "env.curriculum_steps=40000."
+        )
+
+
+def has_curriculum(config: HasCurriculum) -> bool:
+    """Return whether some episodes are easier than the task."""
+    return bool(config.curriculum or config.curriculum_episode_length)
 
 
 def size_to_play(config: HasCurriculum, *, point: float, num_steps: int) -> str:
@@ -63,6 +86,25 @@ def size_to_play(config: HasCurriculum, *, point: float, num_steps: int) -> str:
         if point < end:
             return size
     return config.size
+
+
+def steps_to_play(config: HasCurriculum, *, point: float, num_steps: int) -> int:
+    """Return the length of the next episode of an environment, in steps.
+
+    It lies between `config.curriculum_episode_length` and a longest one, evenly by its logarithm.
+    The longest one grows by equal factors to the task's over `config.curriculum_steps`. After them
+    every episode has the task's length.
+
+    Args:
+        config: The task.
+        point: In [0, 1); where the length lies between the two.
+        num_steps: Steps of this environment since it was seeded.
+    """
+    first, last = config.curriculum_episode_length, config.steps_per_episode
+    if not first or num_steps >= config.curriculum_steps:
+        return last
+    progress = num_steps / config.curriculum_steps
+    return round(first * (last / first) ** (point * progress))
 
 
 def point_of_seed(seed: int) -> float:

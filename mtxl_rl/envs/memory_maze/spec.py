@@ -83,6 +83,9 @@ class MemoryMazeConfig:
     ``{5x5: 0.3, 7x7: 0.3}``. For training only: evaluations play the full size."""
     curriculum_steps: int = 0
     """Steps of each environment over which these shares fall to 0; 0: they stay."""
+    curriculum_episode_length: int = 0
+    """Steps of the first episodes in training, which grow to the task's over `curriculum_steps`, so
+    that there are many mazes at first; 0: every episode has the task's."""
     progress_reward: float = 0.0
     """Reward for each cell gained on the path of a player that knows only what it has seen, in
     addition to the task's. For training only: returns and the policy's inputs have the task's
@@ -147,7 +150,14 @@ class MemoryMazeConfig:
 
     def for_evaluation(self) -> "MemoryMazeConfig":
         """Return the task itself, without the curriculum, the progress reward and the teacher."""
-        return replace(self, curriculum={}, curriculum_steps=0, progress_reward=0.0, teacher="")
+        return replace(
+            self,
+            curriculum={},
+            curriculum_steps=0,
+            curriculum_episode_length=0,
+            progress_reward=0.0,
+            teacher="",
+        )
 
     @property
     def maze_size(self) -> MazeSize:

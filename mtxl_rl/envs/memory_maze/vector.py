@@ -19,7 +19,13 @@ from mtxl_rl.envs.memory_maze.camera import (
     view_tables,
     walker_cameras,
 )
-from mtxl_rl.envs.memory_maze.curriculum import point_of_seed, size_to_play, with_targets
+from mtxl_rl.envs.memory_maze.curriculum import (
+    has_curriculum,
+    point_of_seed,
+    size_to_play,
+    steps_to_play,
+    with_targets,
+)
 from mtxl_rl.envs.memory_maze.explorer import Explorer
 from mtxl_rl.envs.memory_maze.kernels import announcing_compilation
 from mtxl_rl.envs.memory_maze.layout import FREE, Episode, EpisodeStream, spawn_height
@@ -60,8 +66,10 @@ _BALL_RGB = (86, 200, 153)  # the mean of its texture; from above it is two pixe
 _OPTIONS_OUTSIDE_STATE = (
     "name",
     "num_threads",
+    "episode_length",
     "curriculum",
     "curriculum_steps",
+    "curriculum_episode_length",
     "progress_reward",
     "teacher",
     "extra_observations",
@@ -108,8 +116,9 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
     with a seed equals a new environment of that seed; one without continues with the next
     episode of the stream.
 
-    With `curriculum`, some environments play smaller mazes. Where their episodes end, the info
-    ``is_practice`` [B] is true.
+    With `curriculum`, some environments play smaller mazes, and with `curriculum_episode_length`
+    the first episodes are shorter. Where such an episode ends, the info ``is_practice`` [B] is
+    true.
 
     With `progress_reward`, each step's info has ``training_reward`` [B]: the reward, plus
     `progress_reward` for each cell that the step gained on the path of an `explorer.Explorer`.
@@ -186,8 +195,9 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         self._current = np.zeros(count, np.int64)
         self._touched_at_start = np.zeros(count, np.int64)
         self._num_steps = np.zeros(count, np.int64)
+        self._steps_of_episode = np.full(count, self.config.steps_per_episode)
         self._ended = np.zeros(count, np.bool_)
-        # These decide the size of the next maze, and hold the side of the current one.
+        # These decide the next episode; the side is of the current one.
         self._seeds = np.zeros(count, np.int64)
         self._num_steps_in_all = np.zeros(count, np.int64)
         self._sides = np.zeros(count, np.int64)
@@ -222,6 +232,12 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         )
         self._sides[index] = SIZES[size].side
         return bool(self._sides[index] != before)
+
+    def _next_length(self, index: int) -> int:
+        """The steps of an environment's next episode."""
+        num_steps = int(self._num_steps_in_all[index])
+        point = point_of_seed(int(self._seeds[index]) + num_steps)
+        return steps_to_play(self.config, point=point, num_steps=num_steps)
 
     def _new_stream(self, index: int) -> EpisodeStream:
         """A new stream for an environment's seed and current size."""
@@ -299,12 +315,13 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
             rewards = self._collect_rewards()
             self._start(self._ended)
             self._draw(self._images)
-        truncated = self._num_steps >= self.config.steps_per_episode
+        truncated = self._num_steps >= self._steps_of_episode
         self._ended = truncated
         infos: dict[str, Any] = {}
         if truncated.any():
-            is_practice = self._sides < self.config.maze_size.side
-            if self.config.curriculum or is_practice.any():
+            is_smaller = self._sides < self.config.maze_size.side
+            is_practice = is_smaller | (self._steps_of_episode < self.config.steps_per_episode)
+            if has_curriculum(self.config) or is_practice.any():
                 infos |= {"is_practice": is_practice, "_is_practice": truncated.copy()}
         self._explore()
         if self.config.progress_reward and self._explorer is not None:
@@ -563,6 +580,7 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         for index in np.flatnonzero(mask):
             if self._choose_size(int(index)):
                 self._streams[index] = self._new_stream(int(index))
+            self._steps_of_episode[index] = self._next_length(int(index))
             self._place(int(index), self._streams[index].next_episode())
 
     def _place(self, index: int, episode: Episode) -> None:
@@ -699,6 +717,7 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
             "current": self._current,
             "touched_at_start": self._touched_at_start,
             "num_steps": self._num_steps,
+            "steps_of_episode": self._steps_of_episode,
             "seeds": self._seeds,
             "num_steps_in_all": self._num_steps_in_all,
             "sides": self._sides,

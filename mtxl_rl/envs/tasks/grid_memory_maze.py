@@ -24,7 +24,13 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from mtxl_rl.envs.memory_maze.curriculum import check_curriculum, size_to_play, with_targets
+from mtxl_rl.envs.memory_maze.curriculum import (
+    check_curriculum,
+    has_curriculum,
+    size_to_play,
+    steps_to_play,
+    with_targets,
+)
 from mtxl_rl.envs.memory_maze.maze_sizes import SIZES, MazeSize
 from mtxl_rl.envs.names import check_choice
 from mtxl_rl.envs.streams import RandomStreams, Rows
@@ -78,6 +84,9 @@ class GridMemoryMazeConfig:
     as in ``{7x7: 0.3, 9x9: 0.3}``. For training only: evaluations play the full size."""
     curriculum_steps: int = 0
     """Steps of each environment over which these shares fall to 0; 0: they stay."""
+    curriculum_episode_length: int = 0
+    """Steps of the first episodes in training, which grow to the task's over `curriculum_steps`, so
+    that there are many mazes at first; 0: every episode has the task's."""
     extra_observations: bool = False
     """Observe a dict of the view, the rows and columns of the agent and the objects, also of the
     objects that were in view in this episode (-1 for the others), the agent's direction, the maze,
@@ -96,7 +105,9 @@ class GridMemoryMazeConfig:
 
     def for_evaluation(self) -> "GridMemoryMazeConfig":
         """Return the task itself, without the curriculum and the teacher."""
-        return replace(self, curriculum={}, curriculum_steps=0, teacher="")
+        return replace(
+            self, curriculum={}, curriculum_steps=0, curriculum_episode_length=0, teacher=""
+        )
 
     @property
     def steps_per_episode(self) -> int:
@@ -121,9 +132,11 @@ class GridMemoryMaze(VectorTask):
     config: GridMemoryMazeConfig
     state_names = (
         "world", "objects", "cell", "heading", "prompt", "first_cell", "first_heading",
-        "is_seen", "is_practice", "steps_since_seeding",
+        "is_seen", "is_practice", "steps_of_episode", "steps_since_seeding",
     )  # fmt: skip
-    options_outside_state = ("curriculum", "curriculum_steps", "episode_length")
+    options_outside_state = (
+        "curriculum", "curriculum_steps", "curriculum_episode_length", "episode_length",
+    )  # fmt: skip
 
     def __init__(
         self, config: GridMemoryMazeConfig, *, num_envs: int, seed: int | Sequence[int] = 0
@@ -139,7 +152,6 @@ class GridMemoryMaze(VectorTask):
             observation_space=_observation_space(self.size, extra=config.extra_observations),
             num_actions=4,
         )
-        self.num_steps = config.steps_per_episode
         self.has_extra = config.extra_observations
         self.has_teacher = bool(config.teacher)
         self.world = np.full((num_envs, stride**2), WALL, dtype=np.int8)
@@ -156,7 +168,9 @@ class GridMemoryMaze(VectorTask):
         self.is_seen = np.zeros((num_envs, num_objects), dtype=np.bool_)
         """Whether each object was in view in this episode; with `extra_observations` only."""
         self.is_practice = np.zeros(num_envs, dtype=np.bool_)
-        """Whether the maze is a smaller one of the curriculum."""
+        """Whether the curriculum made the maze smaller or the episode shorter."""
+        self.steps_of_episode = np.full(num_envs, config.steps_per_episode)
+        """Length of each row's episode."""
         self.ahead = np.array([-stride, -1, stride, 1])
         """Offset of the cell ahead, by heading."""
         self._first_cell = (self.all_rows * stride**2)[:, None]
@@ -170,10 +184,13 @@ class GridMemoryMaze(VectorTask):
         num_objects = self.num_objects
         draws = self.streams.uniform(rows, 4)
         sizes = self._draw_sizes(rows)
+        self.steps_of_episode[rows] = self._draw_lengths(rows)
+        is_smaller = np.array(sizes) != self.config.size
+        is_shorter = self.steps_of_episode[rows] < self.config.steps_per_episode
+        self.is_practice[rows] = is_smaller | is_shorter
         self.heading[rows] = np.floor(draws[:, 1] * NUM_HEADINGS)
         self.prompt[rows] = np.floor(draws[:, 2] * num_objects)
         for row, size, (seed, _, _, spawn) in zip(rows, sizes, draws, strict=True):
-            self.is_practice[row] = size != self.config.size
             world, places, spawns = self._lay_out(size, seed=1 + int(seed * (2**31 - 2)))
             self.world[row] = world
             order = self.streams.permutations(np.array([row]), len(places))[0]
@@ -190,6 +207,16 @@ class GridMemoryMaze(VectorTask):
         points = self.streams.uniform(rows, 1)[:, 0]
         return [
             size_to_play(self.config, point=float(point), num_steps=int(num_steps))
+            for point, num_steps in zip(points, self.steps_since_seeding[rows], strict=True)
+        ]
+
+    def _draw_lengths(self, rows: Rows) -> list[int]:
+        """Return the length of each row's next episode."""
+        if not self.config.curriculum_episode_length:
+            return [self.config.steps_per_episode] * len(rows)
+        points = self.streams.uniform(rows, 1)[:, 0]
+        return [
+            steps_to_play(self.config, point=float(point), num_steps=int(num_steps))
             for point, num_steps in zip(points, self.steps_since_seeding[rows], strict=True)
         ]
 
@@ -230,7 +257,7 @@ class GridMemoryMaze(VectorTask):
             step = 1 + self.streams.integers(rows, others, 1)[:, 0]
             self.prompt[rows] = (self.prompt[rows] + step) % self.num_objects
         self.steps_since_seeding += 1
-        out_of_time = self.step_index + 1 >= self.num_steps
+        out_of_time = self.step_index + 1 >= self.steps_of_episode
         never = np.zeros_like(touches)
         return Outcome(touches, never, out_of_time, never)
 
@@ -247,7 +274,7 @@ class GridMemoryMaze(VectorTask):
         teacher's goal.
         """
         infos: dict[str, Any] = {}
-        if (self.config.curriculum or self.is_practice.any()) and self.is_reset_row.any():
+        if (has_curriculum(self.config) or self.is_practice.any()) and self.is_reset_row.any():
             infos |= {
                 "is_practice": self.is_practice.copy(),
                 "_is_practice": self.is_reset_row.copy(),

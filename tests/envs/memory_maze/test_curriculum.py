@@ -3,7 +3,12 @@
 import numpy as np
 import pytest
 
-from mtxl_rl.envs.memory_maze.curriculum import point_of_seed, size_to_play, with_targets
+from mtxl_rl.envs.memory_maze.curriculum import (
+    point_of_seed,
+    size_to_play,
+    steps_to_play,
+    with_targets,
+)
 from mtxl_rl.envs.memory_maze.maze_sizes import SIZES
 from mtxl_rl.envs.memory_maze.spec import MemoryMazeConfig
 from mtxl_rl.envs.memory_maze.vector import MemoryMazeVectorEnv
@@ -83,9 +88,50 @@ def test_episodes_of_small_mazes_are_marked_as_practice() -> None:
     assert 0 < sum(expected) < 4
 
 
+def test_episodes_grow_and_shorter_ones_are_marked_as_practice() -> None:
+    config = MemoryMazeConfig(
+        episode_length=12, curriculum_episode_length=3, curriculum_steps=60, textures="procedural"
+    )
+    env = MemoryMazeVectorEnv(8, config=config, seed=0)
+    env.reset()
+    actions = np.zeros(8, np.int64)
+    ends: list[list[tuple[int, bool]]] = [[] for _ in range(8)]
+    for step in range(1, 120):
+        *_, truncated, info = env.step(actions)
+        for index in np.flatnonzero(truncated):
+            ends[index].append((step, bool(info["is_practice"][index])))
+    env.close()
+    for times in ends:
+        starts = [0, *(step + 1 for step, _ in times)]
+        lengths = [end - start for start, (end, _) in zip(starts, times, strict=False)]
+        assert lengths[0] == 3
+        assert lengths[-1] == 12
+        assert [is_practice for _, is_practice in times] == [length < 12 for length in lengths]
+
+
+def test_a_length_lies_between_the_first_and_one_that_grows_by_equal_factors() -> None:
+    config = MemoryMazeConfig(
+        episode_length=1_600, curriculum_episode_length=100, curriculum_steps=1_000
+    )
+
+    def length(point: float, num_steps: int) -> int:
+        return steps_to_play(config, point=point, num_steps=num_steps)
+
+    assert length(0.9, 0) == 100
+    assert length(0.0, 500) == 100
+    assert length(0.5, 500) == 200
+    assert length(0.999999, 500) == 400
+    assert length(0.0, 1_000) == 1_600
+    assert steps_to_play(MemoryMazeConfig(), point=0.5, num_steps=5) == 1_000
+
+
 def test_a_restored_environment_continues_with_the_same_mazes() -> None:
     config = MemoryMazeConfig(
-        curriculum=SHARES, curriculum_steps=40, episode_length=8, textures="procedural"
+        curriculum=SHARES,
+        curriculum_steps=40,
+        curriculum_episode_length=3,
+        episode_length=8,
+        textures="procedural",
     )
     rng = np.random.default_rng(0)
     actions = rng.integers(6, size=(60, 6))
@@ -109,7 +155,9 @@ def test_a_restored_environment_continues_with_the_same_mazes() -> None:
 
 
 def test_evaluation_plays_the_full_size() -> None:
-    config = MemoryMazeConfig(size="11x11", curriculum=SHARES, curriculum_steps=9)
+    config = MemoryMazeConfig(
+        size="11x11", curriculum=SHARES, curriculum_steps=9, curriculum_episode_length=8
+    )
     assert evaluation_env(config) == MemoryMazeConfig(size="11x11")
 
 
@@ -121,3 +169,16 @@ def test_evaluation_plays_the_full_size() -> None:
 def test_an_illegal_curriculum_is_refused(size: str, curriculum: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=r"env\.curriculum="):
         MemoryMazeConfig(size=size, curriculum=curriculum)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"curriculum_episode_length": 128}, "needs the steps over which episodes grow"),
+     ({"curriculum_episode_length": -1, "curriculum_steps": 9}, "must be from 1 to the 1000"),
+     ({"curriculum_episode_length": 1_001, "curriculum_steps": 9}, "must be from 1 to the 1000")],
+)  # fmt: skip
+def test_an_illegal_length_of_the_first_episodes_is_refused(
+    options: dict[str, int], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        MemoryMazeConfig(**options)

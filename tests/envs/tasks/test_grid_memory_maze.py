@@ -198,8 +198,29 @@ def test_a_state_is_continued_with_episodes_of_another_length() -> None:
     for _ in range(3):
         env.step(np.zeros(2, np.int64))
     longer.set_state(env.get_state())
-    ends = [longer.step(np.zeros(2, np.int64))[3].all() for _ in range(3)]
-    assert ends == [False, False, True]
+    ends = [bool(longer.step(np.zeros(2, np.int64))[3].all()) for _ in range(8)]
+    # The saved episode ends as it would have, a reset follows, and the next one is longer.
+    assert ends == [True, False, False, False, False, False, False, True]
+
+
+def test_episodes_grow_during_a_curriculum_and_shorter_ones_are_practice() -> None:
+    env = make(num_envs=64, episode_length=32, curriculum_episode_length=4, curriculum_steps=200)
+    lengths, starts = [], np.zeros(64, np.int64)
+    for step in range(1, 400):
+        ends, infos = env.step(np.zeros(64, np.int64))[3:]
+        for row in np.flatnonzero(ends):
+            length = step - starts[row]
+            lengths.append((starts[row], length))
+            assert bool(infos["is_practice"][row]) == (length < 32)
+            starts[row] = step + 1  # the next step resets
+    assert {length for start, length in lengths if start == 0} == {4}
+    for start, length in lengths:
+        longest = 4 * 8 ** min(1, start / 200)
+        assert 4 <= length <= round(longest)
+    assert {length for start, length in lengths if start > 201} == {32}
+    middle = {length for start, length in lengths if 80 < start < 120}
+    assert min(middle) <= 5
+    assert max(middle) >= 9
 
 
 def test_a_state_of_another_task_or_version_is_refused() -> None:
