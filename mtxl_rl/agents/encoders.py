@@ -86,7 +86,10 @@ class ImageEncoder(nn.Module):
         images = pixels.flatten(0, -4) if len(batch) > 1 else pixels
         if self.channels_last:
             images = images.movedim(-1, -3)
-        features = self.convolutions(images.to(self.output.weight.dtype) / 127.5 - 1.0)
+        # A copy that is scaled in place: a minibatch of pictures is large, and each more copy of it
+        # costs as much time as a convolution.
+        scaled = images.to(self.output.weight.dtype, copy=True).div_(127.5).sub_(1.0)
+        features = self.convolutions(scaled)
         out: Tensor = self.output(torch.relu(features.flatten(1)))
         return out.unflatten(0, batch) if len(batch) > 1 else out
 
@@ -95,13 +98,15 @@ def small_cnn(channels: int, *, side: int) -> nn.Module:
     """The convolutions of Mnih et al. 2015, or two of 3x3 for images smaller than 36 pixels."""
     if side < 36:
         return nn.Sequential(
-            nn.Conv2d(channels, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1)
+            nn.Conv2d(channels, 32, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(32, 32, 3, padding=1),
         )
     return nn.Sequential(
         nn.Conv2d(channels, 32, 8, stride=4),
-        nn.ReLU(),
+        nn.ReLU(inplace=True),
         nn.Conv2d(32, 64, 4, stride=2),
-        nn.ReLU(),
+        nn.ReLU(inplace=True),
         nn.Conv2d(64, 64, 3),
     )
 
@@ -114,7 +119,7 @@ def patch_convolutions(channels: int) -> nn.Module:
     """
     return nn.Sequential(
         nn.Conv2d(channels, 32, _PATCH, stride=_PATCH),
-        nn.ReLU(),
+        nn.ReLU(inplace=True),
         nn.Conv2d(32, 64, 3, stride=2, padding=1),
     )
 
@@ -179,7 +184,9 @@ class DiscreteEncoder(nn.Module):
         is_single = len(num_choices) == 1
         nn.init.normal_(self.table.weight, std=1.0 if is_single else 3.0)
         self.output = (
-            nn.Identity() if is_single else nn.Sequential(nn.ReLU(), nn.Linear(width, width))
+            nn.Identity()
+            if is_single
+            else nn.Sequential(nn.ReLU(inplace=True), nn.Linear(width, width))
         )
         init_weights(self.output)
 

@@ -25,6 +25,7 @@ from mtxl_rl.envs.backends.custom_env import CustomEnv
 from mtxl_rl.envs.registry import stream_seed
 from mtxl_rl.envs.wrappers.episode_statistics import EpisodeStatistics
 from mtxl_rl.evaluation.periodic import Evaluation, evaluate_while_training
+from mtxl_rl.runtime.allocator import keep_freed_memory
 from mtxl_rl.runtime.compile import check_gradients, compile_policy, resolve_compile
 from mtxl_rl.runtime.devices import local_device
 from mtxl_rl.runtime.profiler import IterationProfiler
@@ -282,7 +283,8 @@ class Run:
 
 
 def _set_up_torch(config: TrainConfig) -> None:
-    """Set torch's seed, threads and precision, which belong to the process."""
+    """Set torch's seed, threads, memory and precision, which belong to the process."""
+    keep_freed_memory()
     torch.manual_seed(config.seed)
     torch.set_num_threads(config.num_threads)
     # Otherwise float32 convolutions are TF32 on a GPU, and acting differs from learning.

@@ -21,6 +21,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from mtxl_rl.envs.backends.covered_spaces import MISSION_SPACE, cells_space, word_numbers
+from mtxl_rl.envs.cores import num_cores_per_process
 from mtxl_rl.envs.names import nearest_names
 from mtxl_rl.envs.seeds import seed_per_env
 from mtxl_rl.envs.wrappers.checked import Observations, reset_mask
@@ -98,7 +99,8 @@ class EnvPoolVectorEnv(VectorEnv[Any, NDArray[Any], NDArray[Any]]):
     ) -> None:
         self.num_envs = num_envs
         self._env_id = env_id
-        self._kwargs = {**(kwargs or {}), "num_envs": num_envs, "num_threads": num_threads}
+        self._kwargs = {**(kwargs or {}), "num_envs": num_envs}
+        self._kwargs["num_threads"] = num_threads or num_cores_per_process()
         self._seeds = self._seed_list(seed)
         self._pool = _make_pool(env_id, seeds=self._seeds, kwargs=self._kwargs)
         self._observations: Observations | None = None

@@ -34,7 +34,7 @@ from gymnasium.vector.utils import (
 from numpy.typing import NDArray
 
 from mtxl_rl.envs.backends.named_env import fits
-from mtxl_rl.envs.cores import num_cores
+from mtxl_rl.envs.cores import num_cores_per_process
 from mtxl_rl.envs.seeds import seed_per_env
 from mtxl_rl.envs.wrappers.checked import reset_mask
 
@@ -319,7 +319,7 @@ def _worker_bounds(num_envs: int, *, num_workers: int | None) -> list[tuple[int,
     if num_envs < 1:
         raise ValueError("env_makers is empty; pass one function per environment, at least one.")
     if num_workers is None:
-        num_workers = num_cores()
+        num_workers = num_cores_per_process()
     if num_workers < 1:
         raise ValueError(f"num_workers={num_workers} must be at least 1, or None for one per core.")
     num_workers = min(num_workers, num_envs)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mtxl_rl.envs.cores import num_cores
+from mtxl_rl.envs.cores import num_cores_per_process
 
 
 def rows_between(first: int, last: int) -> NDArray[np.int64]:
@@ -25,11 +25,12 @@ class Threads:
 
     Args:
         num_rows: Rows of the batch.
-        num_threads: Threads, the caller's included; 0 is one for each core.
+        num_threads: Threads, the caller's included; 0 is one for each core of the
+            process's share.
     """
 
     def __init__(self, num_rows: int, *, num_threads: int) -> None:
-        requested = num_threads or num_cores()
+        requested = num_threads or num_cores_per_process()
         self.num_threads = max(1, min(requested, num_rows))
         self._num_rows = num_rows
         self._helpers = [_Helper() for _ in range(self.num_threads - 1)]
