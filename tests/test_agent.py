@@ -140,8 +140,10 @@ def test_one_observation_gives_one_action_and_wrong_shapes_are_named(finished: P
             agent.act(np.stack([observation] * 2), cache)
         with pytest.raises(ValueError, match=r"is_first has shape \[2\]"):
             agent.act(observation, None, np.ones(2, bool))
-    with pytest.raises(ValueError, match="memory='off' must be one of on, zero, noise"):
+    with pytest.raises(ValueError, match="memory=off is unknown; choose one of on, zero, noise"):
         agent.evaluate(memory="off")
+    with pytest.raises(ValueError, match="episodes=0 must be 1 or more"):
+        agent.evaluate(episodes=0)
 
 
 @pytest.mark.training

@@ -374,8 +374,8 @@ def test_a_run_that_cannot_go_on_keeps_its_configuration(
 @pytest.mark.parametrize(
     ("module", "option", "message"),
     [
-        (evaluate, "memory=", "choose from on, zero, noise"),
-        (evaluate, "memory=off", "choose from on, zero, noise"),
+        (evaluate, "memory=", "memory= is unknown; choose one of on, zero, noise"),
+        (evaluate, "memory=off", "memory=off is unknown; choose one of on, zero, noise"),
         (evaluate, "seed=-1", "seed=-1 must be 0 or more"),
         (evaluate, "video_steps=0", "video_steps=0 must be 1 or more"),
         (evaluate, "video=x.gif memory=zero", "type memory=on,zero"),

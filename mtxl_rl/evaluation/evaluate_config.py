@@ -6,6 +6,7 @@ from typing import Any
 
 from mtxl_rl.agents.episodes import MEMORIES
 from mtxl_rl.config import TrainConfig
+from mtxl_rl.envs.names import check_choice
 from mtxl_rl.envs.registry import evaluation_env
 from mtxl_rl.evaluation.timeline import PLOT_SUFFIXES
 from mtxl_rl.evaluation.video import VIDEO_SUFFIXES
@@ -83,10 +84,10 @@ class EvaluateConfig:
         check_at_least(self, 1, "episodes", "num_envs", "video_steps")
         check_at_least(self, 0, "seed", "num_threads")
         check_at_least(self.torso, 0, "window_length", "segment_length", prefix="torso.")
-        settings = ",".join(self.memory)
-        if not self.memory or set(self.memory) - set(MEMORIES):
-            raise ValueError(f"memory={settings} is unknown; choose from {', '.join(MEMORIES)}")
+        for setting in self.memory or [""]:
+            check_choice("memory", setting, MEMORIES)
         if (self.video or self.timeline) and "on" not in self.memory:
+            settings = ",".join(self.memory)
             raise ValueError(
                 f"memory={settings} does not contain on, and video= and timeline= show an agent "
                 f"with its memory; type memory=on,{settings}"

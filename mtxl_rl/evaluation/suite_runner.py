@@ -27,6 +27,7 @@ from rich.table import Table
 from mtxl_rl.command import choices, value_of
 from mtxl_rl.compose import compose_config
 from mtxl_rl.config_files import from_document
+from mtxl_rl.envs.names import check_choice
 from mtxl_rl.torso import count_parameters
 from mtxl_rl.torso.torso_config import check_at_least
 from mtxl_rl.tracking import checkpoint
@@ -108,11 +109,7 @@ class SuiteConfig:
 
 def _check_torsos(torsos: Sequence[str]) -> None:
     for torso in torsos:
-        if torso not in choices("torso"):
-            raise ValueError(
-                f"torsos has {torso!r}; choose from {', '.join(choices('torso'))}, "
-                "as in torsos=mtxl,gtrxl"
-            )
+        check_choice("torsos", torso, choices("torso"), hint=", as in torsos=mtxl,gtrxl")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -178,11 +175,7 @@ class Suite:
 def _path_of(suite: str) -> Path:
     if Path(suite).suffix in (".yaml", ".yml"):
         return Path(suite)
-    if suite not in choices("suite"):
-        raise ValueError(
-            f"suite={suite} is unknown; choose one of {', '.join(choices('suite'))}, or give a "
-            "YAML file"
-        )
+    check_choice("suite", suite, choices("suite"), hint=", or give a YAML file")
     return Path(str(resources.files("mtxl_rl.configs") / "suite" / f"{suite}.yaml"))
 
 

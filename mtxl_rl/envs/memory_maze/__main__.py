@@ -18,6 +18,7 @@ from mtxl_rl.envs.memory_maze.texture_files import (
     original_folder,
     unpack_textures,
 )
+from mtxl_rl.envs.names import check_choice
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -27,11 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if args.command == "textures":
             _get_textures(args.wheel)
             return
-        variant = f"-{args.variant}" if args.variant else ""
-        if variant not in VARIANTS:
-            known = ", ".join(name[1:] for name in VARIANTS if name)
-            raise ValueError(f"--variant={args.variant} must be one of {known}.")
-        options = dict(VARIANTS[variant])
+        if args.variant:
+            check_choice("--variant", args.variant, [name[1:] for name in VARIANTS if name])
+        options = dict(VARIANTS[f"-{args.variant}" if args.variant else ""])
         config = MemoryMazeConfig(size=args.size, **options)  # type: ignore[arg-type]
         if args.command == "play":
             from mtxl_rl.envs.memory_maze.play import play
