@@ -18,7 +18,7 @@ import torch
 from mtxl_rl.agent import Agent
 from mtxl_rl.agents.episodes import MEMORIES
 from mtxl_rl.agents.policy import PRECISIONS
-from mtxl_rl.command import Command, options_of, run_command
+from mtxl_rl.command import Command, options_of, print_help, run_command
 from mtxl_rl.envs.names import check_choice
 from mtxl_rl.evaluation.intervals import mean_and_interval
 from mtxl_rl.saved_agent import (
@@ -218,14 +218,16 @@ def _without_path(word: str) -> str:
     return f"{name}={Path(value).name}" if name == "teacher.policy" else word
 
 
-USAGE = """\
+PUSH_USAGE = """\
 python -m mtxl_rl.hub push checkpoint=RUN_DIR to=FOLDER             an agent with its model card
 python -m mtxl_rl.hub push checkpoint=RUN_DIR to=hf://USER/NAME     the same on the Hugging Face hub
+"""
+PULL_USAGE = """\
 python -m mtxl_rl.hub pull source=hf://USER/NAME output=FOLDER      a copy of such an agent
 """
-_ACTIONS: dict[str, tuple[type, Callable[[Any], None]]] = {
-    "push": (PushConfig, push),
-    "pull": (PullConfig, pull),
+_ACTIONS: dict[str, tuple[type, Callable[[Any], None], str]] = {
+    "push": (PushConfig, push, PUSH_USAGE),
+    "pull": (PullConfig, pull, PULL_USAGE),
 }
 
 
@@ -233,14 +235,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     action, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if action in ("--help", "-h"):
-        sys.stdout.write(f"{USAGE}\nOptions: python -m mtxl_rl.hub push --help, or pull --help.\n")
+        for name in _ACTIONS:
+            print_help(_command(name))
+            sys.stdout.write("\n")
         return
     if action not in _ACTIONS:
         with one_sentence_errors():
             raise ValueError(f"{action} is unknown; type push or pull, or --help")
-    schema, run = _ACTIONS[action]
-    command = Command(usage=USAGE, options=options_of(schema), base=schema)
-    run_command(rest, describe=lambda _: command, run=run)
+    _, run, _ = _ACTIONS[action]
+    run_command(rest, describe=lambda _: _command(action), run=run)
+
+
+def _command(action: str) -> Command:
+    schema, _, usage = _ACTIONS[action]
+    return Command(usage=usage, options=options_of(schema), base=schema)
 
 
 if __name__ == "__main__":

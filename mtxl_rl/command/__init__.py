@@ -6,7 +6,7 @@ checks names and values first, so that an error lists the options that exist.
 """
 
 from mtxl_rl.command.hydra_runner import compose_command, readable_errors, run_command
-from mtxl_rl.command.options import Command, Option, choices, options_of
+from mtxl_rl.command.options import Command, Option, choices, options_of, print_help
 from mtxl_rl.command.overrides import as_override, value_of
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "choices",
     "compose_command",
     "options_of",
+    "print_help",
     "readable_errors",
     "run_command",
     "value_of",
