@@ -33,7 +33,7 @@ from mtxl_rl.saved_agent import (
     save_policy,
 )
 from mtxl_rl.torso.torso_config import check_at_least
-from mtxl_rl.tracking.cli import one_sentence_errors, say
+from mtxl_rl.tracking.cli import one_sentence_errors, print_line
 from mtxl_rl.tracking.metrics import read_rows
 from mtxl_rl.tracking.run_record import read_record
 
@@ -117,7 +117,7 @@ def push(config: PushConfig) -> None:
             api.upload_folder(repo_id=name, folder_path=folder)
         else:
             _copy(folder, Path(config.to))
-    say(f"wrote {POLICY_FILE} and {CARD_FILE} to {config.to}")
+    print_line(f"wrote {POLICY_FILE} and {CARD_FILE} to {config.to}")
 
 
 def pull(config: PullConfig) -> None:
@@ -135,7 +135,7 @@ def pull(config: PullConfig) -> None:
                 "`python -m mtxl_rl.hub push` wrote"
             )
     _copy(folder, Path(config.output))
-    say(f"python -m mtxl_rl.evaluate checkpoint={config.output}")
+    print_line(f"python -m mtxl_rl.evaluate checkpoint={config.output}")
 
 
 def _copy(source: Path, target: Path) -> None:

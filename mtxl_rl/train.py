@@ -47,7 +47,7 @@ from mtxl_rl.runtime.distributed import (
 )
 from mtxl_rl.saved_agent import run_folder, saved_config
 from mtxl_rl.tracking import checkpoint
-from mtxl_rl.tracking.cli import quiet, say
+from mtxl_rl.tracking.cli import print_line, quiet
 from mtxl_rl.training.callbacks import Callback
 from mtxl_rl.training.ray_trainer import train_with_ray
 from mtxl_rl.training.trained_run import TrainedRun
@@ -131,9 +131,9 @@ def _run_command(config: TrainConfig) -> None:
     overrides = HydraConfig.get().overrides.task
     if world_size() == 1:
         if not config.dry_run:
-            say(_plan(config, overrides))
+            print_line(_plan(config, overrides))
         for option, cause in options_without_effect(config, overrides):
-            say(f"{option} has no effect with {cause}")
+            print_line(f"{option} has no effect with {cause}")
         if config.launcher == "ray" and not config.dry_run:
             signal_number = train_with_ray(config)
             if signal_number:
@@ -175,7 +175,7 @@ def _num_processes(config: TrainConfig) -> int:
     size, reason = choose_num_processes(
         config.legal_processes(), num_envs=config.num_envs, device=device
     )
-    say(f"num_processes={size}: {reason}")
+    print_line(f"num_processes={size}: {reason}")
     return size
 
 

@@ -276,7 +276,7 @@ def test_a_folder_without_an_agents_run_is_refused(
 
 
 @pytest.mark.training
-def test_a_finished_run_says_so_and_ignores_no_option(
+def test_a_finished_run_is_reported_and_ignores_no_option(
     a_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     folder, copy = a_run, tmp_path / "copy"
@@ -358,7 +358,7 @@ def test_an_evaluation_refuses_options_that_it_does_not_use(
 
 
 @pytest.mark.training
-def test_a_run_that_cannot_go_on_keeps_its_configuration(
+def test_a_run_that_cannot_continue_keeps_its_configuration(
     a_run: Path, capsys: pytest.CaptureFixture
 ) -> None:
     folder = a_run

@@ -248,8 +248,8 @@ class PPO:
             every_item = random_minibatches(
                 num_items * world.size, config.num_minibatches, generator=self.generator
             )
-            own = every_item[:, first // stratum : (first + num_items) // stratum] - first
-            for items in own.to(self.device):
+            local_items = every_item[:, first // stratum : (first + num_items) // stratum] - first
+            for items in local_items.to(self.device):
                 yield rollout.spans(items, advantage, value_target)
 
     def _sum_over_processes(self, metrics: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -67,9 +67,11 @@ def options_of(schema: type, *, prefix: str = "", env: Sequence[type] = ()) -> l
     for field in fields(schema):
         name, hint = prefix + field.name, hints[field.name]
         if name == "env":
-            each = [option for one in env for option in options_of(one, prefix="env.")]
+            all_options = [
+                option for env_schema in env for option in options_of(env_schema, prefix="env.")
+            ]
             options += {
-                option.name: option for option in each if option.name != "env.name"
+                option.name: option for option in all_options if option.name != "env.name"
             }.values()
         elif is_dataclass(hint):
             assert isinstance(hint, type)

@@ -20,7 +20,7 @@ from mtxl_rl.evaluation.timeline import write_timeline
 from mtxl_rl.evaluation.video import write_video
 from mtxl_rl.runtime.compile import compile_acting
 from mtxl_rl.saved_agent import SavedAgent
-from mtxl_rl.tracking.cli import console, say
+from mtxl_rl.tracking.cli import console, print_line
 from mtxl_rl.tracking.progress import Progress
 
 
@@ -122,7 +122,7 @@ def _recording(config: EvaluateConfig, train: TrainConfig, actor: Actor) -> Reco
         renders=bool(config.video),
     )
     if config.timeline and not recording.has_diagnostics:
-        say(
+        print_line(
             f"timeline={config.timeline} is left out: a torso of kind {train.torso.kind} has no "
             "attention or long-term memory to plot"
         )

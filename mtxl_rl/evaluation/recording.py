@@ -17,7 +17,7 @@ from mtxl_rl.agents.encoders import channels_last, is_image, observation_leaves
 from mtxl_rl.agents.policy import Policy
 from mtxl_rl.agents.transition import PolicyInputs
 from mtxl_rl.torso import Diagnostics, MemoryTransformer
-from mtxl_rl.tracking.cli import say
+from mtxl_rl.tracking.cli import print_line
 
 
 class Recording:
@@ -134,7 +134,7 @@ class Recording:
         try:
             frame = _render_first(actor.env, has_image=self.image_key() is not None)
         except Exception as error:
-            say(f"the environment was not drawn: {type(error).__name__}: {error}")
+            print_line(f"the environment was not drawn: {type(error).__name__}: {error}")
             frame = None
         if frame is None:
             self._renders = False

@@ -31,7 +31,7 @@ from mtxl_rl.envs.names import check_choice
 from mtxl_rl.torso import count_parameters
 from mtxl_rl.torso.torso_config import check_at_least
 from mtxl_rl.tracking import checkpoint
-from mtxl_rl.tracking.cli import PARENT, console, say, stop_requests
+from mtxl_rl.tracking.cli import PARENT, console, print_line, stop_requests
 
 
 @dataclass(kw_only=True, slots=True)
@@ -300,7 +300,7 @@ def run_suite(suite: Suite) -> list[str]:
             live.update(_table(active, title=f"{done} of {total} runs done, {len(failed)} failed"))
             # Without a terminal, rich prints the table only at the end.
             if num_reported < done < total and not console.is_terminal:
-                say(f"{done} of {total} runs done")
+                print_line(f"{done} of {total} runs done")
             num_reported = done
             sleep(0.5)
     console.print()

@@ -177,14 +177,16 @@ def compare_gradients(
         RuntimeError: a difference exceeds the bound.
     """
     inside = [
-        one.norm() for one, is_inside in zip(reference, is_compiled, strict=True) if is_inside
+        gradient.norm()
+        for gradient, is_inside in zip(reference, is_compiled, strict=True)
+        if is_inside
     ]
     # Per weight, because the heads' gradients are large at first; where the gradient is close to
     # zero, all of it is rounding, hence the floor.
     floor = 1e-3 * torch.stack(inside).norm() + 1e-30
     relative = torch.stack([
-        (one - other).norm() / (other.norm() + floor)
-        for one, other in zip(compiled, reference, strict=True)
+        (gradient - expected).norm() / (expected.norm() + floor)
+        for gradient, expected in zip(compiled, reference, strict=True)
     ]).max()  # fmt: skip
     if floor.isfinite() and not relative <= bound:
         raise RuntimeError(

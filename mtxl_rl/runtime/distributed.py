@@ -23,7 +23,7 @@ from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-
 from mtxl_rl.agents.world import World
 from mtxl_rl.envs.cores import num_cores
 from mtxl_rl.runtime.devices import world_size
-from mtxl_rl.tracking.cli import console, say, show_cursor, stop_with_parent
+from mtxl_rl.tracking.cli import console, print_line, show_cursor, stop_with_parent
 
 TIMEOUT = timedelta(minutes=10)
 """How long a process waits for the others before it ends with an error."""
@@ -182,7 +182,7 @@ def check_devices(num_local: int, device: torch.device) -> None:
             f"{torch.cuda.device_count()}; give num_processes={torch.cuda.device_count()} or fewer"
         )
     if device.type == "cpu" and num_local > num_cores():
-        say(
+        print_line(
             f"num_processes={num_local} share {num_cores()} CPU cores and wait for one another; "
             f"num_processes={num_cores()} is faster"
         )

@@ -21,7 +21,7 @@ import torch.distributed as dist
 
 from mtxl_rl.agents.world import LostProcessError
 from mtxl_rl.runtime.distributed import TIMEOUT
-from mtxl_rl.tracking.cli import is_foreign, say, stop_requests
+from mtxl_rl.tracking.cli import is_foreign, print_line, stop_requests
 from mtxl_rl.tracking.files import link_or_copy
 
 MAX_LOSSES = 100
@@ -188,7 +188,9 @@ def _end_on_errors() -> Any:  # noqa: ANN401
                 if isinstance(error, TrainingError):
                     raise error  # Ray does not retry after an error of a callback.
             lost = ", ".join(str(rank) for rank in sorted(worker_exceptions))
-            say(f"lost worker {lost}; continuing from the last checkpoint with those that are left")
+            print_line(
+                f"lost worker {lost}; continuing from the last checkpoint with those that are left"
+            )
 
     return EndOnErrors()
 

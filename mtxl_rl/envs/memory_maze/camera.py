@@ -75,7 +75,7 @@ def view_tables(side: int) -> ViewTables:
 
 def sky_color(sine: NDArray[np.float64]) -> NDArray[np.float64]:
     """Red, green, blue [..., 3], 0 to 255, at the sine of an elevation."""
-    share = np.array([sky_share(float(one)) for one in sine.ravel()]).reshape(sine.shape)
+    share = np.array([sky_share(float(value)) for value in sine.ravel()]).reshape(sine.shape)
     return 255 * share[..., None] * _SKY_COLOR
 
 
@@ -92,11 +92,11 @@ def walker_cameras(
 ) -> Float64[np.ndarray, "B 4 3"]:
     """Place, ahead, right and up of the camera of walkers at x, y, height, heading, roll."""
     cos, sin = np.cos(position[:, 3]), np.sin(position[:, 3])
-    zero, one = np.zeros_like(cos), np.ones_like(cos)
+    zeros, ones = np.zeros_like(cos), np.ones_like(cos)
     place = [position[:, 0] + AHEAD * cos, position[:, 1] + AHEAD * sin, HEIGHT + position[:, 2]]
-    ahead = [COS_PITCH * cos, COS_PITCH * sin, -SIN_PITCH * one]
-    up = [SIN_PITCH * cos, SIN_PITCH * sin, COS_PITCH * one]
-    return np.stack([np.stack(v, -1) for v in (place, ahead, [sin, -cos, zero], up)], axis=1)
+    ahead = [COS_PITCH * cos, COS_PITCH * sin, -SIN_PITCH * ones]
+    up = [SIN_PITCH * cos, SIN_PITCH * sin, COS_PITCH * ones]
+    return np.stack([np.stack(v, -1) for v in (place, ahead, [sin, -cos, zeros], up)], axis=1)
 
 
 def top_cameras(num_envs: int) -> Float64[np.ndarray, "B 4 3"]:

@@ -443,9 +443,9 @@ def _is_free(
     cells = max(math.hypot(to_x - x, to_y - y), 1e-9)
     dx, dy = (to_x - x) / cells, (to_y - y) / cells
     aside_x, aside_y = -dy * _HALF_WIDTH, dx * _HALF_WIDTH
-    one = _trace(blocked, x + aside_x, y + aside_y, dx, dy, cells, None, 0)
-    other = _trace(blocked, x - aside_x, y - aside_y, dx, dy, cells, None, 0)
-    return one >= cells and other >= cells
+    left_reach = _trace(blocked, x + aside_x, y + aside_y, dx, dy, cells, None, 0)
+    right_reach = _trace(blocked, x - aside_x, y - aside_y, dx, dy, cells, None, 0)
+    return left_reach >= cells and right_reach >= cells
 
 
 @kernel

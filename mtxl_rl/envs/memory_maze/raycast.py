@@ -159,10 +159,10 @@ def _ray(camera: NDArray[np.float64], x: float, y: float, step: float) -> _Ray:
 def _is_at_edge(surfaces: NDArray[np.int64], row: int, column: int) -> bool:
     """Whether one of the eight pixels around shows another surface."""
     side = len(surfaces)
-    own = surfaces[row, column]
+    surface = surfaces[row, column]
     for y in range(max(row - 1, 0), min(row + 2, side)):
         for x in range(max(column - 1, 0), min(column + 2, side)):
-            if surfaces[y, x] != own:
+            if surfaces[y, x] != surface:
                 return True
     return False
 
