@@ -39,7 +39,7 @@ EVALUATION_SEED = 2**31
 
 @dataclass(slots=True)
 class AgentCache:
-    """What `Agent.act` remembers of the running episodes; each step changes it in place."""
+    """The memory of the running episodes; each `Agent.act` changes it in place."""
 
     torso: Cache
     decision: Decision
@@ -92,7 +92,7 @@ class Agent:
         """Environment steps of the training."""
         self.policy = saved.build_policy(self.device)
         self.observation_space = self.policy.observation_space
-        """What the agent acts on; leaves that only training needed are not in it."""
+        """The observations that the agent acts on, without the leaves that only training needed."""
         self.action_space = saved.single_action_space
         self._shapes = observation_shapes(
             self.observation_space, episode_step=self.config.policy.episode_step

@@ -59,7 +59,7 @@ def compare(runs: Sequence[Path], *, metric: str, output: Path) -> None:
     Raises:
         FileNotFoundError: A folder holds no run.
         ImportError: pandas or matplotlib is not installed.
-        ValueError: No row of a run has the metric.
+        ValueError: A run's rows do not have the metric.
     """
     try:
         import pandas as pd

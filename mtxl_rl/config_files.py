@@ -1,4 +1,4 @@
-"""How configurations are saved and loaded."""
+"""Save and load configurations."""
 
 import io
 from collections.abc import Mapping

@@ -69,7 +69,7 @@ class SavedAgent:
 
 
 def describe_agent(config: TrainConfig, env: Any, *, step: int) -> str:  # noqa: ANN401
-    """What a file must hold besides the weights, as JSON; `env` has the spaces."""
+    """The JSON that a file must hold with the weights; `env` has the spaces."""
     return json.dumps({
         "step": step,
         "config": config_to_dict(config),
@@ -113,7 +113,7 @@ def read_agent(path: Path, *, which: str = "latest") -> SavedAgent:
 
 
 def saved_config(path: Path) -> TrainConfig:
-    """The options of a run, from its folder or from one of its files; see `read_agent`."""
+    """A run's options, from its folder or from one of its files; see `read_agent`."""
     path = _agent_path(path)
     if not path.is_file():
         return load_config(path)

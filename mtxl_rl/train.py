@@ -56,7 +56,7 @@ from mtxl_rl.training.trainer import new_run_dir, run_until_signal
 USAGE = """\
 python -m mtxl_rl.train env=NAME [option=value ...]           train an agent
 python -m mtxl_rl.train env=NAME --help                       list env.* options too
-python -m mtxl_rl.train env=NAME --cfg job                    show the values of a run
+python -m mtxl_rl.train env=NAME --cfg job                    show a run's values
 python -m mtxl_rl.train env=NAME -m seed=0,1 'run_dir=runs/${seed}'     train several, one by one
 python -m mtxl_rl.train env=NAME launcher=ray num_processes=N train in workers of Ray Train
 python -m mtxl_rl.train resume=RUN_DIR [option=value ...]     continue a run
@@ -75,7 +75,7 @@ _EXPECTED = {
     "Concentration": "no agent has been trained on this task yet; its options are guesses.",
     "MemoryMaze": "a return of 7.4 to 7.7 after 3 million steps, in two seeds; random play: 0.1.",
 }
-"""By env=, measured with the default options: see RESULTS.md."""
+"""Results with the default options, by env=: see RESULTS.md."""
 _CHANGES_RESULTS = (
     "env.", "torso", "model", "policy.", "critic.", "auxiliary.", "teacher.", "ppo."
 )  # fmt: skip
@@ -105,7 +105,7 @@ def _describe(overrides: list[str]) -> Command:
 
 
 def _plan(config: TrainConfig, overrides: Sequence[str]) -> str:
-    """What a run will do, printed before anything slow begins."""
+    """The plan of a run, printed before anything slow begins."""
     iterations = -(-config.total_steps // config.steps_per_iteration)
     device = config.torch_device()
     precision = config.policy.for_device(device).precision
@@ -241,7 +241,7 @@ def train(
 def _config(
     env: str | CustomEnv | None, values: Mapping[str, Any]
 ) -> tuple[TrainConfig, CustomEnv | None]:
-    """The options of a run from Python, and the environment that Python made, if any."""
+    """A run's options from Python, and the environment that Python made, if any."""
     custom = None if isinstance(env, str) else env
     defaults = dict[str, Any]()
     if isinstance(env, str):

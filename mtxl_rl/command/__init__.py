@@ -1,4 +1,4 @@
-"""What all command lines share: typed options, `--help`, checked names, `hydra.main`.
+"""The parts that all command lines share: typed options, `--help`, checked names, `hydra.main`.
 
 A command is a function of one dataclass. The dataclass's fields are the options, and the fields'
 docstrings are the descriptions that `--help` prints. Hydra composes the dataclass. `run_command`

@@ -31,14 +31,15 @@ class Option:
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class Command:
-    """What `run_command` needs to know of a command line."""
+    """A description of a command line, for `run_command`."""
 
     usage: str
     """First lines of `--help`."""
     options: Sequence[Option]
     """All legal options."""
     base: Any
-    """What the options change: a dataclass, a DictConfig, or the name of a YAML file in configs."""
+    """The config that the options change: a dataclass, a DictConfig, or the name of a YAML file in
+    configs."""
     groups: Sequence[str] = ()
     """Folders in configs from which an option chooses a file, as env=TMaze does."""
     required: Sequence[str] = ()

@@ -70,7 +70,7 @@ def evaluate_ablations(
 def _observers(
     config: EvaluateConfig, train: TrainConfig, actor: Actor, names: Sequence[str]
 ) -> dict[str, list[Recording | Probe]]:
-    """What sees each step, by setting of the memory; the pictures show an agent with memory."""
+    """Observers of each step, by setting of the memory; pictures show an agent with memory."""
     observers = {name: list[Recording | Probe]() for name in names}
     if config.video or config.timeline:
         observers["on"].append(_recording(config, train, actor))

@@ -1,4 +1,4 @@
-"""What the pictures of a recording share.
+"""Functions that the pictures of a recording share.
 
 T recorded steps, N layers (counted from 1), H heads.
 """

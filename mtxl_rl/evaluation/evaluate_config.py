@@ -15,7 +15,7 @@ from mtxl_rl.torso.torso_config import check_at_least
 
 @dataclass(kw_only=True, slots=True)
 class PolicyOverrides:
-    """What an evaluation can change of the run's policy."""
+    """Options of the run's policy that an evaluation can change."""
 
     precision: str = ""
     """float32, bfloat16 or auto (by the device); empty: the run's."""
@@ -23,7 +23,7 @@ class PolicyOverrides:
 
 @dataclass(kw_only=True, slots=True)
 class TorsoOverrides:
-    """What an evaluation can change of the run's torso: sizes that no weight's shape depends on."""
+    """Sizes of the run's torso that an evaluation can change: no weight's shape depends on them."""
 
     window_length: int = 0
     """Short-term memory in steps, M; 0: the run's."""
@@ -57,8 +57,8 @@ class EvaluateConfig:
     timeline: str = ""
     """Plot of the agent's memory over time: .png or .svg."""
     probe: str = ""
-    """Plot of what the agent's output tells of the leaves of auxiliary.predict, by the steps since
-    each target was last in view: .png or .svg. Memory Maze and GridMemoryMaze."""
+    """Plot of how well the agent's output predicts the leaves of auxiliary.predict, by the steps
+    since each target was last in view: .png or .svg. Memory Maze and GridMemoryMaze."""
     video_steps: int = 500
     """Maximum number of steps in the video and in the timeline."""
     compile: bool = False

@@ -1,4 +1,4 @@
-"""What happened to the first environment of an evaluation, and to the agent's memory in it.
+"""Records the first environment of an evaluation, and the agent's memory in it.
 
 T recorded steps, h x w pixels.
 """
@@ -88,7 +88,7 @@ class Recording:
         return next((key for key, space in self.leaves.items() if is_image(space)), None)
 
     def returns(self) -> Float[np.ndarray, " T"]:
-        """What the episode had earned before each step."""
+        """Return of the episode before each step."""
         returns = [0.0]
         for step in self.inputs[1:]:
             earned = returns[-1] + step.previous_reward.item()

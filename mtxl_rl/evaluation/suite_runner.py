@@ -41,9 +41,9 @@ class Task:
     options: list[str]
     """Overrides of `mtxl_rl.train`."""
     score: str = "return"
-    """What is compared: return or success, the mean over episodes."""
+    """The score: return or success, the mean over episodes."""
     worst: float = 0.0
-    """What the best agent without memory reaches: normalised score 0."""
+    """Score of the best agent without memory: normalised score 0."""
     best: float = 1.0
     """The highest possible: normalised score 1."""
     transfer: list[str] = field(default_factory=list)
@@ -56,7 +56,7 @@ class Task:
 
 @dataclass(kw_only=True, slots=True)
 class SuiteFile:
-    """What a YAML file in configs/suite holds, or one like them."""
+    """The content of a YAML file in configs/suite, or of one like them."""
 
     tasks: dict[str, Task]
     """Tasks by name, one or more."""

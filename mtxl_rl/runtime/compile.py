@@ -241,8 +241,8 @@ class _Compiled(Generic[P, R]):
         self._gradients, self._cuda_graph = gradients, cuda_graph
         options: dict[str, str | int | bool | Callable[..., object]] = {}
         if device.type == "cpu":
-            # The code around the kernels is C++ too. Its warnings about operations that it looks
-            # up by name concern nobody here.
+            # The code around the kernels is C++ too. The filter drops its warnings about
+            # operations that it looks up by name, which have no effect here.
             options["cpp_wrapper"] = True
             logging.getLogger("torch._inductor.ir").addFilter(_is_relevant)
         if gradients:

@@ -149,7 +149,7 @@ def find(path: Path | str, *, which: str = "latest") -> Path:
 
 
 def latest(run_dir: Path | str) -> Path | None:
-    """Return the newest checkpoint of a run, or None if it has none; the file is not read."""
+    """Return a run's newest checkpoint, or None if it has none; the file is not read."""
     return next(iter(_step_files(Path(run_dir) / _FOLDER)), None)
 
 

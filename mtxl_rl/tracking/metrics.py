@@ -1,4 +1,4 @@
-"""Metrics of a run: `metrics.jsonl`, the loggers, and means over recent episodes.
+"""A run's metrics: `metrics.jsonl`, the loggers, and means over recent episodes.
 
 The callers choose the metrics' names, such as `charts/episodic_return`, `losses/approx_kl`.
 """

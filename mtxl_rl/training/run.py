@@ -200,7 +200,7 @@ class Run:
         return checkpoint.save(run_dir, state, score=self._score(), keep_last=keep_last)
 
     def _score(self) -> float | None:
-        """What the best checkpoint has the highest of; None: this one cannot be the best."""
+        """The score by which checkpoints are compared; None: this one cannot be the best."""
         if self.config.eval_every:
             return self.evaluated_return
         # A mean over few episodes can be lucky, and would then never be beaten.
@@ -238,7 +238,7 @@ class Run:
         return {"histograms/action_probability": np.exp(log_prob)}
 
     def description(self) -> str:
-        """What a file of the agent holds besides the weights."""
+        """The description in a file of the agent."""
         return describe_agent(self.config, self.env, step=self.step)
 
     def start(self, *, seed: int | None) -> None:

@@ -19,7 +19,7 @@ CustomEnv = (
 
 @dataclass(kw_only=True, slots=True)
 class CustomEnvConfig:
-    """What a run's options say about an environment that Python code passed."""
+    """A run's options of an environment that Python code passed."""
 
     name: str = "Custom"
     """The environment's name in the registry."""

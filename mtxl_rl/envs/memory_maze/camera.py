@@ -1,7 +1,7 @@
 """Rays of pixels, light and sky: what the two renderers share.
 
 A picture has as many rows as columns. Pixel (row, column) looks along
-forward * f + right * r + up * z, where for the walker's camera, pitched down by 5.71 degrees, with
+forward * f + right * r + up * z. The walker's camera is pitched down by 5.71 degrees. With
 r = (column + 0.5 - side / 2) step and b = -(row + 0.5 - side / 2) step,
 
     forward = cos + sin b,  right = r,  up = -sin + cos b.
@@ -37,7 +37,7 @@ _SKY_COLOR = np.array([0.4, 0.6, 0.8])
 
 
 class ViewTables(NamedTuple):
-    """What the walker's camera sees that does not depend on the maze."""
+    """Tables of the walker's view that do not depend on the maze."""
 
     row_slope: Float32[np.ndarray, " side"]
     """b of each row."""
@@ -81,7 +81,7 @@ def sky_color(sine: NDArray[np.float64]) -> NDArray[np.float64]:
 
 @kernel
 def sky_share(sine: float) -> float:
-    """How much of the sky's colour is left at the sine of an elevation; MuJoCo's gradient."""
+    """Share of the sky's colour at the sine of an elevation; MuJoCo's gradient."""
     position = math.asin(sine) / (math.pi / 2)
     share = 0.5 * (1.0 + math.sqrt(2.0) * position / math.sqrt(1.0 + position * position))
     return min(max(share, 0.0), 1.0)
@@ -106,5 +106,5 @@ def top_cameras(num_envs: int) -> Float64[np.ndarray, "B 4 3"]:
 
 
 def tan_half_top_view(grid: int) -> float:
-    """Of the camera above a maze of `grid` cells on a side with the outer wall."""
+    """Half view, as a tangent, of the camera above a maze of `grid` cells with the outer wall."""
     return _TOP_PADDING * grid * CELL / 2 / TOP_HEIGHT

@@ -1,9 +1,9 @@
 """The explorer: a player that knows only what it has seen.
 
 Rays across the camera's view mark cells as seen: a wall that a ray meets, and a floor cell whose
-middle a ray crosses, where a sphere would be. Until it has seen the cell of the sphere that is
-asked for, it walks to the nearest cell that it has not seen; then it takes the shortest path on
-which it knows of no wall. It may forget what it last saw more than `memory_steps` steps ago.
+middle a ray crosses, where a sphere would be. Until it has seen the cell of the prompted sphere, it
+walks to the nearest cell that it has not seen. Then it takes the shortest path on which it knows of
+no wall. It may forget what it last saw more than `memory_steps` steps ago.
 
 It knows its own place, heading and velocity.
 
@@ -43,7 +43,7 @@ _FAR = 1e9
 
 
 class ExplorerMemory(NamedTuple):
-    """What explorers have seen in their episodes, and where they are going."""
+    """The cells that explorers have seen in their episodes, and their goals."""
 
     seen_at: Int32[np.ndarray, "B n n"]
     """The step at which each cell was last seen."""

@@ -4,8 +4,8 @@ Source: Morad et al. (2023), "POPGym: Benchmarking Partially Observable Reinforc
 https://openreview.net/forum?id=chDrutUTs0K. Rules, rewards, episode lengths and difficulties equal
 popgym 1.0.7; its tuple observations are MultiDiscrete here. `concentration.py` holds a fifth game.
 
-Rules: shuffled decks of 52 cards (4 suits of 13 ranks, half of each colour) are dealt card by card,
-and the agent answers a question about the cards it has seen. n is the number of cards.
+Rules: shuffled decks of 52 cards (4 suits of 13 ranks, half of each colour) are dealt card by card.
+The agent answers a question about the cards it has seen. n is the number of cards.
 
 ============== ============================= =================================== ==============
 task           question                      observation                         episode length

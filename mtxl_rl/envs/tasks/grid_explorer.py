@@ -1,7 +1,7 @@
 """Players of GridMemoryMaze that plan: the explorer knows what it has seen, the oracle the maze.
 
 Until the explorer knows the cell of the prompted object, it goes to the nearest place from which it
-sees an unknown cell next to known floor; then it takes the shortest path on which it knows of no
+sees an unknown cell next to known floor. Then it takes the shortest path on which it knows of no
 wall. It may forget what it last saw more than `memory_steps` steps ago. It knows its own place and
 heading. Knowing everything, it is the oracle: an agent that takes the fewest steps to each object.
 
