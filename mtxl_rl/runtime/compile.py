@@ -31,7 +31,7 @@ MAX_GRAPHS = 64
 COMPILE_SECONDS = 90.0
 """Time to compile a policy for a CPU for the first time: 60 to 90 s were measured."""
 SPEEDUP = 1.3
-"""The smallest factor of the measured ones: 1.3 to 1.8 times the steps/s. See docs/training.md."""
+"""Assumed factor of the steps/s; measured: 1.2 (pictures) to 1.9. See docs/training.md."""
 
 
 def resolve_compile(kind: str, device: torch.device, *, seconds_left: float) -> tuple[bool, str]:
@@ -59,7 +59,7 @@ def resolve_compile(kind: str, device: torch.device, *, seconds_left: float) -> 
         )
     return True, (
         f"acting and learning would take {left} more; compiling takes about {COMPILE_SECONDS:g} s "
-        f"and saves {timedelta(seconds=round(saved))} or more"
+        f"and saves about {timedelta(seconds=round(saved))}"
     )
 
 
