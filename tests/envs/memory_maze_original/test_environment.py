@@ -293,7 +293,7 @@ def test_a_missing_package_names_the_pip_line(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize(
-    ("asked", "sentence"),
+    ("backend", "sentence"),
     [
         ("", "neither EGL nor OSMesa can be opened.*libegl1 libegl-mesa0 libgl1.*libosmesa6"),
         ("egl", "MUJOCO_GL=egl, but EGL cannot be opened.*libegl1 libegl-mesa0 libgl1"),
