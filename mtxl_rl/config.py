@@ -57,7 +57,7 @@ class TrainConfig:
     run_dir: str = ""
     """Folder for the run's files. Empty: runs/<env>/<date_time>, or the resumed run's folder."""
     resume: str = ""
-    """Folder of a run, or a checkpoint in it, to continue. You can change any option except the
+    """A run's folder, or a checkpoint in it, to continue. You can change any option except the
     task, torso.* and seed, if the weights and environments still fit."""
     checkpoint_seconds: float = 60.0
     """Seconds between checkpoints, which are saved at an iteration's end; 0: every iteration."""

@@ -39,7 +39,7 @@ class ExportConfig:
     """The options of `mtxl_rl.export`."""
 
     checkpoint: str = ""
-    """Folder of a run, a checkpoint file (.pt), or a policy.safetensors."""
+    """A run's folder, a checkpoint file (.pt), or a policy.safetensors."""
     which: str = "latest"
     """Which checkpoint of a run's folder: latest or best."""
     output: str = "policy.pt2"
@@ -57,7 +57,7 @@ class ExportConfig:
     def __post_init__(self) -> None:
         """Check names and ranges."""
         if not self.checkpoint:
-            raise ValueError("checkpoint= is missing; give the folder of a run")
+            raise ValueError("checkpoint= is missing; give a run's folder")
         check_at_least(self, 1, "num_rows", "check_steps")
         check_choice("weights", self.weights, WEIGHTS)
         suffix = Path(self.output).suffix

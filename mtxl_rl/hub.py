@@ -48,7 +48,7 @@ class PushConfig:
     """The options of `mtxl_rl.hub push`."""
 
     checkpoint: str = ""
-    """Folder of a run, a checkpoint file (.pt), or a policy.safetensors."""
+    """A run's folder, a checkpoint file (.pt), or a policy.safetensors."""
     to: str = ""
     """A folder, or hf://USER/NAME, a repository of the Hugging Face hub."""
     which: str = "latest"
@@ -64,7 +64,7 @@ class PushConfig:
     def __post_init__(self) -> None:
         """Check names and ranges."""
         if not self.checkpoint:
-            raise ValueError("checkpoint= is missing; give the folder of a run")
+            raise ValueError("checkpoint= is missing; give a run's folder")
         if not self.to:
             raise ValueError(f"to= is missing; give a folder, or {HUB_PREFIX}USER/NAME")
         check_choice("weights", self.weights, PRECISIONS)

@@ -91,7 +91,7 @@ def _describe(overrides: list[str]) -> Command:
         return train_command(overrides, usage=USAGE)
     if not source:
         raise ValueError(
-            "resume= is empty; give the folder of a run or a checkpoint in it, or remove it to "
+            "resume= is empty; give a run's folder or a checkpoint in it, or remove it to "
             "train a new run"
         )
     for part in overrides:
@@ -105,7 +105,7 @@ def _describe(overrides: list[str]) -> Command:
 
 
 def _plan(config: TrainConfig, overrides: Sequence[str]) -> str:
-    """The plan of a run, printed before anything slow begins."""
+    """A run's plan, printed before anything slow begins."""
     iterations = -(-config.total_steps // config.steps_per_iteration)
     device = config.torch_device()
     precision = config.policy.for_device(device).precision

@@ -379,7 +379,7 @@ def test_a_run_that_cannot_continue_keeps_its_configuration(
         (evaluate, "seed=-1", "seed=-1 must be 0 or more"),
         (evaluate, "video_steps=0", "video_steps=0 must be 1 or more"),
         (evaluate, "video=x.gif memory=zero", "type memory=on,zero"),
-        (train, "resume=", "give the folder of a run or a checkpoint in it"),
+        (train, "resume=", "give a run's folder or a checkpoint in it"),
         (train, "ppo.final_learning_rate=-1", "ppo.final_learning_rate=-1"),
         (train, "ppo.target_kl=-1", "ppo.target_kl=-1"),
         (train, "checkpoint_seconds=nan", "checkpoint_seconds=nan"),

@@ -36,7 +36,7 @@ class EvaluateConfig:
     """The options of `mtxl_rl.evaluate`."""
 
     checkpoint: str = ""
-    """Folder of a run, a checkpoint file (.pt), or a policy.safetensors."""
+    """A run's folder, a checkpoint file (.pt), or a policy.safetensors."""
     which: str = "latest"
     """Which checkpoint of a run's folder: latest or best."""
     episodes: int = 100
@@ -75,7 +75,7 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         """Check names and ranges."""
         if not self.checkpoint:
-            raise ValueError("checkpoint= is missing; give the folder of a run")
+            raise ValueError("checkpoint= is missing; give a run's folder")
         if self.which != "latest" and Path(self.checkpoint).is_file():
             raise ValueError(
                 f"which={self.which} chooses in a run's folder, and {self.checkpoint} is one "
