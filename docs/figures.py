@@ -203,10 +203,10 @@ def main() -> None:
     write_gif(IMAGES / "memory_maze.gif", frames, frames_per_second=8, num_colors=128)
     frames = agent_frames(num_steps=_AGENT_STEPS, seed=_AGENT_SEED)
     write_gif(IMAGES / "agent.gif", frames, frames_per_second=8, num_colors=32)
-    one = "episodes=1 num_envs=1 memory=on"
-    evaluate("TMaze", f"{one} timeline={IMAGES / 'tmaze_memory.png'}")
+    options = "episodes=1 num_envs=1 memory=on"
+    evaluate("TMaze", f"{options} timeline={IMAGES / 'tmaze_memory.png'}")
     maze = "GridMemoryMaze-GPS"
-    evaluate(maze, f"{one} video_steps=200 timeline={IMAGES / 'grid_maze_timeline.png'}")
+    evaluate(maze, f"{options} video_steps=200 timeline={IMAGES / 'grid_maze_timeline.png'}")
     evaluate(maze, f"episodes=64 num_envs=64 probe={IMAGES / 'grid_maze_probe.png'}")
 
 

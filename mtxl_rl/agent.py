@@ -25,6 +25,7 @@ from mtxl_rl.agents.transition import (
 )
 from mtxl_rl.agents.vector_env import VectorEnv
 from mtxl_rl.envs.backends.custom_env import CustomEnv, CustomEnvConfig, default_num_envs
+from mtxl_rl.envs.names import check_choice
 from mtxl_rl.envs.registry import evaluation_env, make_vector_env, stream_seed
 from mtxl_rl.runtime.devices import find_device
 from mtxl_rl.saved_agent import SavedAgent, read_agent
@@ -38,7 +39,7 @@ EVALUATION_SEED = 2**31
 
 @dataclass(slots=True)
 class AgentCache:
-    """What `Agent.act` remembers of the running episodes; each step changes it in place."""
+    """The memory of the running episodes; each `Agent.act` changes it in place."""
 
     torso: Cache
     decision: Decision
@@ -91,7 +92,7 @@ class Agent:
         """Environment steps of the training."""
         self.policy = saved.build_policy(self.device)
         self.observation_space = self.policy.observation_space
-        """What the agent acts on; leaves that only training needed are not in it."""
+        """The observations that the agent acts on, without the leaves that only training needed."""
         self.action_space = saved.single_action_space
         self._shapes = observation_shapes(
             self.observation_space, episode_step=self.config.policy.episode_step
@@ -208,16 +209,15 @@ class Agent:
             on_step: Called with the `Actor` before each step and after the last one.
 
         Raises:
-            ValueError: `memory` is unknown, or the environment does not fit the agent.
+            ValueError: `memory` is unknown, `episodes` is below 1, or the environment does not fit
+                the agent.
 
         Returns:
             For each episode "return", "length" and, where the environment reports it, "success".
         """
-        if memory not in MEMORIES or episodes < 1:
-            raise ValueError(
-                f"memory={memory!r} must be one of {', '.join(MEMORIES)}, and episodes={episodes} "
-                "1 or more"
-            )
+        check_choice("memory", memory, MEMORIES)
+        if episodes < 1:
+            raise ValueError(f"episodes={episodes} must be 1 or more")
         env_seed = stream_seed(seed, EVALUATION_SEED)
         task = evaluation_env(self.config.env)
         if env is not None:

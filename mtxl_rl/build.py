@@ -1,4 +1,4 @@
-"""Parts of a run from its configuration: policy, sizes, bytes. Nothing here steps environments."""
+"""Parts made from a configuration: policy, sizes, bytes. Nothing here steps environments."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -14,7 +14,7 @@ from mtxl_rl.compose import preset_options, torso_preset, values
 from mtxl_rl.config import TrainConfig
 from mtxl_rl.config_files import load_config
 from mtxl_rl.evaluation.intervals import mean_and_interval
-from mtxl_rl.tracking.cli import make_writable, say, show
+from mtxl_rl.tracking.cli import make_writable, print_line, show
 from mtxl_rl.tracking.metrics import read_rows
 
 USAGE = """\
@@ -59,7 +59,7 @@ def compare(runs: Sequence[Path], *, metric: str, output: Path) -> None:
     Raises:
         FileNotFoundError: A folder holds no run.
         ImportError: pandas or matplotlib is not installed.
-        ValueError: No row of a run has the metric.
+        ValueError: A run's rows do not have the metric.
     """
     try:
         import pandas as pd
@@ -85,7 +85,7 @@ def compare(runs: Sequence[Path], *, metric: str, output: Path) -> None:
     show(table)
     figure = draw_curves(pd.concat(curves.values()), title="", ylabels={metric: metric})
     save_figure(figure, output)
-    say(f"curves: {output}.png, {output}.svg")
+    print_line(f"curves: {output}.png, {output}.svg")
 
 
 def group_runs(runs: Sequence[Path]) -> list[Group]:

@@ -1,4 +1,4 @@
-"""What a training run's options are, and how they are checked."""
+"""A training run's options, and their checks."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,8 +39,8 @@ class TrainConfig:
     """Processes that act and learn together, each with an equal share of num_envs; 0: as many as
     are fastest on this machine. torchrun starts them on several machines."""
     launcher: str = "torch"
-    """What starts the processes of num_processes=: torch (its elastic launcher) or ray (Ray Train,
-    which continues without a process that is lost; needs mtxl_rl[ray])."""
+    """The launcher of the processes of num_processes=: torch (its elastic launcher) or ray (Ray
+    Train, which continues without a process that is lost; needs mtxl_rl[ray])."""
     num_threads: int = 1
     """CPU threads of torch's operations, in each process."""
     num_envs: int = 32
@@ -57,7 +57,7 @@ class TrainConfig:
     run_dir: str = ""
     """Folder for the run's files. Empty: runs/<env>/<date_time>, or the resumed run's folder."""
     resume: str = ""
-    """Folder of a run, or a checkpoint in it, to continue. You can change any option except the
+    """A run's folder, or a checkpoint in it, to continue. You can change any option except the
     task, torso.* and seed, if the weights and environments still fit."""
     checkpoint_seconds: float = 60.0
     """Seconds between checkpoints, which are saved at an iteration's end; 0: every iteration."""
@@ -73,13 +73,13 @@ class TrainConfig:
     """Draw a video and the memory timeline of each evaluation, in RUN_DIR/evaluations and for the
     loggers, if matplotlib and imageio are installed."""
     logger: list[str] = field(default_factory=lambda: ["tensorboard"])
-    """Where metrics are shown: tensorboard, wandb, trackio, several of them, or none.
+    """The loggers that show metrics: tensorboard, wandb, trackio, several of them, or none.
     RUN_DIR/metrics.jsonl is always written."""
     compile: bool | str = "auto"
-    """Compile acting and the torso's layers, for torso.kind=transformer: true, false, or auto. It
-    takes one or two minutes the first time, some seconds from torch's cache, and needs a C++
-    compiler on a CPU. auto measures the first iteration uncompiled, and compiles on a CPU if that
-    saves time in the rest of the run."""
+    """Compile acting and the torso's layers, for torso.kind=transformer: true, false, or auto.
+    Compiling takes one or two minutes the first time, and some seconds from torch's cache. On a CPU
+    it needs a C++ compiler. auto measures the first iteration uncompiled, and compiles on a CPU if
+    that saves time."""
     profile: bool = False
     """Profile the third iteration, and print at the end where its time went."""
     dry_run: bool = False

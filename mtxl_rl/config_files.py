@@ -1,4 +1,4 @@
-"""How configurations are saved and loaded."""
+"""Save and load configurations."""
 
 import io
 from collections.abc import Mapping
@@ -98,15 +98,15 @@ def load_config(run_dir: Path) -> TrainConfig:
     path = run_dir / "config.yaml"
     if not run_dir.exists():
         raise FileNotFoundError(
-            f"{run_dir} does not exist; give the folder of a run, or a checkpoint file (.pt)"
+            f"{run_dir} does not exist; give a run's folder, or a checkpoint file (.pt)"
         )
     if not path.is_file():
-        raise ValueError(f"{run_dir} is not a run: it has no config.yaml; give the folder of a run")
+        raise ValueError(f"{run_dir} is not a run: it has no config.yaml; give a run's folder")
     saved = read_yaml(path)
     if not isinstance(saved, DictConfig) or not {"env", "torso", "ppo"} <= saved.keys():
         raise ValueError(
             f"{path} is not an agent's configuration: it is cut off, or a language model's "
-            "(mtxl_rl.train_lm); give the folder of a run of mtxl_rl.train"
+            "(mtxl_rl.train_lm); give the folder of an mtxl_rl.train run"
         )
     document = cast("dict[str, Any]", OmegaConf.to_container(saved))
     return config_from_dict(document, path=path)

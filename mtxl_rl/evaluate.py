@@ -18,7 +18,7 @@ from mtxl_rl.evaluation.evaluate_config import EvaluateConfig
 from mtxl_rl.evaluation.intervals import mean_and_interval
 from mtxl_rl.evaluation.probe import AGES, Explained
 from mtxl_rl.saved_agent import read_agent, saved_config
-from mtxl_rl.tracking.cli import make_writable, say, show
+from mtxl_rl.tracking.cli import make_writable, print_line, show
 from mtxl_rl.tracking.files import atomic_write
 
 
@@ -28,7 +28,7 @@ def run(config: EvaluateConfig) -> dict[str, list[dict[str, float]]]:
         if getattr(config, option):
             require_drawing(option)
     saved = read_agent(Path(config.checkpoint), which=config.which)
-    say(f"{saved.path}: step {saved.step:,}")
+    print_line(f"{saved.path}: step {saved.step:,}")
     train = config.train_config(saved.config)
     names = _settings(config, train)
     for output in (config.output, config.video, config.timeline, config.probe):
@@ -45,7 +45,9 @@ def run(config: EvaluateConfig) -> dict[str, list[dict[str, float]]]:
             output_path = Path(config.output)
             if len(results) < len(names):  # Under another name, to keep an earlier complete file.
                 output_path = output_path.with_suffix(f".partial{output_path.suffix}")
-                say(f"{output_path}: the settings that were finished before the evaluation stopped")
+                print_line(
+                    f"{output_path}: the settings that were finished before the evaluation stopped"
+                )
             _write(output_path, config, train, saved.step, results)
     return results
 
@@ -55,7 +57,7 @@ def _settings(config: EvaluateConfig, train: TrainConfig) -> list[str]:
     names = config.memory
     if not train.torso.has_long_term and names != ["on"]:
         names = ["on"]
-        say("This agent has no long-term memory: evaluating memory=on only.")
+        print_line("This agent has no long-term memory: evaluating memory=on only.")
     return names
 
 
@@ -102,7 +104,7 @@ def _print(results: dict[str, list[dict[str, float]]], train: TrainConfig) -> No
         cells = [_mean([episode[key] for episode in episodes]) for key in keys]
         table.add_row(label, str(len(episodes)), *cells)
     show(table)
-    say(evidence(train, next(iter(results.values()))))
+    print_line(evidence(train, next(iter(results.values()))))
 
 
 def _print_probe(results: Sequence[Explained]) -> None:

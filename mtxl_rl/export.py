@@ -25,7 +25,7 @@ from mtxl_rl.runtime.exported_policy import ExportedPolicy
 from mtxl_rl.runtime.exported_step import export_policy, narrowed, prefill
 from mtxl_rl.saved_agent import read_agent
 from mtxl_rl.torso.torso_config import check_at_least
-from mtxl_rl.tracking.cli import make_writable, say
+from mtxl_rl.tracking.cli import make_writable, print_line
 from mtxl_rl.tracking.files import atomic_write
 
 WEIGHTS = ("float32", "bfloat16")
@@ -39,7 +39,7 @@ class ExportConfig:
     """The options of `mtxl_rl.export`."""
 
     checkpoint: str = ""
-    """Folder of a run, a checkpoint file (.pt), or a policy.safetensors."""
+    """A run's folder, a checkpoint file (.pt), or a policy.safetensors."""
     which: str = "latest"
     """Which checkpoint of a run's folder: latest or best."""
     output: str = "policy.pt2"
@@ -57,7 +57,7 @@ class ExportConfig:
     def __post_init__(self) -> None:
         """Check names and ranges."""
         if not self.checkpoint:
-            raise ValueError("checkpoint= is missing; give the folder of a run")
+            raise ValueError("checkpoint= is missing; give a run's folder")
         check_at_least(self, 1, "num_rows", "check_steps")
         check_choice("weights", self.weights, WEIGHTS)
         suffix = Path(self.output).suffix
@@ -96,7 +96,7 @@ def run(config: ExportConfig) -> None:
             policy, actor.shapes, unchecked, num_rows=config.num_rows, greedy=config.greedy
         )
         compared = compare(actor, ExportedPolicy(unchecked), num_steps=config.check_steps)
-    say(f"{path}: {path.stat().st_size / 1e6:.1f} MB; {compared}")
+    print_line(f"{path}: {path.stat().st_size / 1e6:.1f} MB; {compared}")
 
 
 def compare(actor: Actor, exported: ExportedPolicy, *, num_steps: int) -> str:

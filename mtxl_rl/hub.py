@@ -18,7 +18,7 @@ import torch
 from mtxl_rl.agent import Agent
 from mtxl_rl.agents.episodes import MEMORIES
 from mtxl_rl.agents.policy import PRECISIONS
-from mtxl_rl.command import Command, options_of, run_command
+from mtxl_rl.command import Command, options_of, print_help, run_command
 from mtxl_rl.envs.names import check_choice
 from mtxl_rl.evaluation.intervals import mean_and_interval
 from mtxl_rl.saved_agent import (
@@ -33,7 +33,7 @@ from mtxl_rl.saved_agent import (
     save_policy,
 )
 from mtxl_rl.torso.torso_config import check_at_least
-from mtxl_rl.tracking.cli import one_sentence_errors, say
+from mtxl_rl.tracking.cli import one_sentence_errors, print_line
 from mtxl_rl.tracking.metrics import read_rows
 from mtxl_rl.tracking.run_record import read_record
 
@@ -48,7 +48,7 @@ class PushConfig:
     """The options of `mtxl_rl.hub push`."""
 
     checkpoint: str = ""
-    """Folder of a run, a checkpoint file (.pt), or a policy.safetensors."""
+    """A run's folder, a checkpoint file (.pt), or a policy.safetensors."""
     to: str = ""
     """A folder, or hf://USER/NAME, a repository of the Hugging Face hub."""
     which: str = "latest"
@@ -64,7 +64,7 @@ class PushConfig:
     def __post_init__(self) -> None:
         """Check names and ranges."""
         if not self.checkpoint:
-            raise ValueError("checkpoint= is missing; give the folder of a run")
+            raise ValueError("checkpoint= is missing; give a run's folder")
         if not self.to:
             raise ValueError(f"to= is missing; give a folder, or {HUB_PREFIX}USER/NAME")
         check_choice("weights", self.weights, PRECISIONS)
@@ -117,7 +117,7 @@ def push(config: PushConfig) -> None:
             api.upload_folder(repo_id=name, folder_path=folder)
         else:
             _copy(folder, Path(config.to))
-    say(f"wrote {POLICY_FILE} and {CARD_FILE} to {config.to}")
+    print_line(f"wrote {POLICY_FILE} and {CARD_FILE} to {config.to}")
 
 
 def pull(config: PullConfig) -> None:
@@ -135,7 +135,7 @@ def pull(config: PullConfig) -> None:
                 "`python -m mtxl_rl.hub push` wrote"
             )
     _copy(folder, Path(config.output))
-    say(f"python -m mtxl_rl.evaluate checkpoint={config.output}")
+    print_line(f"python -m mtxl_rl.evaluate checkpoint={config.output}")
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -218,14 +218,16 @@ def _without_path(word: str) -> str:
     return f"{name}={Path(value).name}" if name == "teacher.policy" else word
 
 
-USAGE = """\
+PUSH_USAGE = """\
 python -m mtxl_rl.hub push checkpoint=RUN_DIR to=FOLDER             an agent with its model card
 python -m mtxl_rl.hub push checkpoint=RUN_DIR to=hf://USER/NAME     the same on the Hugging Face hub
+"""
+PULL_USAGE = """\
 python -m mtxl_rl.hub pull source=hf://USER/NAME output=FOLDER      a copy of such an agent
 """
-_ACTIONS: dict[str, tuple[type, Callable[[Any], None]]] = {
-    "push": (PushConfig, push),
-    "pull": (PullConfig, pull),
+_ACTIONS: dict[str, tuple[type, Callable[[Any], None], str]] = {
+    "push": (PushConfig, push, PUSH_USAGE),
+    "pull": (PullConfig, pull, PULL_USAGE),
 }
 
 
@@ -233,14 +235,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     action, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if action in ("--help", "-h"):
-        sys.stdout.write(f"{USAGE}\nOptions: python -m mtxl_rl.hub push --help, or pull --help.\n")
+        for name in _ACTIONS:
+            print_help(_command(name))
+            sys.stdout.write("\n")
         return
     if action not in _ACTIONS:
         with one_sentence_errors():
             raise ValueError(f"{action} is unknown; type push or pull, or --help")
-    schema, run = _ACTIONS[action]
-    command = Command(usage=USAGE, options=options_of(schema), base=schema)
-    run_command(rest, describe=lambda _: command, run=run)
+    _, run, _ = _ACTIONS[action]
+    run_command(rest, describe=lambda _: _command(action), run=run)
+
+
+def _command(action: str) -> Command:
+    schema, _, usage = _ACTIONS[action]
+    return Command(usage=usage, options=options_of(schema), base=schema)
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ class SavedAgent:
 
 
 def describe_agent(config: TrainConfig, env: Any, *, step: int) -> str:  # noqa: ANN401
-    """What a file must hold besides the weights, as JSON; `env` has the spaces."""
+    """The JSON that a file must hold with the weights; `env` has the spaces."""
     return json.dumps({
         "step": step,
         "config": config_to_dict(config),
@@ -88,7 +88,7 @@ def read_agent(path: Path, *, which: str = "latest") -> SavedAgent:
     """Read a trained agent.
 
     Args:
-        path: Folder of a run or of a shared agent, a checkpoint (.pt), a policy.safetensors, or
+        path: The folder of a run or of a shared agent, a checkpoint (.pt), a policy.safetensors, or
             hf://USER/NAME, a repository of the Hugging Face hub.
         which: In a run's folder, the latest or best checkpoint.
 
@@ -113,7 +113,7 @@ def read_agent(path: Path, *, which: str = "latest") -> SavedAgent:
 
 
 def saved_config(path: Path) -> TrainConfig:
-    """The options of a run, from its folder or from one of its files; see `read_agent`."""
+    """A run's options, from its folder or from one of its files; see `read_agent`."""
     path = _agent_path(path)
     if not path.is_file():
         return load_config(path)
@@ -202,7 +202,7 @@ def _read_safetensors(path: Path) -> tuple[str, dict[str, Tensor]]:
     """The description and the weights of a file of `save_policy`."""
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path} does not exist; give the folder of a run, a checkpoint file (.pt) or a "
+            f"{path} does not exist; give a run's folder, a checkpoint file (.pt) or a "
             "policy.safetensors"
         )
     try:

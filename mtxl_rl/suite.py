@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from mtxl_rl.command import Command, choices, options_of, run_command
 from mtxl_rl.evaluation.suite_runner import Suite, SuiteConfig, run_suite
-from mtxl_rl.tracking.cli import say
+from mtxl_rl.tracking.cli import print_line
 
 USAGE = f"""\
 python -m mtxl_rl.suite suite=NAME [option=value ...]
@@ -45,13 +45,13 @@ def run(config: SuiteConfig) -> None:
         raise ImportError(f"a suite needs {error.name}: pip install 'mtxl_rl[report]'") from error
     suite = Suite.load(config)
     command = ["python", "-m", "mtxl_rl.suite", *sys.argv[1:]]
-    say(plan(suite))
+    print_line(plan(suite))
     try:
         failed = run_suite(suite)
     except KeyboardInterrupt as stop:
-        say(f"Stopped; {stop.args[1]}; continue with: {shlex.join(command)}")
+        print_line(f"Stopped; {stop.args[1]}; continue with: {shlex.join(command)}")
         raise SystemExit(128 + stop.args[0]) from None
-    say(f"report: {write_report(suite, command=command)}")
+    print_line(f"report: {write_report(suite, command=command)}")
     if failed:
         raise RuntimeError("; ".join(failed))
 

@@ -47,7 +47,7 @@ from mtxl_rl.runtime.distributed import (
 )
 from mtxl_rl.saved_agent import run_folder, saved_config
 from mtxl_rl.tracking import checkpoint
-from mtxl_rl.tracking.cli import quiet, say
+from mtxl_rl.tracking.cli import print_line, quiet
 from mtxl_rl.training.callbacks import Callback
 from mtxl_rl.training.ray_trainer import train_with_ray
 from mtxl_rl.training.trained_run import TrainedRun
@@ -56,7 +56,7 @@ from mtxl_rl.training.trainer import new_run_dir, run_until_signal
 USAGE = """\
 python -m mtxl_rl.train env=NAME [option=value ...]           train an agent
 python -m mtxl_rl.train env=NAME --help                       list env.* options too
-python -m mtxl_rl.train env=NAME --cfg job                    show the values of a run
+python -m mtxl_rl.train env=NAME --cfg job                    show a run's values
 python -m mtxl_rl.train env=NAME -m seed=0,1 'run_dir=runs/${seed}'     train several, one by one
 python -m mtxl_rl.train env=NAME launcher=ray num_processes=N train in workers of Ray Train
 python -m mtxl_rl.train resume=RUN_DIR [option=value ...]     continue a run
@@ -75,7 +75,7 @@ _EXPECTED = {
     "Concentration": "no agent has been trained on this task yet; its options are guesses.",
     "MemoryMaze": "a return of 7.4 to 7.7 after 3 million steps, in two seeds; random play: 0.1.",
 }
-"""By env=, measured with the default options: see RESULTS.md."""
+"""Results with the default options, by env=: see RESULTS.md."""
 _CHANGES_RESULTS = (
     "env.", "torso", "model", "policy.", "critic.", "auxiliary.", "teacher.", "ppo."
 )  # fmt: skip
@@ -91,7 +91,7 @@ def _describe(overrides: list[str]) -> Command:
         return train_command(overrides, usage=USAGE)
     if not source:
         raise ValueError(
-            "resume= is empty; give the folder of a run or a checkpoint in it, or remove it to "
+            "resume= is empty; give a run's folder or a checkpoint in it, or remove it to "
             "train a new run"
         )
     for part in overrides:
@@ -105,7 +105,7 @@ def _describe(overrides: list[str]) -> Command:
 
 
 def _plan(config: TrainConfig, overrides: Sequence[str]) -> str:
-    """What a run will do, printed before anything slow begins."""
+    """A run's plan, printed before anything slow begins."""
     iterations = -(-config.total_steps // config.steps_per_iteration)
     device = config.torch_device()
     precision = config.policy.for_device(device).precision
@@ -131,9 +131,9 @@ def _run_command(config: TrainConfig) -> None:
     overrides = HydraConfig.get().overrides.task
     if world_size() == 1:
         if not config.dry_run:
-            say(_plan(config, overrides))
+            print_line(_plan(config, overrides))
         for option, cause in options_without_effect(config, overrides):
-            say(f"{option} has no effect with {cause}")
+            print_line(f"{option} has no effect with {cause}")
         if config.launcher == "ray" and not config.dry_run:
             signal_number = train_with_ray(config)
             if signal_number:
@@ -175,7 +175,7 @@ def _num_processes(config: TrainConfig) -> int:
     size, reason = choose_num_processes(
         config.legal_processes(), num_envs=config.num_envs, device=device
     )
-    say(f"num_processes={size}: {reason}")
+    print_line(f"num_processes={size}: {reason}")
     return size
 
 
@@ -241,7 +241,7 @@ def train(
 def _config(
     env: str | CustomEnv | None, values: Mapping[str, Any]
 ) -> tuple[TrainConfig, CustomEnv | None]:
-    """The options of a run from Python, and the environment that Python made, if any."""
+    """A run's options from Python, and the environment that Python made, if any."""
     custom = None if isinstance(env, str) else env
     defaults = dict[str, Any]()
     if isinstance(env, str):

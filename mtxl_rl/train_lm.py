@@ -30,8 +30,8 @@ def _describe(overrides: list[str]) -> Command:
     path = Path(source) / "config.yaml"
     if not path.is_file():
         raise FileNotFoundError(
-            f"resume={source} is not a run of mtxl_rl.train_lm: {path} does not exist; give the "
-            "folder of a run"
+            f"resume={source} is not a run of mtxl_rl.train_lm: {path} does not exist; give a "
+            "run's folder"
         )
     names = {option.name for option in options}
     for name in (part.partition("=")[0] for part in overrides):

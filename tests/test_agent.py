@@ -114,9 +114,9 @@ def test_some_episodes_of_a_cache_act_and_the_others_do_not_advance(finished: Pa
         action, part = agent.act(observation, part, is_first, reward=reward, greedy=True)
         cache.copy_rows_(rows, part)
         for i, row in enumerate(rows):
-            one = slice(i, i + 1)
+            item = slice(i, i + 1)
             expected, _ = agent.act(
-                observation[one], alone[row], is_first[one], reward=reward[one], greedy=True
+                observation[item], alone[row], is_first[item], reward=reward[item], greedy=True
             )
             assert action[i] == expected[0]
             torch.testing.assert_close(cache.decision.value[row], alone[row].decision.value[0])
@@ -140,8 +140,10 @@ def test_one_observation_gives_one_action_and_wrong_shapes_are_named(finished: P
             agent.act(np.stack([observation] * 2), cache)
         with pytest.raises(ValueError, match=r"is_first has shape \[2\]"):
             agent.act(observation, None, np.ones(2, bool))
-    with pytest.raises(ValueError, match="memory='off' must be one of on, zero, noise"):
+    with pytest.raises(ValueError, match="memory=off is unknown; choose one of on, zero, noise"):
         agent.evaluate(memory="off")
+    with pytest.raises(ValueError, match="episodes=0 must be 1 or more"):
+        agent.evaluate(episodes=0)
 
 
 @pytest.mark.training

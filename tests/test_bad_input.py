@@ -276,7 +276,7 @@ def test_a_folder_without_an_agents_run_is_refused(
 
 
 @pytest.mark.training
-def test_a_finished_run_says_so_and_ignores_no_option(
+def test_a_finished_run_is_reported_and_ignores_no_option(
     a_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     folder, copy = a_run, tmp_path / "copy"
@@ -358,7 +358,7 @@ def test_an_evaluation_refuses_options_that_it_does_not_use(
 
 
 @pytest.mark.training
-def test_a_run_that_cannot_go_on_keeps_its_configuration(
+def test_a_run_that_cannot_continue_keeps_its_configuration(
     a_run: Path, capsys: pytest.CaptureFixture
 ) -> None:
     folder = a_run
@@ -374,12 +374,12 @@ def test_a_run_that_cannot_go_on_keeps_its_configuration(
 @pytest.mark.parametrize(
     ("module", "option", "message"),
     [
-        (evaluate, "memory=", "choose from on, zero, noise"),
-        (evaluate, "memory=off", "choose from on, zero, noise"),
+        (evaluate, "memory=", "memory= is unknown; choose one of on, zero, noise"),
+        (evaluate, "memory=off", "memory=off is unknown; choose one of on, zero, noise"),
         (evaluate, "seed=-1", "seed=-1 must be 0 or more"),
         (evaluate, "video_steps=0", "video_steps=0 must be 1 or more"),
         (evaluate, "video=x.gif memory=zero", "type memory=on,zero"),
-        (train, "resume=", "give the folder of a run or a checkpoint in it"),
+        (train, "resume=", "give a run's folder or a checkpoint in it"),
         (train, "ppo.final_learning_rate=-1", "ppo.final_learning_rate=-1"),
         (train, "ppo.target_kl=-1", "ppo.target_kl=-1"),
         (train, "checkpoint_seconds=nan", "checkpoint_seconds=nan"),

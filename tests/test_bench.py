@@ -103,7 +103,7 @@ def test_the_estimate_of_communication_is_that_of_the_docs() -> None:
 
 
 @pytest.mark.slow
-def test_a_part_that_fails_says_so_and_the_rest_goes_on(tmp_path: Path) -> None:
+def test_a_part_that_fails_is_reported_and_the_rest_continues(tmp_path: Path) -> None:
     broken = tmp_path / "python"
     broken.write_text(
         f'#!/bin/sh\ncase "$1" in *train.py) exit 3;; esac\n"{sys.executable}" "$@"\n'

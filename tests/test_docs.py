@@ -95,12 +95,12 @@ def drawings(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_the_drawings_are_made_and_committed(drawings: ModuleType, tmp_path: Path) -> None:
     drawings.main(tmp_path)
     for name in drawings.NAMES:
-        made, committed = (
+        drawn, committed = (
             re.findall(r"<text[^>]*>([^<]*)", path.read_text(encoding="utf-8"))
             for path in (tmp_path / name, DOCS / "images" / name)
         )
-        assert made
-        assert made == committed, "python docs/drawings.py makes them again"
+        assert drawn
+        assert drawn == committed, "python docs/drawings.py makes them again"
 
 
 def test_the_delta_rule_keeps_new_values_and_a_sum_does_not(drawings: ModuleType) -> None:
@@ -110,3 +110,10 @@ def test_the_delta_rule_keeps_new_values_and_a_sum_does_not(drawings: ModuleType
 
 def test_the_committed_pictures_are_small() -> None:
     assert sum(path.stat().st_size for path in (DOCS / "images").iterdir()) < MAX_PICTURE_BYTES
+
+
+def test_the_tests_that_pages_name_exist() -> None:
+    sources = "".join(path.read_text(encoding="utf-8") for path in ROOT.glob("tests/**/*.py"))
+    for page in (*ROOT.glob("*.md"), *DOCS.glob("**/*.md")):
+        for name in re.findall(r"`(test_\w+)`", page.read_text(encoding="utf-8")):
+            assert f"def {name}(" in sources, f"{page.name} names {name}, which does not exist"

@@ -116,9 +116,9 @@ def test_an_onnx_file_acts_as_the_policy(name: str, tmp_path: Path) -> None:
 
 def test_narrow_weights_are_rounded_and_nothing_else() -> None:
     policy = policy_of(SIZES)
-    twin = narrowed(policy)
-    assert isinstance(twin.torso, MemoryTransformer)
-    narrow = [part for part in twin.torso.modules() if isinstance(part, NarrowLinear)]
+    cast_copy = narrowed(policy)
+    assert isinstance(cast_copy.torso, MemoryTransformer)
+    narrow = [part for part in cast_copy.torso.modules() if isinstance(part, NarrowLinear)]
     assert len(narrow) == len([m for m in policy.torso.modules() if type(m) is torch.nn.Linear])
     for part in narrow:
         assert part.kept.dtype == torch.bfloat16
@@ -128,14 +128,14 @@ def test_narrow_weights_are_rounded_and_nothing_else() -> None:
             if isinstance(module, torch.nn.Linear):
                 module.weight.copy_(module.weight.bfloat16())
     x, first = torch.randn(2, 10, 16), torch.zeros(2, 10, dtype=torch.bool)
-    features, _ = twin.torso(x, twin.torso.initial_state(2), first)
+    features, _ = cast_copy.torso(x, cast_copy.torso.initial_state(2), first)
     expected, _ = wide.torso(x, wide.torso.initial_state(2), first)
     torch.testing.assert_close(features, expected)
     assert not torch.equal(expected, policy.torso(x, policy.torso.initial_state(2), first)[0])
     # Stepping, its window is rounded, too: off by bfloat16's rounding of keys and values.
-    cache = prefill(twin, 2)
+    cache = prefill(cast_copy, 2)
     assert {ring.dtype for ring in (*cache.keys, *cache.values)} == {torch.bfloat16}
-    steps = [twin.torso.decode_step(x[:, t], cache, first[:, t]) for t in range(10)]
+    steps = [cast_copy.torso.decode_step(x[:, t], cache, first[:, t]) for t in range(10)]
     assert (torch.stack(steps, 1) - features).abs().max() / features.abs().max() < 0.02
 
 
@@ -170,7 +170,7 @@ def test_a_file_that_was_not_exported_is_refused(
     assert "give the folder of a run" in capsys.readouterr().err
 
 
-def test_an_observation_is_taken_as_it_is_or_refused() -> None:
+def test_an_observation_is_taken_unchanged_or_refused() -> None:
     agent = object.__new__(ExportedPolicy)  # without a file
     agent._leaves = ["seen", "where"]
     agent._inputs = {
@@ -256,9 +256,9 @@ def test_a_run_is_exported_and_its_file_acts(
     main([f"checkpoint={run}", f"output={path}", f"weights={weights}", "check_steps=30"])
     assert "a step of 1 row(s) takes" in capsys.readouterr().out
     assert [file.name for file in path.parent.iterdir()] == [name]
-    agent, twin = ExportedPolicy(path, seed=3), ExportedPolicy(path, seed=3)
-    observation = episodes_of(agent, twin, folder)
-    assert_resets_forget(agent, twin, observation)
+    agent, row_agent = ExportedPolicy(path, seed=3), ExportedPolicy(path, seed=3)
+    observation = episodes_of(agent, row_agent, folder)
+    assert_resets_forget(agent, row_agent, observation)
     assert_wrong_inputs_are_refused(agent, observation)
     monkeypatch.setattr(exported_policy, "made_for", lambda: "torch 1")
     if name.endswith(".onnx"):  # Its graph depends on neither torch nor the processor.
@@ -268,28 +268,28 @@ def test_a_run_is_exported_and_its_file_acts(
         ExportedPolicy(path)
 
 
-def episodes_of(agent: ExportedPolicy, twin: ExportedPolicy, folder: Path) -> np.ndarray:
+def episodes_of(agent: ExportedPolicy, row_agent: ExportedPolicy, folder: Path) -> np.ndarray:
     """30 steps of both with the same seed, one of them without the first axis."""
     with closing(make_vector_env(load_config(folder).env, num_envs=1, seed=5)) as env:
         observation, _ = env.reset()
         reward, is_end = np.zeros(1), np.zeros(1, bool)
         for _ in range(30):
             action = agent.act(observation, reward=reward)
-            same = twin.act(observation[0, ::-1].copy()[::-1], reward=reward[0])
+            same = row_agent.act(observation[0, ::-1].copy()[::-1], reward=reward[0])
             assert action.shape == (1,)
             assert same.shape == ()
             assert action[0] == same
-            assert agent.value == twin.value
+            assert agent.value == row_agent.value
             if is_end[0]:
                 agent.reset()
-                twin.reset([0])
+                row_agent.reset([0])
             observation, reward, terminated, truncated, _ = env.step(action)
             is_end = terminated | truncated
     return observation
 
 
 def assert_resets_forget(
-    agent: ExportedPolicy, twin: ExportedPolicy, observation: np.ndarray
+    agent: ExportedPolicy, row_agent: ExportedPolicy, observation: np.ndarray
 ) -> None:
     """A reset by mask or index forgets, also a NaN; an empty mask does not."""
 
@@ -297,15 +297,15 @@ def assert_resets_forget(
         return int(policy.act(leaf)[0]), float(policy.value)
 
     agent.reset(np.array([True]))
-    twin.reset([0])
-    assert step(agent) == step(twin)
+    row_agent.reset([0])
+    assert step(agent) == step(row_agent)
     agent.reset(np.array([False]))
-    assert step(agent) == step(twin)
+    assert step(agent) == step(row_agent)
     assert np.isnan(step(agent, np.full_like(observation, np.nan))[1])
-    step(twin)
+    step(row_agent)
     agent.reset(np.array([True]))
-    twin.reset()
-    assert step(agent) == step(twin)
+    row_agent.reset()
+    assert step(agent) == step(row_agent)
 
 
 def assert_wrong_inputs_are_refused(agent: ExportedPolicy, observation: np.ndarray) -> None:

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from mtxl_rl.agent import Agent
+from mtxl_rl.command import options_of
+from mtxl_rl.command.options import default_text
 from mtxl_rl.compose import compose_config
 from mtxl_rl.evaluate import main as evaluate
-from mtxl_rl.hub import main
+from mtxl_rl.hub import PullConfig, PushConfig, main
 from mtxl_rl.tracking.run_record import RECORD_FILE
 from mtxl_rl.training import trainer
 
@@ -134,6 +136,12 @@ def test_a_missing_package_is_named_before_anything_is_played(
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"]])
-def test_help_shows_the_commands(arguments: list[str], capsys: pytest.CaptureFixture) -> None:
+def test_help_shows_the_commands_and_all_their_options(
+    arguments: list[str], capsys: pytest.CaptureFixture
+) -> None:
     main(arguments)
-    assert "push checkpoint=RUN_DIR to=FOLDER" in capsys.readouterr().out
+    help_text = capsys.readouterr().out
+    assert "push checkpoint=RUN_DIR to=FOLDER" in help_text
+    for schema in (PushConfig, PullConfig):
+        for option in options_of(schema):
+            assert f"\n{option.name}={default_text(option.default)} " in help_text

@@ -40,7 +40,7 @@ def files(*patterns: str) -> set[str]:
     return {str(path.relative_to(ROOT)) for pattern in patterns for path in package.rglob(pattern)}
 
 
-def test_the_wheel_says_that_it_is_typed(wheel_files: set[str]) -> None:
+def test_the_wheel_is_marked_as_typed(wheel_files: set[str]) -> None:
     assert "mtxl_rl/py.typed" in wheel_files
 
 

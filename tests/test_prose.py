@@ -38,8 +38,22 @@ PLAINER_NAMES = {
     "found": "the quantity, such as metrics",
     "theirs": "expected, or original",
     "mine": "the quantity",
+    "own": "the quantity, such as local_rows",
+    "made": "the object, such as instance",
+    "one": "the object, such as row",
 }
 """Names of variables that state a grammatical role, not a quantity."""
+PLAINER_WORDS = PLAINER | {
+    "said": "reported, or equal",
+    "say": "report, or print",
+    "says": "reports, or lists",
+    "tells": "reports, or names",
+    "asked": "queried, or chosen",
+    "apart": "separately",
+    "twin": "copy, or the role of the object",
+}
+"""Words that no name contains."""
+WORDS = re.compile(rf"\b({'|'.join(PLAINER_WORDS)})\b")
 ALLOWED = {"tests/test_prose.py"}
 """This file lists the phrases."""
 
@@ -94,11 +108,29 @@ def test_comments_docstrings_and_messages_are_plain() -> None:
     assert not problems, "\n".join(problems)
 
 
-def test_names_say_what_they_hold() -> None:
+def plainer_name(name: str) -> Iterator[str]:
+    """How to rename an identifier."""
+    if name in PLAINER_NAMES:
+        yield f"name the quantity: {PLAINER_NAMES[name]}"
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).replace("_", " ").lower()
+    for word in WORDS.findall(words):
+        yield f"write {PLAINER_WORDS[word]!r} instead of {word!r}"
+
+
+def test_names_are_plain() -> None:
     problems = [
-        f"{path.relative_to(ROOT)}:{number}: {name!r}; name the quantity: {PLAINER_NAMES[name]}"
+        f"{path.relative_to(ROOT)}:{number}: {name!r}; {advice}"
         for path in checked(SOURCES)
         for number, name in tokens(path, tokenize.NAME)
-        if name in PLAINER_NAMES
+        for advice in plainer_name(name)
     ]
     assert not problems, "\n".join(problems)
+
+
+def test_the_words_of_a_name_are_checked() -> None:
+    assert list(plainer_name("test_a_run_goes_on")) == ["write 'continues' instead of 'goes on'"]
+    assert list(plainer_name("MyTwin")) == [
+        "write 'copy, or the role of the object' instead of 'twin'"
+    ]
+    assert list(plainer_name("own")) == ["name the quantity: the quantity, such as local_rows"]
+    assert not list(plainer_name("essays_of_one_run"))

@@ -113,11 +113,11 @@ def test_clients_that_come_and_vanish_are_answered_as_if_alone() -> None:
 )
 def test_a_line_that_is_not_legal_ends_its_own_connection(line: bytes, reason: str) -> None:
     async def talk(connect: Connect) -> None:
-        one, other = await connect(), await connect()
-        await one.step(random.Random(1))
+        client, other = await connect(), await connect()
+        await client.step(random.Random(1))
         assert reason in (await other.send(line))["error"]
         assert await other.reader.read() == b""
-        await one.step(random.Random(2))
+        await client.step(random.Random(2))
 
     with_server(talk)
 

@@ -60,16 +60,16 @@ def test_stopping_and_resuming_equals_not_stopping_bit_for_bit(tmp_path: Path, o
     env.close()
     (halves / "config.yaml").write_text((whole / "config.yaml").read_text())
     main([f"resume={halves}"])
-    one, two = checkpoint.load(whole), checkpoint.load(halves)
-    assert one["step"] == two["step"] == total
-    for key, weight in one["agent"]["policy"].items():
-        assert torch.equal(weight, two["agent"]["policy"][key]), key
-    for key, field in one["collector"]["memory"].items():
-        assert torch.equal(field, two["collector"]["memory"][key]), key
-    assert one["env"].keys() == two["env"].keys()
-    for key, field in one["env"].items():
-        same = torch.equal(field, two["env"][key]) if torch.is_tensor(field) else (
-            field == two["env"][key])  # fmt: skip
+    expected, resumed = checkpoint.load(whole), checkpoint.load(halves)
+    assert expected["step"] == resumed["step"] == total
+    for key, weight in expected["agent"]["policy"].items():
+        assert torch.equal(weight, resumed["agent"]["policy"][key]), key
+    for key, field in expected["collector"]["memory"].items():
+        assert torch.equal(field, resumed["collector"]["memory"][key]), key
+    assert expected["env"].keys() == resumed["env"].keys()
+    for key, field in expected["env"].items():
+        same = torch.equal(field, resumed["env"][key]) if torch.is_tensor(field) else (
+            field == resumed["env"][key])  # fmt: skip
         assert same, key
 
 
@@ -83,9 +83,9 @@ def test_an_earlier_checkpoint_continues_in_another_folder(tmp_path: Path) -> No
         main([f"resume={earlier}"])
     main([f"resume={earlier}", f"run_dir={new}"])
     assert [row["step"] for row in rows(new)] == [64, 128, 192]
-    one, two = checkpoint.load(old), checkpoint.load(new)
-    for key, weight in one["agent"]["policy"].items():
-        assert torch.equal(weight, two["agent"]["policy"][key]), key
+    expected, resumed = checkpoint.load(old), checkpoint.load(new)
+    for key, weight in expected["agent"]["policy"].items():
+        assert torch.equal(weight, resumed["agent"]["policy"][key]), key
     assert {path: path.read_bytes() for path in old.rglob("*") if path.is_file()} == before
 
 
@@ -431,7 +431,7 @@ def test_dry_run_prints_bytes_and_trains_nothing(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_command_says_what_it_will_do_before_anything_slow(
+def test_a_command_prints_its_plan_before_anything_slow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     def slow(*_: object, **__: object) -> None:

@@ -74,9 +74,9 @@ def test_the_function_trains_what_the_command_line_trains(tmp_path: Path) -> Non
     options = [f"{name}={value}" for name, value in TINY.items()]
     run(compose_config(["env=TMaze", *options, "total_steps=128", f"run_dir={tmp_path / 'a'}"]))
     result = mtxl_rl.train("TMaze", TINY, total_steps=128, run_dir=tmp_path / "b")
-    one, two = checkpoint.load(tmp_path / "a"), checkpoint.load(tmp_path / "b")
-    for key, weight in one["agent"]["policy"].items():
-        assert torch.equal(weight, two["agent"]["policy"][key]), key
+    expected, from_function = checkpoint.load(tmp_path / "a"), checkpoint.load(tmp_path / "b")
+    for key, weight in expected["agent"]["policy"].items():
+        assert torch.equal(weight, from_function["agent"]["policy"][key]), key
     assert (result.run_dir, result.outcome, result.best) == (tmp_path / "b", "finished", None)
     assert result.metrics == read_rows(tmp_path / "b")[-1]
     assert result.agent.step == result.metrics["step"] == 128

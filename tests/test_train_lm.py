@@ -164,9 +164,9 @@ def test_resuming_equals_not_stopping_bit_for_bit(
         in (shown)
     )
     main([f"resume={halves}"])
-    one, two = (load_file(folder / "model.safetensors") for folder in (whole, halves))
-    for name, weight in one.items():
-        assert torch.equal(weight, two[name]), name
+    expected, resumed = (load_file(folder / "model.safetensors") for folder in (whole, halves))
+    for name, weight in expected.items():
+        assert torch.equal(weight, resumed[name]), name
     assert [row["step"] for row in read_rows(halves)] == [4, 8]
     main([f"resume={halves}"])
     assert "nothing is left to train after update 8; give a larger updates=" in (
@@ -199,10 +199,10 @@ def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
     for size in (1, 2):
         arguments = [worker, *options, f"run_dir={tmp_path / str(size)}"]
         assert launch(arguments, num_processes=size) == 0
-    one, two = (load_file(tmp_path / size / "model.safetensors") for size in ("1", "2"))
-    for name, weight in one.items():
+    expected, parallel = (load_file(tmp_path / size / "model.safetensors") for size in ("1", "2"))
+    for name, weight in expected.items():
         assert weight.dtype == torch.float64
-        torch.testing.assert_close(two[name], weight, rtol=0, atol=1e-9, msg=name)
+        torch.testing.assert_close(parallel[name], weight, rtol=0, atol=1e-9, msg=name)
     for row, other in zip(read_rows(tmp_path / "1"), read_rows(tmp_path / "2"), strict=True):
         for name in ("lm/bits_per_character", "lm/answer_accuracy", "losses/train_loss"):
             assert other[name] == pytest.approx(row[name], rel=1e-6)

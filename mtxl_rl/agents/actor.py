@@ -179,7 +179,7 @@ class Actor:
         )
 
     def _teach(self, inputs: PolicyInputs) -> tuple[TeacherStep | None, Lead | None]:
-        """What the teacher would do, and the actions that it takes."""
+        """The teacher's targets, and the actions that it takes."""
         if self.teacher is None:
             return None, None
         self.was_led |= self.is_led & ~self.is_reset_row

@@ -171,8 +171,8 @@ class DiscreteEncoder(nn.Module):
 
     Several embeddings start with a standard deviation of 3, because one component among many may
     decide, such as the object in one cell of a grid. Relative to Adam's steps such tables change
-    little, and the layer after them learns fast: a policy that imitates MiniGrid-Memory's turns
-    learns them in 100 to 160 updates, and with a deviation of 1 in 270 or more than 300.
+    little, and the layer after them learns fast. A policy that imitates MiniGrid-Memory's turns
+    learns them in 100 to 160 updates. With a deviation of 1 it needs 270, or more than 300.
     """
 
     def __init__(self, num_choices: list[int], width: int, *, start: list[int]) -> None:

@@ -50,8 +50,8 @@ class PolicyConfig:
     observations: list[str] = field(default_factory=list)
     """Leaves of a Dict observation that the policy receives; empty: all."""
     image_encoder: str = "cnn"
-    """For image observations: cnn (three convolutions), patches (8x8 pixels and one convolution, a
-    quarter of cnn's operations) or resnet (IMPALA's)."""
+    """Encoder of image observations: cnn (three convolutions), patches (8x8 pixels and one
+    convolution, a quarter of cnn's operations) or resnet (IMPALA's)."""
     previous_action: bool = True
     """Whether the previous action is an input; zero at an episode's first step."""
     previous_reward: bool = True

@@ -33,16 +33,16 @@ class LossWeights(NamedTuple):
 
     entropy: float = 0.0
     ppo: float = 1.0
-    """Of the surrogate, the KL penalty and the entropy bonus."""
+    """Sum of the surrogate, the KL penalty and the entropy bonus."""
     teacher: float = 0.0
 
 
 class PPO:
     """The learner: a policy, its optimiser, and one `update` per rollout.
 
-    A minibatch consists of whole spans. From the memory stored at a span's start its segments are
-    computed again, with gradients flowing through the writes of the long-term memory; only the
-    memory at the span's start is detached.
+    A minibatch consists of whole spans. A span's segments are computed again from the memory stored
+    at its start, with gradients through the writes of the long-term memory. Only the memory at the
+    span's start is detached.
     """
 
     def __init__(
@@ -248,8 +248,8 @@ class PPO:
             every_item = random_minibatches(
                 num_items * world.size, config.num_minibatches, generator=self.generator
             )
-            own = every_item[:, first // stratum : (first + num_items) // stratum] - first
-            for items in own.to(self.device):
+            local_items = every_item[:, first // stratum : (first + num_items) // stratum] - first
+            for items in local_items.to(self.device):
                 yield rollout.spans(items, advantage, value_target)
 
     def _sum_over_processes(self, metrics: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -37,7 +37,7 @@ class PPOConfig:
     kl_coef: float = 1.0
     """Weight of the KL penalty KL(old || new), averaged over steps; 0: none. It pulls each step
     back in proportion to its own change. Once a task is solved, normalised advantages are noise at
-    full strength; without the penalty the policy follows it, and the few steps that decide an
+    full strength. Without the penalty the policy follows that noise: the few steps that decide an
     episode change far before the mean KL reaches `target_kl`."""
     advantage_floor: float = 1.0
     """Slow down where the advantages' deviation is below this times the returns' deviation: the

@@ -23,7 +23,7 @@ from mtxl_rl.torso.torso_config import check_at_least
 
 @dataclass(kw_only=True, slots=True)
 class CriticConfig:
-    """What the value estimate depends on, in addition to the torso's output."""
+    """The inputs of the value estimate, in addition to the torso's output."""
 
     observations: list[str] = field(default_factory=list)
     """Leaves of a Dict observation that only the value estimate receives, as in
@@ -51,13 +51,13 @@ class ObservationGroups(NamedTuple):
     """The parts of an observation space, by what receives them."""
 
     policy: gymnasium.Space[Any]
-    """What acting needs, the action mask included."""
+    """The leaves that acting needs, the action mask included."""
     critic: spaces.Dict | None
-    """What only the value estimate receives."""
+    """The leaves that only the value estimate receives."""
     predicted: gymnasium.Space[Any] | None
-    """What the auxiliary loss predicts."""
+    """The leaves that the auxiliary loss predicts."""
     training: gymnasium.Space[Any]
-    """What training needs: all of the above."""
+    """The leaves that training needs: all of the above."""
 
 
 def observation_groups(

@@ -17,7 +17,7 @@ NUM_PERTURBATIONS = 3
 def check_ratio(policy: Policy, spans: Spans, deviation: float, *, bound: float) -> None:
     """Refuse to learn where acting computed something else than learning does.
 
-    A step may be ill-conditioned, for example where the attention is about to switch: there float32
+    A step may be ill-conditioned, for example where the attention is about to switch. There float32
     can be off by 1e-4 in an agent whose median step is off by 1e-8. So a deviation above the bound
     is compared with what rounding makes of the same minibatch.
 

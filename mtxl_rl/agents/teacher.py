@@ -70,7 +70,7 @@ class TeacherConfig:
         check_choice("teacher.loss", self.loss, LOSSES)
 
     def progress(self, step: int, *, total_steps: int) -> float:
-        """How far the schedules are at a step, in 0 .. 1."""
+        """Progress of the schedules at a step, 0 .. 1."""
         return min(step / (self.steps or total_steps), 1.0)
 
     def coef_at(self, progress: float) -> float:
@@ -83,7 +83,7 @@ class TeacherConfig:
 
 
 def led_environments(num_envs: int, share: float) -> NDArray[np.bool_]:
-    """Which environments of a run are led: a share of them, spread evenly over the indices.
+    """A mask of the environments that are led: a share of them, spread evenly over the indices.
 
     A smaller share is a part of a larger one.
     """
@@ -95,7 +95,7 @@ def led_environments(num_envs: int, share: float) -> NDArray[np.bool_]:
 
 @runtime_checkable
 class Teacher(Protocol):
-    """What a teacher does in the environments of one process."""
+    """A teacher in the environments of one process."""
 
     shapes: Shapes
     """The observation's leaves that it receives."""
@@ -216,7 +216,7 @@ def imitation_loss(
     teacher: Float[Tensor, "I L n"],
     config: TeacherConfig,
 ) -> Float[Tensor, "I L"]:
-    """How far the student's distribution is from the teacher's; see `TeacherConfig.loss`."""
+    """The distance of the student's distribution from the teacher's; see `TeacherConfig.loss`."""
     if config.loss == "cross_entropy":
         return -head.log_prob(student, head.sample(teacher, None))
     teacher = head.temper(teacher, config.temperature)

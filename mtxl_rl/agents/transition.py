@@ -65,12 +65,12 @@ class Transition(NamedTuple):
 
 
 class TeacherStep(NamedTuple):
-    """What a teacher would do; the leading axes are [B], in a rollout [B, T]."""
+    """A teacher's targets; the leading axes are [B], in a rollout [B, T]."""
 
     parameters: Float[Tensor, "*batch n"]
     """Parameters of its action distribution; see `heads`."""
     is_led: Bool[Tensor, "*batch"]
-    """Where its action was taken."""
+    """True where its action was taken."""
 
 
 def observation_shapes(space: gymnasium.Space[Any], *, episode_step: bool) -> Shapes:

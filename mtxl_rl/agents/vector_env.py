@@ -1,4 +1,4 @@
-"""What acting needs of vector environments."""
+"""The interface of vector environments that acting needs."""
 
 from typing import Any, Protocol, runtime_checkable
 

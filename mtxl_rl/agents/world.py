@@ -18,8 +18,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 LOST_SECONDS = 3.0
-"""How long a process that lost another one waits before it raises an error, so that the launcher
-finds the one that failed first."""
+"""Seconds for which a process that lost another one waits before it raises an error, so that the
+launcher finds the one that failed first."""
 
 
 class LostProcessError(RuntimeError):

@@ -31,14 +31,15 @@ class Option:
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class Command:
-    """What `run_command` needs to know of a command line."""
+    """A description of a command line, for `run_command`."""
 
     usage: str
     """First lines of `--help`."""
     options: Sequence[Option]
     """All legal options."""
     base: Any
-    """What the options change: a dataclass, a DictConfig, or the name of a YAML file in configs."""
+    """The config that the options change: a dataclass, a DictConfig, or the name of a YAML file in
+    configs."""
     groups: Sequence[str] = ()
     """Folders in configs from which an option chooses a file, as env=TMaze does."""
     required: Sequence[str] = ()
@@ -67,9 +68,11 @@ def options_of(schema: type, *, prefix: str = "", env: Sequence[type] = ()) -> l
     for field in fields(schema):
         name, hint = prefix + field.name, hints[field.name]
         if name == "env":
-            each = [option for one in env for option in options_of(one, prefix="env.")]
+            all_options = [
+                option for env_schema in env for option in options_of(env_schema, prefix="env.")
+            ]
             options += {
-                option.name: option for option in each if option.name != "env.name"
+                option.name: option for option in all_options if option.name != "env.name"
             }.values()
         elif is_dataclass(hint):
             assert isinstance(hint, type)

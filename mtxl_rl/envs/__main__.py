@@ -1,6 +1,8 @@
 """Print the table of all tasks: `python -m mtxl_rl.envs`."""
 
+import argparse
 import sys
+from collections.abc import Sequence
 
 from mtxl_rl.envs.registry import ENVS
 from mtxl_rl.envs.tasks.catalog import TASKS, TaskEntry
@@ -31,10 +33,20 @@ def table_rows(task: TaskEntry) -> list[str]:
     return rows
 
 
-if __name__ == "__main__":
-    if len(sys.argv) > 1:
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the table, or the help."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mtxl_rl.envs",
+        description="Print a table of all tasks and of their variants, in Markdown.",
+    )
+    _, unknown = parser.parse_known_args(arguments)
+    if unknown:
         sys.exit(
-            f"python -m mtxl_rl.envs takes no options and got {' '.join(sys.argv[1:])}: remove "
+            f"error: python -m mtxl_rl.envs takes no options and got {' '.join(unknown)}: remove "
             "them to print the table of all tasks"
         )
     sys.stdout.write(table() + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -13,8 +13,11 @@ def nearest_names(name: str, known: Iterable[str], *, count: int | None = None) 
     return sorted(known, key=similarity, reverse=True)[:count]
 
 
-def check_choice(option: str, value: str, legal: Collection[str]) -> None:
-    """Raise a ValueError that lists the legal values of an option, the most similar first."""
+def check_choice(option: str, value: str, legal: Collection[str], *, hint: str = "") -> None:
+    """Raise a ValueError if an option's value is not legal.
+
+    The message lists the legal values, the most similar first, and ends with `hint`.
+    """
     if value not in legal:
         ranked = ", ".join(nearest_names(str(value), legal))
-        raise ValueError(f"{option}={value} is unknown; choose one of {ranked}")
+        raise ValueError(f"{option}={value} is unknown; choose one of {ranked}{hint}")

@@ -17,7 +17,7 @@ from mtxl_rl.envs.backends.envpool_env import EnvPoolConfig, env_seeds, make_env
 from mtxl_rl.envs.backends.gymnasium_env import GymnasiumConfig, make_gymnasium
 from mtxl_rl.envs.memory_maze.spec import MemoryMazeConfig
 from mtxl_rl.envs.memory_maze_original import MemoryMazeOriginalConfig
-from mtxl_rl.envs.names import nearest_names
+from mtxl_rl.envs.names import check_choice
 from mtxl_rl.envs.tasks.catalog import TASKS
 from mtxl_rl.envs.wrappers.checked import CheckedVectorEnv
 from mtxl_rl.envs.wrappers.chosen_actions import choose_actions
@@ -111,11 +111,7 @@ def env_entry(name: str) -> EnvEntry:
     """Return the entry of a name, or raise ValueError with the known names."""
     if name == CustomEnvConfig().name:
         return CUSTOM
-    if name not in ENVS:
-        known = ", ".join(nearest_names(name, ENVS))
-        raise ValueError(
-            f"env.name={name} is unknown; the known names, most similar first, are {known}."
-        )
+    check_choice("env.name", name, ENVS)
     return ENVS[name]
 
 

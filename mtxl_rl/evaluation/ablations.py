@@ -20,7 +20,7 @@ from mtxl_rl.evaluation.timeline import write_timeline
 from mtxl_rl.evaluation.video import write_video
 from mtxl_rl.runtime.compile import compile_acting
 from mtxl_rl.saved_agent import SavedAgent
-from mtxl_rl.tracking.cli import console, say
+from mtxl_rl.tracking.cli import console, print_line
 from mtxl_rl.tracking.progress import Progress
 
 
@@ -70,7 +70,7 @@ def evaluate_ablations(
 def _observers(
     config: EvaluateConfig, train: TrainConfig, actor: Actor, names: Sequence[str]
 ) -> dict[str, list[Recording | Probe]]:
-    """What sees each step, by setting of the memory; the pictures show an agent with memory."""
+    """Observers of each step, by setting of the memory; pictures show an agent with memory."""
     observers = {name: list[Recording | Probe]() for name in names}
     if config.video or config.timeline:
         observers["on"].append(_recording(config, train, actor))
@@ -122,7 +122,7 @@ def _recording(config: EvaluateConfig, train: TrainConfig, actor: Actor) -> Reco
         renders=bool(config.video),
     )
     if config.timeline and not recording.has_diagnostics:
-        say(
+        print_line(
             f"timeline={config.timeline} is left out: a torso of kind {train.torso.kind} has no "
             "attention or long-term memory to plot"
         )

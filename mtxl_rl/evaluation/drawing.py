@@ -1,4 +1,4 @@
-"""What the pictures of a recording share.
+"""Functions that the pictures of a recording share.
 
 T recorded steps, N layers (counted from 1), H heads.
 """
@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mtxl_rl.evaluation.recording import Recording
-from mtxl_rl.tracking.cli import say
+from mtxl_rl.tracking.cli import print_line
 
 CURSOR = "tab:red"
 
@@ -39,7 +39,7 @@ def try_write(write: Callable[[Path], None], path: Path) -> bool:
     try:
         write(path)
     except Exception as error:
-        say(f"{path} was not drawn: {type(error).__name__}: {error}")
+        print_line(f"{path} was not drawn: {type(error).__name__}: {error}")
         return False
     return True
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from mtxl_rl.agents.episodes import MEMORIES
 from mtxl_rl.config import TrainConfig
+from mtxl_rl.envs.names import check_choice
 from mtxl_rl.envs.registry import evaluation_env
 from mtxl_rl.evaluation.timeline import PLOT_SUFFIXES
 from mtxl_rl.evaluation.video import VIDEO_SUFFIXES
@@ -14,7 +15,7 @@ from mtxl_rl.torso.torso_config import check_at_least
 
 @dataclass(kw_only=True, slots=True)
 class PolicyOverrides:
-    """What an evaluation can change of the run's policy."""
+    """Options of the run's policy that an evaluation can change."""
 
     precision: str = ""
     """float32, bfloat16 or auto (by the device); empty: the run's."""
@@ -22,7 +23,7 @@ class PolicyOverrides:
 
 @dataclass(kw_only=True, slots=True)
 class TorsoOverrides:
-    """What an evaluation can change of the run's torso: sizes that no weight's shape depends on."""
+    """Sizes of the run's torso that an evaluation can change: no weight's shape depends on them."""
 
     window_length: int = 0
     """Short-term memory in steps, M; 0: the run's."""
@@ -35,7 +36,7 @@ class EvaluateConfig:
     """The options of `mtxl_rl.evaluate`."""
 
     checkpoint: str = ""
-    """Folder of a run, a checkpoint file (.pt), or a policy.safetensors."""
+    """A run's folder, a checkpoint file (.pt), or a policy.safetensors."""
     which: str = "latest"
     """Which checkpoint of a run's folder: latest or best."""
     episodes: int = 100
@@ -56,8 +57,8 @@ class EvaluateConfig:
     timeline: str = ""
     """Plot of the agent's memory over time: .png or .svg."""
     probe: str = ""
-    """Plot of what the agent's output tells of the leaves of auxiliary.predict, by the steps since
-    each target was last in view: .png or .svg. Memory Maze and GridMemoryMaze."""
+    """Plot of how well the agent's output predicts the leaves of auxiliary.predict, by the steps
+    since each target was last in view: .png or .svg. Memory Maze and GridMemoryMaze."""
     video_steps: int = 500
     """Maximum number of steps in the video and in the timeline."""
     compile: bool = False
@@ -74,7 +75,7 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         """Check names and ranges."""
         if not self.checkpoint:
-            raise ValueError("checkpoint= is missing; give the folder of a run")
+            raise ValueError("checkpoint= is missing; give a run's folder")
         if self.which != "latest" and Path(self.checkpoint).is_file():
             raise ValueError(
                 f"which={self.which} chooses in a run's folder, and {self.checkpoint} is one "
@@ -83,10 +84,10 @@ class EvaluateConfig:
         check_at_least(self, 1, "episodes", "num_envs", "video_steps")
         check_at_least(self, 0, "seed", "num_threads")
         check_at_least(self.torso, 0, "window_length", "segment_length", prefix="torso.")
-        settings = ",".join(self.memory)
-        if not self.memory or set(self.memory) - set(MEMORIES):
-            raise ValueError(f"memory={settings} is unknown; choose from {', '.join(MEMORIES)}")
+        for setting in self.memory or [""]:
+            check_choice("memory", setting, MEMORIES)
         if (self.video or self.timeline) and "on" not in self.memory:
+            settings = ",".join(self.memory)
             raise ValueError(
                 f"memory={settings} does not contain on, and video= and timeline= show an agent "
                 f"with its memory; type memory=on,{settings}"

@@ -32,13 +32,13 @@ episodes that test it."""
 
 
 class Evaluation(NamedTuple):
-    """What an evaluation measured."""
+    """Results of an evaluation."""
 
     metrics: dict[str, float]
     """Means over the episodes, as "eval/episodic_return", and over the memory's writes and reads in
     the first environment, as "memory/strength"."""
     histograms: dict[str, NDArray[Any]]
-    """How far each gate moved the stream, and write strengths, per layer."""
+    """Per layer: distances by which gates moved the stream, and write strengths."""
     recording: Recording
     """The first steps of the first environment."""
 

@@ -1,4 +1,4 @@
-"""What an agent's memory holds of things that it no longer sees.
+"""Measures what an agent's memory holds of things that it no longer sees.
 
 The predictions of `auxiliary.predict` are compared with the truth, by the steps since each target
 was last in view: R^2, the explained share of the variance.
@@ -28,7 +28,7 @@ _LOWEST = -1.0  # Lower R^2 is cut off in the plot.
 
 
 class Explained(NamedTuple):
-    """How much of a leaf's variance its prediction explains, of targets of one age."""
+    """Share of a leaf's variance that its prediction explains, of targets of one age."""
 
     leaf: str
     memory: str

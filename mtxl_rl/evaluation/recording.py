@@ -1,4 +1,4 @@
-"""What happened to the first environment of an evaluation, and to the agent's memory in it.
+"""Records the first environment of an evaluation, and the agent's memory in it.
 
 T recorded steps, h x w pixels.
 """
@@ -17,7 +17,7 @@ from mtxl_rl.agents.encoders import channels_last, is_image, observation_leaves
 from mtxl_rl.agents.policy import Policy
 from mtxl_rl.agents.transition import PolicyInputs
 from mtxl_rl.torso import Diagnostics, MemoryTransformer
-from mtxl_rl.tracking.cli import say
+from mtxl_rl.tracking.cli import print_line
 
 
 class Recording:
@@ -88,7 +88,7 @@ class Recording:
         return next((key for key, space in self.leaves.items() if is_image(space)), None)
 
     def returns(self) -> Float[np.ndarray, " T"]:
-        """What the episode had earned before each step."""
+        """Return of the episode before each step."""
         returns = [0.0]
         for step in self.inputs[1:]:
             earned = returns[-1] + step.previous_reward.item()
@@ -134,7 +134,7 @@ class Recording:
         try:
             frame = _render_first(actor.env, has_image=self.image_key() is not None)
         except Exception as error:
-            say(f"the environment was not drawn: {type(error).__name__}: {error}")
+            print_line(f"the environment was not drawn: {type(error).__name__}: {error}")
             frame = None
         if frame is None:
             self._renders = False

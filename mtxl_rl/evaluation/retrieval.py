@@ -1,9 +1,9 @@
 """Which earlier steps a read of the delta memory returns.
 
-The delta rule makes this exact. A write maps W -> a (I - b k k^T) W + b k v^T, so the readout is a
-sum over all writes, y = W^T q = sum_i w_i v_i, where w_i = b_i (k_i . r_i) and r_i is the query
-carried back to write i: r_i = a_{i+1} (I - b_{i+1} k_{i+1} k_{i+1}^T) r_{i+1}, from r_n = q at the
-last write n. A value that was overwritten has lost its weight.
+The delta rule makes this exact. A write maps W -> a (I - b k k^T) W + b k v^T. So the readout is a
+sum over all writes, y = W^T q = sum_i w_i v_i, with the weights w_i = b_i (k_i . r_i). Here r_i is
+the query carried back to write i: r_i = a_{i+1} (I - b_{i+1} k_{i+1} k_{i+1}^T) r_{i+1}, from
+r_n = q at the last write n. A value that was overwritten has lost its weight.
 
 T steps, H heads, E features of a head.
 """

@@ -27,10 +27,11 @@ from rich.table import Table
 from mtxl_rl.command import choices, value_of
 from mtxl_rl.compose import compose_config
 from mtxl_rl.config_files import from_document
+from mtxl_rl.envs.names import check_choice
 from mtxl_rl.torso import count_parameters
 from mtxl_rl.torso.torso_config import check_at_least
 from mtxl_rl.tracking import checkpoint
-from mtxl_rl.tracking.cli import PARENT, console, say, stop_requests
+from mtxl_rl.tracking.cli import PARENT, console, print_line, stop_requests
 
 
 @dataclass(kw_only=True, slots=True)
@@ -40,9 +41,9 @@ class Task:
     options: list[str]
     """Overrides of `mtxl_rl.train`."""
     score: str = "return"
-    """What is compared: return or success, the mean over episodes."""
+    """The score: return or success, the mean over episodes."""
     worst: float = 0.0
-    """What the best agent without memory reaches: normalised score 0."""
+    """Score of the best agent without memory: normalised score 0."""
     best: float = 1.0
     """The highest possible: normalised score 1."""
     transfer: list[str] = field(default_factory=list)
@@ -55,7 +56,7 @@ class Task:
 
 @dataclass(kw_only=True, slots=True)
 class SuiteFile:
-    """What a YAML file in configs/suite holds, or one like them."""
+    """The content of a YAML file in configs/suite, or of one like them."""
 
     tasks: dict[str, Task]
     """Tasks by name, one or more."""
@@ -108,11 +109,7 @@ class SuiteConfig:
 
 def _check_torsos(torsos: Sequence[str]) -> None:
     for torso in torsos:
-        if torso not in choices("torso"):
-            raise ValueError(
-                f"torsos has {torso!r}; choose from {', '.join(choices('torso'))}, "
-                "as in torsos=mtxl,gtrxl"
-            )
+        check_choice("torsos", torso, choices("torso"), hint=", as in torsos=mtxl,gtrxl")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -178,11 +175,7 @@ class Suite:
 def _path_of(suite: str) -> Path:
     if Path(suite).suffix in (".yaml", ".yml"):
         return Path(suite)
-    if suite not in choices("suite"):
-        raise ValueError(
-            f"suite={suite} is unknown; choose one of {', '.join(choices('suite'))}, or give a "
-            "YAML file"
-        )
+    check_choice("suite", suite, choices("suite"), hint=", or give a YAML file")
     return Path(str(resources.files("mtxl_rl.configs") / "suite" / f"{suite}.yaml"))
 
 
@@ -307,7 +300,7 @@ def run_suite(suite: Suite) -> list[str]:
             live.update(_table(active, title=f"{done} of {total} runs done, {len(failed)} failed"))
             # Without a terminal, rich prints the table only at the end.
             if num_reported < done < total and not console.is_terminal:
-                say(f"{done} of {total} runs done")
+                print_line(f"{done} of {total} runs done")
             num_reported = done
             sleep(0.5)
     console.print()

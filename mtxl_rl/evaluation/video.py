@@ -25,8 +25,8 @@ from mtxl_rl.tracking.files import atomic_write
 FRAMES_PER_SECOND = 10
 VIDEO_SUFFIXES = (".mp4", ".gif")
 _INCHES = {False: (9.6, 4.8), True: (14.4, 4.8)}
-"""Of the figure, by whether two pictures stand side by side; at 100 dots per inch, multiples of 16
-pixels, which codecs need."""
+"""Size of the figure, by whether two pictures stand side by side; at 100 dots per inch, multiples
+of 16 pixels, which codecs need."""
 _WIDE = 2.5  # Width over height of an image above which it stands above the plots.
 
 

@@ -68,7 +68,7 @@ class TorsoEncoder(TorchModel, Encoder):  # type: ignore[misc]
         return {"memory": torch.zeros(self.torso.memory_size)}
 
     def _forward(self, inputs: dict[str, Any], **_: Any) -> dict[str, Any]:  # noqa: ANN401
-        """What the torso makes of [B, T] steps, and the memories after them."""
+        """The torso's output for [B, T] steps, and the memories after them."""
         x = self.input(tokenize(self.tokenizer, inputs, framework="torch"))
         never = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
         y, memory = self.torso(x, inputs[Columns.STATE_IN]["memory"], never)

@@ -112,12 +112,12 @@ MlpTorsoPolicy = TorsoPolicy
 
 
 class CnnTorsoPolicy(TorsoPolicy):
-    """For pictures."""
+    """The policy for pictures."""
 
     extractor = NatureCNN
 
 
 class MultiInputTorsoPolicy(TorsoPolicy):
-    """For dict observations."""
+    """The policy for dict observations."""
 
     extractor = CombinedExtractor

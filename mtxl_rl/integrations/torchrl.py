@@ -26,12 +26,11 @@ class TorsoModule(TensorDictModuleBase):  # type: ignore[misc]
 
     As with LSTMModule the environment needs `InitTracker()`, which marks first steps, and
     `make_tensordict_primer()`, which adds the memory. Episodes may start anywhere inside a span;
-    both modes compute the same. In recurrent mode a span continues from the memory stored at its
-    first step, and anew from the one stored at each step that "is_init" marks, with gradients over
-    all steps between: an empty one after a reset. (TorchRL's GAE also marks the
-    step after each episode's first, whose stored memory has seen the first.) Memories stored at
-    other steps are neither read nor renewed. Storage of spans can leave them out: a memory has n
-    numbers.
+    both modes compute the same. In recurrent mode a span starts from the memory stored at its first
+    step. At each step that "is_init" marks it starts again from the memory stored there, which is
+    zero after a reset. Gradients flow over all steps between. (TorchRL's GAE also marks the step
+    after each episode's first, whose stored memory has seen the first.) Memories stored at other
+    steps are neither read nor renewed. Storage of spans can leave them out: a memory has n numbers.
 
     What is stored decides how a span runs, which no vmap can do: GAE takes such networks with
     `deactivate_vmap=True`.
@@ -117,7 +116,7 @@ class TorsoModule(TensorDictModuleBase):  # type: ignore[misc]
         memories: Float[Tensor, "B T n"],
         is_first: Bool[Tensor, "B T"],
     ) -> Float[Tensor, "B T D"]:
-        """What the torso makes of all steps."""
+        """The torso's output for all steps."""
         if is_batchedtensor(x):
             raise ValueError(
                 "a torso in recurrent mode runs under no vmap, as GAE makes one around its "

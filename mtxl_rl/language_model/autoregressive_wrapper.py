@@ -94,7 +94,7 @@ class AutoregressiveWrapper(nn.Module):
         require_tokens(tokens, least=2)
         inputs, targets = tokens[:, :-1], tokens[:, 1:]
         if not isinstance(x, Tensor):  # A sequence's own end is padded, in both.
-            inputs, targets = self._pad([one[:-1] for one in x]), self._pad([one[1:] for one in x])
+            inputs, targets = self._pad([row[:-1] for row in x]), self._pad([row[1:] for row in x])
         if mask is not None and mask.shape[1] == tokens.shape[1]:
             mask = mask[:, :-1]
         return self._losses(inputs, targets, mask, max_batch_size, truncate_every)

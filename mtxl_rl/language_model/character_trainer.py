@@ -29,7 +29,7 @@ from mtxl_rl.language_model.train_config import TrainLMConfig
 from mtxl_rl.runtime.devices import find_device, local_device
 from mtxl_rl.runtime.distributed import joined_world
 from mtxl_rl.torso import save_torso
-from mtxl_rl.tracking.cli import say, stop_requests
+from mtxl_rl.tracking.cli import print_line, stop_requests
 from mtxl_rl.tracking.files import atomic_write, run_lock
 from mtxl_rl.tracking.metrics import MetricsLogger
 from mtxl_rl.tracking.run_record import outcome, run_record
@@ -50,25 +50,25 @@ def run_until_signal(config: TrainLMConfig) -> int:
         with run_lock(run_dir) if world.rank == 0 else nullcontext():
             if world.rank == 0 and not config.resume and (run_dir / "config.yaml").exists():
                 raise ValueError(f"run_dir={run_dir} already holds a run; choose another run_dir")
-            own = world.rows(config.batch_size // world.size)
+            local_rows = world.rows(config.batch_size // world.size)
             text = read_text(config)
-            train, held_out = (rows[own].to(device) for rows in rows_of(text, config))
+            train, held_out = (rows[local_rows].to(device) for rows in rows_of(text, config))
             model = MemoryTransformerXL(
                 num_tokens=256, dim=config.dim, heads=config.heads, depth=config.depth,
                 seq_len=config.seq_len, mem_len=config.mem_len, num_mem_kv=config.num_mem_kv,
                 lmem_len=16, long_term=config.long_term,
             ).to(device)  # fmt: skip
             size = sum(parameter.numel() for parameter in model.parameters())
-            say(f"{run_dir}: {device}, {len(text):,} bytes of text, {size:,} parameters")
+            print_line(f"{run_dir}: {device}, {len(text):,} bytes of text, {size:,} parameters")
             with run_record(run_dir, rank=world.rank, world_size=world.size) as record:
                 signal_number = _train(model, train, held_out, config, run_dir, world)
                 record["outcome"] = outcome(signal_number)
             if world.rank == 0:
                 with atomic_write(run_dir / "model.safetensors") as temporary:
                     save_torso(model.torso, temporary, within=model)
-        say(f"saved {run_dir / 'model.safetensors'}")
+        print_line(f"saved {run_dir / 'model.safetensors'}")
         if config.prompt and not signal_number:
-            say(generate(model, config.prompt, length=config.num_generated))
+            print_line(generate(model, config.prompt, length=config.num_generated))
     return signal_number
 
 
@@ -93,7 +93,9 @@ def _train(
     if config.resume:
         reading = load_checkpoint(model, optimizer, config, rows.device, world)
         if reading.update >= config.updates and not config.prompt:
-            say(f"nothing is left to train after update {reading.update}; give a larger updates=")
+            print_line(
+                f"nothing is left to train after update {reading.update}; give a larger updates="
+            )
     start, first = time.perf_counter(), reading.update
     with (
         MetricsLogger(run_dir) if is_main else nullcontext() as logger,
@@ -105,7 +107,7 @@ def _train(
             (is_stopping,) = world.any(bool(stop), device=rows.device)
             if is_stopping:
                 save_checkpoint(run_dir, model, optimizer, reading, world)
-                say(
+                print_line(
                     f"stopped after update {reading.update}/{config.updates}; continue with: "
                     f"python -m mtxl_rl.train_lm resume={run_dir}"
                 )
@@ -160,7 +162,7 @@ def _log(
     if logger is not None:
         logger.log(metrics, step=update)
     cells = " | ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-    say(f"update {update}/{num_updates} | {cells}")
+    print_line(f"update {update}/{num_updates} | {cells}")
 
 
 @torch.no_grad()
@@ -172,7 +174,7 @@ def evaluate(
     Each process passes its share of the rows; the metrics are those of all rows.
     """
     model.eval()
-    memories, nats, count, right, asked = None, 0.0, 0, 0, 0
+    memories, nats, count, right, num_answers = None, 0.0, 0, 0, 0
     for start in range(0, rows.shape[1] - 1, length):
         inputs = rows[:, start : start + length + 1]
         logits, memories = model(inputs[:, :-1], memories)
@@ -181,13 +183,13 @@ def evaluate(
             logits.float().flatten(0, 1), targets.flatten(), reduction="sum"))  # fmt: skip
         count += targets.numel()
         answers = is_answer(inputs)[:, 1:]
-        asked += int(answers.sum())
+        num_answers += int(answers.sum())
         right += int(((logits.argmax(-1) == targets) & answers).sum())
     model.train()
-    sums = torch.tensor([nats, count, right, asked], dtype=torch.float64, device=rows.device)
-    all_nats, all_targets, all_right, all_asked = world.sum(sums).tolist()
+    sums = torch.tensor([nats, count, right, num_answers], dtype=torch.float64, device=rows.device)
+    all_nats, all_targets, all_right, all_answers = world.sum(sums).tolist()
     metrics = {"lm/bits_per_character": all_nats / all_targets / math.log(2)}
-    return metrics | ({"lm/answer_accuracy": all_right / all_asked} if all_asked else {})
+    return metrics | ({"lm/answer_accuracy": all_right / all_answers} if all_answers else {})
 
 
 def generate(model: MemoryTransformerXL, prompt: str, *, length: int) -> str:

@@ -35,7 +35,7 @@ class MemoryTransformerXL(nn.Module):
     | mogrify_gru | five mogrifier rounds before each gate |
     | long_term | slots as in 2020, or another kind of `TorsoConfig.long_term` |
 
-    ARCHITECTURE.md lists the differences from 2020 and the reasons.
+    docs/differences.md lists the differences from 2020.
 
     Raises:
         ValueError: an argument is illegal; the message names the torso's option.

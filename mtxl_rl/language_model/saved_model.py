@@ -1,4 +1,4 @@
-"""What a character model's training run saves, to continue bit for bit."""
+"""Save and load a character model's training run, which then continues bit for bit."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,7 @@ CHECKPOINT = "checkpoint.pt"
 
 
 class Reading(NamedTuple):
-    """How far the rows are read and learned from."""
+    """Position up to which the rows are read and learned from."""
 
     update: int = 0
     """Optimiser steps so far."""

@@ -39,7 +39,7 @@ def is_answer(tokens: Int[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
 
 
 def read_text(config: TrainLMConfig) -> bytes:
-    """The text of a run.
+    """A run's text.
 
     Raises:
         OSError: the file cannot be read.

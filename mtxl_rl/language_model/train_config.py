@@ -54,8 +54,8 @@ class TrainLMConfig:
     run_dir: str = ""
     """Folder for config, metrics and weights; empty: runs/lm/<date_time>."""
     resume: str = ""
-    """Folder of a run to continue. updates=, evaluate_every=, prompt=, num_generated=, device= and
-    num_processes= can change."""
+    """The folder of the run to continue. updates=, evaluate_every=, prompt=, num_generated=,
+    device= and num_processes= can change."""
     prompt: str = ""
     """Text that the trained model continues; with resume= of a finished run, without any
     training."""

@@ -1,1 +1,1 @@
-"""How code is executed: compiling, profiling, exported policies; never what it computes."""
+"""Execution of code: compiling, profiling, exported policies. It never changes the results."""

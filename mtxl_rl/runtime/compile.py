@@ -31,7 +31,7 @@ MAX_GRAPHS = 64
 COMPILE_SECONDS = 90.0
 """Time to compile a policy for a CPU for the first time: 60 to 90 s were measured."""
 SPEEDUP = 1.3
-"""The smallest factor of the measured ones: 1.3 to 1.8 times the steps/s. See docs/training.md."""
+"""Assumed factor of the steps/s; measured: 1.2 (pictures) to 1.9. See docs/training.md."""
 
 
 def resolve_compile(kind: str, device: torch.device, *, seconds_left: float) -> tuple[bool, str]:
@@ -59,7 +59,7 @@ def resolve_compile(kind: str, device: torch.device, *, seconds_left: float) -> 
         )
     return True, (
         f"acting and learning would take {left} more; compiling takes about {COMPILE_SECONDS:g} s "
-        f"and saves {timedelta(seconds=round(saved))} or more"
+        f"and saves about {timedelta(seconds=round(saved))}"
     )
 
 
@@ -177,14 +177,16 @@ def compare_gradients(
         RuntimeError: a difference exceeds the bound.
     """
     inside = [
-        one.norm() for one, is_inside in zip(reference, is_compiled, strict=True) if is_inside
+        gradient.norm()
+        for gradient, is_inside in zip(reference, is_compiled, strict=True)
+        if is_inside
     ]
     # Per weight, because the heads' gradients are large at first; where the gradient is close to
     # zero, all of it is rounding, hence the floor.
     floor = 1e-3 * torch.stack(inside).norm() + 1e-30
     relative = torch.stack([
-        (one - other).norm() / (other.norm() + floor)
-        for one, other in zip(compiled, reference, strict=True)
+        (gradient - expected).norm() / (expected.norm() + floor)
+        for gradient, expected in zip(compiled, reference, strict=True)
     ]).max()  # fmt: skip
     if floor.isfinite() and not relative <= bound:
         raise RuntimeError(
@@ -239,8 +241,8 @@ class _Compiled(Generic[P, R]):
         self._gradients, self._cuda_graph = gradients, cuda_graph
         options: dict[str, str | int | bool | Callable[..., object]] = {}
         if device.type == "cpu":
-            # The code around the kernels is C++ too. Its warnings about operations that it looks
-            # up by name concern nobody here.
+            # The code around the kernels is C++ too. The filter drops its warnings about
+            # operations that it looks up by name, which have no effect here.
             options["cpp_wrapper"] = True
             logging.getLogger("torch._inductor.ir").addFilter(_is_relevant)
         if gradients:

@@ -1,4 +1,4 @@
-"""The devices that options name, and the one that each process of a run uses."""
+"""The devices that options name, and the one that each process uses."""
 
 import os
 

@@ -23,16 +23,16 @@ from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-
 from mtxl_rl.agents.world import World
 from mtxl_rl.envs.cores import num_cores
 from mtxl_rl.runtime.devices import world_size
-from mtxl_rl.tracking.cli import console, say, show_cursor, stop_with_parent
+from mtxl_rl.tracking.cli import console, print_line, show_cursor, stop_with_parent
 
 TIMEOUT = timedelta(minutes=10)
-"""How long a process waits for the others before it ends with an error."""
+"""Time for which a process waits for the others before it ends with an error."""
 MIN_ENVS_PER_PROCESS = 16
-"""With fewer rows the matrix products of a process are slow."""
+"""Fewest rows with which the matrix products of a process are fast."""
 SHUTDOWN_SECONDS = 600
-"""How long the processes have to save after the launcher was asked to stop."""
+"""Seconds that the processes have for saving after the launcher received a signal."""
 POLL_SECONDS = 0.1
-"""How often the launcher looks at its processes."""
+"""Seconds between two looks of the launcher at its processes."""
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 """Exit codes of a process that saved and ended because a signal asked for it."""
 
@@ -162,7 +162,7 @@ def _meet(rank: int, size: int) -> Store:
 
 
 def library_versions() -> dict[str, str]:
-    """Versions that must be the same in all processes of a run."""
+    """Versions that must be the same in all processes."""
     names = ("mtxl_rl", "torch", "numpy", "gymnasium")
     installed = {name: importlib.metadata.version(name) for name in names}
     return {"the version of Python": platform.python_version()} | {
@@ -182,7 +182,7 @@ def check_devices(num_local: int, device: torch.device) -> None:
             f"{torch.cuda.device_count()}; give num_processes={torch.cuda.device_count()} or fewer"
         )
     if device.type == "cpu" and num_local > num_cores():
-        say(
+        print_line(
             f"num_processes={num_local} share {num_cores()} CPU cores and wait for one another; "
             f"num_processes={num_cores()} is faster"
         )

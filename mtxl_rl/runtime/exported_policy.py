@@ -41,7 +41,7 @@ def require_onnx(*packages: str) -> None:
 
 
 def _load_package(path: Path) -> tuple[dict[str, Any], Run]:
-    """What a .pt2 file is, and its step."""
+    """The description in a .pt2 file, and its step."""
     try:
         package = torch._inductor.aoti_load_package(str(path))
         about: dict[str, Any] = json.loads(package.loader.get_metadata()[ABOUT])
@@ -56,7 +56,7 @@ def _load_package(path: Path) -> tuple[dict[str, Any], Run]:
 
 
 def _load_onnx(path: Path) -> tuple[dict[str, Any], Run]:
-    """What a .onnx file is, and its step on one thread."""
+    """The description in a .onnx file, and its step on one thread."""
     require_onnx("onnxruntime")
     import onnxruntime
     from onnxruntime.capi import onnxruntime_pybind11_state as errors
@@ -139,7 +139,7 @@ class ExportedPolicy:
         self.value: Float[Tensor, " B"] = torch.zeros(self.num_rows)
         """Value estimates of the last step."""
         self.action_parameters: Float[Tensor, "B n"] = torch.zeros(self.num_rows, 0)
-        """Of the last step: log-probabilities of each choice, or means and log deviations."""
+        """The last step's log-probabilities of each choice, or means and log deviations."""
         self.reset()
 
     @property
@@ -210,7 +210,7 @@ class ExportedPolicy:
                 )
             leaf, target = leaves[key], self._inputs[f"observation/{key}"]
             if not isinstance(leaf, Tensor):
-                leaf = torch.as_tensor(np.array(leaf))  # A copy: flipped pictures are no tensors.
+                leaf = torch.as_tensor(np.array(leaf))  # A copy, for flipped pictures.
             singles.append(self.num_rows == 1 and leaf.shape == target.shape[1:])
             if (leaf.shape != target.shape and not singles[-1]) or len(set(singles)) > 1:
                 raise ValueError(

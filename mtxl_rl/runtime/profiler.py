@@ -1,4 +1,4 @@
-"""Where a training iteration's time goes, and how much of the machine's arithmetic it uses.
+"""Measures a training iteration's parts, and its share of the machine's peak arithmetic.
 
 The parts are `torch.profiler.record_function` scopes in the code; operations are counted by
 `torch.utils.flop_counter`.
@@ -25,7 +25,7 @@ SCOPES = (
 
 
 class IterationProfiler:
-    """Profiles one iteration of a run and reports it as text."""
+    """Profiles one iteration and reports it as text."""
 
     def __init__(self, collector: Collector, agent: PPO) -> None:
         self._collector, self._agent = collector, agent

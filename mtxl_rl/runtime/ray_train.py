@@ -1,7 +1,7 @@
 """Run a training function in the workers of Ray Train.
 
 Ray starts the workers and connects them. When it loses one, or a machine, it calls the function
-again in those that are left, and in new ones once there is room for them; the function then
+again in those that are left. It adds new ones once there is room for them. The function then
 continues from its last checkpoint. An error that the function raises itself ends the run.
 """
 
@@ -21,11 +21,12 @@ import torch.distributed as dist
 
 from mtxl_rl.agents.world import LostProcessError
 from mtxl_rl.runtime.distributed import TIMEOUT
-from mtxl_rl.tracking.cli import is_foreign, say, stop_requests
+from mtxl_rl.tracking.cli import is_foreign, print_line, stop_requests
 from mtxl_rl.tracking.files import link_or_copy
 
 MAX_LOSSES = 100
-"""How often a run continues after it has lost workers. Ray does not count preempted machines."""
+"""Number of times that a run continues after it has lost workers. Ray does not count preempted
+machines."""
 FOLDER = "ray"
 """Ray's own folder in that of the run: its list of checkpoints, which are links to the run's."""
 
@@ -89,7 +90,7 @@ class Session:
 
 
 _REPORT, _END = "report", "end"
-"""What workers that do not train wait for."""
+"""The messages for which workers that do not train wait."""
 
 
 @contextmanager
@@ -188,7 +189,9 @@ def _end_on_errors() -> Any:  # noqa: ANN401
                 if isinstance(error, TrainingError):
                     raise error  # Ray does not retry after an error of a callback.
             lost = ", ".join(str(rank) for rank in sorted(worker_exceptions))
-            say(f"lost worker {lost}; continuing from the last checkpoint with those that are left")
+            print_line(
+                f"lost worker {lost}; continuing from the last checkpoint with those that are left"
+            )
 
     return EndOnErrors()
 
@@ -325,7 +328,7 @@ def fit(trainer: Any, stop_signal: Any) -> int:  # noqa: ANN401
 
 
 def _failure(error: Exception) -> RuntimeError:
-    """What Ray Train raised, or the training function's own error in it."""
+    """The error of Ray Train, or the training function's error in it."""
     cause = getattr(error, "controller_failure", error)
     message, *notes = cause.args if isinstance(cause, TrainingError) else (str(error),)
     failure = RuntimeError(message)

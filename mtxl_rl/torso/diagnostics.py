@@ -1,4 +1,4 @@
-"""What `inspect` reports about each layer."""
+"""Diagnostics of each layer, for `inspect`."""
 
 from torch import Tensor
 

@@ -161,7 +161,7 @@ class Layer(nn.Module):
         clock: Clock,
         diagnostics: Diagnostics | None,
     ) -> Float[Tensor, "B T D"] | Pairs | None:
-        """What each of the T steps reads; in block j that is version j or j + 1."""
+        """The readout of each of the T steps; in block j from version j or j + 1."""
         if self.memory is None or versions is None:
             return None
         if diagnostics is not None and isinstance(self.memory, DeltaMemory):
@@ -178,7 +178,7 @@ class Layer(nn.Module):
     def _read_step(
         self, step: Float[Tensor, "B D"], long_term: Tensor | None
     ) -> Float[Tensor, "B D"] | Pairs | None:
-        """What one step reads."""
+        """The readout of one step."""
         if self.memory is None or long_term is None:
             return None
         readout = self.memory.read(rearrange(step, "b d -> b 1 1 d"), long_term[:, None], None)
@@ -195,7 +195,7 @@ class Layer(nn.Module):
         return after
 
     def _moved_by_readout(self, stream: Tensor, attended: Tensor, readout: Tensor) -> Tensor:
-        """How far a parallel readout moves the stream: the distance to a step without it."""
+        """The distance by which a parallel readout moves the stream."""
         without = self.attention_gate(stream, attended - self.attention.map_readout(readout))
         return relative_distance(without, self.attention_gate(stream, attended))
 

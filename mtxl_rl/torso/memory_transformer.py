@@ -25,7 +25,7 @@ from mtxl_rl.torso.tracing import is_tracing_or_capturing
 
 
 class Inspection(NamedTuple):
-    """What `MemoryTransformer.inspect` returns."""
+    """Output of `MemoryTransformer.inspect`."""
 
     y: Float[Tensor, "B T D"]
     state: MemoryState
@@ -36,10 +36,10 @@ class Inspection(NamedTuple):
 class MemoryTransformer(nn.Module):
     """A gated Memory Transformer-XL that maps features [B, T, D] to features [B, T, D].
 
-    At each step of an episode, layer n sees its own inputs at the last M steps and this one, P
-    learned pairs, and its long-term memory as it stood at the end of the last segment of S steps.
-    The output of a step depends on its episode alone: not on how the sequence is cut into calls,
-    on other rows, on earlier episodes, or on the future.
+    At each step of an episode, a layer sees its inputs at the last M steps and this one, and P
+    learned pairs. It also reads its long-term memory as it stood at the end of the last segment of
+    S steps. The output of a step depends on its episode alone: not on how the sequence is cut into
+    calls, on other rows, on earlier episodes, or on the future.
 
     Two paths compute the same function: `forward` for sequences, which never detaches anything,
     and `prefill` and `decode_step` for acting without gradients, which project each step once.
@@ -137,8 +137,8 @@ class MemoryTransformer(nn.Module):
         - memory/key, memory/value, memory/query [B, T, H, E]: of each step's write and read of a
           delta memory.
         - memory/moved, memory/retention [B, J, L]: of the write into each slot at the end of a
-          segment in block j of min(S, T) steps, meaningless where none ends; for shared slots in
-          the first of their layers.
+          segment. Block j has min(S, T) steps; where no segment ends in it, the value is
+          meaningless. Shared slots report it in the first of their layers.
         """
         diagnostics: list[Diagnostics] = [{} for _ in self.layers]
         y, after = self._forward(x, state, is_first, diagnostics)
@@ -304,7 +304,7 @@ class MemoryTransformer(nn.Module):
         is_first: Tensor,
         diagnostics: list[Diagnostics] | None,
     ) -> tuple[Tensor, MemoryState]:
-        """At most S steps with a memory that layers share.
+        """Compute at most S steps with a memory that layers share.
 
         The write needs the inputs of all these layers up to the segment's end, and the steps after
         it need the write. At most one segment of a row ends among the steps. So a first pass

@@ -1,9 +1,9 @@
 """Attention logits by content and distance.
 
-Each kind computes the same logits in two ways: `block` for C queries and the M + C keys of a block,
-and `step` for one query and the keys of a cache, whose ring can be in any rotation. `step` gets the
-`position_embeddings` [_, M + 1, _], largest distance first, and `order`, the index of each slot's
-embedding.
+Each kind computes the same logits in two ways. `block` is for C queries and the M + C keys of a
+block. `step` is for one query and the keys of a cache, whose ring can be in any rotation. `step`
+gets the `position_embeddings` [_, M + 1, _], largest distance first, and `order`, the index of each
+slot's embedding.
 """
 
 import math
@@ -102,8 +102,8 @@ def _band(
 class RelativePositions(nn.Module):
     """Transformer-XL's relative positions (Dai et al. 2019, arXiv 1901.02860, section 3.3).
 
-    The logit of query i for key j is (q_i + u) . k_j + (q_i + v) . p_{i-j}, where p_d is W_r r_d
-    with r_d the sinusoids of the distance, or (`learned`) a learned vector per distance.
+    The logit of query i for key j is (q_i + u) . k_j + (q_i + v) . p_{i-j}. p_d is W_r r_d, where
+    r_d are the sinusoids of the distance, or (`learned`) a learned vector per distance.
     """
 
     def __init__(self, width: int, *, num_heads: int, window_length: int, learned: bool) -> None:

@@ -23,7 +23,7 @@ class MemoryState(NamedTuple):
     """Each layer's inputs at the last M steps, the newest last; zero where not valid. M is 0 for a
     torso without a window."""
     window_length: Int[Tensor, " B"]
-    """How many of the window's steps, counted from the newest, belong to the episode: 0 .. M."""
+    """Number of the window's newest steps that belong to the episode: 0 .. M."""
     long_term: Float[Tensor, "B A *memory"]
     """The long-term memories as they stood at the last segment boundary; for a recurrent torso
     each layer's recurrent state after the last step."""

@@ -20,7 +20,8 @@ DECAYS = {
 }
 READS = ("parallel", "sequential")
 MAX_HALF_LIFE = 1_000_000
-"""In writes; in float32 a gate with a longer half-life would round to 1 and never forget."""
+"""Longest half-life in writes; in float32 a gate with a longer half-life would round to 1 and never
+forget."""
 
 _POSITIVE = (
     "width", "num_layers", "num_heads", "feedforward_multiple", "window_length", "segment_length"
@@ -60,7 +61,7 @@ class SlotsConfig:
     write_iterations: int = 1
     """Rounds of attention and cell per write."""
     max_half_life: float = 32.0
-    """At initialisation the slots' half-lives are 1 .. this many writes."""
+    """Longest half-life of a slot at initialisation, in writes; the shortest is 1."""
     is_shared: bool = False
     """Share one memory, written from the inputs of all its layers, instead of one per layer."""
     detach_inputs: bool = False
@@ -184,9 +185,9 @@ class TorsoConfig:
     """Long-term memory: delta (the delta rule), linear (linear attention with decay), agalite,
     slots (the Memory Transformer-XL of 2020), tokens (the Memory Transformer) or none."""
     read: str = "sequential"
-    """How a matrix memory (delta, linear, agalite) is read: sequential (by a gated sub-layer after
-    the attention) or parallel (by heads next to the attention's, behind one output map and
-    gate)."""
+    """Read of a matrix memory (delta, linear, agalite): sequential or parallel. sequential: by a
+    gated sub-layer after the attention. parallel: by heads next to the attention's, behind one
+    output map and gate."""
     decay: str = "none"
     """Decay of the delta memory: none, coupled (only while it writes) or free; of the linear
     memory: fixed (RetNet) or free (gated linear attention)."""
@@ -238,7 +239,7 @@ class TorsoConfig:
 
     @property
     def receptive_field(self) -> int:
-        """How many steps back the stack sees without long-term memory: N x M."""
+        """Steps back that the stack sees without long-term memory: N x M."""
         return self.num_layers * self.window_length if self.kind == "transformer" else 0
 
     @property
@@ -265,7 +266,7 @@ class TorsoConfig:
 
     @property
     def reach(self) -> int:
-        """How many steps back a layer's attention sees, 0 .. M."""
+        """Steps back that a layer's attention sees, 0 .. M."""
         is_bottleneck = self.long_term == "tokens" and self.tokens.bottleneck
         return 0 if is_bottleneck else self.window_length
 

@@ -1,4 +1,4 @@
-"""How the current code is being executed, where that decides what it may ask a device."""
+"""Reports whether the current code is traced or captured, and so may not read from a device."""
 
 import torch
 

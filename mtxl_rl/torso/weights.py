@@ -103,7 +103,7 @@ def load_torso(path: Path | str, *, device: torch.device | str = "cpu") -> Torso
 BUILD_ERRORS = (
     TypeError, AttributeError, ValueError, RuntimeError, OverflowError, MemoryError,
 )  # fmt: skip
-"""What a file with wrong options or weights raises in `check_weights` or when it is built."""
+"""Errors of a file with wrong options or weights, in `check_weights` or when it is built."""
 
 
 def check_weights(
@@ -121,7 +121,8 @@ def check_weights(
     Raises:
         BUILD_ERRORS: the weights do not fit the module.
     """
-    for name in ("num_layers", "mogrifier_rounds"):  # Each of them has weights of its own.
+    # Every layer and every round has at least one weight.
+    for name in ("num_layers", "mogrifier_rounds"):
         if getattr(config, name) > len(weights):
             raise ValueError(
                 f"torso.{name}={getattr(config, name)} is more than the {len(weights)} weights"

@@ -100,7 +100,7 @@ def load(
     """Return the state stored in a checkpoint file, or in one of a run's checkpoints.
 
     Args:
-        path: A `.pt` file, or the folder of a run.
+        path: A `.pt` file, or a run's folder.
         which: In a run's folder, "latest" or "best". A damaged latest checkpoint is an error: an
             older one is never loaded in its place.
         map_location: The device to put the tensors on.
@@ -128,13 +128,13 @@ def load(
 def find(path: Path | str, *, which: str = "latest") -> Path:
     """Return the checkpoint file that `load` would open, without reading it."""
     if which not in _WHICH:
-        raise ValueError(f"which={which!r} is not a checkpoint of a run; choose 'latest' or 'best'")
+        raise ValueError(f"which={which} is unknown; choose one of {', '.join(_WHICH)}")
     path = Path(path)
     if path.is_file():
         return path
     if not path.is_dir():
         raise FileNotFoundError(
-            f"{path} does not exist; give the folder of a run or a checkpoint file (.pt)"
+            f"{path} does not exist; give a run's folder or a checkpoint file (.pt)"
         )
     newest, best = latest(path), path / _FOLDER / _BEST
     chosen = newest if which == "latest" else best
@@ -149,7 +149,7 @@ def find(path: Path | str, *, which: str = "latest") -> Path:
 
 
 def latest(run_dir: Path | str) -> Path | None:
-    """Return the newest checkpoint of a run, or None if it has none; the file is not read."""
+    """Return a run's newest checkpoint, or None if it has none; the file is not read."""
     return next(iter(_step_files(Path(run_dir) / _FOLDER)), None)
 
 

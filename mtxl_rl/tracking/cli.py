@@ -28,7 +28,7 @@ _LIBRARIES = {
 _SHOW_CURSOR = b"\x1b[?25h"
 
 
-def say(sentence: str) -> None:
+def print_line(sentence: str) -> None:
     """Print one line without wrapping it: a wrapped path cannot be copied."""
     console.print(sentence, soft_wrap=True, highlight=False, markup=False)
 

@@ -1,4 +1,4 @@
-"""Where metrics are shown: TensorBoard, Weights & Biases, and Trackio."""
+"""The loggers of metrics: TensorBoard, Weights & Biases, and Trackio."""
 
 import hashlib
 import importlib
@@ -162,7 +162,7 @@ class Wandb:
 
 
 def _run_id(run_dir: Path) -> str:
-    """The same for all parts of a run, and another one for another run in the same folder."""
+    """A run's identifier, equal for all its parts and different for another run in the folder."""
     record = read_record(run_dir)
     start = record[0]["start"] if record else ""
     return hashlib.sha256(f"{run_dir.resolve()} {start}".encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Metrics of a run: `metrics.jsonl`, the loggers, and means over recent episodes.
+"""A run's metrics: `metrics.jsonl`, the loggers, and means over recent episodes.
 
 The callers choose the metrics' names, such as `charts/episodic_return`, `losses/approx_kl`.
 """
@@ -161,7 +161,7 @@ def read_rows(run_dir: Path | str) -> list[Row]:
     """
     path = Path(run_dir) / METRICS_FILE
     if not path.is_file():
-        raise FileNotFoundError(f"{run_dir} has no {METRICS_FILE}; give the folder of a run")
+        raise FileNotFoundError(f"{run_dir} has no {METRICS_FILE}; give a run's folder")
     try:
         *lines, _ = path.read_text(encoding="utf-8").split("\n")
         return [dict(json.loads(line)) for line in lines]

@@ -1,4 +1,4 @@
-"""Progress of a run or evaluation: a live display in a terminal, else one line per interval."""
+"""Progress of runs and evaluations: a live display in a terminal, else one line per interval."""
 
 import time
 from collections import deque
@@ -35,7 +35,7 @@ _SPEED_SECONDS = 300.0
 
 
 class Progress:
-    """A context manager that shows the step, the speed and the metrics of a run.
+    """A context manager that shows a run's step, speed and metrics.
 
     The speed is the mean over the last five minutes, and the time left (ETA) is that at this speed.
     Output errors, such as a closed terminal, end the display and not the run.

@@ -1,4 +1,4 @@
-"""The record of a run in `RUN_DIR/run.json`: where each of its parts was started, how it ended."""
+"""A run's record in `RUN_DIR/run.json`: where each of its parts was started, how it ended."""
 
 import json
 import platform
@@ -27,7 +27,7 @@ def run_record(
     """Append an entry to `RUN_DIR/run.json`, and complete it when the block ends.
 
     The file is a list with an entry for the start and for each resume. "end" and "outcome" are null
-    while the run continues, and stay so if it is killed.
+    while the run continues. They stay null if it is killed.
 
     Args:
         run_dir: The run's folder.
@@ -70,7 +70,7 @@ def run_record(
 
 
 def outcome(signal_number: int) -> str:
-    """The outcome of a run that a signal stopped, or 0."""
+    """The run's outcome, from the signal that stopped it, or 0."""
     if not signal_number:
         return "finished"
     return f"stopped by {signal.Signals(signal_number).name}"

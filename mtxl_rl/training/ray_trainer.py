@@ -12,7 +12,7 @@ from mtxl_rl.config import TrainConfig
 from mtxl_rl.runtime import ray_train
 from mtxl_rl.runtime.distributed import MIN_ENVS_PER_PROCESS
 from mtxl_rl.tracking import checkpoint
-from mtxl_rl.tracking.cli import say
+from mtxl_rl.tracking.cli import print_line
 from mtxl_rl.tracking.files import run_lock
 from mtxl_rl.training.trainer import check_start, new_run_dir, run_until_signal
 
@@ -49,7 +49,7 @@ def _num_workers(config: TrainConfig) -> int:
     available = ray_train.num_available(config.device)
     if config.num_processes:
         if config.num_processes > available:
-            say(
+            print_line(
                 f"num_processes={config.num_processes}, and Ray's cluster has room for {available} "
                 "workers: the run starts with those, and takes more when machines join"
             )
@@ -58,7 +58,7 @@ def _num_workers(config: TrainConfig) -> int:
     if not ray_train.uses_gpus(config.device):
         limit = min(available, max(1, config.num_envs // MIN_ENVS_PER_PROCESS))
     size = max(number for number in config.legal_processes() if number <= limit)
-    say(f"num_processes={size}: Ray's cluster has room for {available} workers")
+    print_line(f"num_processes={size}: Ray's cluster has room for {available} workers")
     return size
 
 

@@ -31,7 +31,7 @@ from mtxl_rl.runtime.devices import local_device
 from mtxl_rl.runtime.profiler import IterationProfiler
 from mtxl_rl.saved_agent import SavedAgent, describe_agent, read_agent
 from mtxl_rl.tracking import checkpoint
-from mtxl_rl.tracking.cli import say
+from mtxl_rl.tracking.cli import print_line
 from mtxl_rl.tracking.metrics import EpisodeWindow
 
 PROFILED_ITERATION = 3
@@ -141,7 +141,7 @@ class Run:
         )
         # All processes compile, or none.
         compiles, reason = min(self.world.gather(answer), key=itemgetter(0))
-        say(f"compile={str(compiles).lower()}: {reason}")
+        print_line(f"compile={str(compiles).lower()}: {reason}")
         if compiles:
             compile_policy(self.policy)
         return compiles
@@ -201,7 +201,7 @@ class Run:
         return checkpoint.save(run_dir, state, score=self._score(), keep_last=keep_last)
 
     def _score(self) -> float | None:
-        """What the best checkpoint has the highest of; None: this one cannot be the best."""
+        """The score by which checkpoints are compared; None: this one cannot be the best."""
         if self.config.eval_every:
             return self.evaluated_return
         # A mean over few episodes can be lucky, and would then never be beaten.
@@ -239,14 +239,14 @@ class Run:
         return {"histograms/action_probability": np.exp(log_prob)}
 
     def description(self) -> str:
-        """What a file of the agent holds besides the weights."""
+        """The description in a file of the agent."""
         return describe_agent(self.config, self.env, step=self.step)
 
     def start(self, *, seed: int | None) -> None:
         """Begin an episode in every environment; see `Actor.reset`."""
         steps = self.config.steps_to_stagger
         if steps:
-            say(
+            print_line(
                 f"{steps:,} random steps in each of {self.config.num_envs} environments spread "
                 "them over their episodes (stagger_steps=0: none)"
             )
@@ -260,7 +260,7 @@ class Run:
             self.generator.set_state(state["generator"].cpu())
             self.episodes.load_state_dict(state["episodes"])
             if state["env"] is None:
-                say(
+                print_line(
                     "These environments cannot be saved: they start new episodes, with empty "
                     "memories. Weights, optimiser and schedules continue."
                 )
@@ -298,16 +298,16 @@ def make_teacher(config: TrainConfig, env: EpisodeStatistics, policy: Policy) ->
         FileNotFoundError: neither an agent nor a teacher has that name.
         ValueError: the agent is not legal, or its actions differ from the task's.
     """
-    name, own = config.teacher.policy, (*getattr(config.env, "TEACHERS", ()), OWN_TEACHER)
+    name, env_teachers = config.teacher.policy, (*getattr(config.env, "TEACHERS", ()), OWN_TEACHER)
     device = next(policy.parameters()).device
-    if name in own:
+    if name in env_teachers:
         return EnvTeacher(policy.action_head, device=device)
     try:
         saved = read_agent(Path(name))
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"teacher.policy={name} is not an agent's folder or file, nor one of "
-            f"{', '.join(own)} (env: the environment reports teacher_logits)"
+            f"{', '.join(env_teachers)} (env: the environment reports teacher_logits)"
         ) from error
     if saved.single_action_space != env.single_action_space:
         raise ValueError(

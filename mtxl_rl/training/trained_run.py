@@ -1,4 +1,4 @@
-"""What `mtxl_rl.train` returns: the run's folder, its metrics, and its agent."""
+"""The result of `mtxl_rl.train`: the run's folder, its metrics, and its agent."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -29,7 +29,7 @@ from mtxl_rl.saved_agent import (
     saved_config,
 )
 from mtxl_rl.tracking import checkpoint
-from mtxl_rl.tracking.cli import console, say, stop_requests
+from mtxl_rl.tracking.cli import console, print_line, stop_requests
 from mtxl_rl.tracking.files import run_lock
 from mtxl_rl.tracking.loggers import check_loggers_installed
 from mtxl_rl.tracking.metrics import METRICS_FILE, MetricsLogger
@@ -80,7 +80,9 @@ def run_until_signal(
     eval_env = _evaluation_object(config, env, eval_env)
     check_loggers_installed(config.logger)
     if config.eval_every and config.eval_video and not can_draw():
-        say("evaluations are not drawn: pip install 'mtxl_rl[video]' (eval_video=false: no videos)")
+        print_line(
+            "evaluations are not drawn: pip install 'mtxl_rl[video]' (eval_video=false: no videos)"
+        )
     if config.dry_run:
         with closing(make_vector_env(config.env, num_envs=1, seed=0)) as vector:
             console.print(bytes_table(predicted_bytes(config, vector)), highlight=False)
@@ -88,7 +90,9 @@ def run_until_signal(
     group = None if session is None else session.group
     with joined_world(device, options=values(config), group=group) as world:
         if config.num_processes not in (0, world.size) and session is None:
-            say(f"num_processes={config.num_processes} has no effect: {world.size} were started")
+            print_line(
+                f"num_processes={config.num_processes} has no effect: {world.size} were started"
+            )
         config.check_processes(world.size)
         with closing(_make_envs(config, env, world)) as vector:
             run_dir = _shared_run_dir(config, world)
@@ -202,7 +206,7 @@ def _load(config: TrainConfig, run_dir: Path, world: World) -> checkpoint.Traini
                 f"{done}: nothing is left to train, and {', '.join(changed)} would have no effect; "
                 "give a larger total_steps="
             )
-        say(f"{done}: nothing is left to train; give a larger total_steps= to continue")
+        print_line(f"{done}: nothing is left to train; give a larger total_steps= to continue")
     if world.rank > 0:
         return state
     if old is None or run_dir.resolve() != old.resolve():
@@ -237,7 +241,7 @@ def _loop(run: Run, run_dir: Path, callbacks: CallbackList, session: Session | N
     """Iterate, log and save; return the number of the signal that stopped the loop, or 0."""
     config, world = run.config, run.world
     is_main = world.rank == 0
-    say(_description(run, run_dir))
+    print_line(_description(run, run_dir))
     with (
         MetricsLogger(run_dir, loggers=config.logger, options=values(config))
         if is_main
@@ -329,11 +333,13 @@ def _save(
 
 def _report_end(run: Run, run_dir: Path, last: Path | None) -> None:
     is_finished = run.step >= run.config.total_steps
-    say(f"{'finished after' if is_finished else 'stopped at'} {run.step:,} steps; saved {last}")
+    print_line(
+        f"{'finished after' if is_finished else 'stopped at'} {run.step:,} steps; saved {last}"
+    )
     if run.profiler.report:
-        say(run.profiler.report)
+        print_line(run.profiler.report)
     if not is_finished:
-        say(f"continue with: python -m mtxl_rl.train resume={run_dir}")
+        print_line(f"continue with: python -m mtxl_rl.train resume={run_dir}")
 
 
 @contextmanager

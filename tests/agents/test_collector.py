@@ -51,7 +51,7 @@ def test_a_rollout_holds_what_the_environments_returned(task: list[str]) -> None
 
 
 @pytest.mark.training
-def test_the_policy_sees_each_steps_number_where_it_asks_for_it() -> None:
+def test_the_policy_sees_each_steps_number_if_it_has_that_input() -> None:
     task = ["env=TMaze", "env.corridor_length=9"]
     with small_run(task, "policy.episode_step=true") as run:
         run.collector.reset(seed=None)

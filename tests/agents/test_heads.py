@@ -94,11 +94,11 @@ def test_images_of_either_layout_give_features_for_any_leading_axes(
     number = torch.randint(0, 5, (2, 3))
     both = encoder({"see": pixels, "n": number})
     assert both.shape == (2, 3, 16)
-    one = encoder({"see": pixels[:, 1], "n": number[:, 1]})
-    torch.testing.assert_close(both[:, 1], one, rtol=1e-4, atol=1e-5)
+    alone = encoder({"see": pixels[:, 1], "n": number[:, 1]})
+    torch.testing.assert_close(both[:, 1], alone, rtol=1e-4, atol=1e-5)
 
 
-def test_a_steps_number_is_told_exactly_however_long_the_episode() -> None:
+def test_a_steps_number_is_encoded_exactly_however_long_the_episode() -> None:
     encoder = StepEncoder(8)
     steps = torch.arange(2**10)
     features = encoder(steps)

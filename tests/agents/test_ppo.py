@@ -236,8 +236,8 @@ def test_every_item_is_in_one_minibatch_and_shares_are_equal() -> None:
     minibatches = random_minibatches(48, 4, generator=torch.Generator().manual_seed(0))
     assert sorted(minibatches.flatten().tolist()) == list(range(48))
     for first in range(0, 48, 8):  # Any process's 8 consecutive items: two in each minibatch.
-        own = (minibatches >= first) & (minibatches < first + 8)
-        assert own.sum(dim=1).tolist() == [2, 2, 2, 2]
+        is_local = (minibatches >= first) & (minibatches < first + 8)
+        assert is_local.sum(dim=1).tolist() == [2, 2, 2, 2]
 
 
 @pytest.mark.parametrize(

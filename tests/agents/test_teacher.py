@@ -58,13 +58,13 @@ def test_the_losses_of_discrete_actions(loss: str) -> None:
     config = TeacherConfig(loss=loss, temperature=0.5)
     expected = torch.zeros(5, 7)
     for part in (slice(0, 2), slice(2, 5)):
-        one = Categorical(logits=student[..., part])
-        other = Categorical(logits=teacher[..., part] / 0.5)
+        student_distribution = Categorical(logits=student[..., part])
+        teacher_distribution = Categorical(logits=teacher[..., part] / 0.5)
         expected += {
-            "cross_entropy": -one.log_prob(teacher[..., part].argmax(-1)),
-            "kl": kl_divergence(other, one),
-            "reverse_kl": kl_divergence(one, other),
-            "mse": (one.probs - other.probs).square().sum(-1),
+            "cross_entropy": -student_distribution.log_prob(teacher[..., part].argmax(-1)),
+            "kl": kl_divergence(teacher_distribution, student_distribution),
+            "reverse_kl": kl_divergence(student_distribution, teacher_distribution),
+            "mse": (student_distribution.probs - teacher_distribution.probs).square().sum(-1),
         }[loss]
     torch.testing.assert_close(imitation_loss(head, student, teacher, config), expected)
 
@@ -74,13 +74,13 @@ def test_the_losses_of_continuous_actions(loss: str) -> None:
     torch.manual_seed(0)
     head = build_head(spaces.Box(-1, 1, (3,), np.float32), 4)
     student, teacher = torch.randn(2, 5, 7, 6)
-    one = Normal(student[..., :3], student[..., 3:].exp())
-    other = Normal(teacher[..., :3], teacher[..., 3:].exp() * 0.25**0.5)
+    student_distribution = Normal(student[..., :3], student[..., 3:].exp())
+    teacher_distribution = Normal(teacher[..., :3], teacher[..., 3:].exp() * 0.25**0.5)
     expected = {
-        "cross_entropy": -one.log_prob(teacher[..., :3]),
-        "kl": kl_divergence(other, one),
-        "reverse_kl": kl_divergence(one, other),
-        "mse": (one.mean - other.mean).square(),
+        "cross_entropy": -student_distribution.log_prob(teacher[..., :3]),
+        "kl": kl_divergence(teacher_distribution, student_distribution),
+        "reverse_kl": kl_divergence(student_distribution, teacher_distribution),
+        "mse": (student_distribution.mean - teacher_distribution.mean).square(),
     }[loss].sum(-1)
     config = TeacherConfig(loss=loss, temperature=0.25)
     torch.testing.assert_close(imitation_loss(head, student, teacher, config), expected)
@@ -172,7 +172,7 @@ def test_imitation_alone_solves_a_memory_task(tmp_path: Path) -> None:
 
 
 @pytest.mark.training
-def test_episodes_that_were_led_count_apart(tmp_path: Path) -> None:
+def test_episodes_that_were_led_are_counted_separately(tmp_path: Path) -> None:
     options = {"teacher.policy": "env", "teacher.beta": 1, "teacher.final_beta": 1}
     run = mtxl_rl.train(
         RecallSide, SMALL | options, total_steps=1536, run_dir=str(tmp_path / "run"), verbose=False

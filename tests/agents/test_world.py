@@ -29,9 +29,9 @@ def test_rows_are_selected_from_what_was_joined() -> None:
     parts = [{"a": torch.arange(2) + 2 * rank, "name": "x"} for rank in range(3)]
     joined = concatenate_rows(parts)
     assert joined["a"].tolist() == [0, 1, 2, 3, 4, 5]
-    own = select_rows(joined, World(rank=1, size=3).rows(2), num_rows=6)
-    assert own["a"].tolist() == [2, 3]
-    assert own["name"] == "x"
+    local = select_rows(joined, World(rank=1, size=3).rows(2), num_rows=6)
+    assert local["a"].tolist() == [2, 3]
+    assert local["name"] == "x"
     with pytest.raises(RuntimeError, match="has 6 environments, not 8"):
         select_rows(joined, slice(0, 4), num_rows=8)
 
@@ -47,7 +47,9 @@ def test_what_differs_between_processes_is_named(monkeypatch: pytest.MonkeyPatch
 def test_a_hash_sees_what_a_sum_does_not() -> None:
     tensors = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor(3).bfloat16()}
     swapped = {"a": torch.tensor([2.0, 1.0]), "b": torch.tensor(3).bfloat16()}
-    assert tensors_hash(tensors) == tensors_hash({key: one.clone() for key, one in tensors.items()})
+    assert tensors_hash(tensors) == tensors_hash(
+        {key: tensor.clone() for key, tensor in tensors.items()}
+    )
     assert tensors_hash(tensors) != tensors_hash(swapped)
 
 

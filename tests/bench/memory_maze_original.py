@@ -40,11 +40,11 @@ def main() -> None:
     results: dict[str, list[dict[str, float]]] = {name: [] for name in VARIANTS}
     for _ in range(args.repeats):
         for name, runs in results.items():
-            runs.append(run_apart(name, size=args.size, steps=args.steps))
+            runs.append(run_alone(name, size=args.size, steps=args.steps))
     print_table(results, size=args.size, repeats=args.repeats)
 
 
-def run_apart(variant: str, *, size: str, steps: int) -> dict[str, float]:
+def run_alone(variant: str, *, size: str, steps: int) -> dict[str, float]:
     """The figures of one variant, measured in a fresh process."""
     command = [
         sys.executable,

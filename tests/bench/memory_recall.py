@@ -69,12 +69,12 @@ class Batch:
             return torch.randint(0, high, shape, generator=generator)
 
         rows = torch.arange(BATCH)[:, None]
-        key, value, asked = (torch.zeros(BATCH, length, NUM_CHOICES) for _ in range(3))
+        key, value, query = (torch.zeros(BATCH, length, NUM_CHOICES) for _ in range(3))
         if task == "cue":
             self.answers = draw(NUM_CHOICES, BATCH, 1)
             value[rows, 0, self.answers] = 1
             self.steps = torch.full((BATCH, 1), length - 1)
-            asked[:, -1] = 1
+            query[:, -1] = 1
         else:
             values = draw(NUM_CHOICES, BATCH, NUM_CHOICES)
             half = length // 2
@@ -83,10 +83,10 @@ class Batch:
             value[rows, at, values] = 1
             order = torch.rand(BATCH, NUM_CHOICES, generator=generator).argsort(1)
             self.steps = torch.arange(length - NUM_CHOICES, length).expand(BATCH, -1)
-            asked[rows, self.steps, order] = 1
+            query[rows, self.steps, order] = 1
             self.answers = values.gather(1, order)
         noise = NOISE * torch.randn(BATCH, length, NUM_NOISE, generator=generator)
-        self.features = torch.cat([key, value, asked, noise], dim=2)
+        self.features = torch.cat([key, value, query, noise], dim=2)
 
 
 class Learner(nn.Module):

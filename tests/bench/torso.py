@@ -262,13 +262,13 @@ def plain(
     bench: Bench, core: Callable[[Tensor], Tensor], module: nn.Module, batch: int, width: int
 ) -> tuple[Work, Work]:
     """One step without gradients, and forward and backward of 8 rows of 128 steps."""
-    one = torch.randn(batch, 1, width, device=bench.device)
+    step = torch.randn(batch, 1, width, device=bench.device)
     x = torch.randn(8, 128, width, device=bench.device)
     weights = list(module.parameters())
 
     def act() -> None:
         with torch.no_grad():
-            core(one)
+            core(step)
 
     def learn() -> None:
         torch.autograd.grad(core(x).square().sum(), weights, allow_unused=True)
@@ -281,11 +281,11 @@ def cached(bench: Bench, decoder: Decoder, batch: int, width: int, past: int) ->
     heads = decoder.num_heads
     shape = (batch, heads, past + 1, width // heads)
     cache = [tuple(torch.randn(2, *shape, device=bench.device)) for _ in decoder.layers]
-    one = torch.randn(batch, 1, width, device=bench.device)
+    step = torch.randn(batch, 1, width, device=bench.device)
 
     def act() -> None:
         with torch.no_grad():
-            decoder(one, cache, past=past)  # type: ignore[arg-type]
+            decoder(step, cache, past=past)  # type: ignore[arg-type]
 
     return act
 

@@ -70,8 +70,8 @@ def actions_for(env: CheckedVectorEnv, *, seed: int = 0) -> Iterator[Any]:
         if space is spaces.Discrete:
             yield np.full(env.num_envs, rng.integers(env.single_action_space.n))  # type: ignore[attr-defined]
         else:
-            one = rng.uniform(-1, 1, size=env.single_action_space.shape)
-            yield np.tile(one.astype(np.float32), (env.num_envs, 1))
+            action = rng.uniform(-1, 1, size=env.single_action_space.shape)
+            yield np.tile(action.astype(np.float32), (env.num_envs, 1))
 
 
 def flat(observations: Any) -> np.ndarray:  # noqa: ANN401
@@ -179,7 +179,9 @@ def test_the_row_after_an_end_ignores_the_action_and_shows_a_reset(make: Make) -
     _, _, terminated, truncated, _ = run_until_end(env, actions_for(env))
     ended = terminated | truncated
     action = next(actions_for(env))
-    other_action = next(one for one in actions_for(env, seed=1) if (one != action).any())
+    other_action = next(
+        candidate for candidate in actions_for(env, seed=1) if (candidate != action).any()
+    )
     observations, rewards, terminated, truncated, _ = env.step(action)
     other_observations = other.step(other_action)[0]
     np.testing.assert_array_equal(flat(observations)[ended], flat(other_observations)[ended])
@@ -229,7 +231,7 @@ def test_returned_arrays_are_not_written_to_later(make: Make) -> None:
         np.testing.assert_array_equal(flat(observations), copy)
 
 
-def test_a_restored_state_goes_on_bit_for_bit(make: Make) -> None:
+def test_a_restored_state_continues_bit_for_bit(make: Make) -> None:
     env = make()
     env.reset()
     if not env.supports_state:

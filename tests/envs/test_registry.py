@@ -38,7 +38,7 @@ def test_what_is_made_is_checked() -> None:
 def test_an_unknown_name_lists_the_known_ones_most_similar_first() -> None:
     with pytest.raises(
         ValueError,
-        match=r"env.name=tmase is unknown.*similar first, are TMaze, ActiveTMaze",
+        match=r"env.name=tmase is unknown; choose one of TMaze, ActiveTMaze",
     ):
         make_vector_env(TMazeConfig(name="tmase"), num_envs=2, seed=0)
 

@@ -78,9 +78,9 @@ def test_an_evaluation_changes_no_number_of_the_run(tmp_path: Path, env: Any) ->
         np.random.seed(0)  # noqa: NPY002
         mtxl_rl.train(env, {**options, **more}, run_dir=folder, verbose=False)
     assert learned(plain) == learned(evaluated)
-    one, two = checkpoint.load(plain), checkpoint.load(evaluated)
-    for key, weight in one["agent"]["policy"].items():
-        assert torch.equal(weight, two["agent"]["policy"][key]), key
+    expected, actual = checkpoint.load(plain), checkpoint.load(evaluated)
+    for key, weight in expected["agent"]["policy"].items():
+        assert torch.equal(weight, actual["agent"]["policy"][key]), key
     is_evaluated = {row["step"]: "eval/episodic_return" in row for row in read_rows(evaluated)}
     assert is_evaluated == {64: False, 128: True, 192: False, 256: True}
 

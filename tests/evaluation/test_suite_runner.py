@@ -166,7 +166,7 @@ def test_more_steps_or_episodes_than_before_are_trained_and_evaluated(tmp_path: 
 
 @pytest.mark.usefixtures("in_process")
 @pytest.mark.training
-def test_a_failing_run_is_reported_and_the_others_go_on(
+def test_a_failing_run_is_reported_and_the_others_continue(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     argv = [*arguments(tmp_path, total_steps=64), "seeds=1"]
@@ -183,8 +183,8 @@ def test_a_failing_run_is_reported_and_the_others_go_on(
     ("argv", "sentence"),
     [
         (["suite=nowhere"], "choose one of"),
-        (["suite=smoke", "torsos=[transformer]"], "choose from"),
-        (["suite=smoke", "torsos=transformer"], "choose from"),
+        (["suite=smoke", "torsos=[transformer]"], "torsos=transformer is unknown; choose one"),
+        (["suite=smoke", "torsos=transformer"], ", as in torsos=mtxl,gtrxl"),
         (["suite=smoke", "seeds=-1"], "0 or more"),
         (["suite=smoke", "budget=3"], "option 'budget' is unknown; choose one of suite, torsos"),
         ([], "suite= is missing; choose one of"),
@@ -208,7 +208,7 @@ def test_mistakes_are_one_sentence(
         ("tasks: {a: {score: success}}", "option tasks.a.options"),
         ("tasks: {a: {options: [env=TMaze], wurst: 1}}", "Key 'wurst' not in 'Task'"),
         ("tasks: {a: {options: [env=TMaz]}}\ntorsos: [mtxl]\nseeds: 1", "task a: env=TMaz is"),
-        ("tasks: {a: {options: [env=TMaze]}}\ntorsos: [mtx]", "torsos has 'mtx'"),
+        ("tasks: {a: {options: [env=TMaze]}}\ntorsos: [mtx]", "torsos=mtx is unknown"),
         ("tasks: {a: {options: [env=TMaze]}}", "has no torsos; add them, or give torsos="),
         ("- tasks", "Cannot merge"),
     ],
@@ -230,11 +230,11 @@ def test_a_list_needs_no_brackets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     loaded = list[Suite]()
-    monkeypatch.setattr(suite, "run_suite", lambda one: loaded.append(one) or [])
+    monkeypatch.setattr(suite, "run_suite", lambda config: loaded.append(config) or [])
     monkeypatch.setattr(report, "write_report", lambda *_, **__: "")
     for torsos in ("gru", "gru,mtxl", "[gru,mtxl]"):
         suite.main(["suite=smoke", f"torsos={torsos}", f"folder={tmp_path}", "seeds=2"])
-    assert [one.torsos for one in loaded] == [["gru"], ["gru", "mtxl"], ["gru", "mtxl"]]
+    assert [config.torsos for config in loaded] == [["gru"], ["gru", "mtxl"], ["gru", "mtxl"]]
     text = capsys.readouterr().out
     assert "1 tasks x 2 torsos x 2 seeds = 4 runs. Training 4 of them for 160,000 steps" in text
 

@@ -50,7 +50,7 @@ def _ray() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("is_shared", [True, False], ids=["shared", "apart"])
-def test_rows_from_stored_memories_say_what_acting_said(*, is_shared: bool) -> None:
+def test_rows_from_stored_memories_equal_acting(*, is_shared: bool) -> None:
     algorithm = algorithm_of(vf_share_layers=is_shared)
     module = algorithm.get_module()
     episode = max(algorithm.env_runner.sample(num_episodes=4, random_actions=False), key=len)

@@ -44,8 +44,8 @@ class Recall(VecEnv):
         """The number at first steps, and whether the step is the last."""
         step = self.episode_length_buf
         shown = torch.where(step == 0, self.number, 0.0)
-        asked = (step == self.length - 1).float()
-        policy = torch.stack([shown, asked], dim=1)
+        is_question = (step == self.length - 1).float()
+        policy = torch.stack([shown, is_question], dim=1)
         return TensorDict({"policy": policy}, batch_size=[self.num_envs])
 
     def step(self, actions: torch.Tensor) -> tuple[TensorDict, torch.Tensor, torch.Tensor, dict]:

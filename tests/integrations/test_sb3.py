@@ -87,12 +87,12 @@ def test_it_saves_loads_and_predicts_the_same(tmp_path: Path) -> None:
     loaded = RecurrentPPO.load(tmp_path / "agent.zip", device="cpu")
     alone = MlpTorsoPolicy.load(tmp_path / "policy.pt", device="cpu")
     observations = np.random.default_rng(0).normal(size=(9, 4)).astype(np.float32)
-    for one in (loaded.policy, alone):
+    for policy in (loaded.policy, alone):
         state, other = None, None
         for t, observation in enumerate(observations):
             start = np.array([t in (0, 5)])
             expected, state = agent.predict(observation, state, start, deterministic=True)
-            action, other = one.predict(observation, other, start, deterministic=True)
+            action, other = policy.predict(observation, other, start, deterministic=True)
             assert action == expected
             np.testing.assert_array_equal(state[0], other[0])
 

@@ -53,7 +53,7 @@ def embodied(torso: TorsoConfig) -> tuple[TransformedEnv, ProbabilisticActor, To
 
 @pytest.mark.parametrize("torso", KINDS, ids=["delta", "slots", "gru"])
 @pytest.mark.training
-def test_spans_say_what_steps_said_though_episodes_start_inside(torso: TorsoConfig) -> None:
+def test_spans_equal_steps_though_episodes_start_inside(torso: TorsoConfig) -> None:
     env, policy, _ = embodied(torso)
     with torch.no_grad():
         rollout = env.rollout(120, policy, break_when_any_done=False)

@@ -45,8 +45,8 @@ def test_every_argument_of_0_1_0_is_taken() -> None:
         ff_dropout=0.1, attn_layer_dropout=0.1, one_kv_head=True, num_mem_kv=2, mem_len=8,
     )  # fmt: skip
     tokens = some_tokens(2, 6)
-    one, _ = model(tokens, mask=torch.ones(2, 6, dtype=torch.bool), detach_lmem=True)
-    assert not torch.equal(one, model(tokens)[0])  # dropout while training
+    output, _ = model(tokens, mask=torch.ones(2, 6, dtype=torch.bool), detach_lmem=True)
+    assert not torch.equal(output, model(tokens)[0])  # dropout while training
     model.eval()
     assert torch.equal(model(tokens)[0], model(tokens)[0])
 
@@ -105,9 +105,9 @@ def test_the_wrapper_yields_the_losses_of_the_package(max_batch_size: int | None
     options = {"max_batch_size": max_batch_size, "return_loss": True}
     expected = list(package_wrapper(original)(tokens, **options))
     losses = list(AutoregressiveWrapper(ours)(tokens, **options))
-    assert [one.is_last_batch for one in losses] == [one.is_last_batch for one in expected]
-    for one, other in zip(losses, expected, strict=True):
-        assert one.loss.item() == pytest.approx(other.loss.item(), abs=1e-5)
+    assert [batch.is_last_batch for batch in losses] == [batch.is_last_batch for batch in expected]
+    for batch, reference in zip(losses, expected, strict=True):
+        assert batch.loss.item() == pytest.approx(reference.loss.item(), abs=1e-5)
 
 
 @pytest.mark.parametrize("num_tokens", [2, 16, 17, 18, 40])
@@ -150,11 +150,11 @@ def test_a_training_script_for_the_package_runs() -> None:
 
 def test_losses_of_all_segments_can_be_propagated_together() -> None:
     tokens = some_tokens(2, 19)
-    one, other = a_model(), a_model()
-    for loss, _ in AutoregressiveWrapper(one)(tokens, return_loss=True):
+    by_segment, summed = a_model(), a_model()
+    for loss, _ in AutoregressiveWrapper(by_segment)(tokens, return_loss=True):
         loss.backward(retain_graph=True)
-    sum(loss for loss, _ in AutoregressiveWrapper(other)(tokens, return_loss=True)).backward()
-    for parameter, reference in zip(one.parameters(), other.parameters(), strict=True):
+    sum(loss for loss, _ in AutoregressiveWrapper(summed)(tokens, return_loss=True)).backward()
+    for parameter, reference in zip(by_segment.parameters(), summed.parameters(), strict=True):
         torch.testing.assert_close(parameter.grad, reference.grad)
 
 
@@ -263,7 +263,7 @@ def test_generation_leaves_the_memories_of_training(
         assert torch.allclose(memory.double(), field.double(), atol=1e-9)
 
 
-def test_greedy_generation_takes_what_the_model_says_of_the_whole_text() -> None:
+def test_greedy_generation_equals_the_model_on_the_whole_text() -> None:
     wrapper = CausalLM(a_model())
     start = some_tokens(2, 3)
     drawn, _ = wrapper.generate(start, 14, temperature=0.0)
@@ -380,5 +380,7 @@ def test_a_mask_may_have_any_dtype(dtype: torch.dtype) -> None:
     tokens = torch.randint(0, 11, (2, 5))
     mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
     for call in (net, CausalLM(net)):
-        output, expected = (call(tokens, mask=one)[0] for one in (mask.to(dtype), mask.bool()))
+        output, expected = (
+            call(tokens, mask=as_dtype)[0] for as_dtype in (mask.to(dtype), mask.bool())
+        )
         assert torch.equal(output, expected)

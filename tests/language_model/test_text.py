@@ -13,8 +13,8 @@ def test_every_question_is_answered_by_its_fact_and_only_by_it() -> None:
     parts = re.findall(r"((?:[a-z]\d;){4})(\.+)((?:\?[a-z]\d;){4})", text)
     assert len(parts) > 80
     for facts, gap, questions in parts:
-        stated, asked = (re.findall(r"([a-z])(\d);", part) for part in (facts, questions))
-        assert sorted(stated) == sorted(asked)
+        stated, queried = (re.findall(r"([a-z])(\d);", part) for part in (facts, questions))
+        assert sorted(stated) == sorted(queried)
         assert len(dict(stated)) == 4
         assert len(gap) == 30
     assert any(facts != questions.replace("?", "") for facts, _, questions in parts)

@@ -123,8 +123,8 @@ def environments(fault: str, row: int, first: int) -> Callable[[], Any] | Vector
         vector = NoAutoreset([Walk] * NUM_ENVS, autoreset_mode=AutoresetMode.NEXT_STEP)
         vector.row = row
         return vector
-    made = iter(range(NUM_ENVS))
-    return lambda: Walk(*((fault, first) if next(made) == row else ()))
+    rows = iter(range(NUM_ENVS))
+    return lambda: Walk(*((fault, first) if next(rows) == row else ()))
 
 
 def workers(fault: str, row: int, first: int) -> VectorEnv[Any, Any, Any]:

@@ -300,19 +300,19 @@ def wait_for_end(session: int) -> str:
     return ""
 
 
-def difference(one: Any, other: Any, path: str = "") -> str:  # noqa: ANN401
+def difference(state: Any, expected: Any, path: str = "") -> str:  # noqa: ANN401
     """Where two trees differ; empty if nowhere."""
-    if isinstance(one, torch.Tensor):
-        is_equal = isinstance(other, torch.Tensor) and torch.equal(one, other)
+    if isinstance(state, torch.Tensor):
+        is_equal = isinstance(expected, torch.Tensor) and torch.equal(state, expected)
         return "" if is_equal else f"{path} differs"
-    if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
-        parts = (difference(one[key], other[key], f"{path}/{key}") for key in one)
+    if isinstance(state, dict) and isinstance(expected, dict) and state.keys() == expected.keys():
+        parts = (difference(state[key], expected[key], f"{path}/{key}") for key in state)
         return next((part for part in parts if part), "")
-    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
-        pairs = enumerate(zip(one, other, strict=True))
+    if isinstance(state, list) and isinstance(expected, list) and len(state) == len(expected):
+        pairs = enumerate(zip(state, expected, strict=True))
         parts = (difference(left, right, f"{path}/{i}") for i, (left, right) in pairs)
         return next((part for part in parts if part), "")
-    return "" if one == other else f"{path} differs: {str(one)[:200]}, {str(other)[:200]}"
+    return "" if state == expected else f"{path} differs: {str(state)[:200]}, {str(expected)[:200]}"
 
 
 def saved_rows(folder: Path) -> list[dict[str, Any]]:

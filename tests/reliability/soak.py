@@ -146,8 +146,10 @@ def act(agent: mtxl_rl.Agent, num_steps: int, seed: int) -> tuple[float, str]:
                 is_first = torch.zeros(part.shape[:2], dtype=torch.bool)
                 _, state = exact(part, state, is_first)
         acted = cache.torso.state().rows([row])
-        for name, one, other in zip(state._fields, acted, state, strict=True):
-            difference = float((one - other).abs().max() / other.abs().max().clamp(min=1e-9))
+        for name, value, expected in zip(state._fields, acted, state, strict=True):
+            difference = float(
+                (value - expected).abs().max() / expected.abs().max().clamp(min=1e-9)
+            )
             if not difference <= largest:
                 largest, where = difference, f"{name} after {x.shape[1]} steps"
     return largest, where

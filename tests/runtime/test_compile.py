@@ -57,10 +57,10 @@ def test_a_copy_of_a_compiled_policy_uses_its_own_weights(monkeypatch: pytest.Mo
     inputs = PolicyInputs(
         {"obs": torch.ones(2, 3)}, torch.zeros(2, 1).long(), torch.zeros(2), none_first
     )
-    for one, is_zero in ((policy, True), (copy, False)):
-        state = one.torso.initial_state(2)
-        acted = one.act(inputs, one.prefill(state)).value
-        learned, _ = one(inputs.unsqueeze_time(), state)
+    for network, is_zero in ((policy, True), (copy, False)):
+        state = network.torso.initial_state(2)
+        acted = network.act(inputs, network.prefill(state)).value
+        learned, _ = network(inputs.unsqueeze_time(), state)
         torch.testing.assert_close(acted, learned.value[:, 0])
         assert (float(acted.detach().abs().max()) == 0) == is_zero
 
@@ -111,7 +111,7 @@ def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("kind", "device", "seconds_left", "compiles", "reason"),
     [
-        ("transformer", "cpu", 3600.0, True, "take 1:00:00 more; .* saves 0:13:51 or more"),
+        ("transformer", "cpu", 3600.0, True, "take 1:00:00 more; .* saves about 0:13:51"),
         ("transformer", "cpu", 400.0, True, "take 0:06:40 more"),
         ("transformer", "cpu", 380.0, False, "take 0:06:20 more; .* less than the 90 s"),
         ("transformer", "cuda", 3600.0, False, "no run on cuda was measured"),
@@ -172,7 +172,7 @@ def test_auto_decides_after_the_first_iteration_by_its_time(
     assert capsys.readouterr().out.count("compile=true: for the test") == 1
 
 
-def test_auto_leaves_a_short_run_uncompiled_and_says_why(capsys: pytest.CaptureFixture) -> None:
+def test_auto_leaves_a_short_run_uncompiled_and_reports_why(capsys: pytest.CaptureFixture) -> None:
     config = compose_config(OPTIONS)
     with closing(make_vector_env(config.env, num_envs=4, seed=0)) as env:
         run = Run(config, env)

@@ -59,12 +59,12 @@ def train(
     return weights, json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
 
 
-def assert_same(one: Result, other: Result, *, atol: float = 1e-9) -> None:
-    for name, weight in one[0].items():
-        torch.testing.assert_close(other[0][name], weight, rtol=0, atol=atol, msg=name)
+def assert_same(result: Result, reference: Result, *, atol: float = 1e-9) -> None:
+    for name, weight in result[0].items():
+        torch.testing.assert_close(reference[0][name], weight, rtol=0, atol=atol, msg=name)
     if atol > 1e-9:
         return
-    for expected, metrics in zip(one[1], other[1], strict=True):
+    for expected, metrics in zip(result[1], reference[1], strict=True):
         # Metrics are summed in float32; the policy loss is a small sum of terms of size 1.
         assert {key: metrics[key] for key in KEYS} == pytest.approx(
             {key: expected[key] for key in KEYS}, rel=1e-6, abs=1e-7
@@ -119,9 +119,9 @@ def test_a_run_continued_by_two_one_and_four_processes_equals_one_that_never_sto
 @pytest.mark.slow
 def test_four_processes_stop_an_epoch_together(tmp_path: Path) -> None:
     options = ["ppo.target_kl=1e-5", "ppo.num_minibatches=2"]
-    one = train(tmp_path / "one", 1, *options)
-    assert one[1][-1]["losses/epochs"] < 4
-    assert_same(one, train(tmp_path / "four", 4, *options))
+    single = train(tmp_path / "one", 1, *options)
+    assert single[1][-1]["losses/epochs"] < 4
+    assert_same(single, train(tmp_path / "four", 4, *options))
 
 
 @pytest.mark.processes

@@ -242,17 +242,17 @@ def state_of(run_dir: Path) -> dict[str, object]:
     return {key: part for key, part in checkpoint.load(run_dir).items() if key != "description"}
 
 
-def assert_equal_trees(one: object, other: object, *, path: str = "state") -> None:
-    if isinstance(one, torch.Tensor):
-        assert isinstance(other, torch.Tensor), path
-        assert torch.equal(one, other), path
-    elif isinstance(one, dict):
-        assert isinstance(other, dict), path
-        assert one.keys() == other.keys(), path
-        for key in one:
-            assert_equal_trees(one[key], other[key], path=f"{path}/{key}")
+def assert_equal_trees(state: object, expected: object, *, path: str = "state") -> None:
+    if isinstance(state, torch.Tensor):
+        assert isinstance(expected, torch.Tensor), path
+        assert torch.equal(state, expected), path
+    elif isinstance(state, dict):
+        assert isinstance(expected, dict), path
+        assert state.keys() == expected.keys(), path
+        for key in state:
+            assert_equal_trees(state[key], expected[key], path=f"{path}/{key}")
     else:
-        assert one == other, path
+        assert state == expected, path
 
 
 def learning(run_dir: Path) -> list[str]:

@@ -47,8 +47,8 @@ def test_persistent_pairs_are_keys_that_every_step_sees() -> None:
     inputs, age = torch.randn(2, 17, 8).double(), torch.full((2, 12), 5)
     query = layer.query(inputs[:, 5:]).unflatten(-1, (2, 4)).transpose(1, 2)
     key, value = (
-        torch.cat([own, persistent.expand(2, -1, -1, -1)], dim=2)
-        for own, persistent in zip(layer.keys_values(inputs), layer.persistent, strict=True)
+        torch.cat([from_inputs, persistent.expand(2, -1, -1, -1)], dim=2)
+        for from_inputs, persistent in zip(layer.keys_values(inputs), layer.persistent, strict=True)
     )
     mask = torch.nn.functional.pad(visible(12), (0, 3), value=True)
     expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)

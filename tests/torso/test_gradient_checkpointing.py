@@ -46,6 +46,6 @@ def learned(options: dict, *, is_checkpointed: bool) -> tuple[list[Tensor], int]
 def test_the_gradients_are_the_same_and_less_is_kept_for_them(options: dict) -> None:
     plain, held = learned(options, is_checkpointed=False)
     checkpointed, held_less = learned(options, is_checkpointed=True)
-    for one, other in zip(plain, checkpointed, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+    for expected, output in zip(plain, checkpointed, strict=True):
+        torch.testing.assert_close(expected, output, rtol=1e-12, atol=1e-12)
     assert held_less < 0.3 * held

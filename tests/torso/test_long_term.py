@@ -91,8 +91,8 @@ def test_each_step_reads_its_own_version(kind: str) -> None:
     versions = torch.randn(2, 2, *memory.memory_shape).double()
     readout = memory.read(steps, versions, torch.eye(2).bool().expand(2, 1, 2, 2))
     for step in range(2):
-        one = memory.read(steps[:, :, step, None], versions[:, step, None], None)
-        torch.testing.assert_close(readout[:, :, step, None], one)
+        expected = memory.read(steps[:, :, step, None], versions[:, step, None], None)
+        torch.testing.assert_close(readout[:, :, step, None], expected)
 
 
 def test_agalite_is_its_papers_recurrence() -> None:

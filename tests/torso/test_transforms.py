@@ -28,8 +28,8 @@ def test_vmap_runs_an_ensemble_and_gives_the_gradients_of_each_row(long_term: st
 
     weights, buffers = stack_module_state(torsos)
     together = vmap(lambda w, b: functional_call(torsos[0], (w, b), (x, state, is_first))[0])
-    apart = torch.stack([torso(x, state, is_first)[0] for torso in torsos])
-    torch.testing.assert_close(together(weights, buffers), apart)
+    one_by_one = torch.stack([torso(x, state, is_first)[0] for torso in torsos])
+    torch.testing.assert_close(together(weights, buffers), one_by_one)
 
     def loss(weights: dict[str, Tensor], x: Tensor, is_first: Tensor) -> Tensor:
         state = torsos[0].initial_state(len(x))

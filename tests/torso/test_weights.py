@@ -36,7 +36,9 @@ def test_a_loaded_torso_equals_the_saved_one(name: str, tmp_path: Path) -> None:
     again = load_torso(tmp_path / "torso.safetensors")
     assert again.config == torso.config
     x, is_first = torch.randn(2, 70, torso.config.width), torch.zeros(2, 70, dtype=torch.bool)
-    before, after = (one(x, one.initial_state(2), is_first)[0] for one in (torso, again))
+    before, after = (
+        network(x, network.initial_state(2), is_first)[0] for network in (torso, again)
+    )
     torch.testing.assert_close(before, after)
 
 

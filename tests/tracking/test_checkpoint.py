@@ -165,7 +165,7 @@ def test_a_missing_checkpoint_is_reported_with_its_path(tmp_path: Path) -> None:
     save(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no best checkpoint.*which='latest'"):
         checkpoint.load(tmp_path, which="best")
-    with pytest.raises(ValueError, match="which='newest'"):
+    with pytest.raises(ValueError, match="which=newest is unknown; choose one of latest, best"):
         checkpoint.load(tmp_path, which="newest")
 
 

@@ -137,7 +137,7 @@ def test_a_closed_terminal_does_not_end_the_run(*, is_terminal: bool, is_closed_
         progress.update(10, METRICS)
 
 
-def test_a_run_says_while_no_episode_has_ended() -> None:
+def test_a_run_reports_that_no_episode_has_ended() -> None:
     log, clock = io.StringIO(), Clock()
     with Progress(100, console=Console(file=log, width=200), clock=clock) as progress:
         progress.update(10, {"losses/policy_loss": 0.5})

@@ -19,7 +19,7 @@ CustomEnv = (
 
 @dataclass(kw_only=True, slots=True)
 class CustomEnvConfig:
-    """What a run's options say about an environment that Python code passed."""
+    """A run's options of an environment that Python code passed."""
 
     name: str = "Custom"
     """The environment's name in the registry."""
@@ -85,10 +85,10 @@ def refuse_to_make(config: CustomEnvConfig, **_: object) -> NoReturn:
 
 
 def _make_one(env: CustomEnv, index: int) -> gymnasium.Env[Any, Any]:
-    made = env if isinstance(env, gymnasium.Env) else env()  # type: ignore[operator]
-    if not isinstance(made, gymnasium.Env):
+    instance = env if isinstance(env, gymnasium.Env) else env()  # type: ignore[operator]
+    if not isinstance(instance, gymnasium.Env):
         raise ValueError(
-            f"{env} returned a {type(made).__name__}, and only a gymnasium.Env is legal; pass a "
-            "vector environment itself, not a function that makes it"
+            f"{env} returned a {type(instance).__name__}, and only a gymnasium.Env is legal; pass "
+            "a vector environment itself, not a function that makes it"
         )
-    return NamedEnv(cover(made), index=index)
+    return NamedEnv(cover(instance), index=index)

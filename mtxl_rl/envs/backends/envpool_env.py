@@ -1,9 +1,9 @@
 """EnvPool's environments, with the behaviour of Gymnasium's vector environments.
 
 EnvPool runs its environments in C++ threads: its MiniGrid-Memory steps 20 to 40 times faster than
-the Python one. This module corrects overlapping seeds, ``reset(seed=...)`` without effect, partial
-resets that return fewer rows, single spaces in place of batched ones, dtypes that differ from the
-spaces, infos without masks, and MiniGrid's cells and missions as bytes.
+the Python one. This module corrects overlapping seeds, ``reset(seed=...)`` without effect, and
+partial resets that return fewer rows. It also corrects single spaces in place of batched ones,
+dtypes that differ from the spaces, infos without masks, and MiniGrid's cells and missions as bytes.
 """
 
 import functools

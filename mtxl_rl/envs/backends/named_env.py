@@ -8,10 +8,10 @@ from gymnasium import Space, spaces
 
 
 class NamedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """An environment whose errors say which one of the vector it is.
+    """An environment whose errors name its index in the vector.
 
     Gymnasium's SyncVectorEnv calls all environments in a loop and concatenates their observations,
-    so that an error alone could be that of any.
+    so an error alone does not identify its environment.
 
     Args:
         env: The environment.

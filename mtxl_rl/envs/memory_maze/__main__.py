@@ -18,6 +18,7 @@ from mtxl_rl.envs.memory_maze.texture_files import (
     original_folder,
     unpack_textures,
 )
+from mtxl_rl.envs.names import check_choice
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -27,11 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if args.command == "textures":
             _get_textures(args.wheel)
             return
-        variant = f"-{args.variant}" if args.variant else ""
-        if variant not in VARIANTS:
-            known = ", ".join(name[1:] for name in VARIANTS if name)
-            raise ValueError(f"--variant={args.variant} must be one of {known}.")
-        options = dict(VARIANTS[variant])
+        if args.variant:
+            check_choice("--variant", args.variant, [name[1:] for name in VARIANTS if name])
+        options = dict(VARIANTS[f"-{args.variant}" if args.variant else ""])
         config = MemoryMazeConfig(size=args.size, **options)  # type: ignore[arg-type]
         if args.command == "play":
             from mtxl_rl.envs.memory_maze.play import play
@@ -43,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             write_gif(args.gif, config, policy=args.command, seed=args.seed, num_steps=args.steps)
             sys.stdout.write(f"{args.gif}\n")
         else:
-            for memory_steps in args.memory_steps:
+            for memory_steps in args.memory_steps or [None]:
                 _print_returns(
                     config,
                     policy=args.command,
@@ -57,12 +56,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m mtxl_rl.envs.memory_maze", description=(__doc__ or "").splitlines()[0]
+        prog="python -m mtxl_rl.envs.memory_maze",
+        description=(__doc__ or "").splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("command", choices=["play", "oracle", "explorer", "random", "textures"])
-    parser.add_argument("--size", default="9x9")
-    parser.add_argument("--variant", default="", help="Vis, HD, Top, Oracle, 6CL, ...")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "command",
+        choices=["play", "oracle", "explorer", "random", "textures"],
+        help="play: walk with the arrow keys; oracle, explorer, random: print a policy's returns; "
+        "textures: get the original's pictures",
+    )
+    parser.add_argument("--size", default="9x9", help="9x9, 11x11, 13x13, 15x15, ...")
+    parser.add_argument("--variant", help="Vis, HD, Top, Oracle, 6CL, ...; None: the standard task")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the mazes and of the policy")
     parser.add_argument("--episodes", type=int, default=32, help="number to average over")
     parser.add_argument("--gif", type=Path, help="write a video of the policy to this .gif instead")
     parser.add_argument("--steps", type=int, default=200, help="steps of the video")
@@ -70,8 +76,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--memory-steps",
         type=int,
         nargs="+",
-        default=[None],
-        help="the explorer forgets what it saw more than this many steps ago; several: a table",
+        help="the explorer forgets what it saw more than this many steps ago; several: a table; "
+        "None: it forgets nothing",
     )
     parser.add_argument(
         "--wheel", type=Path, help="unpack the textures of this wheel of labmaze; downloads nothing"

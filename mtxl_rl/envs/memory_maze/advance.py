@@ -23,13 +23,13 @@ class Scenes(NamedTuple):
     is_room: NDArray[np.uint8]
     """[environments, n, n]."""
     wall_height: float
-    """In metres."""
+    """Height in metres."""
     targets: NDArray[np.float64]
     """[environments, targets, 2]."""
     target_colors: NDArray[np.float32]
     """[environments, targets, 3]."""
     target_height: float
-    """In metres."""
+    """Height in metres."""
     current: NDArray[np.int64]
     """[environments] the target whose colour the border shows."""
     atlas: TextureAtlas

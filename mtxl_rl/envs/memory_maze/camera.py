@@ -1,7 +1,7 @@
 """Rays of pixels, light and sky: what the two renderers share.
 
 A picture has as many rows as columns. Pixel (row, column) looks along
-forward * f + right * r + up * z, where for the walker's camera, pitched down by 5.71 degrees, with
+forward * f + right * r + up * z. The walker's camera is pitched down by 5.71 degrees. With
 r = (column + 0.5 - side / 2) step and b = -(row + 0.5 - side / 2) step,
 
     forward = cos + sin b,  right = r,  up = -sin + cos b.
@@ -37,7 +37,7 @@ _SKY_COLOR = np.array([0.4, 0.6, 0.8])
 
 
 class ViewTables(NamedTuple):
-    """What the walker's camera sees that does not depend on the maze."""
+    """Tables of the walker's view that do not depend on the maze."""
 
     row_slope: Float32[np.ndarray, " side"]
     """b of each row."""
@@ -75,13 +75,13 @@ def view_tables(side: int) -> ViewTables:
 
 def sky_color(sine: NDArray[np.float64]) -> NDArray[np.float64]:
     """Red, green, blue [..., 3], 0 to 255, at the sine of an elevation."""
-    share = np.array([sky_share(float(one)) for one in sine.ravel()]).reshape(sine.shape)
+    share = np.array([sky_share(float(value)) for value in sine.ravel()]).reshape(sine.shape)
     return 255 * share[..., None] * _SKY_COLOR
 
 
 @kernel
 def sky_share(sine: float) -> float:
-    """How much of the sky's colour is left at the sine of an elevation; MuJoCo's gradient."""
+    """Share of the sky's colour at the sine of an elevation; MuJoCo's gradient."""
     position = math.asin(sine) / (math.pi / 2)
     share = 0.5 * (1.0 + math.sqrt(2.0) * position / math.sqrt(1.0 + position * position))
     return min(max(share, 0.0), 1.0)
@@ -92,11 +92,11 @@ def walker_cameras(
 ) -> Float64[np.ndarray, "B 4 3"]:
     """Place, ahead, right and up of the camera of walkers at x, y, height, heading, roll."""
     cos, sin = np.cos(position[:, 3]), np.sin(position[:, 3])
-    zero, one = np.zeros_like(cos), np.ones_like(cos)
+    zeros, ones = np.zeros_like(cos), np.ones_like(cos)
     place = [position[:, 0] + AHEAD * cos, position[:, 1] + AHEAD * sin, HEIGHT + position[:, 2]]
-    ahead = [COS_PITCH * cos, COS_PITCH * sin, -SIN_PITCH * one]
-    up = [SIN_PITCH * cos, SIN_PITCH * sin, COS_PITCH * one]
-    return np.stack([np.stack(v, -1) for v in (place, ahead, [sin, -cos, zero], up)], axis=1)
+    ahead = [COS_PITCH * cos, COS_PITCH * sin, -SIN_PITCH * ones]
+    up = [SIN_PITCH * cos, SIN_PITCH * sin, COS_PITCH * ones]
+    return np.stack([np.stack(v, -1) for v in (place, ahead, [sin, -cos, zeros], up)], axis=1)
 
 
 def top_cameras(num_envs: int) -> Float64[np.ndarray, "B 4 3"]:
@@ -106,5 +106,5 @@ def top_cameras(num_envs: int) -> Float64[np.ndarray, "B 4 3"]:
 
 
 def tan_half_top_view(grid: int) -> float:
-    """Of the camera above a maze of `grid` cells on a side with the outer wall."""
+    """Half view, as a tangent, of the camera above a maze of `grid` cells with the outer wall."""
     return _TOP_PADDING * grid * CELL / 2 / TOP_HEIGHT

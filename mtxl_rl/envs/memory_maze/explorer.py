@@ -1,9 +1,9 @@
 """The explorer: a player that knows only what it has seen.
 
 Rays across the camera's view mark cells as seen: a wall that a ray meets, and a floor cell whose
-middle a ray crosses, where a sphere would be. Until it has seen the cell of the sphere that is
-asked for, it walks to the nearest cell that it has not seen; then it takes the shortest path on
-which it knows of no wall. It may forget what it last saw more than `memory_steps` steps ago.
+middle a ray crosses, where a sphere would be. Until it has seen the cell of the prompted sphere, it
+walks to the nearest cell that it has not seen. Then it takes the shortest path on which it knows of
+no wall. It may forget what it last saw more than `memory_steps` steps ago.
 
 It knows its own place, heading and velocity.
 
@@ -43,7 +43,7 @@ _FAR = 1e9
 
 
 class ExplorerMemory(NamedTuple):
-    """What explorers have seen in their episodes, and where they are going."""
+    """The cells that explorers have seen in their episodes, and their goals."""
 
     seen_at: Int32[np.ndarray, "B n n"]
     """The step at which each cell was last seen."""
@@ -443,9 +443,9 @@ def _is_free(
     cells = max(math.hypot(to_x - x, to_y - y), 1e-9)
     dx, dy = (to_x - x) / cells, (to_y - y) / cells
     aside_x, aside_y = -dy * _HALF_WIDTH, dx * _HALF_WIDTH
-    one = _trace(blocked, x + aside_x, y + aside_y, dx, dy, cells, None, 0)
-    other = _trace(blocked, x - aside_x, y - aside_y, dx, dy, cells, None, 0)
-    return one >= cells and other >= cells
+    left_reach = _trace(blocked, x + aside_x, y + aside_y, dx, dy, cells, None, 0)
+    right_reach = _trace(blocked, x - aside_x, y - aside_y, dx, dy, cells, None, 0)
+    return left_reach >= cells and right_reach >= cells
 
 
 @kernel

@@ -122,10 +122,11 @@ def _blend_texels(_context: Any, texels: Any, index: Any, stride: Any, x: Any, y
 
 
 blend_texels: Any = intrinsic(_blend_texels)
-"""blend_texels(texels, index, stride, x, y) is the bilinear colour between the texels at index,
-index + 1, index + stride and index + stride + 1: red in bits 0 to 7, green in 16 to 23, blue in 32
-to 39. x and y, from 0 to 255, are in 1/256 of a texel; all arguments are of uint32. Vectors of the
-processor hold two texels, which takes half the time of whole numbers that hold one."""
+"""blend_texels(texels, index, stride, x, y) is the bilinear colour between four texels. They are at
+index, index + 1, index + stride and index + stride + 1. Red is in bits 0 to 7, green in 16 to 23,
+blue in 32 to 39. x and y, from 0 to 255, are in 1/256 of a texel; all arguments are of uint32.
+Vectors of the processor hold two texels, which takes half the time of whole numbers that hold
+one."""
 
 
 def _floor_log2(_context: Any, value: Any) -> Any:  # noqa: ANN401 - numba has no types

@@ -1,11 +1,11 @@
 """The mazes of a seed, as the original draws them, and what an episode adds to one.
 
-The original draws from one `RandomState(seed)`, in this order: a seed for the mazes' generator
-(`text_maze.py`); then
-for each episode one texture for the wall '*' (a choice of one) and for each of '0' .. '9' (of
-eight), the shuffle of the places for spheres (with fewer places than spheres all of this is drawn
-again), the current target, the spawn, the heading. A new current target is drawn when one is
-reached. `tests/envs/memory_maze` holds all of it against the original.
+The original draws from one `RandomState(seed)`. First it draws a seed for the mazes' generator
+(`text_maze.py`). Then it draws for each episode the textures, the shuffle of the places for
+spheres, the current target, the spawn, the heading. The textures are one for the wall '*' (a choice
+of one) and one for each of '0' .. '9' (of eight). With fewer places than spheres, textures and
+places are drawn again. A new current target is drawn when one is reached. `tests/envs/memory_maze`
+compares all of it with the original.
 
 Two faults of the original change what a seed gives, and are kept unless `original_quirks` is off:
 
@@ -13,8 +13,8 @@ Two faults of the original change what a seed gives, and are kept unless `origin
   at the origin, where the model was compiled;
 - a sphere at the origin counts as touched in the first step, for the same reason.
 
-Rows count from the top, y is up: cell (row, column) of a grid of n cells has its centre at
-x = 2 (column - (n - 1) / 2), y = -2 (row - (n - 1) / 2) metres.
+Rows count from the top, and y is up. Cell (row, column) of a grid of n cells has its centre
+at x = 2 (column - (n - 1) / 2), y = -2 (row - (n - 1) / 2) metres.
 """
 
 import functools
@@ -39,7 +39,7 @@ from mtxl_rl.envs.memory_maze.text_maze import (
 from mtxl_rl.envs.memory_maze.texture_files import WALL_TEXTURES
 
 FREE = 255
-"""In a grid of wall blocks or wall textures: no wall."""
+"""Value of a cell without wall, in a grid of wall blocks or wall textures."""
 _NUM_WALL_CHARACTERS = 10  # '0' .. '9'; the blocks of 3 x 3 use the first nine.
 _NUM_RAYS = 10
 _RAY_HEIGHT = 0.1
@@ -91,7 +91,7 @@ def cell_centers(cells: NDArray[Any], *, grid: int) -> NDArray[np.float64]:
 
 
 def spawn_height(heading: float) -> float:
-    """How far above rest a walker starts: 0 but for MuJoCo's rounding, 1e-16 m.
+    """Height above rest at which a walker starts: 0 but for MuJoCo's rounding, 1e-16 m.
 
     It decides whether the ball touches the floor in the first substep, which moves it by 1e-6 to
     6e-4 m; walks that scrape along walls make centimetres of that.
@@ -146,9 +146,9 @@ def cover_walls(
     """Cover the walls of each block with boxes of odd sides; return how many.
 
     Boxes touch but do not overlap. Each starts at its block's first uncovered cell in reading
-    order and takes, of the heights 1, 3, 5, ..., the first that gives the largest area, where a
-    row more may only narrow the box. Which boxes there are matters: the ball touches each of them
-    apart.
+    order. Of the heights 1, 3, 5, ... it takes the first that gives the largest area; each further
+    row may only narrow the box. The choice of boxes matters: the ball touches each of them
+    separately.
 
     Args:
         wall_block: [n, n] block of each wall cell, or `FREE`.
@@ -333,7 +333,7 @@ def ray_lengths(
     wall_block: NDArray[np.uint8],
     spheres: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """How far horizontal rays from (x, y), 0.1 m above the floor, reach to a wall or sphere.
+    """Length of horizontal rays from (x, y), 0.1 m above the floor, to a wall or sphere.
 
     Args:
         x: Metres.

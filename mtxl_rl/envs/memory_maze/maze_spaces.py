@@ -1,4 +1,4 @@
-"""What an agent observes in Memory Maze, and what it can do: one environment's spaces."""
+"""Observation and action spaces of one Memory Maze environment."""
 
 from typing import Any
 

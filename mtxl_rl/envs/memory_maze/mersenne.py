@@ -1,8 +1,8 @@
 """The 64-bit Mersenne Twister and the distributions that labmaze's wheels draw from it.
 
 A C++ standard fixes the generator, `std::mt19937_64`, but not how a distribution uses its numbers.
-labmaze's Linux wheels are built with GCC 10, so these are that library's methods: rejection of the
-numbers past the largest multiple of the range, and a shuffle that draws two positions at a time.
+labmaze's Linux wheels are built with GCC 10, so these are that library's methods. Numbers past the
+largest multiple of the range are rejected, and a shuffle draws two positions at a time.
 
 Matsumoto and Nishimura (1998), "Mersenne Twister", ACM TOMACS 8(1), and the authors' 64-bit version
 of 2004.
@@ -19,7 +19,7 @@ from mtxl_rl.envs.memory_maze.kernels import bare_kernel, inlined, kernel
 _NUM_WORDS = 312
 _MIDDLE = 156
 _INDEX = _NUM_WORDS
-"""Where a state holds the index of its next word."""
+"""Position in a state of the index of its next word."""
 
 _MATRIX = np.uint64(0xB5026F5AA96619E9)
 _UPPER_BITS = np.uint64(0xFFFFFFFF80000000)
@@ -30,7 +30,7 @@ _TEMPERING_2 = np.uint64(0x71D67FFFEDA60000)
 _TEMPERING_3 = np.uint64(0xFFF7EEE000000000)
 _LARGEST = np.uint64(0xFFFFFFFFFFFFFFFF)
 _WIDTHS = np.array([0] + [(2**64 - 1) // count for count in range(1, 65)], np.uint64)
-"""Of the intervals that `draw_below` cuts the numbers into: a division takes 10 ns."""
+"""Widths of the intervals into which `draw_below` cuts the numbers: a division takes 10 ns."""
 _ZERO, _ONE = np.uint64(0), np.uint64(1)
 
 

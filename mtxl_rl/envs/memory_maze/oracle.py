@@ -2,7 +2,7 @@
 
 It tries what two actions lead to, on the engine's own physics, and adds the seconds that are then
 left. These are solved beforehand, for each target of a maze, from every place and heading of a
-*model* of the walker, which rolls at 2 m/s along its heading or stands still, and turns by
+*model* of the walker. The model rolls at 2 m/s along its heading or stands still, and turns by
 1.28 rad/s or not:
 
     seconds(state) = 0.25 + min over moves of seconds(state after 0.25 s).
@@ -52,7 +52,7 @@ _REACHED = -1e6
 
 
 class _World(NamedTuple):
-    """What a walker moves in; see `choose_actions`."""
+    """The maze in which a walker moves; see `choose_actions`."""
 
     box_of_cell: NDArray[np.int16]
     boxes: NDArray[np.uint8]
@@ -214,7 +214,7 @@ def _improve_node(
 
 @inlined
 def _at_heading(node: NDArray[np.float32], heading: float) -> float:
-    """What a place's seconds [headings] are between two headings, which count bins."""
+    """A place's seconds [headings], interpolated between two headings, which count bins."""
     heading = heading % _NUM_HEADINGS
     low = int(heading) % _NUM_HEADINGS
     share = heading - int(heading)

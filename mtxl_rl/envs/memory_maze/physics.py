@@ -10,10 +10,10 @@ roll). There the mass matrix is constant, kinetic energy = |W a|^2 / 2 with a fi
 u = W a are *whitened* accelerations: the mass matrix is the identity. `_whiten_row` turns the
 Jacobian row of a contact, J a, into the row J W^-1, so that all products are plain dot products.
 
-**A contact** has four rows: the normal and three of friction (two directions and the torsion about
-the normal, which is scaled by its coefficient so that the friction cone is a circular one). The
-three friction rows may be turned freely, and are turned so that they are orthogonal; that leaves
-problems with diagonal matrices (`_friction_in_ball`).
+**A contact** has four rows: the normal and three of friction, which are two directions and the
+torsion about the normal. The torsion is scaled by its coefficient, so that the friction cone is a
+circular one. The three friction rows may be turned freely, and are turned so that they are
+orthogonal; that leaves problems with diagonal matrices (`_friction_in_ball`).
 
 **A substep** minimises, for contacts i with rows J_i, stiffness d_i and reference r_i,
 
@@ -204,9 +204,9 @@ def _friction_in_ball(
     """The f that minimises sum_i (a_i f_i^2 / 2 + b_i f_i) within |f| <= radius.
 
     f_i = -b_i / (a_i + multiplier), where the multiplier is zero, or the root of |f|^2 = radius^2.
-    MuJoCo takes at most 20 steps of Newton's method from zero, ends it where |f|^2 is right to
-    1e-10, and gives up, f = 0, on matrices that are almost singular; all of it shows in walks along
-    walls, so that a faster way to the same root is not one. With p the product of the
+    MuJoCo takes at most 20 steps of Newton's method from zero, and ends where |f|^2 is right to
+    1e-10. On matrices that are almost singular it gives up: f = 0. All of this changes walks along
+    walls, so a faster method for the same root is not equivalent. With p the product of the
     a_i + multiplier and c_i = p / (a_i + multiplier), each step divides once.
     """
     if a0 * a1 * a2 < 1e-10:
@@ -314,7 +314,7 @@ def _set_contact(
 
 @inlined
 def _sliding(missing: NDArray[np.float64]) -> float:
-    """How much acceleration friction lacks, of a contact's four."""
+    """The acceleration that friction lacks, of a contact's four."""
     return math.sqrt(missing[1] ** 2 + missing[2] ** 2 + missing[3] ** 2)
 
 
@@ -370,8 +370,8 @@ def _add_contact_hessian(
 ) -> None:
     """Add a contact's part to the lower half of the objective's second derivative [5, 5].
 
-    On the cone's surface it is d/2 (g g' + (1 - normal / sliding) (F'F - w w')), where F are the
-    friction rows, w is the direction of sliding in them and g the normal row less w.
+    On the cone's surface it is d/2 (g g' + (1 - normal / sliding) (F'F - w w')). F are the friction
+    rows, w is the direction of sliding in them, and g is the normal row less w.
     """
     normal, sliding = missing[0], _sliding(missing)
     if normal >= sliding:
@@ -453,7 +453,7 @@ def _slope(
     change: NDArray[np.float64],
     step: float,
 ) -> float:
-    """What the contacts add to the objective's slope along a direction, a step from its start."""
+    """The contacts' part of the objective's slope along a direction, a step from its start."""
     slope = 0.0
     for i in range(num_contacts):
         c0, c1, c2, c3 = change[i, 0], change[i, 1], change[i, 2], change[i, 3]

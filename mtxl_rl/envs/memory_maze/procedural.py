@@ -21,7 +21,7 @@ _MEAN_COLORS = (
     (54.4, 88.5, 109.0),  # floors: blue
     (110.6, 148.2, 169.7),  # blue_bright
 )
-"""In the order of `texture_files.texture_paths`."""
+"""Colours in the order of `texture_files.texture_paths`."""
 _NUM_FLOORS = 2
 _NUM_PANELS, _PANEL_CONTRAST, _LINE_BRIGHTNESS = 8, 0.12, 0.4
 _NUM_TILES, _TILE_CONTRAST, _GROOVE_BRIGHTNESS = 16, 0.06, 0.85

@@ -1,9 +1,9 @@
 """Draws any view of a maze, ray by ray: over low walls, and from above.
 
-It does what OpenGL does with four samples a pixel: rays through four places of a pixel tell which
-surfaces it shows, and each surface is coloured once, where its plane meets the pixel's middle. Only
-pixels next to another surface need the four; the others take one ray. `span_renderer.py` draws the
-common view many times faster; the tests compare both.
+It does what OpenGL does with four samples a pixel. Rays through four places of a pixel find the
+surfaces that it shows. Each surface is coloured once, where its plane meets the pixel's middle.
+Only pixels next to another surface need the four; the others take one ray. `span_renderer.py` draws
+the common view many times faster; the tests compare both.
 
 Lengths are metres. A surface is a number: 0 the sky, then floors, tops and sides of walls, spheres.
 """
@@ -31,7 +31,7 @@ _FAR = 1e30
 
 
 class _Scene(NamedTuple):
-    """What there is to see."""
+    """The objects in view."""
 
     wall_texture: NDArray[np.uint8]
     is_room: NDArray[np.uint8]
@@ -159,10 +159,10 @@ def _ray(camera: NDArray[np.float64], x: float, y: float, step: float) -> _Ray:
 def _is_at_edge(surfaces: NDArray[np.int64], row: int, column: int) -> bool:
     """Whether one of the eight pixels around shows another surface."""
     side = len(surfaces)
-    own = surfaces[row, column]
+    surface = surfaces[row, column]
     for y in range(max(row - 1, 0), min(row + 2, side)):
         for x in range(max(column - 1, 0), min(column + 2, side)):
-            if surfaces[y, x] != own:
+            if surfaces[y, x] != surface:
                 return True
     return False
 
@@ -276,7 +276,7 @@ def _texture(surface: int) -> int:
 
 @inlined
 def _place(surface: int, ray: _Ray, n: int, wall_height: float) -> tuple[float, float]:
-    """Where a ray meets a surface's plane, in tiles to the right and down as seen from outside."""
+    """Point where a ray meets a surface's plane, in tiles right and down as seen from outside."""
     if surface < _SIDE:
         t = ((wall_height if surface >= _TOP else 0.0) - ray.z) / ray.dz
         return (ray.x + t * ray.dx) / CELL + 0.5 * n, 0.5 * n - (ray.y + t * ray.dy) / CELL

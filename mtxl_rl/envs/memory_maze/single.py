@@ -35,7 +35,7 @@ class MemoryMaze(gymnasium.Env[Any, Any]):
         self.render_mode = render_mode
         self.observation_space = self.vector.single_observation_space
         self.action_space = self.vector.single_action_space
-        self._has_ended = False
+        self._needs_reset = False
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -43,16 +43,16 @@ class MemoryMaze(gymnasium.Env[Any, Any]):
         """Start the next episode, or the first one of `seed`; there are no options."""
         super().reset(seed=seed)
         observations, _ = self.vector.reset(seed=seed, options=options)
-        self._has_ended = False
+        self._needs_reset = False
         return _first(observations), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:  # noqa: ANN401
         """Hold the action; `truncated` is true when the episode's time is up."""
-        if self._has_ended:
+        if self._needs_reset:
             raise ValueError("step() came after the episode's end: call reset() first.")
         observations, rewards, _, truncated, _ = self.vector.step(np.asarray([action]))
-        self._has_ended = bool(truncated[0])
-        return _first(observations), float(rewards[0]), False, self._has_ended, {}
+        self._needs_reset = bool(truncated[0])
+        return _first(observations), float(rewards[0]), False, self._needs_reset, {}
 
     def render(self) -> NDArray[np.uint8] | None:
         """The current picture, if render_mode is ``rgb_array``."""
@@ -70,7 +70,7 @@ class MemoryMaze(gymnasium.Env[Any, Any]):
     def set_state(self, state: EnvState) -> None:
         """Continue from a state of `get_state`."""
         self.vector.set_state(state)
-        self._has_ended = bool(np.asarray(state["ended"])[0])
+        self._needs_reset = bool(np.asarray(state["ended"])[0])
 
 
 def _first(observations: Any) -> Any:  # noqa: ANN401 - an array, or a dict of them

@@ -6,7 +6,7 @@ place in a texture, a pixel and a weight. Pixels on an edge take several, weight
 the pixel that each covers (the original takes four samples a pixel there). All samples of a row
 are looked up in one go.
 
-Lengths are in cells here. t measures along the rays of `camera.py`: a ray meets a face where
+Lengths are in cells here. t measures along the rays of `camera.py`. A ray meets a face where
 1 / t = forward * per_forward + right * per_right, which is linear in the pixel's column.
 """
 
@@ -83,7 +83,7 @@ class _View(NamedTuple):
     top: np.float32
     """The walls' top, above the camera."""
     step: np.float32
-    """What right, or b, gains per pixel; see `camera.py`."""
+    """Increment of right, or b, per pixel; see `camera.py`."""
     center: np.float32
     """The column whose ray has right = 0."""
 
@@ -96,11 +96,11 @@ class _Row(NamedTuple):
     limit: np.float32
     """A wall ends, at its top or at the floor, where 1 / t is smaller."""
     limit_per_row: np.float32
-    """What `limit` gains per row."""
+    """Increment of `limit` per row."""
 
 
 class _Edge(NamedTuple):
-    """Where a face ends in a row, at its top or at the floor."""
+    """Column at which a face ends in a row, at its top or at the floor."""
 
     value: np.float32
     """The face's share of a pixel at column c is value + per_column c + 1 / 2, within 0 to 1."""
@@ -148,11 +148,11 @@ class _Samples(NamedTuple):
     stride: NDArray[np.uint32]
     """Texels in the half octave's rows, [side]."""
     place: NDArray[np.uint32]
-    """Of the upper left of four texels, from the half octave's first, [side]."""
+    """Index of the upper left of four texels, from the half octave's first, [side]."""
     x: NDArray[np.uint32]
-    """How far to the right of that one, in 1/256 of a texel, [side]."""
+    """Distance to the right of that one, in 1/256 of a texel, [side]."""
     y: NDArray[np.uint32]
-    """How far below it, [side]."""
+    """Distance below it, in the same unit, [side]."""
     weight: NDArray[np.uint32]
     """[side]."""
     cell_row: NDArray[np.uint32]
@@ -172,7 +172,7 @@ class Canvas(NamedTuple):
 
 @kernel
 def new_canvas(side: int) -> Canvas:
-    """Of any content, for pictures of `side` pixels."""
+    """Return working memory of any content, for pictures of `side` pixels."""
     max_faces = int(_RAYS_PER_PIXEL * side) + 1
     samples = _Samples(
         np.empty(side, np.uint32),

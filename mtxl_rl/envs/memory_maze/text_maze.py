@@ -5,7 +5,7 @@ Beattie et al. (2016), "DeepMind Lab", https://arxiv.org/abs/1612.03801. The pac
 labmaze's cell by cell. One maze is made in six steps:
 
 1. Rooms: rectangles of odd sides on odd cells are drawn until there are enough of them, or until
-   too many fell on an earlier one; then they are shuffled and numbered.
+   too many fell on an earlier one. Then they are shuffled and numbered.
 2. Corridors: from every odd cell that nothing has filled yet, a depth-first walk of two cells a
    step fills what it reaches (a recursive backtracker). Each such piece has its own number.
 3. Connections: every two neighbouring pieces (rooms or corridors) are joined through one random
@@ -33,20 +33,20 @@ _CONNECTION = 1  # while a maze is made: neither a wall nor floor for the simpli
 MAX_VARIATIONS = 26
 _RETRIES = 1000
 _DIRECTIONS = np.array([(1, 0), (-1, 0), (0, 1), (0, -1)])
-"""In the order in which labmaze tries them: down, up, right, left."""
+"""Directions in the order in which labmaze tries them: down, up, right, left."""
 
 
 class TextMazeSettings(NamedTuple):
-    """What decides a generator's mazes, except for its seed; sides are odd and count cells."""
+    """The parameters of a generator's mazes, except for its seed; sides are odd and count cells."""
 
     side: int
-    """Of the maze with its outer wall, at least 5."""
+    """Side of the maze with its outer wall, at least 5."""
     max_rooms: int
-    """More rooms are not tried for; 0: as many as fit."""
+    """Largest number of rooms that are tried; 0: as many as fit."""
     room_min_side: int
-    """At least 3."""
+    """Smallest side of a room, at least 3."""
     room_max_side: int
-    """At most side - 2."""
+    """Largest side of a room, at most side - 2."""
     extra_connection_probability: float = 0.0
     spawns_per_room: int = 1
     objects_per_room: int = 1
@@ -77,7 +77,7 @@ class TextMazeGenerator:
     __slots__ = ("_settings", "state")
 
     state: UInt64[np.ndarray, "313"]
-    """Of the random number generator; it alone decides the mazes to come. See `mersenne.py`."""
+    """State of the random number generator; it alone decides the next mazes. See `mersenne.py`."""
 
     def __init__(self, settings: TextMazeSettings, *, seed: int) -> None:
         self._settings = settings
@@ -125,8 +125,8 @@ def _draw_rooms(
 ) -> int:
     """Draw rooms that do not overlap, and return how many.
 
-    A room's short side is drawn from the lower half of the sides that are allowed; the other side
-    is drawn in the same way and then lengthened by a draw from the upper half.
+    A room's short side is drawn from the lower half of the sides that are allowed. The other side
+    is drawn in the same way, and then lengthened by a draw from the upper half.
 
     Args:
         state: Of the random numbers.

@@ -15,11 +15,11 @@ import zipfile
 from pathlib import Path
 
 AUTO, ORIGINAL, PROCEDURAL = TEXTURE_CHOICES = ("auto", "original", "procedural")
-"""What ``env.textures`` can be; see `MemoryMazeConfig`."""
+"""The legal values of ``env.textures``; see `MemoryMazeConfig`."""
 WALL_TEXTURES = ("blue", "cerise", "green_bright", "green", "purple", "red_bright", "red", "yellow")
-"""In the order from which the original chooses."""
+"""Textures of walls, in the order from which the original chooses."""
 FLOOR_TEXTURES = ("blue", "blue_bright")
-"""Of corridors and of rooms."""
+"""Textures of the floors of corridors and of rooms."""
 DOWNLOAD_COMMAND = "python -m mtxl_rl.envs.memory_maze textures"
 
 _LABMAZE = "labmaze==1.0.6"
@@ -63,7 +63,7 @@ def _installed_folder() -> Path | None:
 
 
 def cache_folder() -> Path:
-    """Where downloaded pictures lie: below ``MTXL_RL_CACHE``, else the user's cache folder."""
+    """The folder of downloaded pictures: below ``MTXL_RL_CACHE``, else the user's cache folder."""
     chosen = os.environ.get("MTXL_RL_CACHE")
     if chosen:
         root = Path(chosen)

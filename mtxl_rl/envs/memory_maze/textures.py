@@ -25,8 +25,8 @@ from mtxl_rl.envs.memory_maze.texture_files import (
 CORRIDOR_FLOOR, ROOM_FLOOR = len(WALL_TEXTURES), len(WALL_TEXTURES) + 1
 """Indices of the floors' textures, after those of the walls."""
 LOG2_SIDE = 10
-"""Textures have 1024 x 1024 texels; half octave h has 1024 >> (h // 2) on a side, and once more
-its first row below and its first column to the right, so that neighbours need no wrapping."""
+"""Textures have 1024 x 1024 texels; half octave h has 1024 >> (h // 2) on a side. It repeats its
+first row below and its first column to the right, so that neighbours need no wrapping."""
 NUM_HALF_OCTAVES = 2 * LOG2_SIDE
 
 
@@ -36,7 +36,7 @@ class TextureAtlas(NamedTuple):
     texels: UInt32[np.ndarray, " texels"]
     """Red in bits 0 to 7, green in 8 to 15, blue in 16 to 23."""
     offsets: Int32[np.ndarray, "textures half_octaves"]
-    """Where each half octave begins."""
+    """Index of each half octave's first texel."""
 
 
 @functools.cache

@@ -196,7 +196,7 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         self._touched_at_start = np.zeros(count, np.int64)
         self._num_steps = np.zeros(count, np.int64)
         self._steps_of_episode = np.full(count, self.config.steps_per_episode)
-        self._ended = np.zeros(count, np.bool_)
+        self._is_reset_row = np.zeros(count, np.bool_)
         # These decide the next episode; the side is of the current one.
         self._seeds = np.zeros(count, np.int64)
         self._num_steps_in_all = np.zeros(count, np.int64)
@@ -313,10 +313,10 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         rewards = np.zeros(self.num_envs, np.float32)
         if self._is_stale.any():
             rewards = self._collect_rewards()
-            self._start(self._ended)
+            self._start(self._is_reset_row)
             self._draw(self._images)
         truncated = self._num_steps >= self._steps_of_episode
-        self._ended = truncated
+        self._is_reset_row = truncated
         infos: dict[str, Any] = {}
         if truncated.any():
             is_smaller = self._sides < self.config.maze_size.side
@@ -513,7 +513,7 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
             advance,
             self._velocity,
             controls,
-            self._ended,
+            self._is_reset_row,
             self.config.num_substeps,
             self._box_of_cell,
             self._boxes,
@@ -564,7 +564,7 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
     def _collect_rewards(self) -> NDArray[np.float32]:
         """Rewards of the last move; draws new targets for those that were reached."""
         if self._touched_at_start.any():
-            self._touched |= np.where(self._ended, 0, self._touched_at_start)
+            self._touched |= np.where(self._is_reset_row, 0, self._touched_at_start)
             for index in np.flatnonzero(self._touched_at_start):
                 self._streams[index].first_step_is_over()
             self._touched_at_start[:] = 0
@@ -598,7 +598,7 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         self._current[index] = episode.current
         self._touched_at_start[index] = episode.touched_at_start
         self._num_steps[index] = 0
-        self._ended[index] = False
+        self._is_reset_row[index] = False
 
     def _observe(self) -> Observations:
         self._new_images()
@@ -721,7 +721,7 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
             "seeds": self._seeds,
             "num_steps_in_all": self._num_steps_in_all,
             "sides": self._sides,
-            "ended": self._ended,
+            "ended": self._is_reset_row,
         }
 
     def _task(self) -> str:

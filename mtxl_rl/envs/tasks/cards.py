@@ -4,8 +4,8 @@ Source: Morad et al. (2023), "POPGym: Benchmarking Partially Observable Reinforc
 https://openreview.net/forum?id=chDrutUTs0K. Rules, rewards, episode lengths and difficulties equal
 popgym 1.0.7; its tuple observations are MultiDiscrete here. `concentration.py` holds a fifth game.
 
-Rules: shuffled decks of 52 cards (4 suits of 13 ranks, half of each colour) are dealt card by card,
-and the agent answers a question about the cards it has seen. n is the number of cards.
+Rules: shuffled decks of 52 cards (4 suits of 13 ranks, half of each colour) are dealt card by card.
+The agent answers a question about the cards it has seen. n is the number of cards.
 
 ============== ============================= =================================== ==============
 task           question                      observation                         episode length
@@ -174,13 +174,13 @@ class CardTask(VectorTask):
         """Kinds of the cards in dealing order."""
         self.num_right = np.zeros(num_envs, dtype=np.int64)
 
-    def _asked_card(self) -> NDArray[Any]:
+    def _queried_card(self) -> NDArray[Any]:
         """Return the index of the card asked about, [B]; negative where no question is asked."""
         return np.full(self.num_envs, -1)
 
     def _question(self, live: Flags) -> tuple[NDArray[Any], Flags]:
         """Return the right answers and where a question is asked; called once in each step."""
-        card = self._asked_card()
+        card = self._queried_card()
         return self.deck[self.all_rows, np.maximum(card, 0)], live & (card >= 0)
 
     def _start(self, rows: Rows) -> None:
@@ -188,10 +188,10 @@ class CardTask(VectorTask):
         self.num_right[rows] = 0
 
     def _advance(self, actions: NDArray[Any], live: Flags) -> Outcome:
-        answers, is_asked = self._question(live)
+        answers, is_queried = self._question(live)
         is_right = actions == answers
-        self.num_right += is_right & is_asked
-        rewards = np.where(is_asked, np.where(is_right, 1, -1), 0) / self.num_questions
+        self.num_right += is_right & is_queried
+        rewards = np.where(is_queried, np.where(is_right, 1, -1), 0) / self.num_questions
         is_last = self.step_index == self.max_steps - 1
         return Outcome(
             rewards, is_last, np.zeros_like(is_last), self.num_right / self.num_questions
@@ -202,12 +202,12 @@ class CardTask(VectorTask):
 
     def _draw(self, row: int) -> Image:
         """The deck: dealt cards face up, the newest in yellow, the one asked about in green."""
-        step, asked = int(self.step_index[row]), int(self._asked_card()[row])
+        step, queried = int(self.step_index[row]), int(self._queried_card()[row])
         cards = [
             Card(
                 int(kind),
                 paper=BLUE if index > step else YELLOW if index == step else WHITE,
-                edge=GREEN if index == asked else BLACK,
+                edge=GREEN if index == queried else BLACK,
                 is_face_up=index <= step,
             )
             for index, kind in enumerate(self.deck[row])
@@ -221,7 +221,7 @@ class RepeatFirst(CardTask):
     def __init__(self, config: CardConfig, *, num_envs: int, seed: int | Sequence[int] = 0) -> None:
         super().__init__(config, num_envs=num_envs, seed=seed, num_questions=config.num_cards - 1)
 
-    def _asked_card(self) -> NDArray[Any]:
+    def _queried_card(self) -> NDArray[Any]:
         return np.zeros(self.num_envs, dtype=np.int64)
 
 
@@ -233,7 +233,7 @@ class RepeatPrevious(CardTask):
         super().__init__(config, num_envs=num_envs, seed=seed, num_questions=num_questions)
         self.k = config.k
 
-    def _asked_card(self) -> NDArray[Any]:
+    def _queried_card(self) -> NDArray[Any]:
         return self.step_index - (self.k - 1)
 
 
@@ -249,7 +249,7 @@ class Autoencode(CardTask):
             observation_space=spaces.MultiDiscrete([2, NUM_SUITS]),
         )
 
-    def _asked_card(self) -> NDArray[Any]:
+    def _queried_card(self) -> NDArray[Any]:
         # The last card is asked in step num_cards - 1, the first in step 2 * num_cards - 2.
         first_question = self.num_cards - 1
         return np.where(self.step_index >= first_question, 2 * first_question - self.step_index, -1)

@@ -1,11 +1,11 @@
 """ColorCubes: remember where coloured cubes lie, and correct that map when one teleports.
 
 Rules: the agent walks on a grid to the cube of the wanted colour and takes it. When a colour is
-asked for, the map is shown once: every cube with its colour. Then it is hidden. In each step a cube
-that is not wanted teleports to a free cell with probability 0.1, and the map is shown once more; at
-the level `extreme` without colours, so that the agent must infer which cube moved. A taken cube
-moves to a free cell, and the next colour is drawn. Taking another cube ends the episode; taking on
-an empty cell does nothing.
+prompted, the map is shown once: every cube with its colour. Then it is hidden. In each step a cube
+that is not wanted teleports to a free cell with probability 0.1, and the map is shown once more. At
+the level `extreme` it is shown without colours, so that the agent must infer which cube moved. A
+taken cube moves to a free cell, and the next colour is drawn. Taking another cube ends the episode;
+taking on an empty cell does nothing.
 Source: the task of Shchendrigin et al. (2026), https://arxiv.org/abs/2601.15086: N cubes on a grid,
 K phases, teleports, complete or incomplete updates. Its levels are N = K = 1, several cubes, and
 hidden colours. Grid size, N = K = 3, the teleports' probability, the time limit and the effect of a
@@ -122,7 +122,7 @@ class ColorCubes(VectorTask):
         self.target = np.zeros(num_envs, dtype=np.int64)
         """The wanted cube's colour."""
         self.shown = np.zeros(num_envs, dtype=np.int64)
-        """What the last observation shows of the map: 0 nothing, 1 positions, 2 colours as well."""
+        """Content of the map in the last observation: 0 nothing, 1 positions, 2 colours as well."""
         self.num_taken = np.zeros(num_envs, dtype=np.int64)
 
     def _start(self, rows: Rows) -> None:

@@ -8,8 +8,8 @@ match, they stay face up; else both turn back. Turning over a face-up card ends 
 Observation: each card's kind if it is face up, else `num_kinds`. The two cards just turned over are
 shown once, matching or not.
 Action: the card to turn over, 0 .. num_cards - 1.
-Reward: 1 / number of pairs for a pair; -2 / `max_steps` for two cards that do not match, or one
-card twice; -1 / `max_steps` for each card of a turn that a face-up card ends.
+Reward: 1 / number of pairs for a pair. -2 / `max_steps` for two cards that do not match, or one
+card twice. -1 / `max_steps` for each card of a turn that a face-up card ends.
 Episode length: until all cards are face up (terminated), at most `max_steps` (truncated).
 `success` is the share of pairs found.
 """

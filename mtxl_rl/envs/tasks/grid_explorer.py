@@ -1,7 +1,7 @@
 """Players of GridMemoryMaze that plan: the explorer knows what it has seen, the oracle the maze.
 
 Until the explorer knows the cell of the prompted object, it goes to the nearest place from which it
-sees an unknown cell next to known floor; then it takes the shortest path on which it knows of no
+sees an unknown cell next to known floor. Then it takes the shortest path on which it knows of no
 wall. It may forget what it last saw more than `memory_steps` steps ago. It knows its own place and
 heading. Knowing everything, it is the oracle: an agent that takes the fewest steps to each object.
 
@@ -238,16 +238,30 @@ def episode_returns(
     return returns
 
 
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m mtxl_rl.envs.tasks.grid_explorer",
+        description=(__doc__ or "").splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--size", default="9x9", choices=TASK_SIZES, help="size of the maze")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the mazes")
+    parser.add_argument("--episodes", type=int, default=32, help="number to average over")
+    parser.add_argument(
+        "--memory-steps",
+        type=int,
+        nargs="*",
+        default=[],
+        help="adds explorers that forget what they saw more than this many steps ago",
+    )
+    return parser.parse_args(arguments)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the returns of the oracle, the explorer, and explorers that forget."""
     from mtxl_rl.envs.memory_maze.policies import describe_returns
 
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--size", default="9x9", choices=TASK_SIZES)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--episodes", type=int, default=32)
-    parser.add_argument("--memory-steps", type=int, nargs="*", default=[])
-    args = parser.parse_args(arguments)
+    args = _parse(arguments)
     players: dict[str, dict[str, Any]] = {"oracle": {"knows_maze": True}, "explorer": {}}
     players |= {f"explorer, {n} steps of memory": {"memory_steps": n} for n in args.memory_steps}
     config = GridMemoryMazeConfig(size=args.size)

@@ -81,8 +81,8 @@ class MortarMayhemConfig:
     view: str = "symbolic"
     """symbolic: a vector; image: 84 x 84 pixels."""
     extra_observations: bool = False
-    """Observe a dict of the view and of the vector to the right tile (to the right and ahead), for
-    training signals that the agent does not need when it acts."""
+    """Observe a dict of the view and of the vector to the correct tile (to the right and ahead). It
+    is for training signals that the agent does not need when it acts."""
 
     def __post_init__(self) -> None:
         check_at_least("num_commands", self.num_commands, least=1, example=10)

@@ -40,10 +40,10 @@ _EDGE = (np.minimum(_COLUMN, _ROW) == 0) | (np.maximum(_COLUMN, _ROW) == SIZE - 
 def draw_walls(
     draws: NDArray[np.float64], *, start: NDArray[np.int64], end: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
-    """Return the walls of many grids, [n, 50]; the last entry, which is no cell, is always true.
+    """Return the walls of many grids, [n, 50]; the last entry is not a cell and always true.
 
-    Walls are a third of the inner cells, then 4 or 8 cells of the edge that touch none of those,
-    not even at a corner, and are not the start, the end or a neighbour of one of them.
+    Walls are a third of the inner cells, then 4 or 8 cells of the edge. Those of the edge touch no
+    inner wall, not even at a corner. None is the start, the end or a neighbour of either.
 
     Args:
         draws: Numbers in [0, 1), [n, NUM_WALL_DRAWS].
@@ -102,8 +102,8 @@ def _search(
 ) -> None:
     """Write each cell's predecessor into `previous`; the end's is -1 if there is no path.
 
-    This is A* with two deviations of the original: the next cell is the first one that is better
-    than the list's head, and a cheaper path to a listed cell changes only its predecessor.
+    This is A* with two deviations of the original. The next cell is the first one that is better
+    than the list's head. A cheaper path to a listed cell changes only its predecessor.
     """
     cost, estimate = np.zeros(50), np.zeros(50)
     is_listed = np.zeros(50, dtype=np.bool_)

@@ -25,14 +25,14 @@ Flags = NDArray[np.bool_]
 
 
 class TaskDescription(NamedTuple):
-    """What a task demands of an agent."""
+    """The demands of a task on an agent."""
 
     horizon: int
     """Steps of the longest episode."""
     reward_range: tuple[float, float]
     """Least and greatest return of an episode."""
     remembered: str
-    """What must be remembered."""
+    """Facts that must be remembered."""
     memory_window: int
     """The shortest attention window that suffices for a perfect agent, in steps. With a smaller
     receptive field an agent needs a long-term memory."""
@@ -65,7 +65,7 @@ class Outcome(NamedTuple):
     terminated: Flags
     truncated: Flags
     success: NDArray[Any]
-    """From 0 to 1: whether, or to what share, the episode was solved. Read where it ends."""
+    """Share of the episode that was solved, 0 to 1. It is read where the episode ends."""
 
 
 class VectorTask(VectorEnv[Observations, NDArray[Any], NDArray[Any]], abc.ABC):
@@ -119,7 +119,7 @@ class VectorTask(VectorEnv[Observations, NDArray[Any], NDArray[Any]], abc.ABC):
         self.all_rows = np.arange(num_envs)
         self.streams = self._streams(seed)
         self.is_reset_row = np.ones(num_envs, dtype=np.bool_)
-        """Where the episode has ended: the next step ignores the action and resets."""
+        """True where the episode has ended: the next step ignores the action and resets."""
         self.step_index = np.zeros(num_envs, dtype=np.int64)
         """Steps taken in the episode."""
 

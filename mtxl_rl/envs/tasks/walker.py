@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from mtxl_rl.envs.streams import Rows
 
 VIEWS = ("symbolic", "image")
-"""What agents can observe: a vector, or a picture."""
+"""Kinds of observations: a vector, or a picture."""
 SIDE = 84
 """Pixels on a picture's side."""
 LEFT, RIGHT, FORWARD = 1, 2, 3

@@ -1,4 +1,4 @@
-"""What a layer needs of a long-term memory.
+"""The interface of long-term memories.
 
 A kind of memory is a module that holds parameters only. The memory itself is a tensor that the
 caller keeps, [B, *memory_shape], and a memory of zeros is an empty one. It is written once per
@@ -26,7 +26,7 @@ class Slots(NamedTuple):
     """Vectors that the attention reads as keys and values without a position."""
 
     vectors: Float[Tensor, "B V L D"]
-    """Of J + 1 versions and, last, of an empty memory; or of the one version that all read."""
+    """Vectors of J + 1 versions and, last, of an empty memory; or of one version that all read."""
     visible: Bool[Tensor, "B J C K"] | None
     """Whether each step sees version j, version j + 1 and the empty memory; None: it sees all."""
 
@@ -71,7 +71,7 @@ class LongTermMemory(Protocol):
         versions: Float[Tensor, "B V *memory"],
         reads: Bool[Tensor, "B J C two"] | None,
     ) -> Float[Tensor, "B J C D"] | Slots:
-        """What each step reads: features, or vectors for the attention.
+        """The readout of each step: features, or vectors for the attention.
 
         Args:
             steps: normalised layer inputs.
@@ -87,7 +87,7 @@ class LongTermMemory(Protocol):
         versions: Float[Tensor, "B V *memory"],
         encoded: tuple[Tensor, ...],
     ) -> Diagnostics:
-        """What `inspect` reports about the writes: "memory/..." per step or per segment."""
+        """Diagnostics of the writes, for `inspect`: "memory/..." per step or per segment."""
         ...
 
 

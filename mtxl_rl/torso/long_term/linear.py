@@ -111,9 +111,9 @@ class AGaLiTeFeatures(nn.Module):
         p_key, p_gamma, _ = self._small(steps)
         gamma = _outer(torch.sigmoid(p_gamma), torch.sigmoid(gamma))
         key = gamma * _outer(torch.relu(p_key), torch.relu(key))
-        one = torch.ones_like(value[..., :1])
-        value = torch.cat([torch.sigmoid(beta) * value, one], dim=-1)
-        log_decay_value = torch.cat([nn.functional.logsigmoid(-beta), 0 * one], dim=-1)
+        ones = torch.ones_like(value[..., :1])
+        value = torch.cat([torch.sigmoid(beta) * value, ones], dim=-1)
+        log_decay_value = torch.cat([nn.functional.logsigmoid(-beta), 0 * ones], dim=-1)
         # A fraction of 1 would leave log 0.
         return Step(key, value, torch.log1p(-gamma.clamp(max=1 - 1e-6)), log_decay_value)
 

@@ -152,7 +152,7 @@ class SlotMemory(nn.Module):
         versions: Float[Tensor, "B V L D"],
         encoded: tuple[Tensor, ...],
     ) -> Diagnostics:
-        """How far each write moved each slot, and how much its first iteration kept, [B, J, L]."""
+        """Distance that each write moved each slot; share its first iteration kept, [B, J, L]."""
         before, after = versions[:, :-1], versions[:, 1:]
         update = self._update(before, Context(*encoded))
         return {

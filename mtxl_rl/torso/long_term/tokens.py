@@ -2,9 +2,9 @@
 
 In the paper L tokens stand in front of a sequence: at every layer they attend to themselves and to
 the whole sequence, and the sequence attends to them. In a causal, recurrent agent no token may see
-a segment before its end. So each layer carries its own tokens: the steps of a segment see them as
-they stood at its start, and at its end they are updated like tokens of the sequence, by one
-attention to themselves and the segment and one feed-forward sub-layer. The kinds:
+a segment before its end. So each layer carries its own tokens, and the steps of a segment see them
+as they stood at its start. At its end they are updated like tokens of the sequence: by one
+attention to themselves and the segment, and one feed-forward sub-layer. The kinds:
 
 - MemTransformer: the update uses the layer's own weights, as the paper's tokens do;
 - MemCtrl (`separate_control`): the update has separate weights;
@@ -115,7 +115,7 @@ class TokenMemory(nn.Module):
         versions: Float[Tensor, "B V L D"],
         encoded: tuple[Tensor, ...],  # noqa: ARG002
     ) -> Diagnostics:
-        """How far each write moved each token, [B, J, L]."""
+        """Distance by which each write moved each token, [B, J, L]."""
         return {"memory/moved": (versions[:, 1:] - versions[:, :-1]).norm(dim=-1)}
 
     def _vectors(self, memory: Float[Tensor, "*batch L D"]) -> Float[Tensor, "*batch L D"]:

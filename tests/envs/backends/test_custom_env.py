@@ -24,11 +24,11 @@ def test_a_vector_that_can_be_saved_continues_from_its_state() -> None:
     other.set_state(env.get_state())
     for _ in range(200):
         actions = rng.integers(2, size=4)
-        for one, same in zip(env.step(actions)[:4], other.step(actions)[:4], strict=True):
-            np.testing.assert_array_equal(one, same)
+        for field, expected in zip(env.step(actions)[:4], other.step(actions)[:4], strict=True):
+            np.testing.assert_array_equal(field, expected)
 
 
-def test_environments_without_a_state_say_so() -> None:
+def test_environments_without_a_state_report_it() -> None:
     env = make_vector_env(
         CustomEnvConfig(), num_envs=2, seed=0, custom=lambda: gymnasium.make("CartPole-v1")
     )

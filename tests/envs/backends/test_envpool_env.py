@@ -26,7 +26,7 @@ def cartpole(
 
 
 def test_seeds_never_repeat_within_a_batch_nor_between_neighbouring_seeds() -> None:
-    seeds = [one for seed in range(20) for one in env_seeds(seed, num_envs=64)]
+    seeds = [env_seed for seed in range(20) for env_seed in env_seeds(seed, num_envs=64)]
     assert len(set(seeds)) == len(seeds)
     assert len(set(env_seeds(0, num_envs=100_000))) == 100_000
     assert all(0 <= seed < 2**31 for seed in seeds)
@@ -59,12 +59,12 @@ def test_the_seed_of_construction_does_not_make_an_unused_pool_anew() -> None:
 
 
 def test_the_number_of_threads_changes_nothing() -> None:
-    one, two = cartpole(num_envs=8), cartpole(num_envs=8, num_threads=2)
-    one.reset()
-    two.reset()
+    env, threaded = cartpole(num_envs=8), cartpole(num_envs=8, num_threads=2)
+    env.reset()
+    threaded.reset()
     actions = np.arange(8) % 2
     for _ in range(50):
-        for ours, expected in zip(one.step(actions)[:4], two.step(actions)[:4], strict=True):
+        for ours, expected in zip(env.step(actions)[:4], threaded.step(actions)[:4], strict=True):
             np.testing.assert_array_equal(ours, expected)
 
 

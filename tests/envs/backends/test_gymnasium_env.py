@@ -26,7 +26,7 @@ def test_the_default_is_one_process_even_where_a_vector_entry_point_exists() -> 
     assert isinstance(make_gymnasium("CartPole-v1", num_envs=2, seed=0).unwrapped, SyncVectorEnv)
 
 
-def test_an_environments_own_vector_entry_point_can_be_asked_for() -> None:
+def test_an_environments_own_vector_entry_point_can_be_chosen() -> None:
     kwargs = {"vectorization_mode": "vector_entry_point"}
     env = make_vector_env(GymnasiumConfig(id="CartPole-v1", kwargs=kwargs), num_envs=2, seed=0)
     assert isinstance(env.unwrapped, CartPoleVectorEnv)

@@ -58,7 +58,7 @@ def test_an_environment_of_a_package_runs_by_its_id_alone(
     env_id: str, kwargs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)  # ViZDoom writes its settings where it runs
-    package = next(one for one in PACKAGES if env_id.startswith(one.prefix))
+    package = next(entry for entry in PACKAGES if env_id.startswith(entry.prefix))
     needed = [package.module.split(".")[0], *{"bsuite", "dm_control"} & {env_id.split("/")[0]}]
     if not all(map(importlib.util.find_spec, needed)):
         pytest.skip(f"{needed} are not installed")
@@ -76,7 +76,7 @@ def test_a_missing_package_is_named_with_its_pip_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, package.module, None)
-    for env_id in [one for one in gymnasium.registry if one.startswith(package.prefix)]:
+    for env_id in [name for name in gymnasium.registry if name.startswith(package.prefix)]:
         monkeypatch.delitem(gymnasium.registry, env_id)
     config = GymnasiumConfig(id=f"{package.prefix}Some-v0")
     with pytest.raises(ImportError) as caught:

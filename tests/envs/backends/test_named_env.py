@@ -38,10 +38,10 @@ class Wrong(gymnasium.Env[Any, Any]):
 
 def play(name: str, value: object) -> tuple[Any, Any]:
     """Observation and reward after three steps, where the third of four environments is wrong."""
-    made = iter(range(4))
+    indices = iter(range(4))
 
     def make() -> gymnasium.Env[Any, Any]:
-        return Wrong(name, value) if next(made) == 2 else Wrong()
+        return Wrong(name, value) if next(indices) == 2 else Wrong()
 
     env = make_vector_env(CustomEnvConfig(), num_envs=4, seed=0, custom=make)
     env.reset()

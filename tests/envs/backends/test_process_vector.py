@@ -243,7 +243,7 @@ def test_a_worker_ends_when_its_pipe_closes_as_at_its_parents_death() -> None:
     assert process.exitcode == 0
 
 
-def test_a_restored_state_goes_on_as_the_saved_one() -> None:
+def test_a_restored_state_continues_as_the_saved_one() -> None:
     vector = ProcessVectorEnv([Saveable, Saveable, Saveable], num_workers=2)
     try:
         assert vector.supports_state
@@ -274,7 +274,7 @@ def test_masked_resets_start_these_episodes_and_leave_the_others(
     assert shared_vector.step(np.zeros(3, int))[0]["inner"]["count"].tolist() == [1, 1, 0]
 
 
-def test_environments_without_state_say_so(shared_vector: ProcessVectorEnv) -> None:
+def test_environments_without_state_report_it(shared_vector: ProcessVectorEnv) -> None:
     assert not shared_vector.supports_state
     with pytest.raises(RuntimeError, match="cannot be saved"):
         shared_vector.get_state()

@@ -31,7 +31,7 @@ def test_a_policy_is_recorded(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["random", "--variant", "Foo"], "--variant=Foo must be one of Vis, HD"),
+        (["random", "--variant", "Foo"], "--variant=Foo is unknown; choose one of"),
         (["random", "--size", "8x8"], "env.size=8x8 is unknown; choose one of"),
         (["random", "--episodes", "0"], "num_episodes=0 must be at least 1"),
         (["play", "--variant", "ExtraObs"], "play shows pictures"),

@@ -69,7 +69,7 @@ def test_the_same_seed_gives_the_same_episodes_and_another_one_others() -> None:
         assert not same(episode, c.next_episode())
 
 
-def test_a_restored_stream_goes_on_as_the_saved_one() -> None:
+def test_a_restored_stream_continues_as_the_saved_one() -> None:
     a, b = stream(seed=5, colors=True), stream(seed=99, colors=True)
     a.next_episode()
     a.draw_target(0)
@@ -80,9 +80,9 @@ def test_a_restored_stream_goes_on_as_the_saved_one() -> None:
 
 
 def test_a_new_target_is_never_one_that_is_touched() -> None:
-    one = stream("15x15")
-    one.next_episode()
-    drawn = {one.draw_target(0b010101) for _ in range(100)}
+    mazes = stream("15x15")
+    mazes.next_episode()
+    drawn = {mazes.draw_target(0b010101) for _ in range(100)}
     assert drawn == {1, 3, 5}
 
 

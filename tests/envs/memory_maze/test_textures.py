@@ -69,7 +69,7 @@ def test_a_damaged_picture_and_another_file_are_refused(
     assert not cache.exists()
 
 
-def test_pip_is_asked_for_the_wheel(
+def test_pip_downloads_the_wheel(
     original_textures: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def pip(command: list[str], **_: Any) -> Any:  # noqa: ANN401
@@ -83,7 +83,7 @@ def test_pip_is_asked_for_the_wheel(
     assert texture_files.original_folder() == cache
 
 
-def test_without_a_network_one_sentence_tells_what_to_do(
+def test_without_a_network_one_sentence_names_the_remedy(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def pip(command: list[str], **_: Any) -> Any:  # noqa: ANN401
@@ -117,7 +117,7 @@ def test_the_cache_is_where_the_system_has_its_caches(
     assert texture_files.cache_folder() == expected
 
 
-def test_without_pictures_the_config_says_procedural_and_warns(cache: Path) -> None:
+def test_without_pictures_the_config_is_procedural_and_warns(cache: Path) -> None:
     assert not cache.exists()
     with pytest.warns(UserWarning, match=WARNING):
         config = MemoryMazeConfig()

@@ -97,16 +97,16 @@ def test_a_list_of_seeds_and_a_masked_seed_are_per_environment() -> None:
 
 
 def test_the_number_of_threads_changes_nothing() -> None:
-    one, many = make(7), make(7, num_threads=3)
-    one.reset()
-    many.reset()
+    env, threaded = make(7), make(7, num_threads=3)
+    env.reset()
+    threaded.reset()
     rng = np.random.default_rng(0)
     for _ in range(10):
         actions = rng.integers(6, size=7)
-        for a, b in zip(one.step(actions)[:4], many.step(actions)[:4], strict=True):
+        for a, b in zip(env.step(actions)[:4], threaded.step(actions)[:4], strict=True):
             np.testing.assert_array_equal(a, b)
-    many.close()
-    many.close()
+    threaded.close()
+    threaded.close()
 
 
 @kernel
@@ -163,7 +163,7 @@ def test_continuous_actions_do_what_the_discrete_ones_name() -> None:
         np.testing.assert_array_equal(a, b)
 
 
-def test_a_target_is_rewarded_once_and_then_another_one_is_asked_for() -> None:
+def test_a_target_is_rewarded_once_and_then_another_one_is_prompted() -> None:
     env = make(1)
     env.reset()
     target = env.current_targets()[0]
@@ -205,7 +205,7 @@ def test_an_environment_branches_into_another_vector_and_a_single_one() -> None:
         np.testing.assert_array_equal(single.step(actions[1])[0], ours)
 
 
-def test_extra_observations_say_where_everything_is() -> None:
+def test_extra_observations_locate_everything() -> None:
     env = make(4, extra_observations=True, seed=3)
     observations, _ = env.reset()
     layout, position = observations["maze_layout"], observations["agent_pos"]
@@ -259,7 +259,7 @@ def test_gymnasium_makes_the_vector_environment() -> None:
     env.close()
 
 
-def test_a_finished_single_environment_asks_for_a_reset() -> None:
+def test_a_finished_single_environment_requires_a_reset() -> None:
     env = MemoryMaze(config=MemoryMazeConfig(num_threads=1, episode_length=1))
     env.reset(seed=0)
     assert env.step(0)[2:4] == (False, True)
@@ -278,7 +278,9 @@ def test_a_finished_single_environment_asks_for_a_reset() -> None:
         ({"episode_length": -1}, r"env.episode_length=-1 must be 0 \(the original's\)"),
     ],
 )
-def test_an_illegal_option_says_what_is_legal(options: dict[str, Any], message: str) -> None:
+def test_an_error_about_an_option_lists_what_is_legal(
+    options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         MemoryMazeConfig(**options)
 

@@ -193,7 +193,7 @@ def test_long_walks_equal_those_of_the_package(size: str, num_steps: int) -> Non
 
 @needs_packages
 @pytest.mark.slow
-def test_an_episode_has_as_many_steps_as_the_time_limit_says() -> None:
+def test_an_episode_has_as_many_steps_as_the_time_limit_allows() -> None:
     env = MemoryMazeOriginal(size="9x9", seed=0)
     env.reset()
     simulation = env._simulation
@@ -213,7 +213,7 @@ def test_gymnasiums_checker_passes() -> None:
 
 @needs_packages
 @pytest.mark.slow
-def test_a_seed_starts_the_same_stream_anew_and_no_seed_goes_on() -> None:
+def test_a_seed_starts_the_same_stream_anew_and_no_seed_continues_it() -> None:
     env = MemoryMazeOriginal(seed=2)
     first, second = env.reset()[0], env.reset()[0]
     assert not np.array_equal(first, second)
@@ -293,7 +293,7 @@ def test_a_missing_package_names_the_pip_line(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize(
-    ("asked", "sentence"),
+    ("backend", "sentence"),
     [
         ("", "neither EGL nor OSMesa can be opened.*libegl1 libegl-mesa0 libgl1.*libosmesa6"),
         ("egl", "MUJOCO_GL=egl, but EGL cannot be opened.*libegl1 libegl-mesa0 libgl1"),
@@ -302,12 +302,12 @@ def test_a_missing_package_names_the_pip_line(monkeypatch: pytest.MonkeyPatch) -
     ],
 )
 def test_a_missing_opengl_library_names_its_package(
-    asked: str, sentence: str, monkeypatch: pytest.MonkeyPatch
+    backend: str, sentence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ctypes.util, "find_library", lambda _: None)
     monkeypatch.setattr(original_packages.ctypes, "CDLL", _no_library)
     monkeypatch.setattr(original_packages.platform, "system", lambda: "Linux")
-    monkeypatch.setenv("MUJOCO_GL", asked)
+    monkeypatch.setenv("MUJOCO_GL", backend)
     with pytest.raises(RuntimeError, match=sentence):
         original_packages.choose_gl_backend()
 

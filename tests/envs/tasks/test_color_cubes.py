@@ -57,8 +57,8 @@ def successes(config: ColorCubesConfig, *, forgets: bool, num_envs: int = 60) ->
     for _ in range(env.max_steps):
         is_shown = observations[:, 2 * env.size + env.num_cubes :].any(axis=1)
         actions = np.array([
-            rng.integers(TAKE + 1) if forgets and not is_shown[index] else agent.act(one)
-            for index, (agent, one) in enumerate(zip(agents, observations, strict=True))
+            rng.integers(TAKE + 1) if forgets and not is_shown[index] else agent.act(observation)
+            for index, (agent, observation) in enumerate(zip(agents, observations, strict=True))
         ])  # fmt: skip
         observations, _, terminated, truncated, infos = env.step(actions)
         ends = (terminated | truncated) & ~ended

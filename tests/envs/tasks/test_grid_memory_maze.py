@@ -321,7 +321,7 @@ def test_a_saved_explorer_continues_with_what_it_has_seen() -> None:
         np.testing.assert_array_equal(env.step(actions)[-1][name], other.step(actions)[-1][name])
 
 
-def test_the_extra_observations_say_where_things_are() -> None:
+def test_the_extra_observations_locate_things() -> None:
     env = make(num_envs=32, extra_observations=True)
     plain = make(num_envs=32)
     rng = np.random.default_rng(0)

@@ -219,8 +219,8 @@ def play(env: VectorTask, agents: list[Agent]) -> tuple[np.ndarray, np.ndarray]:
     running = np.ones(env.num_envs, dtype=np.bool_)
     while running.any():
         actions = np.array([
-            agent.act(one) if runs else 0
-            for agent, one, runs in zip(agents, observations, running, strict=True)
+            agent.act(observation) if runs else 0
+            for agent, observation, runs in zip(agents, observations, running, strict=True)
         ])  # fmt: skip
         observations, rewards, terminated, truncated, infos = env.step(actions)
         returns += rewards * running
@@ -297,8 +297,8 @@ def best_return_without_memory(env: VectorTask) -> float:
         kinds, kind = np.unique(keys, axis=0, return_inverse=True)
         sums = np.zeros((len(kinds), env.num_actions))
         np.add.at(sums, (kind.ravel(), actions), rewards)
-        for one, added in zip(kinds, sums, strict=True):
-            total[one.tobytes()] += added
+        for key, reward_sum in zip(kinds, sums, strict=True):
+            total[key.tobytes()] += reward_sum
         observations = next_observations
     assert terminated.all()
     return sum(paid.max() for paid in total.values()) * env.num_actions / env.num_envs

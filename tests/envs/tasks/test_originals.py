@@ -227,7 +227,7 @@ def memory_gym(name: str, *, seed: int) -> Record:
     env = {"MortarMayhem": MortarMayhemGrid, "MysteryPath": MysteryPathGrid}[name](seed)
     errors = (0.0, 0.02, 0.5)[seed % 3]
     return play(
-        env, env.observe(), env.hidden, act=lambda one, rng: one.act(rng, errors), seed=seed
+        env, env.observe(), env.hidden, act=lambda game, rng: game.act(rng, errors), seed=seed
     )
 
 

@@ -87,7 +87,7 @@ def test_who_does_not_remember_is_right_half_the_time(policy: str) -> None:
     assert np.mean(successes) == pytest.approx(0.5, abs=0.025)
 
 
-def test_a_partial_reset_starts_only_the_rows_asked_for() -> None:
+def test_a_partial_reset_starts_only_the_rows_of_its_mask() -> None:
     env = make(4, corridor_length=3, seed=0)
     env.reset()
     actions = np.zeros(4, dtype=np.int64)
@@ -168,8 +168,8 @@ def test_the_batch_equals_single_corridors(
         actions = np.array(data.draw(rows))
         observations, rewards, terminated, _, _ = env.step(actions)
         expected = [
-            corridor.step(int(action), cue=int(one))
-            for corridor, action, one in zip(corridors, actions, cue, strict=True)
+            corridor.step(int(action), cue=int(corridor_cue))
+            for corridor, action, corridor_cue in zip(corridors, actions, cue, strict=True)
         ]
         assert observations[:, :2].any(axis=1).tolist() == [shown for shown, _, _ in expected]
         assert rewards.tolist() == [reward for _, reward, _ in expected]

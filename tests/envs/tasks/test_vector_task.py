@@ -23,7 +23,7 @@ def make(name: str, *, num_envs: int, seed: Any = 0) -> VectorTask:  # noqa: ANN
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_an_environment_does_not_depend_on_how_many_stand_beside_it(name: str) -> None:
+def test_an_environment_does_not_depend_on_the_number_of_others(name: str) -> None:
     few, many = make(name, num_envs=2), make(name, num_envs=7)
     ours, expected = few.reset()[0], many.reset()[0]
     rng = np.random.default_rng(0)
@@ -43,9 +43,9 @@ def test_a_state_is_plain_complete_and_a_copy(name: str) -> None:
     kept = {key: np.array(value) for key, value in state.items()}
     rng = np.random.default_rng(0)
     actions = rng.integers(env.num_actions, size=(30, 3))
-    first = [env.step(one)[0] for one in actions]
+    first = [env.step(action)[0] for action in actions]
     env.set_state(state)
-    second = [env.step(one)[0] for one in actions]
+    second = [env.step(action)[0] for action in actions]
     np.testing.assert_array_equal(first, second)
     for key, value in kept.items():
         np.testing.assert_array_equal(state[key], value)

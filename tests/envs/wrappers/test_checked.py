@@ -174,7 +174,7 @@ def test_a_reset_row_with_a_reward_or_an_end_is_refused(fault: str) -> None:
         env.step(np.zeros(NUM_ENVS))
 
 
-def test_a_row_reset_by_hand_after_its_end_may_have_a_reward_at_once() -> None:
+def test_a_row_reset_by_hand_after_its_end_may_be_rewarded_immediately() -> None:
     inner = Scripted()
     env = CheckedVectorEnv(inner)
     env.reset()

@@ -16,8 +16,8 @@ def test_chosen_actions_are_renumbered_from_0() -> None:
     assert some.action_space == spaces.MultiDiscrete([2, 2])
     np.testing.assert_array_equal(whole.reset()[0], some.reset()[0])
     for chosen in ([0, 1], [1, 1], [1, 0]):
-        own = np.asarray([2, 0])[chosen]
-        np.testing.assert_array_equal(whole.step(own)[0], some.step(np.asarray(chosen))[0])
+        original = np.asarray([2, 0])[chosen]
+        np.testing.assert_array_equal(whole.step(original)[0], some.step(np.asarray(chosen))[0])
     whole.close()
     some.close()
 
