@@ -212,10 +212,7 @@ class Policy(nn.Module):
     def decode_step(
         self, inputs: PolicyInputs, cache: Cache, noise: Tensor | None, lead: Lead | None = None
     ) -> Decision:
-        """`act` without its contexts: fixed shapes and no host-device synchronisation.
-
-        The executor may replace it by a compiled function.
-        """
+        """`act` without its contexts: fixed shapes and no host-device synchronisation."""
         outputs = self.step_outputs(inputs, cache)
         action = self.action_head.sample(outputs.action_parameters, noise)
         if lead is not None:
