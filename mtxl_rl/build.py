@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from mtxl_rl.agents.policy import Policy
-from mtxl_rl.agents.rollout import RolloutShape
+from mtxl_rl.agents.rollout import Rollout, RolloutShape
 from mtxl_rl.agents.transition import Shapes, observation_shapes
 from mtxl_rl.config import TrainConfig
 
@@ -54,7 +54,8 @@ def predicted_bytes(config: TrainConfig, env: Any) -> dict[str, int]:  # noqa: A
         )
         shape = rollout_shape(config, observation, policy, num_envs=config.num_envs)
     weights = sum(p.numel() * p.element_size() for p in policy.parameters())
-    return {**shape.bytes_by_part(), "model": weights, "gradients + Adam": 3 * weights}
+    rollout = Rollout(shape, device="meta")
+    return {**rollout.nbytes_by_part(), "model": weights, "gradients + Adam": 3 * weights}
 
 
 def bytes_table(parts: Mapping[str, int]) -> str:

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from mtxl_rl import evaluate
+from mtxl_rl.agents.rollout import Rollout
 from mtxl_rl.agents.transition import observation_shapes
 from mtxl_rl.build import build_policy, rollout_shape
 from mtxl_rl.command import choices, options_of
@@ -525,8 +526,8 @@ def test_buffer_and_snapshots_of_a_large_window_stay_under_a_third_of_a_gigabyte
     env.close()
     assert (shape.width, shape.num_layers) == (256, 3)
     pictures = replace(shape, observation={"obs": ((64, 64, 3), torch.uint8)})
-    assert sum(shape.bytes_by_part().values()) < 80e6
-    assert sum(pictures.bytes_by_part().values()) < 300e6
+    assert sum(Rollout(shape, device="meta").nbytes_by_part().values()) < 80e6
+    assert sum(Rollout(pictures, device="meta").nbytes_by_part().values()) < 300e6
 
 
 @pytest.mark.gpu

@@ -22,8 +22,9 @@ from mtxl_rl.agents.transition import (
     observation_shapes,
     to_tensors,
 )
-from mtxl_rl.agents.vector_env import STATISTICS_KEY, TRAINING_REWARD_KEY, VectorEnv
+from mtxl_rl.agents.vector_env import VectorEnv
 from mtxl_rl.agents.world import World
+from mtxl_rl.env_keys import STATISTICS_KEY, TRAINING_REWARD_KEY
 from mtxl_rl.torso import Cache, MemoryState
 
 # B environments.

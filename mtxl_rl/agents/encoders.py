@@ -14,7 +14,8 @@ from gymnasium import spaces
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-ACTION_MASK = "action_mask"
+from mtxl_rl.env_keys import ACTION_MASK_KEY
+
 IMAGE_ENCODERS = ("cnn", "patches", "resnet")
 
 _PATCH = 8
@@ -26,7 +27,7 @@ def observation_leaves(space: gymnasium.Space[Any]) -> dict[str, gymnasium.Space
     """Leaves of an observation space, without the action mask."""
     if not isinstance(space, spaces.Dict):
         return {"obs": space}
-    leaves = {key: leaf for key, leaf in space.spaces.items() if key != ACTION_MASK}
+    leaves = {key: leaf for key, leaf in space.spaces.items() if key != ACTION_MASK_KEY}
     nested = [key for key, leaf in leaves.items() if isinstance(leaf, spaces.Dict | spaces.Tuple)]
     if nested:
         raise ValueError(

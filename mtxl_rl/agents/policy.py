@@ -12,7 +12,6 @@ from torch.profiler import record_function
 
 from mtxl_rl.agents.decoders import ObservationDecoder
 from mtxl_rl.agents.encoders import (
-    ACTION_MASK,
     IMAGE_ENCODERS,
     ObservationEncoder,
     StepEncoder,
@@ -26,6 +25,7 @@ from mtxl_rl.agents.privileged import (
     observation_groups,
 )
 from mtxl_rl.agents.transition import EPISODE_STEP, Decision, Lead, PolicyInputs
+from mtxl_rl.env_keys import ACTION_MASK_KEY
 from mtxl_rl.torso import (
     Cache,
     Diagnostics,
@@ -212,10 +212,7 @@ class Policy(nn.Module):
     def decode_step(
         self, inputs: PolicyInputs, cache: Cache, noise: Tensor | None, lead: Lead | None = None
     ) -> Decision:
-        """`act` without its contexts: fixed shapes and no host-device synchronisation.
-
-        The executor may replace it by a compiled function.
-        """
+        """`act` without its contexts: fixed shapes and no host-device synchronisation."""
         outputs = self.step_outputs(inputs, cache)
         action = self.action_head.sample(outputs.action_parameters, noise)
         if lead is not None:
@@ -263,7 +260,7 @@ class Policy(nn.Module):
 
     def _heads(self, features: Float[Tensor, "*batch D"], inputs: PolicyInputs) -> PolicyOutputs:
         """Outputs of the heads, in float32: the cost is negligible, bfloat16 logits inaccurate."""
-        mask = inputs.observation.get(ACTION_MASK)
+        mask = inputs.observation.get(ACTION_MASK_KEY)
         with torch.autocast(features.device.type, enabled=False):
             features = features.to(self.value_head.output.weight.dtype)
             value = self._value(features, inputs.observation)

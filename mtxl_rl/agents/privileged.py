@@ -10,12 +10,8 @@ from gymnasium import spaces
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mtxl_rl.agents.encoders import (
-    ACTION_MASK,
-    ObservationEncoder,
-    init_weights,
-    observation_leaves,
-)
+from mtxl_rl.agents.encoders import ObservationEncoder, init_weights, observation_leaves
+from mtxl_rl.env_keys import ACTION_MASK_KEY
 from mtxl_rl.torso.torso_config import check_at_least
 
 # D width.
@@ -94,7 +90,7 @@ def observation_groups(
         )
     if not isinstance(space, spaces.Dict):
         return ObservationGroups(space, None, space if predicted else None, space)
-    mask = [ACTION_MASK] if ACTION_MASK in space.spaces else []
+    mask = [ACTION_MASK_KEY] if ACTION_MASK_KEY in space.spaces else []
     return ObservationGroups(
         policy=_select(space, acting + mask),
         critic=_select(space, privileged) if privileged else None,

@@ -22,7 +22,7 @@ from mtxl_rl.torso import MemoryState
 
 @dataclass(kw_only=True, frozen=True)
 class RolloutShape:
-    """Sizes of a rollout; its size in bytes follows from them."""
+    """Sizes of a rollout."""
 
     num_envs: int
     num_steps: int
@@ -53,29 +53,6 @@ class RolloutShape:
     def timeline_length(self) -> int:
         """Entries of the timeline, M + T."""
         return self.window_length + self.num_steps if self.window_length else 0
-
-    def bytes_by_part(self) -> dict[str, int]:
-        """Bytes of the steps, the timeline (B N (M + T) D) and the snapshots."""
-        batch, steps, item = self.num_envs, self.num_steps, self.memory_dtype.itemsize
-        per_step = sum(_bytes(*leaf) for leaf in self.observation.values()) + 3 * item + 3
-        steps_bytes = batch * (steps * per_step + (steps + 1) * (_bytes(*self.action) + item))
-        if self.teacher_width:
-            steps_bytes += batch * steps * (self.teacher_width * item + 1)
-        timeline = self.num_layers * self.timeline_length * self.width * item
-        memory = _size(self.memory_shape) * item
-        return {
-            "steps": steps_bytes,
-            "timeline": batch * timeline,
-            "snapshots": batch * self.num_spans * (memory + 16),
-        }
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    return int(torch.Size(shape).numel())
-
-
-def _bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
-    return _size(shape) * dtype.itemsize
 
 
 class Spans(NamedTuple):
@@ -133,7 +110,6 @@ class Rollout:
             if shape.teacher_width
             else None
         )
-        assert self.nbytes_by_part() == shape.bytes_by_part()
 
     @property
     def counted(self) -> Bool[Tensor, "B T"]:
@@ -141,7 +117,7 @@ class Rollout:
         return self.valid if self.teacher is None else self.valid & ~self.teacher.is_led
 
     def nbytes_by_part(self) -> dict[str, int]:
-        """Bytes held, by the parts of `RolloutShape.bytes_by_part`."""
+        """Bytes of the steps, the timeline and the snapshots; on device="meta" none is held."""
         steps = [*self.observation.values(), self.action, self.reward, self.log_prob, self.value]
         steps += [self.training_reward, self.terminated, self.valid, self.is_first]
         steps += self.teacher or ()

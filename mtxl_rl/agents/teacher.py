@@ -15,18 +15,14 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mtxl_rl.agents.encoders import ACTION_MASK
 from mtxl_rl.agents.heads import CategoricalHead, GaussianHead
 from mtxl_rl.agents.policy import Policy
 from mtxl_rl.agents.transition import PolicyInputs, Shapes, observation_shapes
+from mtxl_rl.env_keys import ACTION_MASK_KEY, TEACHER_KEY
 from mtxl_rl.torso import MemoryState
 from mtxl_rl.torso.torso_config import check_at_least, check_choice
 
 # B environments, n parameters of an action distribution.
-
-TEACHER_KEY = "teacher_logits"
-"""Key of the info dict under which an environment reports its teacher's logits [B, n], at every
-step and reset."""
 
 OWN_TEACHER = "env"
 """`teacher.policy` of an environment that reports `TEACHER_KEY`."""
@@ -159,7 +155,7 @@ class EnvTeacher:
 
     def act(self, inputs: PolicyInputs) -> Float[Tensor, "B n"]:
         """Log-probabilities of the actions."""
-        return self._head.normalise(self._logits, inputs.observation.get(ACTION_MASK))
+        return self._head.normalise(self._logits, inputs.observation.get(ACTION_MASK_KEY))
 
     def begin_rollout(self) -> None:
         """Nothing: it has no memory of its own."""

@@ -4,12 +4,6 @@ from typing import Any, Protocol, runtime_checkable
 
 import gymnasium
 
-STATISTICS_KEY = "episode_statistics"
-"""Key of `envs.wrappers.EpisodeStatistics` in the info dict."""
-
-TRAINING_REWARD_KEY = "training_reward"
-"""Key of the info dict under which an environment may report another reward to learn from."""
-
 
 @runtime_checkable
 class VectorEnv(Protocol):

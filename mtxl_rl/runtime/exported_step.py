@@ -128,8 +128,7 @@ class ExportedStep(nn.Module):
         inputs = PolicyInputs(leaves, tensors["previous_action"], reward, is_first)
         # A step may write to them, though they hold nothing; torch.onnx refuses to write constants.
         empty = {name: torch.empty_like(tensor) for name, tensor in self._empty.items()}
-        cache = self.cache.with_tensors(tensors | empty)
-        cache = self._with_timeline(cache, tensors.get("timeline"))
+        cache = self.cache.with_tensors(self._unread_timeline() | tensors | empty)
         outputs = self.policy.step_outputs(inputs, cache)
         action = self.policy.action_head.sample(outputs.action_parameters, noise)
         tensors["previous_action"].copy_(action)
@@ -138,19 +137,15 @@ class ExportedStep(nn.Module):
         in_space = self.policy.action_head.in_space(action)
         return in_space, outputs.value, outputs.action_parameters
 
-    @staticmethod
-    def _with_timeline(cache: Cache, timeline: Tensor | None) -> Cache:
-        """The cache with this timeline, or where no memory reads it, with one that is not kept."""
-        if not isinstance(cache, DecodeCache):
-            return cache
-        if timeline is not None:
-            return replace(cache, timeline=timeline)
-        batch, num_layers, _, width = cache.timeline.shape
-        return replace(
-            cache,
-            timeline=torch.zeros(batch, num_layers, 1, width),
-            timeline_index=torch.zeros(1, dtype=torch.long),
-        )
+    def _unread_timeline(self) -> dict[str, Tensor]:
+        """A timeline that is not kept, for a step whose memories do not read it."""
+        if "timeline" in self.state or not isinstance(self.cache, DecodeCache):
+            return {}
+        batch, num_layers, _, width = self.cache.timeline.shape
+        return {
+            "timeline": torch.zeros(batch, num_layers, 1, width),
+            "timeline_index": torch.zeros(1, dtype=torch.long),
+        }
 
 
 class FunctionalStep(nn.Module):

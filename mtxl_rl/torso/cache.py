@@ -2,15 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mtxl_rl.torso.skipping import may_skip
 from mtxl_rl.torso.state import MemoryState
 from mtxl_rl.torso.torso_config import TorsoConfig
-from mtxl_rl.torso.tracing import is_tracing_or_capturing
 
 # B rows, N layers, M window, L steps of the timeline, D width, H heads, E head width,
 # R = M + 1 slots of the ring, A long-term memories.
@@ -32,6 +32,11 @@ class Cache:
     window_length: Int[Tensor, " B"]
     segment_step: Int[Tensor, " B"]
 
+    shared: ClassVar[tuple[str, ...]] = ()
+    """The tensors without rows."""
+    immutable: ClassVar[tuple[str, ...]] = ("timeline", "window_length", "segment_step")
+    """The tensors that are equal in all caches of one torso and timeline."""
+
     @classmethod
     def of(cls, state: MemoryState, config: TorsoConfig) -> "Cache":
         """The cache of a torso without a window."""
@@ -52,36 +57,53 @@ class Cache:
             segment_step=self.segment_step.clone(),
         )
 
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by name; those of a tuple are numbered."""
+        tensors: dict[str, Tensor] = {}
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                tensors[name] = value
+            elif isinstance(value, tuple):
+                tensors |= {f"{name}_{n}": tensor for n, tensor in enumerate(value)}
+        return tensors
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> "Cache":
+        """A cache of these tensors, named as in `tensors()`; missing ones are kept."""
+        known = self.tensors() | dict(tensors)
+        fields: dict[str, Any] = {}
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                fields[name] = known[name]
+            elif isinstance(value, tuple):
+                fields[name] = tuple(known[f"{name}_{n}"] for n in range(len(value)))
+        return replace(self, **fields)
+
+    def mutable_tensors(self) -> dict[str, Tensor]:
+        """The tensors that differ between two caches of one torso and timeline, by name."""
+        return {
+            name: tensor for name, tensor in self.tensors().items() if name not in self.immutable
+        }
+
+    def copy_(self, other: "Cache") -> None:
+        """Copy `other`, a cache of the same torso and timeline, keeping the tensors' addresses."""
+        tensors = other.tensors()
+        for name, tensor in self.mutable_tensors().items():
+            tensor.copy_(tensors[name])
+
     def rows(self, index: Int[Tensor, " b"]) -> "Cache":
         """A cache of some rows, copied: a step of it leaves this cache unchanged."""
-        return replace(
-            self,
-            timeline=self.timeline[index],
-            long_term=self.long_term[index],
-            window_length=self.window_length[index],
-            segment_step=self.segment_step[index],
+        return self.with_tensors(
+            {name: tensor[index] for name, tensor in self._tensors_with_rows().items()}
         )
 
     def copy_rows_(self, index: Int[Tensor, " b"], part: "Cache") -> None:
         """Copy `part`, made by `rows(index)` and stepped since, into the rows; each row once."""
-        self.timeline[index] = part.timeline
-        self.long_term[index] = part.long_term
-        self.window_length[index] = part.window_length
-        self.segment_step[index] = part.segment_step
+        tensors = part.tensors()
+        for name, tensor in self._tensors_with_rows().items():
+            tensor[index] = tensors[name]
 
-    def mutable_tensors(self) -> dict[str, Tensor]:
-        """The tensors that differ between two caches of one torso and timeline, by name."""
-        return {"long_term": self.long_term}
-
-    def copy_(self, other: "Cache") -> None:
-        """Copy `other`, a cache of the same torso and timeline, keeping the tensors' addresses."""
-        tensors = other.mutable_tensors()
-        for name, tensor in self.mutable_tensors().items():
-            tensor.copy_(tensors[name])
-
-    def with_tensors(self, tensors: Mapping[str, Tensor]) -> "Cache":
-        """A cache of these tensors, named as in `mutable_tensors`; missing ones are kept."""
-        return replace(self, long_term=tensors.get("long_term", self.long_term))
+    def _tensors_with_rows(self) -> dict[str, Tensor]:
+        return {name: tensor for name, tensor in self.tensors().items() if name not in self.shared}
 
     def _window(self) -> Float[Tensor, "B N M D"]:
         return self.timeline
@@ -98,7 +120,7 @@ class DecodeCache(Cache):
     timeline_index: Int[Tensor, "1"]
     """Index of the next step on the timeline."""
     keys: tuple[Float[Tensor, "B H R E"], ...]
-    """Per layer. Separate tensors: a compiled step would copy slices of a larger one."""
+    """Per layer, as separate tensors, which a step updates in place."""
     values: tuple[Float[Tensor, "B H R E"], ...]
     ring_index: Int[Tensor, "1"]
     """Where the next step goes in the rings of keys and values."""
@@ -108,20 +130,16 @@ class DecodeCache(Cache):
     """Per long-term memory: its value after the steps of the unfinished segment, which becomes
     `long_term` at the segment's end; [B, 0] where memories are written segment by segment."""
 
-    def rows(self, index: Int[Tensor, " b"]) -> "DecodeCache":
+    shared: ClassVar[tuple[str, ...]] = ("timeline_index", "ring_index", "position_embeddings")
+    immutable: ClassVar[tuple[str, ...]] = ("timeline",)
+
+    def rows(self, index: Int[Tensor, " b"]) -> Cache:
         """A cache of some rows, copied: a step of it leaves this cache unchanged."""
-        return replace(
-            self,
-            timeline=self.timeline[index],
-            long_term=self.long_term[index],
-            window_length=self.window_length[index],
-            segment_step=self.segment_step[index],
-            timeline_index=self.timeline_index.clone(),
-            ring_index=self.ring_index.clone(),
-            keys=tuple(ring[index] for ring in self.keys),
-            values=tuple(ring[index] for ring in self.values),
-            write_buffer=tuple(buffer[index] for buffer in self.write_buffer),
-        )
+        indices = {
+            "timeline_index": self.timeline_index.clone(),
+            "ring_index": self.ring_index.clone(),
+        }
+        return super().rows(index).with_tensors(indices)
 
     def copy_rows_(self, index: Int[Tensor, " b"], part: Cache) -> None:
         """Copy `part`, made by `rows(index)` and stepped since, into the rows; each row once.
@@ -130,49 +148,22 @@ class DecodeCache(Cache):
         are turned back to where this cache's stand.
         """
         assert isinstance(part, DecodeCache)
-        shift = int(self.timeline_index - part.timeline_index)
-        aligned = replace(part, timeline=part.timeline.roll(shift, dims=2))
-        super().copy_rows_(index, aligned)
+        timeline_shift = int(self.timeline_index - part.timeline_index)
         shift = int(self.ring_index - part.ring_index)
-        for rings, others in ((self.keys, part.keys), (self.values, part.values)):
-            for ring, other in zip(rings, others, strict=True):
-                ring[index] = other.roll(shift, dims=2)
-        for buffer, other in zip(self.write_buffer, part.write_buffer, strict=True):
-            buffer[index] = other
-
-    def mutable_tensors(self) -> dict[str, Tensor]:
-        """All tensors except the timeline."""
-        several = {"keys": self.keys, "values": self.values, "write_buffer": self.write_buffer}
-        return {
-            "ring_index": self.ring_index,
-            "timeline_index": self.timeline_index,
-            "window_length": self.window_length,
-            "segment_step": self.segment_step,
-            "position_embeddings": self.position_embeddings,
-            "long_term": self.long_term,
-            **{
-                f"{name}_{n}": tensor
-                for name, tensors in several.items()
-                for n, tensor in enumerate(tensors)
-            },
-        }
-
-    def with_tensors(self, tensors: Mapping[str, Tensor]) -> "DecodeCache":
-        """A cache of these tensors, named as in `mutable_tensors`; missing ones are kept."""
-        known = self.mutable_tensors() | dict(tensors)
-        fields: dict[str, Any] = {
-            name: known[name] for name in self.mutable_tensors() if hasattr(self, name)
-        }
-        for name in ("keys", "values", "write_buffer"):
-            fields[name] = tuple(known[f"{name}_{n}"] for n in range(len(getattr(self, name))))
-        return replace(self, **fields)
+        aligned = replace(
+            part,
+            timeline=part.timeline.roll(timeline_shift, dims=2),
+            keys=tuple(ring.roll(shift, dims=2) for ring in part.keys),
+            values=tuple(ring.roll(shift, dims=2) for ring in part.values),
+        )
+        super().copy_rows_(index, aligned)
 
     def reset(self, is_first: Bool[Tensor, " B"]) -> None:
         """Reset the rows whose episode starts.
 
         The rings keep what they hold: the window's length masks it, and their values are finite.
         """
-        if not any_may_be_set(is_first):
+        if may_skip(is_first, is_cheap=True):
             return
         for tensor in (self.window_length, self.segment_step, self.long_term, *self.write_buffer):
             tensor.masked_fill_(is_first.view(-1, *[1] * (tensor.ndim - 1)), 0)
@@ -208,11 +199,6 @@ class DecodeCache(Cache):
         size = self.config.window_length
         valid = window_mask(self.window_length, size)[:, None, :, None]
         return zero_invalid(self.last_steps(size), valid)
-
-
-def any_may_be_set(rows: Bool[Tensor, " B"]) -> bool:
-    """Whether any row may be set. Always True on CUDA, to avoid a synchronisation."""
-    return rows.is_cuda or is_tracing_or_capturing() or bool(rows.any())
 
 
 def window_mask(window_length: Int[Tensor, " B"], size: int) -> Bool[Tensor, "B M"]:

@@ -17,15 +17,14 @@ from torch import Tensor, nn
 from mtxl_rl.torso.torso_config import CELLS, GATES, TorsoConfig
 
 Bias = float | Float[Tensor, "*slots D"]
+Features = Float[Tensor, "... D"]
 
 
 @runtime_checkable
 class Gate(Protocol):
     """Updates the stream `x` with a sub-layer's output `y`."""
 
-    def __call__(
-        self, x: Float[Tensor, "... D"], y: Float[Tensor, "... D"]
-    ) -> Float[Tensor, "... D"]:
+    def __call__(self, x: Features, y: Features) -> Features:
         """The stream after the sub-layer."""
         ...
 
@@ -49,9 +48,7 @@ class GRUGate(nn.Module):
         self.from_reset_stream = nn.Linear(width, width, bias=False)
         self.bias = _bias(width, bias)
 
-    def forward(
-        self, x: Float[Tensor, "... D"], y: Float[Tensor, "... D"]
-    ) -> Float[Tensor, "... D"]:
+    def forward(self, x: Features, y: Features) -> Features:
         """The gated sum of `x` and `y`."""
         y_r, y_z, y_h = self.from_output(y).chunk(3, dim=-1)
         narrow = self.bias.dtype  # A memory slot may be wider than the weights.
@@ -61,9 +58,7 @@ class GRUGate(nn.Module):
         h = torch.tanh(y_h + self.from_reset_stream((r * x).to(narrow)))
         return torch.lerp(x, h.to(x.dtype), z.to(x.dtype))
 
-    def retention(
-        self, x: Float[Tensor, "... D"], y: Float[Tensor, "... D"]
-    ) -> Float[Tensor, "... D"]:
+    def retention(self, x: Features, y: Features) -> Features:
         """The fraction of `x` that the gate keeps, 1 - z."""
         y_z = self.from_output(y).chunk(3, dim=-1)[1]
         x_z = self.from_stream(x.to(self.bias.dtype)).chunk(2, dim=-1)[1]
@@ -87,21 +82,17 @@ class BistableGate(nn.Module):
         self.per_feature = None if neuromodulated else nn.Parameter(torch.zeros(2, width))
         self.bias = _bias(width, bias)
 
-    def forward(
-        self, x: Float[Tensor, "... D"], y: Float[Tensor, "... D"]
-    ) -> Float[Tensor, "... D"]:
+    def forward(self, x: Features, y: Features) -> Features:
         """The gated sum of `x` and `y`."""
         a, c, y_h = self._gates(x, y)
         h = torch.tanh(y_h + a * x)
         return torch.lerp(h.to(x.dtype), x, c.to(x.dtype))
 
-    def retention(
-        self, x: Float[Tensor, "... D"], y: Float[Tensor, "... D"]
-    ) -> Float[Tensor, "... D"]:
+    def retention(self, x: Features, y: Features) -> Features:
         """The fraction of `x` that the gate keeps, c."""
         return self._gates(x, y)[1]
 
-    def _gates(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _gates(self, x: Features, y: Features) -> tuple[Features, Features, Features]:
         y_a, y_c, y_h = self.from_output(y).chunk(3, dim=-1)
         if self.from_stream is not None:
             x_a, x_c = self.from_stream(x.to(self.bias.dtype)).chunk(2, dim=-1)
@@ -114,9 +105,7 @@ class BistableGate(nn.Module):
 class ResidualGate(nn.Module):
     """The plain residual connection: gate(x, y) = x + y."""
 
-    def forward(
-        self, x: Float[Tensor, "... D"], y: Float[Tensor, "... D"]
-    ) -> Float[Tensor, "... D"]:
+    def forward(self, x: Features, y: Features) -> Features:
         """The sum of `x` and `y`."""
         return x + y
 
@@ -139,9 +128,7 @@ class LinearGate(nn.Module):
         self.transform = nn.Linear(width, width, bias=False) if kind == "sigtanh" else None
         self.bias = None if kind == "input" else _bias(width, bias)
 
-    def forward(
-        self, x: Float[Tensor, "... D"], y: Float[Tensor, "... D"]
-    ) -> Float[Tensor, "... D"]:
+    def forward(self, x: Features, y: Features) -> Features:
         """The gated sum of `x` and `y`."""
         if self.bias is None:
             return torch.sigmoid(self.gate(x)).to(x.dtype) * x + y
@@ -173,9 +160,7 @@ class MogrifiedGate(nn.Module):
             self.rounds.append(nn.Sequential(first, second))
         self.gate = gate
 
-    def forward(
-        self, x: Float[Tensor, "... D"], y: Float[Tensor, "... D"]
-    ) -> Float[Tensor, "... D"]:
+    def forward(self, x: Features, y: Features) -> Features:
         """The gated sum of the modulated `x` and `y`."""
         for i, factors in enumerate(self.rounds):
             if i % 2 == 0:
@@ -192,9 +177,7 @@ class RectifiedGate(nn.Module):
         super().__init__()
         self.gate = gate
 
-    def forward(
-        self, x: Float[Tensor, "... D"], y: Float[Tensor, "... D"]
-    ) -> Float[Tensor, "... D"]:
+    def forward(self, x: Features, y: Features) -> Features:
         """The gated sum of `x` and the positive part of `y`."""
         return self.gate(x, torch.relu(y))
 

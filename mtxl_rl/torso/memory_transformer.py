@@ -7,18 +7,17 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch._C._functorch import maybe_current_level
 from torch.utils.checkpoint import checkpoint
 
-from mtxl_rl.torso.cache import Cache, DecodeCache, any_may_be_set, window_mask, zero_invalid
+from mtxl_rl.torso.cache import Cache, DecodeCache, window_mask, zero_invalid
 from mtxl_rl.torso.clock import Clock, SegmentEnds
 from mtxl_rl.torso.diagnostics import Diagnostics
 from mtxl_rl.torso.layer import Layer, gather_segments, latest_version, write_versions
 from mtxl_rl.torso.long_term import LongTermMemory, build_memory
+from mtxl_rl.torso.skipping import may_skip
 from mtxl_rl.torso.state import MemoryState
 from mtxl_rl.torso.state_shape import StateShape
 from mtxl_rl.torso.torso_config import TorsoConfig
-from mtxl_rl.torso.tracing import is_tracing_or_capturing
 
 # B rows, T steps, N layers, M window, L steps of the timeline, S segment, D width, H heads,
 # E head width, R = M + 1 slots of the ring, A long-term memories.
@@ -43,7 +42,6 @@ class MemoryTransformer(nn.Module):
 
     Two paths compute the same function: `forward` for sequences, which never detaches anything,
     and `prefill` and `decode_step` for acting without gradients, which project each step once.
-    `torch.compile(fullgraph=True)` and `torch.export` accept `forward` and `decode_step`.
 
     Raises:
         ValueError: the configuration is a baseline's or sets `num_parameters`, both of which
@@ -89,8 +87,7 @@ class MemoryTransformer(nn.Module):
     def writes_whole_segments(self) -> bool:
         """Whether `decode_step` writes memories from whole segments (slots, tokens).
 
-        It then asks the device whether a segment ends, except inside a compiler or a CUDA graph,
-        where it computes the write at every step.
+        It then computes the write at the steps where a segment ends; see `may_skip`.
         """
         return any(memory.writes_whole_segments for memory in self._memories())
 
@@ -194,9 +191,7 @@ class MemoryTransformer(nn.Module):
     def decode_step(
         self, x: Float[Tensor, "B D"], cache: Cache, is_first: Bool[Tensor, " B"]
     ) -> Float[Tensor, "B D"]:
-        """The output of one step; updates `cache` in place.
-
-        Shapes are fixed, so that one compiled graph serves every step.
+        """The output of one step; updates `cache` in place. No shape depends on the step.
 
         Raises:
             ValueError: a shape or dtype does not match this torso, or the cache is another torso's.
@@ -231,14 +226,10 @@ class MemoryTransformer(nn.Module):
 
     def _end_segments(self, cache: DecodeCache, ended: Bool[Tensor, " B"]) -> None:
         """Replace the long-term memories of the rows whose segment has ended."""
-        if self.writes_whole_segments:
-            if not is_tracing_or_capturing() and not bool(ended.any()):
-                return
-            written = self._write_segments(cache)
-        elif any_may_be_set(ended):
-            written = list(cache.write_buffer)
-        else:
+        from_segments = self.writes_whole_segments
+        if may_skip(ended, is_cheap=not from_segments):
             return
+        written = self._write_segments(cache) if from_segments else cache.write_buffer
         ended = ended.view(-1, *[1] * (cache.long_term.ndim - 2))
         for index, after in enumerate(written):
             long_term = cache.long_term[:, index]
@@ -326,9 +317,7 @@ class MemoryTransformer(nn.Module):
         versions = write_versions(memory, encoded, initial, ends)
         if diagnostics is not None:
             diagnostics[layers[0]].update(memory.diagnostics(inputs[0], versions, encoded))
-        # Where values are unknown, as under vmap, the second pass always runs.
-        is_unknown = is_tracing_or_capturing() or maybe_current_level() is not None
-        if is_unknown or bool((clock.version[:, :-1] > 0).any()):
+        if not may_skip(clock.version[:, :-1] > 0):
             y, timelines = run(versions)
         long_term = latest_version(versions, clock)[:, None]
         return y, self._state_after(timelines, long_term, clock)

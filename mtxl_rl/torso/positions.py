@@ -8,7 +8,6 @@ slot's embedding.
 
 import math
 from functools import partial
-from typing import Protocol, runtime_checkable
 
 import torch
 from einops import rearrange
@@ -22,16 +21,15 @@ from mtxl_rl.torso.torso_config import POSITIONS
 # width.
 
 
-@runtime_checkable
-class Positions(Protocol):
-    """Logits of queries, scaled by 1 / sqrt(E), for keys by content and distance.
+class Positions(nn.Module):
+    """Logits of queries, scaled by 1 / sqrt(E), for keys by content; subclasses add the distance.
 
     Both methods also return the queries to use with keys that have no position.
     """
 
     def position_embeddings(self) -> Tensor:
         """The embeddings of the distances M .. 0."""
-        ...
+        raise NotImplementedError
 
     def block(
         self,
@@ -44,17 +42,17 @@ class Positions(Protocol):
         `attention_bias` is added by distance, M .. 0: 0 where the query sees the key, else -inf.
         Keys outside of the window get -inf.
         """
-        ...
+        return query, _band(query, keys, attention_bias)
 
     def step(
         self,
         query: Float[Tensor, "B H 1 E"],
         keys: Float[Tensor, "B H R E"],
-        position_embeddings: Tensor,
-        order: Int[Tensor, " R"],
+        position_embeddings: Tensor,  # noqa: ARG002
+        order: Int[Tensor, " R"],  # noqa: ARG002
     ) -> tuple[Float[Tensor, "B H 1 E"], Float[Tensor, "B H 1 R"]]:
         """The key in slot j has the position embedding `order[j]`."""
-        ...
+        return query, query @ keys.mT
 
 
 def sinusoids(num_positions: int, width: int) -> Float[Tensor, "positions width"]:
@@ -99,7 +97,7 @@ def _band(
     return logits.view_as(bias)
 
 
-class RelativePositions(nn.Module):
+class RelativePositions(Positions):
     """Transformer-XL's relative positions (Dai et al. 2019, arXiv 1901.02860, section 3.3).
 
     The logit of query i for key j is (q_i + u) . k_j + (q_i + v) . p_{i-j}. p_d is W_r r_d, where
@@ -160,7 +158,7 @@ class RelativePositions(nn.Module):
         return query + bias[:, None] * query.shape[-1] ** -0.5
 
 
-class RotaryPositions(nn.Module):
+class RotaryPositions(Positions):
     """Rotary positions (Su et al. 2021, arXiv 2104.09864): rotations of keys and queries.
 
     Angles count from the oldest key of a block or ring, so that they stay small in long episodes.
@@ -211,7 +209,7 @@ def apply_rotary(
     return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
 
 
-class NoPositions(nn.Module):
+class NoPositions(Positions):
     """Logits by content alone."""
 
     def __init__(self, *, window_length: int) -> None:
@@ -223,29 +221,8 @@ class NoPositions(nn.Module):
         """No embeddings."""
         return self.empty
 
-    def block(
-        self,
-        query: Float[Tensor, "*batch H C E"],
-        keys: Float[Tensor, "*batch H K E"],
-        attention_bias: Float[Tensor, "*batch 1 C M1"],
-    ) -> tuple[Float[Tensor, "*batch H C E"], Float[Tensor, "*batch H C K"]]:
-        """Logits by content."""
-        return query, _band(query, keys, attention_bias)
 
-    def step(
-        self,
-        query: Float[Tensor, "B H 1 E"],
-        keys: Float[Tensor, "B H R E"],
-        position_embeddings: Tensor,  # noqa: ARG002
-        order: Int[Tensor, " R"],  # noqa: ARG002
-    ) -> tuple[Float[Tensor, "B H 1 E"], Float[Tensor, "B H 1 R"]]:
-        """Logits by content."""
-        return query, query @ keys.mT
-
-
-def build_positions(
-    kind: str, width: int, *, num_heads: int, window_length: int
-) -> RelativePositions | RotaryPositions | NoPositions:
+def build_positions(kind: str, width: int, *, num_heads: int, window_length: int) -> Positions:
     """The positions with a name in `POSITIONS`."""
     assert kind in POSITIONS, kind
     if kind == "none":

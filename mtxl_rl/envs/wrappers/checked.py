@@ -13,23 +13,18 @@ from gymnasium import Space, spaces
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from numpy.typing import NDArray
 
+from mtxl_rl.env_keys import ACTION_MASK_KEY
+from mtxl_rl.env_keys import TEACHER_KEY as TEACHER_KEY
+from mtxl_rl.env_keys import TRAINING_REWARD_KEY as TRAINING_REWARD_KEY
+
 Observations = NDArray[Any] | dict[str, NDArray[Any]]
 """A batch of observations: an array, or an array for each key of a Dict space."""
 
 EnvState = dict[str, NDArray[Any] | str | int]
 """Everything an environment needs to continue exactly."""
 
-TRAINING_REWARD_KEY = "training_reward"
-"""Key of the info dict under which an environment may report another reward to learn from."""
-
-TEACHER_KEY = "teacher_logits"
-"""Key of the info dict under which an environment may report the logits of a teacher's actions."""
-
 LARGEST = 1e15
 """Largest observation and reward: float32 overflows in the squares of numbers above 1e19."""
-
-ACTION_MASK_KEY = "action_mask"
-"""The key of a Dict observation that marks the allowed actions."""
 
 
 @runtime_checkable

@@ -6,10 +6,8 @@ from typing import Any
 import numpy as np
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
+from mtxl_rl.env_keys import STATISTICS_KEY
 from mtxl_rl.envs.wrappers.checked import CheckedVectorEnv, EnvState
-
-STATISTICS_KEY = "episode_statistics"
-"""Key of the info dict; not Gymnasium's "episode", which an environment may use itself."""
 
 _STATE_KEYS = ("episode_returns", "episode_lengths", "prev_dones")
 

@@ -38,7 +38,8 @@ class SingleEnv(gymnasium.Env[Any, Any]):
         """Step the environment; raise ValueError where no episode is running."""
         if not self._is_running:
             raise ValueError(
-                "step() came before the first reset() or after the episode's end: call reset()."
+                "step() came before the first reset() or after the episode's end: call reset() "
+                "first."
             )
         observations, rewards, terminated, truncated, infos = self.vector.step(np.asarray([action]))
         self._is_running = not (terminated[0] or truncated[0])
