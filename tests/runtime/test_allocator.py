@@ -20,7 +20,7 @@ class _Glibc:
 
 def test_no_block_is_mapped_on_its_own_or_returned(monkeypatch: pytest.MonkeyPatch) -> None:
     glibc = _Glibc()
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: glibc)
+    monkeypatch.setattr(ctypes, "CDLL", lambda _name: glibc)
     keep_freed_memory()
     mmap_max, trim_threshold = glibc.settings[-4], glibc.settings[-1]
     assert mmap_max == 0
@@ -32,7 +32,7 @@ def test_no_block_is_mapped_on_its_own_or_returned(monkeypatch: pytest.MonkeyPat
 def test_other_c_libraries_are_left_alone(
     monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
-    def load(name: str | None) -> None:
+    def load(_name: str | None) -> None:
         raise error
 
     monkeypatch.setattr(ctypes, "CDLL", load)
