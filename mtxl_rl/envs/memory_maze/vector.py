@@ -11,6 +11,7 @@ from gymnasium.vector.utils import batch_space
 from jaxtyping import Int64
 from numpy.typing import NDArray
 
+from mtxl_rl.env_keys import TEACHER_KEY, TRAINING_REWARD_KEY
 from mtxl_rl.envs.memory_maze.advance import Scenes, advance, draw_views
 from mtxl_rl.envs.memory_maze.camera import (
     TAN_HALF_VIEW,
@@ -51,13 +52,7 @@ from mtxl_rl.envs.memory_maze.spec import (
 from mtxl_rl.envs.memory_maze.textures import load_atlas
 from mtxl_rl.envs.memory_maze.threads import Threads, rows_between
 from mtxl_rl.envs.seeds import seed_per_env
-from mtxl_rl.envs.wrappers.checked import (
-    TEACHER_KEY,
-    TRAINING_REWARD_KEY,
-    EnvState,
-    Observations,
-    reset_mask,
-)
+from mtxl_rl.envs.wrappers.checked import EnvState, Observations, reset_mask
 
 _CONTROLS = np.array(ACTIONS)
 _COLORS = np.array(TARGET_COLORS)

@@ -24,6 +24,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from mtxl_rl.env_keys import TEACHER_KEY
 from mtxl_rl.envs.memory_maze.curriculum import (
     check_curriculum,
     has_curriculum,
@@ -51,7 +52,7 @@ from mtxl_rl.envs.tasks.vector_task import (
     check_at_least,
 )
 from mtxl_rl.envs.tasks.walker import FORWARD, LEFT, NUM_HEADINGS, RIGHT
-from mtxl_rl.envs.wrappers.checked import TEACHER_KEY, Observations
+from mtxl_rl.envs.wrappers.checked import Observations
 
 if TYPE_CHECKING:
     from mtxl_rl.envs.tasks.grid_explorer import GridExplorer

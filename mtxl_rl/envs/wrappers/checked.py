@@ -14,8 +14,6 @@ from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from numpy.typing import NDArray
 
 from mtxl_rl.env_keys import ACTION_MASK_KEY
-from mtxl_rl.env_keys import TEACHER_KEY as TEACHER_KEY
-from mtxl_rl.env_keys import TRAINING_REWARD_KEY as TRAINING_REWARD_KEY
 
 Observations = NDArray[Any] | dict[str, NDArray[Any]]
 """A batch of observations: an array, or an array for each key of a Dict space."""
