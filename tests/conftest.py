@@ -1,10 +1,27 @@
 """Sessions with shape checks skip tests that these refuse; one worker has Memory Maze's tests."""
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 MAZE = Path(__file__).parent / "envs" / "memory_maze"
+MAX_WAIT_SECONDS = 600
+"""Far longer than any wait takes, also on a busy machine."""
+
+
+def _wait_until(is_done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + MAX_WAIT_SECONDS
+    while not is_done():
+        assert time.monotonic() < deadline, f"waited {MAX_WAIT_SECONDS} s in vain"
+        time.sleep(0.1)
+
+
+@pytest.fixture
+def wait_until() -> Callable[[Callable[[], bool]], None]:
+    """A function that waits until another one returns True, and fails after ten minutes."""
+    return _wait_until
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -269,7 +269,7 @@ def test_nothing_is_printed_even_if_nobody_closes(
     monkeypatch.setenv("MUJOCO_GL", backend)
     monkeypatch.delenv("PYOPENGL_PLATFORM", raising=False)
     done = subprocess.run(
-        [sys.executable, "-c", QUIET], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", QUIET], capture_output=True, text=True, timeout=600, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "(64, 64, 3)\n", "")
 
