@@ -198,10 +198,8 @@ def test_processes_save_and_end_when_their_launcher_is_killed(
 ) -> None:
     run_dir = tmp_path / "run"
     arguments = [WORKER, "SIGKILL:0:1:0", *OPTIONS, f"run_dir={run_dir}", "total_steps=1000000"]
-    program = (
-        f"from mtxl_rl.runtime.distributed import launch\nlaunch({arguments}, num_processes=2)"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    launcher = [sys.executable, str(Path(__file__).with_name("launching_worker.py"))]
+    done = subprocess.run([*launcher, *arguments], capture_output=True, check=False)
     assert done.returncode == -signal.SIGKILL
     codes = run_dir.with_suffix(".codes")
     wait_until(lambda: len(list(codes.glob("*"))) == 2)
