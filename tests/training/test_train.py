@@ -42,7 +42,7 @@ def rows(run_dir: Path) -> list[dict]:
 
 @pytest.mark.parametrize("option", [
     "policy.episode_step=false", "policy.episode_step=true",
-    f"teacher.policy={Path(__file__).parents[1] / 'pretrained' / 'TMaze'}",
+    f"teacher.policy={Path(__file__).parents[2] / 'pretrained' / 'TMaze'}",
 ])  # fmt: skip
 @pytest.mark.training
 def test_stopping_and_resuming_equals_not_stopping_bit_for_bit(tmp_path: Path, option: str) -> None:
