@@ -199,7 +199,8 @@ def test_processes_save_and_end_when_their_launcher_is_killed(
     run_dir = tmp_path / "run"
     arguments = [WORKER, "SIGKILL:0:1:0", *OPTIONS, f"run_dir={run_dir}", "total_steps=1000000"]
     launcher = [sys.executable, str(Path(__file__).with_name("launching_worker.py"))]
-    done = subprocess.run([*launcher, *arguments], capture_output=True, check=False)
+    # Without pipes, which `run` would read until the last process has ended.
+    done = subprocess.run([*launcher, *arguments], stdout=subprocess.DEVNULL, check=False)
     assert done.returncode == -signal.SIGKILL
     codes = run_dir.with_suffix(".codes")
     wait_until(lambda: len(list(codes.glob("*"))) == 2)
