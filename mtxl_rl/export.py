@@ -95,11 +95,13 @@ def run(config: ExportConfig) -> None:
         export_policy(
             policy, actor.shapes, unchecked, num_rows=config.num_rows, greedy=config.greedy
         )
-        compared = compare(actor, ExportedPolicy(unchecked), num_steps=config.check_steps)
+        compared = compare_with_policy(
+            actor, ExportedPolicy(unchecked), num_steps=config.check_steps
+        )
     print_line(f"{path}: {path.stat().st_size / 1e6:.1f} MB; {compared}")
 
 
-def compare(actor: Actor, exported: ExportedPolicy, *, num_steps: int) -> str:
+def compare_with_policy(actor: Actor, exported: ExportedPolicy, *, num_steps: int) -> str:
     """Step the policy and the file in the same environments; how they differ and what they take.
 
     Both draw the same noise, from generators of the same seed.

@@ -15,11 +15,12 @@ from typing import Any
 
 import torch
 
-from mtxl_rl.agent import Agent
 from mtxl_rl.agents.episodes import MEMORIES
 from mtxl_rl.agents.policy import PRECISIONS
 from mtxl_rl.command import Command, options_of, print_help, run_command
 from mtxl_rl.envs.names import check_choice
+from mtxl_rl.evaluation.ablations import evaluate_ablations
+from mtxl_rl.evaluation.evaluate_config import EvaluateConfig
 from mtxl_rl.evaluation.intervals import mean_and_interval
 from mtxl_rl.saved_agent import (
     HUB_PREFIX,
@@ -146,18 +147,24 @@ def _copy(source: Path, target: Path) -> None:
 
 def model_card(saved: SavedAgent, policy_file: Path, *, episodes: int) -> str:
     """The model card of a stored policy, in Markdown; plays the episodes that it reports."""
-    agent, config = Agent.load(policy_file, device="cpu"), saved.config
-    settings = MEMORIES if config.torso.has_long_term else ("on",)
-    num_envs = min(episodes, MAX_ENVS)
-    scores = {
-        name: agent.evaluate(episodes=episodes, num_envs=num_envs, memory=name) for name in settings
-    }
+    config, stored = saved.config, read_agent(policy_file)
+    options = EvaluateConfig(
+        checkpoint=str(policy_file),
+        episodes=episodes,
+        num_envs=min(episodes, MAX_ENVS),
+        memory=list(MEMORIES if config.torso.has_long_term else ("on",)),
+        device="cpu",
+    )
+    scores: dict[str, list[dict[str, float]]] = {}
+    stored = replace(stored, config=options.train_config(stored.config))
+    evaluate_ablations(options, stored, options.memory, scores)
     measures = sorted({key for episode in scores["on"] for key in episode})
     table = [f"| memory | {' | '.join(measures)} |", f"|---|{'---|' * len(measures)}"]
     for name, played in scores.items():
         cells = ["{:.3f} +- {:.3f}".format(*_interval(played, key)) for key in measures]
         table.append(f"| {name} | {' | '.join(cells)} |")
-    parameters = sum(weight.numel() for weight in agent.policy.parameters())
+    policy = stored.build_policy(torch.device("cpu"))
+    parameters = sum(weight.numel() for weight in policy.parameters())
     facts = {
         "Task": f"`{config.env.name}`",
         "Steps": f"{saved.step:,}",

@@ -107,7 +107,7 @@ def read_agent(path: Path, *, which: str = "latest") -> SavedAgent:
     weights = agent.get("policy", {}) if isinstance(agent, dict) else {}
     if not isinstance(weights, dict) or not weights:
         raise ValueError(f"{file} holds no policy's weights; give a checkpoint that mtxl_rl wrote")
-    saved = _saved_agent(file, state.get("description"), weights)
+    saved = _saved_agent(file, state["description"], weights)
     # In a run's folder, config.yaml is what resuming and people change.
     return replace(saved, config=load_config(path)) if path.is_dir() else saved
 
@@ -120,7 +120,7 @@ def saved_config(path: Path) -> TrainConfig:
     if path.suffix == SAFETENSORS:
         return _config(path, _read_safetensors(path)[0])
     state = checkpoint.load(path, map_location="meta")
-    return _config(path, state.get("description"))
+    return _config(path, state["description"])
 
 
 def local_copy(path: Path) -> Path:

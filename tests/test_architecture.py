@@ -44,10 +44,11 @@ def test_every_folder_with_modules_is_a_package() -> None:
     assert {folder for folder in folders if not (folder / "__init__.py").is_file()} == set()
 
 
-def test_no_two_modules_share_a_name() -> None:
-    counts = Counter(path.name for path in MODULES)
+@pytest.mark.parametrize("folder", ["mtxl_rl", "tests"])
+def test_no_two_modules_share_a_name(folder: str) -> None:
+    counts = Counter(path.name for path in (ROOT / folder).rglob("*.py"))
     shared = {name for name, count in counts.items() if count > 1}
-    assert shared <= {"__init__.py", "__main__.py"}
+    assert shared <= {"__init__.py", "__main__.py", "conftest.py"}
 
 
 @pytest.mark.parametrize("name", ["agents", "envs", "configs"])

@@ -16,7 +16,7 @@ from mtxl_rl.agents.transition import EPISODE_STEP, PolicyInputs, observation_sh
 from mtxl_rl.compose import compose_config
 from mtxl_rl.config_files import load_config
 from mtxl_rl.envs.registry import make_vector_env
-from mtxl_rl.export import ExportConfig, compare, main
+from mtxl_rl.export import ExportConfig, compare_with_policy, main
 from mtxl_rl.runtime import exported_policy
 from mtxl_rl.runtime.exported_policy import ExportedPolicy
 from mtxl_rl.runtime.exported_step import (
@@ -225,10 +225,10 @@ def test_a_file_that_takes_other_actions_is_refused(*, is_right: bool) -> None:
             return action if is_right else 1 - action
 
     if is_right:
-        assert "differ by at most" in compare(actor, File(), num_steps=50)
+        assert "differ by at most" in compare_with_policy(actor, File(), num_steps=50)
     else:
         with pytest.raises(RuntimeError, match="its actions by 1"):
-            compare(actor, File(), num_steps=50)
+            compare_with_policy(actor, File(), num_steps=50)
 
 
 @pytest.mark.slow

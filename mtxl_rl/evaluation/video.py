@@ -3,7 +3,7 @@
 h x w pixels.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,26 +59,10 @@ def _frames(recording: Recording) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    pictures, panels = recording.pictures(), memory_panels(recording)
+    pictures = recording.pictures()
     figure = Figure(figsize=_INCHES[len(pictures) > 1], dpi=100, layout="constrained")
     canvas: Any = FigureCanvasAgg(figure)
-    is_wide = any(images[0].shape[1] > _WIDE * images[0].shape[0] for images in pictures.values())
-    views, plots = _add_axes(
-        figure, num_views=max(1, len(pictures)), num_plots=1 + len(panels), is_wide=is_wide
-    )
-    draw_rewards(plots[0], recording)
-    for axis, panel in zip(plots[1:], panels, strict=True):
-        draw_panel(axis, panel)
-    for axis in plots:
-        draw_episode_starts(axis, recording)
-    plots[-1].set_xlabel("step")
-    shown = [
-        _draw_picture(axis, images[0], title)
-        for axis, (title, images) in zip(views, pictures.items(), strict=False)
-    ]
-    if not pictures:
-        _draw_vectors(views[0], recording)
-        plots.append(views[0])
+    shown, plots = _draw_background(figure, recording, pictures)
     cursors = [axis.axvline(0, color=CURSOR, animated=True) for axis in plots]
     caption = figure.text(0.01, 0.02, "", animated=True)
     figure.suptitle(recording.title)
@@ -98,6 +82,33 @@ def _frames(recording: Recording) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
             cursor.set_xdata([step, step])
             cursor.axes.draw_artist(cursor)
         yield np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _draw_background(
+    figure: Any,  # noqa: ANN401
+    recording: Recording,
+    pictures: Mapping[str, Sequence[UInt8[np.ndarray, "h w c"]]],
+) -> tuple[list[Any], list[Any]]:
+    """Draw what does not change; return the pictures' artists, and the axes that have a cursor."""
+    panels = memory_panels(recording)
+    is_wide = any(images[0].shape[1] > _WIDE * images[0].shape[0] for images in pictures.values())
+    views, plots = _add_axes(
+        figure, num_views=max(1, len(pictures)), num_plots=1 + len(panels), is_wide=is_wide
+    )
+    draw_rewards(plots[0], recording)
+    for axis, panel in zip(plots[1:], panels, strict=True):
+        draw_panel(axis, panel)
+    for axis in plots:
+        draw_episode_starts(axis, recording)
+    plots[-1].set_xlabel("step")
+    shown = [
+        _draw_picture(axis, images[0], title)
+        for axis, (title, images) in zip(views, pictures.items(), strict=False)
+    ]
+    if not pictures:
+        _draw_vectors(views[0], recording)
+        plots.append(views[0])
+    return shown, plots
 
 
 def _add_axes(

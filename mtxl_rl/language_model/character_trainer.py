@@ -107,10 +107,7 @@ def _train(
             (is_stopping,) = world.any(bool(stop), device=rows.device)
             if is_stopping:
                 save_checkpoint(run_dir, model, optimizer, reading, world)
-                print_line(
-                    f"stopped after update {reading.update}/{config.updates}; continue with: "
-                    f"python -m mtxl_rl.train_lm resume={run_dir}"
-                )
+                _report_stop(reading, config, run_dir)
                 # Without a signal of its own, this process stops because another one received one.
                 return (stop or [signal.SIGTERM])[0]
             reading, loss = _update(learner, optimizer, rows, reading, config, world)
@@ -119,12 +116,19 @@ def _train(
                 save_config(config, run_dir)
             if reading.update % config.evaluate_every == 0 or reading.update == config.updates:
                 metrics = evaluate(model, held_out, length=config.length, world=world)
+                metrics["losses/train_loss"] = loss.item()
                 num_read = (reading.update - first) * config.batch_size * config.length
-                speed = num_read / (time.perf_counter() - start)
-                metrics |= {"losses/train_loss": loss.item(), "time/characters_per_second": speed}
+                metrics["time/characters_per_second"] = num_read / (time.perf_counter() - start)
                 _log(metrics, logger, update=reading.update, num_updates=config.updates)
                 save_checkpoint(run_dir, model, optimizer, reading, world)
     return 0
+
+
+def _report_stop(reading: Reading, config: TrainLMConfig, run_dir: Path) -> None:
+    print_line(
+        f"stopped after update {reading.update}/{config.updates}; continue with: "
+        f"python -m mtxl_rl.train_lm resume={run_dir}"
+    )
 
 
 def _update(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from mtxl_rl.envs.names import check_choice
 from mtxl_rl.runtime.devices import find_device
-from mtxl_rl.torso.torso_config import DECAYS, check_at_least
+from mtxl_rl.torso.torso_config import check_at_least, long_term_names
 
 RECALL = "recall"
 
@@ -84,7 +84,7 @@ class TrainLMConfig:
             raise ValueError(
                 f"heads={self.heads} must divide dim={self.dim}; choose heads from {legal}"
             )
-        check_choice("long_term", self.long_term, DECAYS)
+        check_choice("long_term", self.long_term, long_term_names())
         find_device(self.device)
         self.check_processes(self.num_processes)
 

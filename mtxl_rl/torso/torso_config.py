@@ -9,15 +9,8 @@ KINDS = ("transformer", "gru", "lstm", "mlp")
 POSITIONS = ("sinusoidal", "learned", "rotary", "none")
 CELLS = ("gru", "brc", "nbrc")
 GATES = ("residual", "input", "output", "highway", "sigtanh", *CELLS)
-# The legal decays of each long-term memory.
-DECAYS = {
-    "delta": ("none", "coupled", "free"),
-    "linear": ("fixed", "free"),
-    "agalite": ("none",),
-    "slots": ("none",),
-    "tokens": ("none",),
-    "none": ("none",),
-}
+DECAYS = {"delta": ("none", "coupled", "free"), "linear": ("fixed", "free")}
+"""The legal decays of the long-term memories that have one; all others have ("none",)."""
 READS = ("parallel", "sequential")
 MAX_HALF_LIFE = 1_000_000
 """Longest half-life in writes; in float32 a gate with a longer half-life would round to 1 and never
@@ -211,7 +204,7 @@ class TorsoConfig:
         check_choice("torso.kind", self.kind, KINDS)
         check_choice("torso.gate", self.gate, GATES)
         check_choice("torso.position", self.position, POSITIONS)
-        check_choice("torso.long_term", self.long_term, DECAYS)
+        check_choice("torso.long_term", self.long_term, long_term_names())
         check_choice("torso.read", self.read, READS)
         if self.kind == "transformer":
             self._check_transformer()
@@ -311,7 +304,7 @@ class TorsoConfig:
         self._check_long_term()
 
     def _check_long_term(self) -> None:
-        legal = DECAYS[self.long_term]
+        legal = DECAYS.get(self.long_term, ("none",))
         if self.decay not in legal:
             raise ValueError(
                 f"torso.decay={self.decay} is not a decay of torso.long_term={self.long_term}; "
@@ -345,6 +338,13 @@ class TorsoConfig:
                 f"torso.{choice}={value} has no effect with torso.kind={self.kind}; leave it out, "
                 "or set torso.kind=transformer"
             )
+
+
+def long_term_names() -> tuple[str, ...]:
+    """The legal `long_term`: the memories of the table `LONG_TERM`, and none."""
+    from mtxl_rl.torso.long_term import LONG_TERM  # Its memories read this module's configuration.
+
+    return (*LONG_TERM, "none")
 
 
 def check_at_least(config: object, least: int, *names: str, prefix: str = "") -> None:

@@ -11,7 +11,7 @@ import pickle
 import re
 import zipfile
 from pathlib import Path
-from typing import Any, NamedTuple, Never, NotRequired, TypedDict
+from typing import Any, NamedTuple, Never, TypedDict
 
 import torch
 
@@ -44,9 +44,8 @@ class TrainingState(TypedDict):
     """`Collector.state_dict()`: tensors with a row for each environment of the run."""
     env: dict[str, Any] | None
     """State of the environments, with a row for each; None if they cannot be saved."""
-    description: NotRequired[str]
-    """Options and spaces of the agent as JSON: see `mtxl_rl.saved_agent`. Checkpoints of mtxl_rl
-    before this entry have their options in the run's config.yaml alone."""
+    description: str
+    """Options and spaces of the agent as JSON: see `mtxl_rl.saved_agent`."""
 
 
 class Header(NamedTuple):

@@ -77,7 +77,7 @@ def outcome(signal_number: int) -> str:
 
 
 def read_record(run_dir: Path) -> list[dict[str, Any]]:
-    """The entries of a run's record, oldest first; empty for a run of an earlier version.
+    """The entries of a run's record, oldest first; empty where there is no record.
 
     Raises:
         ValueError: the file is damaged.

@@ -84,8 +84,7 @@ def run_until_signal(
             "evaluations are not drawn: pip install 'mtxl_rl[video]' (eval_video=false: no videos)"
         )
     if config.dry_run:
-        with closing(make_vector_env(config.env, num_envs=1, seed=0)) as vector:
-            console.print(bytes_table(predicted_bytes(config, vector)), highlight=False)
+        _print_predicted_bytes(config)
         return Path(), 0
     group = None if session is None else session.group
     with joined_world(device, options=values(config), group=group) as world:
@@ -98,21 +97,37 @@ def run_until_signal(
             run_dir = _shared_run_dir(config, world)
             with run_lock(run_dir) if world.rank == 0 else nullcontext():
                 run = _begin(config, vector, run_dir, world, eval_env)
-                with (
-                    run_record(
-                        run_dir, step=run.step, rank=world.rank, world_size=world.size
-                    ) as record,
-                    _noted_errors(run, run_dir),
-                ):
-                    signal_number = _loop(run, run_dir, calls, session)
-                    result = calls.stop_reason or outcome(signal_number)
-                    record |= {"last_step": run.step, "outcome": result}
+                signal_number = _recorded_loop(run, run_dir, calls, session)
                 if world.rank == 0:
-                    if not (run_dir / "config.yaml").exists():  # Resumed with no steps left.
-                        save_config(config, run_dir / "config.yaml")
-                    path = run_dir / POLICY_FILE
-                    save_policy(run.policy, path, description=run.description())
+                    _save_result(run, run_dir)
         return run_dir, signal_number
+
+
+def _print_predicted_bytes(config: TrainConfig) -> None:
+    with closing(make_vector_env(config.env, num_envs=1, seed=0)) as env:
+        console.print(bytes_table(predicted_bytes(config, env)), highlight=False)
+
+
+def _recorded_loop(
+    run: Run, run_dir: Path, callbacks: CallbackList, session: Session | None
+) -> int:
+    """Run the loop with an entry in the run's record; return the loop's signal number."""
+    world = run.world
+    with (
+        run_record(run_dir, step=run.step, rank=world.rank, world_size=world.size) as record,
+        _noted_errors(run, run_dir),
+    ):
+        signal_number = _loop(run, run_dir, callbacks, session)
+        result = callbacks.stop_reason or outcome(signal_number)
+        record |= {"last_step": run.step, "outcome": result}
+    return signal_number
+
+
+def _save_result(run: Run, run_dir: Path) -> None:
+    """Save the trained policy, and the options where the loop has not."""
+    if not (run_dir / "config.yaml").exists():  # Resumed with no steps left.
+        save_config(run.config, run_dir / "config.yaml")
+    save_policy(run.policy, run_dir / POLICY_FILE, description=run.description())
 
 
 def _evaluation_object(
@@ -239,33 +254,25 @@ def _changed(config: TrainConfig, saved: TrainConfig) -> list[str]:
 
 def _loop(run: Run, run_dir: Path, callbacks: CallbackList, session: Session | None) -> int:
     """Iterate, log and save; return the number of the signal that stopped the loop, or 0."""
-    config, world = run.config, run.world
-    is_main = world.rank == 0
+    is_main = run.world.rank == 0
     print_line(_description(run, run_dir))
     with (
-        MetricsLogger(run_dir, loggers=config.logger, options=values(config))
-        if is_main
-        else nullcontext() as logger,
+        _log_and_progress(run, run_dir) if is_main else nullcontext() as log,
         stop_requests(announce=is_main, requests=session.stop if session else None) as stop,
-        Progress(config.total_steps, console=console, initial_step=run.step)
-        if is_main
-        else nullcontext() as progress,
     ):
-        if logger is not None:
-            logger.truncate_after(run.step)
         # A run that is killed in its first minutes loses one iteration, not all.
-        saved, is_config_due = -math.inf, bool(config.resume)
+        saved, is_config_due = -math.inf, bool(run.config.resume)
         is_stopping, metrics = False, dict[str, float | int]()
-        while run.step < config.total_steps and not is_stopping:
+        while run.step < run.config.total_steps and not is_stopping:
             metrics = run.iterate()
             if is_config_due and is_main:  # Only now is it certain that the options fit the run.
-                save_config(config, run_dir / "config.yaml")
+                save_config(run.config, run_dir / "config.yaml")
                 is_config_due = False
-            if logger is not None and progress is not None:
-                metrics = _log(run, run_dir, metrics, logger, progress)
+            if log is not None:
+                metrics = _log(run, run_dir, metrics, *log)
                 callbacks.on_iteration(metrics, episodes=run.ended_episodes, step=run.step)
             # All processes decide alike: by rank 0's clock and callbacks, and any signal.
-            is_due, is_stopping = world.any(
+            is_due, is_stopping = run.world.any(
                 is_main and _is_checkpoint_due(run, seconds=time.monotonic() - saved),
                 bool(stop) or bool(callbacks.stop_reason),
                 device=run.agent.device,
@@ -275,11 +282,23 @@ def _loop(run: Run, run_dir: Path, callbacks: CallbackList, session: Session | N
                 saved = time.monotonic()
         last = _save(run, run_dir, metrics, callbacks, session)
     _report_end(run, run_dir, last)
-    callbacks.stop_reason = world.gather(callbacks.stop_reason)[0]
+    callbacks.stop_reason = run.world.gather(callbacks.stop_reason)[0]
     if not is_stopping or callbacks.stop_reason:
         return 0
     # Without a signal of its own, this process stops because another one received a signal.
     return (stop or [signal.SIGTERM])[0]
+
+
+@contextmanager
+def _log_and_progress(run: Run, run_dir: Path) -> Iterator[tuple[MetricsLogger, Progress]]:
+    """The log of a run, without the steps that it repeats, and the progress on the terminal."""
+    config = run.config
+    with (
+        MetricsLogger(run_dir, loggers=config.logger, options=values(config)) as logger,
+        Progress(config.total_steps, console=console, initial_step=run.step) as progress,
+    ):
+        logger.truncate_after(run.step)
+        yield logger, progress
 
 
 def _is_checkpoint_due(run: Run, *, seconds: float) -> bool:

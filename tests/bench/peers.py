@@ -72,9 +72,9 @@ SYSTEMS = {
     "sample_factory": Entry("sample_factory"),
 }
 NETWORKS = {
-    "mtxl-network": Entry("torso", "mtxl"),
-    "gtrxl-network": Entry("torso", "gtrxl"),
-    "lstm-network": Entry("torso", "lstm"),
+    "mtxl-network": Entry("bare_torso", "mtxl"),
+    "gtrxl-network": Entry("bare_torso", "gtrxl"),
+    "lstm-network": Entry("bare_torso", "lstm"),
     "cortex-xl": Entry("cortex", "gtrxl"),
     "cortex-agalite": Entry("cortex", "gtrxl"),
     "cortex-mlstm": Entry("cortex", "gtrxl"),

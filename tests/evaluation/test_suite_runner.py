@@ -131,7 +131,9 @@ def test_an_interrupted_suite_saves_its_runs_and_can_be_continued(
 
 
 @pytest.mark.processes
-def test_the_runs_of_a_suite_that_is_killed_save_and_stop(tmp_path: Path) -> None:
+def test_the_runs_of_a_suite_that_is_killed_save_and_stop(
+    tmp_path: Path, wait_until: Callable[[Callable[[], bool]], None]
+) -> None:
     argv = [*arguments(tmp_path, total_steps=10_000_000), "torsos=mtxl", "jobs=1"]
     run_dir = tmp_path / "results" / "short" / "mtxl" / "seed_0"
     process = Popen([sys.executable, "-m", "mtxl_rl.suite", *argv])
@@ -142,13 +144,6 @@ def test_the_runs_of_a_suite_that_is_killed_save_and_stop(tmp_path: Path) -> Non
         process.wait()
     wait_until(lambda: bool(read_record(run_dir)[0]["end"]))
     assert read_record(run_dir)[0]["outcome"] == "stopped by SIGTERM"
-
-
-def wait_until(is_done: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 300
-    while not is_done():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 @pytest.mark.usefixtures("in_process")

@@ -33,7 +33,15 @@ from mtxl_rl.envs.tasks.color_cubes import LEVELS
 from mtxl_rl.envs.tasks.grid_memory_maze import TASK_SIZES
 from mtxl_rl.envs.tasks.walker import VIEWS
 from mtxl_rl.evaluation.evaluate_config import EvaluateConfig
-from mtxl_rl.torso.torso_config import CELLS, DECAYS, GATES, KINDS, POSITIONS, READS
+from mtxl_rl.torso.torso_config import (
+    CELLS,
+    DECAYS,
+    GATES,
+    KINDS,
+    POSITIONS,
+    READS,
+    long_term_names,
+)
 from mtxl_rl.tracking.loggers import LOGGERS
 from mtxl_rl.tracking.metrics import read_rows
 
@@ -41,7 +49,7 @@ NAMES: dict[str, Sequence[str]] = {
     "torso.kind": KINDS,
     "torso.gate": GATES,
     "torso.position": POSITIONS,
-    "torso.long_term": tuple(DECAYS),
+    "torso.long_term": long_term_names(),
     "torso.decay": tuple({decay for decays in DECAYS.values() for decay in decays}),
     "torso.read": READS,
     "torso.slots.cell": CELLS,

@@ -174,10 +174,10 @@ def test_processes_on_gpus_need_one_each_and_cores_can_be_shared(
     assert "num_processes=3 share 2 CPU cores" in capsys.readouterr().out
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_processes_on_gpus_that_do_not_exist_are_not_started(
-    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(SystemExit):
         main([*OPTIONS, "device=cuda", "num_processes=2"])
     assert "use device=cpu, or install a CUDA build" in capsys.readouterr().err

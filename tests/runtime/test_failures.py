@@ -30,6 +30,8 @@ OPTIONS = [
     "compile=false",
 ]  # fmt: skip
 NUM_KILLS = int(os.environ.get("MTXL_RL_KILLS", "20"))
+MAX_SECONDS = 600
+"""Until a run has ended in which no process waits in vain: for that, each has an hour."""
 Inject = Callable[[str], None]
 
 
@@ -119,7 +121,7 @@ def test_a_process_that_fails_ends_the_run_with_its_error(
     options = [*OPTIONS, "num_processes=2", f"run_dir={run_dir}", "checkpoint_seconds=0"]
     begin = time.monotonic()
     assert exit_code(options) == code
-    assert time.monotonic() - begin < distributed.TIMEOUT.total_seconds() / 2
+    assert time.monotonic() - begin < MAX_SECONDS
     assert_no_process_is_left(run_dir)
     errors = capfd.readouterr().err
     last = f"the last checkpoint is {checkpoint.latest(run_dir)}; continue with: "
@@ -139,13 +141,16 @@ def test_a_second_ctrl_c_ends_all_processes_without_saving(inject: Inject, tmp_p
 
 
 @pytest.mark.slow
-def test_a_process_that_hangs_does_not_outlive_a_failure(inject: Inject, tmp_path: Path) -> None:
+def test_a_process_that_hangs_does_not_outlive_a_failure(
+    inject: Inject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distributed, "SHUTDOWN_SECONDS", 6 * MAX_SECONDS)
     run_dir = tmp_path / "run"
     inject("hang:1:2:0")
     options = [*OPTIONS, "num_processes=2", f"run_dir={run_dir}", "checkpoint_seconds=0"]
     begin = time.monotonic()
     assert exit_code(options) == 137
-    assert time.monotonic() - begin < distributed.SHUTDOWN_SECONDS / 2  # torch waits 30 s.
+    assert time.monotonic() - begin < MAX_SECONDS  # torch waits 30 s.
     assert_no_process_is_left(run_dir)
 
 
@@ -188,19 +193,17 @@ def torchrun(fault: str, run_dir: Path, *options: str) -> subprocess.CompletedPr
 
 
 @pytest.mark.slow
-def test_processes_save_and_end_when_their_launcher_is_killed(tmp_path: Path) -> None:
+def test_processes_save_and_end_when_their_launcher_is_killed(
+    tmp_path: Path, wait_until: Callable[[Callable[[], bool]], None]
+) -> None:
     run_dir = tmp_path / "run"
     arguments = [WORKER, "SIGKILL:0:1:0", *OPTIONS, f"run_dir={run_dir}", "total_steps=1000000"]
-    program = (
-        f"from mtxl_rl.runtime.distributed import launch\nlaunch({arguments}, num_processes=2)"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    launcher = [sys.executable, str(Path(__file__).with_name("launching_worker.py"))]
+    # Without pipes, which `run` would read until the last process has ended.
+    done = subprocess.run([*launcher, *arguments], stdout=subprocess.DEVNULL, check=False)
     assert done.returncode == -signal.SIGKILL
     codes = run_dir.with_suffix(".codes")
-    deadline = time.monotonic() + 300
-    while not codes.exists() or len(list(codes.iterdir())) < 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_until(lambda: len(list(codes.glob("*"))) == 2)
     assert [path.read_text() for path in codes.iterdir()] == ["143", "143"]
     assert checkpoint.latest(run_dir) is not None
 

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -30,6 +30,7 @@ OPTIONS = [
 ]  # fmt: skip
 TO_THE_END = ["num_processes=2", "total_steps=1024", "checkpoint_seconds=0"]
 NUM_KILLS = int(os.environ.get("MTXL_RL_RAY_KILLS", "3"))
+WaitForWorkers = Callable[[Path], None]
 
 
 class StopAfterHalf(Callback):
@@ -76,12 +77,15 @@ def is_running(pid: int) -> bool:
     return True
 
 
-def assert_no_process_is_left(run_dir: Path) -> None:
-    pids = [int(path.name) for path in run_dir.with_suffix(".pids").iterdir()]
-    deadline = time.monotonic() + 60  # Ray ends its workers after the command has ended.
-    while left := [pid for pid in pids if is_running(pid)]:
-        assert time.monotonic() < deadline, left
-        time.sleep(0.1)
+@pytest.fixture
+def wait_for_workers(wait_until: Callable[[Callable[[], bool]], None]) -> WaitForWorkers:
+    """A function that waits for a run's workers: Ray ends them after the command has ended."""
+
+    def wait(run_dir: Path) -> None:
+        pids = [int(path.name) for path in run_dir.with_suffix(".pids").iterdir()]
+        wait_until(lambda: not any(map(is_running, pids)))
+
+    return wait
 
 
 def weights(run_dir: Path) -> dict[str, torch.Tensor]:
@@ -109,7 +113,7 @@ def reference(tmp_path: Path, _float64: None) -> Path:
 
 
 def test_a_run_continues_after_each_kill(
-    tmp_path: Path, reference: Path, capfd: pytest.CaptureFixture
+    tmp_path: Path, reference: Path, capfd: pytest.CaptureFixture, wait_for_workers: WaitForWorkers
 ) -> None:
     seed = int(os.environ.get("MTXL_RL_SEED") or time.time_ns() % 1_000_000)
     generator, run_dir = random.Random(seed), tmp_path / "run"
@@ -123,17 +127,19 @@ def test_a_run_continues_after_each_kill(
         sys.stdout.write(f"\nMTXL_RL_SEED={seed}: {faults}, workers {sizes(run_dir)}\n")
     assert code == 0, errors[-2000:]
     assert sizes(run_dir) == [2] * (NUM_KILLS + 1)
-    assert_no_process_is_left(run_dir)
+    wait_for_workers(run_dir)
     assert_same_run(run_dir, reference)
 
 
-def test_a_run_continues_without_a_machine(tmp_path: Path, reference: Path) -> None:
+def test_a_run_continues_without_a_machine(
+    tmp_path: Path, reference: Path, wait_for_workers: WaitForWorkers
+) -> None:
     run_dir = tmp_path / "run"
     code, out, errors = output(start("", "machines", run_dir, *TO_THE_END))
     assert code == 0, errors[-2000:]
     assert sizes(run_dir) == [2, 1]
     assert "continuing from the last checkpoint with those that are left" in out + errors
-    assert_no_process_is_left(run_dir)
+    wait_for_workers(run_dir)
     assert_same_run(run_dir, reference)
     # Ray's checkpoints are links to the run's.
     newest = checkpoint.latest(run_dir)
@@ -142,7 +148,7 @@ def test_a_run_continues_without_a_machine(tmp_path: Path, reference: Path) -> N
 
 
 def test_a_run_that_one_process_began_is_continued_by_two_workers(
-    tmp_path: Path, reference: Path
+    tmp_path: Path, reference: Path, wait_for_workers: WaitForWorkers
 ) -> None:
     run_dir = tmp_path / "run"
     options = [*OPTIONS, "total_steps=1024", f"run_dir={run_dir}"]
@@ -152,11 +158,13 @@ def test_a_run_that_one_process_began_is_continued_by_two_workers(
     code, _, errors = output(start("", "2", run_dir, *resume, task=[]))
     assert code == 0, errors[-2000:]
     assert sizes(run_dir) == [2]
-    assert_no_process_is_left(run_dir)
+    wait_for_workers(run_dir)
     assert_same_run(run_dir, reference)
 
 
-def test_ctrl_c_saves_also_where_a_worker_has_no_share(tmp_path: Path) -> None:
+def test_ctrl_c_saves_also_where_a_worker_has_no_share(
+    tmp_path: Path, wait_for_workers: WaitForWorkers
+) -> None:
     # Three workers, of which two train: 4 environments do not divide by 3.
     run_dir = tmp_path / "run"
     options = ["num_processes=4", "total_steps=1000000", "checkpoint_seconds=3"]
@@ -169,13 +177,13 @@ def test_ctrl_c_saves_also_where_a_worker_has_no_share(tmp_path: Path) -> None:
     assert code == 130, errors[-2000:]
     assert sizes(run_dir) == [3]
     assert "4 environments in 2 processes of 2" in out + errors
-    assert_no_process_is_left(run_dir)
+    wait_for_workers(run_dir)
     rows = read_rows(run_dir)
     assert checkpoint.load(run_dir)["step"] == rows[-1]["step"]
     assert {row["world/size"] for row in rows} == {2}
 
 
-def test_an_error_ends_the_run(tmp_path: Path) -> None:
+def test_an_error_ends_the_run(tmp_path: Path, wait_for_workers: WaitForWorkers) -> None:
     run_dir = tmp_path / "run"
     process = start("raise:1:2:0", "2", run_dir, *TO_THE_END)
     code, _, errors = output(process)
@@ -186,4 +194,4 @@ def test_an_error_ends_the_run(tmp_path: Path) -> None:
     )
     assert sentence in errors
     assert sizes(run_dir) == [2]
-    assert_no_process_is_left(run_dir)
+    wait_for_workers(run_dir)

@@ -9,7 +9,7 @@ import torch
 from mtxl_rl.command import choices
 from mtxl_rl.compose import compose_config
 from mtxl_rl.torso import TorsoConfig, build_torso, count_parameters, match_parameters
-from mtxl_rl.torso.torso_config import DECAYS
+from mtxl_rl.torso.torso_config import long_term_names
 from mtxl_rl.training.trainer import run
 
 TORSOS = choices("torso")
@@ -18,7 +18,7 @@ TORSOS = choices("torso")
 def test_the_command_line_offers_every_baseline_and_every_long_term_memory() -> None:
     assert {"mlp", "gru", "lstm", "trxl", "gtrxl", "mtxl"} <= set(TORSOS)
     offered = {compose_config(["env=TMaze", f"torso={name}"]).torso.long_term for name in TORSOS}
-    assert offered == set(DECAYS)
+    assert offered == set(long_term_names())
 
 
 @pytest.mark.parametrize("name", TORSOS)

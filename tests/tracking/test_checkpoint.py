@@ -27,6 +27,7 @@ def state(step: int = 1, **agent: Any) -> TrainingState:  # noqa: ANN401
         "episodes": {},
         "collector": {},
         "env": None,
+        "description": "{}",
     }
 
 
@@ -240,7 +241,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         "weights.pt": "was written by torch.save but is not a checkpoint of mtxl_rl; give a",
         "list.pt": "was written by torch.save but is not a checkpoint of mtxl_rl; give a",
         "part.pt": "lacks state; give a checkpoint",
-        "incomplete.pt": "lacks collector, env, episodes, generator; give a checkpoint",
+        "incomplete.pt": "lacks collector, description, env, episodes, generator; give a",
         "newer.pt": "has version 2 of the checkpoint format, .*reads version 1; install",
         "arrays.npz": "was not written by torch.save; give a checkpoint",
     }.items():

@@ -1,6 +1,5 @@
 """The record of a run: complete after an end or an error, open after a kill."""
 
-import os
 import platform
 import subprocess
 import sys
@@ -26,11 +25,9 @@ def test_an_entry_names_versions_machine_and_outcome(tmp_path: Path) -> None:
 
 
 def test_a_killed_process_leaves_an_open_entry_and_the_next_one_is_appended(tmp_path: Path) -> None:
-    program = (
-        "import os; from pathlib import Path; from mtxl_rl.tracking.run_record import run_record\n"
-        f"with run_record(Path({str(tmp_path)!r})): os._exit(9)"
-    )
-    subprocess.run([sys.executable, "-c", program], check=False, env=os.environ)
+    worker = str(Path(__file__).with_name("killed_worker.py"))
+    done = subprocess.run([sys.executable, worker, str(tmp_path)], check=False)
+    assert done.returncode == 9
     with run_record(tmp_path) as entry:
         entry["outcome"] = "finished"
     assert [e["outcome"] for e in read_record(tmp_path)] == [None, "finished"]

@@ -64,7 +64,7 @@ class Maze(NamedTuple):
     """[spawns, 2]: (row, column) of where the walker may start, in reading order."""
 
 
-class Episode(NamedTuple):
+class EpisodeLayout(NamedTuple):
     """A maze with everything that an episode draws."""
 
     maze: Maze
@@ -239,7 +239,7 @@ class EpisodeStream:
         # Spheres that count as touched while the next target is drawn.
         self._touched = 0
 
-    def next_episode(self) -> Episode:
+    def next_episode(self) -> EpisodeLayout:
         """Draw the next episode."""
         num_targets = self._size.num_targets
         maze, textures = self._draw_maze()
@@ -257,7 +257,7 @@ class EpisodeStream:
         spawn, heading = self._draw_pose(maze, targets)
         is_at_origin = ~targets.any(axis=1) & self._original_quirks
         self._touched = sum(1 << int(index) for index in np.flatnonzero(is_at_origin))
-        return Episode(
+        return EpisodeLayout(
             maze=maze,
             wall_texture=np.where(maze.wall_block == FREE, FREE, textures[maze.wall_block % 10]),
             targets=targets,

@@ -29,7 +29,7 @@ from mtxl_rl.envs.memory_maze.curriculum import (
 )
 from mtxl_rl.envs.memory_maze.explorer import Explorer
 from mtxl_rl.envs.memory_maze.kernels import announcing_compilation
-from mtxl_rl.envs.memory_maze.layout import FREE, Episode, EpisodeStream, spawn_height
+from mtxl_rl.envs.memory_maze.layout import FREE, EpisodeLayout, EpisodeStream, spawn_height
 from mtxl_rl.envs.memory_maze.maze_sizes import SIZES
 from mtxl_rl.envs.memory_maze.maze_spaces import action_space, observation_space, share_bounds
 from mtxl_rl.envs.memory_maze.observe import (
@@ -578,7 +578,7 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
             self._steps_of_episode[index] = self._next_length(int(index))
             self._place(int(index), self._streams[index].next_episode())
 
-    def _place(self, index: int, episode: Episode) -> None:
+    def _place(self, index: int, episode: EpisodeLayout) -> None:
         boxes = episode.maze.boxes
         height = spawn_height(episode.heading)
         self._position[index] = (*episode.spawn, height, episode.heading, 0.0)

@@ -16,7 +16,7 @@ from mtxl_rl.envs.memory_maze_original.simulation import (
     CONTROL_STEPS_PER_SECOND,
     FRAME_SIDE,
     SIZES,
-    MazeSize,
+    OriginalMazeSize,
     Simulation,
 )
 from mtxl_rl.envs.names import check_choice
@@ -152,6 +152,6 @@ def make_memory_maze_original(
     return ProcessVectorEnv(makers, num_workers=num_workers or None)
 
 
-def _maze_size(size: str) -> MazeSize:
+def _maze_size(size: str) -> OriginalMazeSize:
     check_choice("env.size", size, SIZES)
     return SIZES[size]

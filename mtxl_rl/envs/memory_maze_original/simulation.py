@@ -32,7 +32,7 @@ _REACH = 0.8 + 1.2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class MazeSize:
+class OriginalMazeSize:
     """Settings of one of the original's sizes (memory_maze.tasks)."""
 
     cells: int
@@ -43,17 +43,17 @@ class MazeSize:
 
 
 SIZES = {
-    "9x9": MazeSize(cells=9, num_targets=3, seconds=250),
-    "11x11": MazeSize(cells=11, num_targets=4, seconds=500),
-    "13x13": MazeSize(cells=13, num_targets=5, seconds=750),
-    "15x15": MazeSize(cells=15, num_targets=6, seconds=1000, max_rooms=9, room_max_size=3),
+    "9x9": OriginalMazeSize(cells=9, num_targets=3, seconds=250),
+    "11x11": OriginalMazeSize(cells=11, num_targets=4, seconds=500),
+    "13x13": OriginalMazeSize(cells=13, num_targets=5, seconds=750),
+    "15x15": OriginalMazeSize(cells=15, num_targets=6, seconds=1000, max_rooms=9, room_max_size=3),
 }
 
 
 class Simulation:
     """An endless stream of episodes, equal to the original's with the same seed."""
 
-    def __init__(self, size: MazeSize, *, seed: int | None) -> None:
+    def __init__(self, size: OriginalMazeSize, *, seed: int | None) -> None:
         import_packages()
         # The original subtracts this too, so that the sum of 5 ms steps reaches the limit.
         self.time_limit_seconds = size.seconds - 1e-3
@@ -167,7 +167,7 @@ class Simulation:
         return frame
 
 
-def _build_task(size: MazeSize, *, random: Any) -> Any:  # noqa: ANN401 - dm_control has no types
+def _build_task(size: OriginalMazeSize, *, random: Any) -> Any:  # noqa: ANN401 - dm_control has no types
     """Build the task as memory_maze.tasks._memory_maze does, with two differences.
 
     - The ten wall variations share one set of textures; the original loads the same eight images

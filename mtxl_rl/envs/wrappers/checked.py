@@ -13,7 +13,7 @@ from gymnasium import Space, spaces
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from numpy.typing import NDArray
 
-from mtxl_rl.env_keys import ACTION_MASK_KEY
+from mtxl_rl.env_keys import ACTION_MASK_KEY, TEACHER_KEY, TRAINING_REWARD_KEY
 
 Observations = NDArray[Any] | dict[str, NDArray[Any]]
 """A batch of observations: an array, or an array for each key of a Dict space."""

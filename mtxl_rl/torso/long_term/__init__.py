@@ -28,7 +28,7 @@ LONG_TERM: dict[str, Callable[[TorsoConfig], LongTermMemory]] = {
     "slots": SlotMemory,
     "tokens": TokenMemory,
 }
-"""The factory of each `torso.long_term`; the legal decays are in `torso_config.DECAYS`."""
+"""The factory of each `torso.long_term`; `torso_config.DECAYS` lists those that have a decay."""
 
 
 def build_memory(config: TorsoConfig) -> LongTermMemory:

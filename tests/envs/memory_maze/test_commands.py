@@ -38,12 +38,19 @@ def test_a_policy_is_recorded(tmp_path: Path) -> None:
         (["oracle", "--gif", "x.gif", "--steps", "0"], "--steps=0 must be at least 1"),
         (["random", "--gif", "maze.mp4"], "--gif=maze.mp4 must end in .gif"),
         (["random", "--gif", "missing/x.gif"], "make missing first, or choose another"),
-        (["random", "--gif", "/proc/x.gif", "--steps", "1"], "No such file"),
     ],
 )
 def test_a_mistake_ends_in_one_sentence(arguments: list[str], message: str) -> None:
     with pytest.raises(SystemExit, match=message):
         main(arguments)
+
+
+def test_a_video_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("imageio.v3")
+    path = tmp_path / "maze.gif"
+    path.mkdir()
+    with pytest.raises(SystemExit, match=r"error: .*maze\.gif"):
+        main(["random", "--gif", str(path), "--steps", "1"])
 
 
 def test_a_missing_pygame_is_named(monkeypatch: Any) -> None:  # noqa: ANN401

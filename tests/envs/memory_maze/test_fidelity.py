@@ -9,7 +9,7 @@ import pytest
 from mtxl_rl.envs.memory_maze.layout import (
     FREE,
     WALL_TEXTURES,
-    Episode,
+    EpisodeLayout,
     EpisodeStream,
     spawn_height,
 )
@@ -89,7 +89,7 @@ def original_mazes(size: str, *, seed: int) -> Iterator[Any]:
         random.uniform(-1, 1)
 
 
-def assert_same_maze(episode: Episode, task: Any) -> None:  # noqa: ANN401
+def assert_same_maze(episode: EpisodeLayout, task: Any) -> None:  # noqa: ANN401
     from dm_control import mjcf
 
     arena = task._maze_arena

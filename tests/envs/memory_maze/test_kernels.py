@@ -12,17 +12,7 @@ from numba.core.dispatcher import Dispatcher
 
 from mtxl_rl.envs import memory_maze
 
-WALK = """
-import hashlib
-import numpy as np
-from mtxl_rl.envs.memory_maze.spec import MemoryMazeConfig
-from mtxl_rl.envs.memory_maze.vector import MemoryMazeVectorEnv
-env = MemoryMazeVectorEnv(16, config=MemoryMazeConfig(num_threads=1, textures="procedural"), seed=0)
-images = [env.reset(seed=0)[0]]
-actions = np.random.default_rng(0).integers(0, 6, (100, 16))
-images += [env.step(action)[0] for action in actions]
-print(hashlib.sha256(np.stack(images).tobytes() + env.walkers().tobytes()).hexdigest())
-"""
+WORKER = str(Path(__file__).with_name("walk_worker.py"))
 
 
 def test_no_kernel_may_reorder_sums() -> None:
@@ -42,7 +32,7 @@ def test_a_process_that_compiles_equals_one_that_loads_the_cache(tmp_path: Path)
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
     compiled, cached = (
         subprocess.run(
-            [sys.executable, "-c", WALK],
+            [sys.executable, WORKER],
             env=environment,
             capture_output=True,
             text=True,

@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from mtxl_rl.envs.memory_maze.layout import FREE, Episode, EpisodeStream, ray_lengths
+from mtxl_rl.envs.memory_maze.layout import FREE, EpisodeLayout, EpisodeStream, ray_lengths
 from mtxl_rl.envs.memory_maze.maze_sizes import MAX_NUM_TARGETS, SIZES
 
 
@@ -20,7 +20,7 @@ def stream(
     )
 
 
-def same(a: Episode, b: Episode) -> bool:
+def same(a: EpisodeLayout, b: EpisodeLayout) -> bool:
     arrays = all(
         np.array_equal(x, y)
         for x, y in [*zip(a.maze, b.maze, strict=True), *zip(a, b, strict=True)]

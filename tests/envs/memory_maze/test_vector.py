@@ -1,8 +1,10 @@
+import json
 import subprocess
 import sys
 import threading
-import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
@@ -14,6 +16,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 import mtxl_rl.envs  # noqa: F401 - registers the environments
+from mtxl_rl.envs.memory_maze import kernels
 from mtxl_rl.envs.memory_maze.kernels import announcing_compilation, claim, kernel
 from mtxl_rl.envs.memory_maze.maze_sizes import SIZES
 from mtxl_rl.envs.memory_maze.observe import PATH, draw_paths
@@ -344,23 +347,43 @@ def test_a_pose_outside_of_the_maze_is_refused() -> None:
         env.render_pose(0, x=9.5, y=0.0, heading=0.0)
 
 
-def test_compiling_is_announced_if_it_takes_seconds(capsys: Any, monkeypatch: Any) -> None:  # noqa: ANN401
-    monkeypatch.setattr("mtxl_rl.envs.memory_maze.kernels._SECONDS_BEFORE_NOTICE", 0.01)
-    with announcing_compilation("the engine"):
-        time.sleep(0.2)
-    assert capsys.readouterr().err == "compiling the engine; once, it is cached ... 0 s\n"
-    monkeypatch.setattr("mtxl_rl.envs.memory_maze.kernels._SECONDS_BEFORE_NOTICE", 10.0)
+@pytest.mark.parametrize(
+    ("seconds", "message"),
+    [(7.4, "compiling the engine; once, it is cached ... 7 s\n"), (1.9, "")],
+)
+def test_compiling_is_announced_if_it_takes_seconds(
+    seconds: float,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Timer:
+        """Ends at its start if the compilation takes longer than its delay."""
+
+        daemon = False
+
+        def __init__(self, delay: float, announce: Callable[[], None]) -> None:
+            self.is_due, self.announce = delay < seconds, announce
+
+        def start(self) -> None:
+            if self.is_due:
+                self.announce()
+
+        def cancel(self) -> None:
+            pass
+
+    readings = iter((100.0, 100.0 + seconds))
+    clock = SimpleNamespace(perf_counter=lambda: next(readings))
+    monkeypatch.setattr(kernels, "time", clock)
+    monkeypatch.setattr(kernels, "threading", SimpleNamespace(Event=threading.Event, Timer=Timer))
     with announcing_compilation("the engine"):
         pass
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().err == message
 
 
 @pytest.mark.training
 def test_running_it_loads_neither_mujoco_nor_torch() -> None:
-    code = (
-        "import sys; from mtxl_rl.envs.memory_maze.single import MemoryMaze;"
-        "env = MemoryMaze(seed=0); env.reset(); env.step(1);"
-        "print({'torch', 'mujoco', 'dm_control', 'PIL', 'memory_maze'} & set(sys.modules))"
-    )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == "set()"
+    worker = str(Path(__file__).with_name("walk_worker.py"))
+    run = subprocess.run([sys.executable, worker], capture_output=True, text=True, check=True)
+    packages = set(json.loads(run.stdout)["packages"])
+    assert packages & {"torch", "mujoco", "dm_control", "PIL", "memory_maze"} == set()

@@ -1,4 +1,4 @@
-"""A process of `mtxl_rl.train_lm` that learns in float64: `data_parallel_worker.py OPTION ...`."""
+"""A process of `mtxl_rl.train_lm` that learns in float64: `float64_worker.py OPTION ...`."""
 
 import sys
 

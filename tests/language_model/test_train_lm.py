@@ -194,7 +194,7 @@ def test_a_trained_model_continues_a_prompt(tmp_path: Path, capsys: pytest.Captu
 
 @pytest.mark.processes
 def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
-    worker = str(Path(__file__).parent / "language_model" / "data_parallel_worker.py")
+    worker = str(Path(__file__).with_name("float64_worker.py"))
     options = [*TINY, "updates=6", "evaluate_every=3"]
     for size in (1, 2):
         arguments = [worker, *options, f"run_dir={tmp_path / str(size)}"]

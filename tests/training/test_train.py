@@ -5,7 +5,7 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -43,7 +43,7 @@ def rows(run_dir: Path) -> list[dict]:
 
 @pytest.mark.parametrize("option", [
     "policy.episode_step=false", "policy.episode_step=true",
-    f"teacher.policy={Path(__file__).parents[1] / 'pretrained' / 'TMaze'}",
+    f"teacher.policy={Path(__file__).parents[2] / 'pretrained' / 'TMaze'}",
 ])  # fmt: skip
 @pytest.mark.training
 def test_stopping_and_resuming_equals_not_stopping_bit_for_bit(tmp_path: Path, option: str) -> None:
@@ -317,7 +317,7 @@ def test_a_run_is_never_overwritten(tmp_path: Path) -> None:
 
 @pytest.mark.training
 def test_two_trainings_cannot_share_a_folder_and_a_killed_one_does_not_keep_it(
-    tmp_path: Path,
+    tmp_path: Path, wait_until: Callable[[Callable[[], bool]], None]
 ) -> None:
     folder = tmp_path / "run"
     overrides = [*TINY, f"run_dir={folder}"]
@@ -326,16 +326,13 @@ def test_two_trainings_cannot_share_a_folder_and_a_killed_one_does_not_keep_it(
         [sys.executable, "-m", "mtxl_rl.train", *options], stdout=subprocess.DEVNULL
     )
     try:
-        deadline = time.monotonic() + 60
-        while checkpoint.latest(folder) is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        wait_until(lambda: checkpoint.latest(folder) is not None)
         for options in (overrides, [*overrides, f"resume={folder}"]):
             with pytest.raises(ValueError, match="is in use by another training process"):
                 run(compose_config(options))
     finally:
         first.kill()
-        first.wait(timeout=60)
+        first.wait()
     step = checkpoint.load(folder)["step"]
     main([f"resume={folder}", f"total_steps={step + 64}"])
     assert checkpoint.load(folder)["step"] == step + 64
