@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mtxl_rl import compare, evaluate, export, suite, train, train_lm
+from mtxl_rl import compare, evaluate, export, random_play, suite, train, train_lm
 from mtxl_rl.command import Command, options_of, run_command
 from mtxl_rl.compose import compose_config
 from mtxl_rl.config_files import save_config
@@ -93,7 +93,7 @@ def test_a_mistake_is_one_sentence(
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("module", [train, evaluate, export, compare, train_lm, suite])
+@pytest.mark.parametrize("module", [train, evaluate, random_play, export, compare, train_lm, suite])
 def test_help_describes_every_option(module: ModuleType, capsys: pytest.CaptureFixture) -> None:
     module.main(["--help"])
     lines = capsys.readouterr().out.splitlines()
