@@ -127,8 +127,9 @@ def _describe(overrides: list[str]) -> Command:
     options = options_of(RandomPlayConfig, env=[])
     preset = value_of(overrides, "env")
     if preset:
-        base.env = evaluation_env(compose_config([f"env={preset}"]).env)
-        options = options_of(RandomPlayConfig, env=[OmegaConf.get_type(base.env)])
+        env = evaluation_env(compose_config([f"env={preset}"]).env)
+        base.env = env
+        options = options_of(RandomPlayConfig, env=[type(env)])
     return Command(usage=USAGE, options=options, base=base, groups=["env"], required=["env"])
 
 
