@@ -15,7 +15,7 @@ from mtxl_rl.config import TrainConfig
 from mtxl_rl.config_files import load_config
 from mtxl_rl.evaluation.intervals import mean_and_interval
 from mtxl_rl.tracking.cli import make_writable, print_line, show
-from mtxl_rl.tracking.metrics import read_rows
+from mtxl_rl.tracking.metrics import WINDOW_SIZE, Row, read_rows
 
 USAGE = """\
 python -m mtxl_rl.compare RUN_DIR RUN_DIR ... [option=value ...]     compare runs
@@ -32,6 +32,9 @@ class CompareConfig:
     """Folders of runs; `runs=` can be left out."""
     metric: str = "charts/episodic_return"
     """Column of metrics.jsonl to compare."""
+    score: float | None = None
+    """Add, for each run, the step at which the metric first reaches this score, and its lowest
+    value after that step. Rows before the 100th episode do not count."""
     output: str = "compare"
     """The curves are written to OUTPUT.png and OUTPUT.svg."""
 
@@ -53,8 +56,10 @@ class Group:
     """Its name in the legend."""
 
 
-def compare(runs: Sequence[Path], *, metric: str, output: Path) -> None:
+def compare(runs: Sequence[Path], *, metric: str, output: Path, score: float | None = None) -> None:
     """Print the last and highest values of `metric` over the seeds, and draw the curves.
+
+    With a `score` the table also has when each run reached it, and the lowest value after that.
 
     Raises:
         FileNotFoundError: A folder holds no run.
@@ -75,14 +80,11 @@ def compare(runs: Sequence[Path], *, metric: str, output: Path) -> None:
                 known = sorted({key for row in read_rows(run) for key in row})
                 raise ValueError(f"{run} has no {metric}; its metrics are {', '.join(known)}")
             curves[run] = curve
-    table = Table(title=metric, title_justify="left")
     rows = [_summary(group, [curves[run] for run in group.runs]) for group in groups]
-    for column in rows[0]:
-        is_text = column in ("runs", "env", "torso", "other options")
-        table.add_column(column, justify="left" if is_text else "right")
-    for row in rows:
-        table.add_row(*row.values())
-    show(table)
+    if score is not None:
+        for row, group in zip(rows, groups, strict=True):
+            row |= _at_score(group, metric=metric, score=score)
+    _show(rows, title=metric)
     figure = draw_curves(pd.concat(curves.values()), title="", ylabels={metric: metric})
     save_figure(figure, output)
     print_line(f"curves: {output}.png, {output}.svg")
@@ -127,6 +129,48 @@ def _summary(group: Group, curves: Sequence[Any]) -> dict[str, str]:
     }
 
 
+def _show(rows: Sequence[dict[str, str]], *, title: str) -> None:
+    table = Table(title=title, title_justify="left")
+    for column in rows[0]:
+        is_text = column in ("runs", "env", "torso", "other options")
+        table.add_column(column, justify="left" if is_text else "right")
+    for row in rows:
+        table.add_row(*row.values())
+    show(table)
+
+
+def _at_score(group: Group, *, metric: str, score: float) -> dict[str, str]:
+    """The table's columns of `first_and_lowest`, with a line for each run."""
+    firsts, lowests = list[str](), list[str]()
+    for run in group.runs:
+        first, lowest = first_and_lowest(read_rows(run), metric, score=score)
+        firsts.append("never" if first is None else f"{first:,}")
+        lowests.append("" if lowest is None else f"{lowest:.3f}")
+    return {f"first at {score:g}": "\n".join(firsts), "lowest after": "\n".join(lowests)}
+
+
+def first_and_lowest(
+    rows: Sequence[Row], metric: str, *, score: float
+) -> tuple[int | None, float | None]:
+    """The step at which `metric` first reaches `score`, and its lowest value at later steps.
+
+    None where it never does, or has no later value. Rows in which the mean over the last 100
+    episodes has fewer do not count: their steps are fewer than those of 100 episodes.
+    """
+    first, lowest = None, None
+    for row in rows:
+        step, value = row["step"], row.get(metric)
+        length = row.get("charts/episodic_length") or 0.0
+        assert step is not None
+        if value is None or step < WINDOW_SIZE * length:
+            continue
+        if first is not None:
+            lowest = value if lowest is None else min(lowest, value)
+        elif value >= score:
+            first = int(step)
+    return first, lowest
+
+
 def _assignments(group: Group) -> list[str]:
     return [f"{key}={value}" for key, value in group.options.items()]
 
@@ -147,7 +191,8 @@ def run(config: CompareConfig) -> None:
     """Compare the runs, and check first that the curves can be written."""
     output = Path(config.output)
     make_writable(output.with_suffix(".png"))
-    compare([Path(run) for run in config.runs], metric=config.metric, output=output)
+    runs = [Path(run) for run in config.runs]
+    compare(runs, metric=config.metric, output=output, score=config.score)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

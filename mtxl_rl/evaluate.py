@@ -14,8 +14,8 @@ from mtxl_rl.config import TrainConfig
 from mtxl_rl.envs.registry import evaluation_env
 from mtxl_rl.evaluation.ablations import evaluate_ablations
 from mtxl_rl.evaluation.drawing import require_drawing
+from mtxl_rl.evaluation.episode_table import show_episodes
 from mtxl_rl.evaluation.evaluate_config import EvaluateConfig
-from mtxl_rl.evaluation.intervals import mean_and_interval
 from mtxl_rl.evaluation.probe import AGES, Explained
 from mtxl_rl.saved_agent import read_agent, saved_config
 from mtxl_rl.tracking.cli import make_writable, print_line, show
@@ -94,16 +94,8 @@ def _write(
 
 
 def _print(results: dict[str, list[dict[str, float]]], train: TrainConfig) -> None:
-    table = Table(title=f"{train.env.name}: mean +- 95 % confidence interval, by long-term memory")
-    table.add_column("memory")
-    keys = sorted({key for episodes in results.values() for key in episodes[0]})
-    for key in ["episodes", *keys]:
-        table.add_column(key, justify="right")
-    for name, episodes in results.items():
-        label = "none" if not train.torso.has_long_term else name
-        cells = [_mean([episode[key] for episode in episodes]) for key in keys]
-        table.add_row(label, str(len(episodes)), *cells)
-    show(table)
+    rows = results if train.torso.has_long_term else {"none": results["on"]}
+    show_episodes(rows, title=train.env.name, label="long-term memory")
     print_line(evidence(train, next(iter(results.values()))))
 
 
@@ -119,11 +111,6 @@ def _print_probe(results: Sequence[Explained]) -> None:
         rows = [r for r in results if (r.leaf, r.memory) == (leaf, memory)]
         table.add_row(leaf, memory, *("" if math.isnan(r.r2) else f"{r.r2:.2f}" for r in rows))
     show(table)
-
-
-def _mean(numbers: Sequence[float]) -> str:
-    mean, half = mean_and_interval(numbers)
-    return f"{mean:.3f} " + ("(no interval)" if math.isnan(half) else f"+- {half:.3f}")
 
 
 USAGE = """\

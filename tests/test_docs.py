@@ -43,7 +43,7 @@ def test_a_page_has_only_its_own_rules_and_results(
 ) -> None:
     reference_pages.write_tasks(tmp_path)
     page = (tmp_path / "TMaze.md").read_text(encoding="utf-8")
-    assert "| T-maze, corridor 100; windows reach 32 back |" in page
+    assert "| TMaze, 150k |" in page
     assert page.count("schema/TMaze@env") == 2  # TMaze-distractors has this environment, too.
     assert "must fetch the cue first" not in page
     assert "CountRecall" not in page

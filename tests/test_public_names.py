@@ -27,6 +27,8 @@ NAMES = {
     "mtxl_rl.train": ["main", "train"],
     "mtxl_rl.evaluate": ["evidence", "main", "run"],
     "mtxl_rl.evaluation.ablations": ["evaluate_ablations"],
+    "mtxl_rl.random_play": ["RandomPlayConfig", "action_sampler", "main", "play_randomly", "run"],
+    "mtxl_rl.evaluation.episode_table": ["show_episodes"],
     "mtxl_rl.evaluation.evaluate_config": [
         "EvaluateConfig", "PolicyOverrides", "TorsoOverrides",
     ],
@@ -43,7 +45,7 @@ NAMES = {
     "mtxl_rl.training.trained_run": ["TrainedRun"],
     "mtxl_rl.training.callbacks": ["Callback", "CallbackList", "Metrics", "StopTraining"],
     "mtxl_rl.agent": ["Agent", "AgentCache"],
-    "mtxl_rl.agents.actor": ["Actor", "Episode"],
+    "mtxl_rl.agents.actor": ["Actor", "Episode", "ended_episodes"],
     "mtxl_rl.agents.collector": ["Collector"],
     "mtxl_rl.agents.stagger": ["Stagger"],
     "mtxl_rl.agents.vector_env": ["VectorEnv"],

@@ -50,6 +50,23 @@ class Episode(NamedTuple):
         return statistics if self.success is None else statistics | {"success": self.success}
 
 
+def ended_episodes(info: Mapping[str, Any]) -> list[Episode]:
+    """Episodes that ended in a step, from the statistics in its info, by the environment's row."""
+    if STATISTICS_KEY not in info:
+        return []
+    statistics = info[STATISTICS_KEY]
+    return [
+        Episode(
+            env=int(row),
+            episode_return=float(statistics["r"][row]),
+            length=int(statistics["l"][row]),
+            success=float(info["success"][row]) if "success" in info else None,
+            is_practice=bool(info["is_practice"][row]) if "is_practice" in info else False,
+        )
+        for row in np.flatnonzero(info[f"_{STATISTICS_KEY}"])
+    ]
+
+
 class Actor:
     """A policy in a vector environment: the one loop of training, evaluation and export.
 
@@ -217,23 +234,15 @@ class Actor:
 
     def _ended_episodes(self, info: Mapping[str, Any]) -> list[Episode]:
         """Episodes that ended in this step, from the statistics in the environment's info."""
-        if STATISTICS_KEY not in info:
-            return []
-        ended, statistics = info[f"_{STATISTICS_KEY}"], info[STATISTICS_KEY]
         first = self.world.rows(self.env.num_envs).start
         episodes = [
-            Episode(
-                env=first + int(row),
-                episode_return=float(statistics["r"][row]),
-                length=int(statistics["l"][row]),
-                success=float(info["success"][row]) if "success" in info else None,
-                is_practice=bool(info["is_practice"][row]) if "is_practice" in info else False,
-                is_led=bool(self.was_led[row]),
-            )
-            for row in np.flatnonzero(ended & self.is_counted)
+            episode._replace(env=first + episode.env, is_led=bool(self.was_led[episode.env]))
+            for episode in ended_episodes(info)
+            if self.is_counted[episode.env]
         ]
-        self.is_counted |= ended
-        self.was_led &= ~ended
+        if STATISTICS_KEY in info:
+            self.is_counted |= info[f"_{STATISTICS_KEY}"]
+            self.was_led &= ~info[f"_{STATISTICS_KEY}"]
         return episodes
 
     def state_dict(self) -> dict[str, Any]:

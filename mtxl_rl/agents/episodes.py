@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from mtxl_rl.agents.actor import Actor
 from mtxl_rl.torso import Cache
@@ -36,8 +37,7 @@ def play_episodes(
     """
     actor.reset(seed=seed)
     num_envs = actor.env.num_envs
-    remaining = np.full(num_envs, episodes // num_envs)
-    remaining[: episodes % num_envs] += 1
+    remaining = episode_shares(episodes, num_envs=num_envs)
     first_env = actor.world.rows(num_envs).start
     counted: list[dict[str, float]] = []
     with actor.policy.autocast():
@@ -56,6 +56,13 @@ def play_episodes(
     if on_step is not None:
         on_step(actor)  # Its inputs hold the last step's reward.
     return counted
+
+
+def episode_shares(episodes: int, *, num_envs: int) -> NDArray[np.int64]:
+    """How many of the episodes each environment plays [B]: equal numbers, or one more."""
+    shares = np.full(num_envs, episodes // num_envs, dtype=np.int64)
+    shares[: episodes % num_envs] += 1
+    return shares
 
 
 def ablate_memory(cache: Cache, setting: str) -> None:

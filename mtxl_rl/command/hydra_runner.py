@@ -53,6 +53,8 @@ def run_command(
             overrides.append(f"{command.positional}=[{','.join(map(quote, positional))}]")
         is_sweep = bool({"-m", "--multirun"} & set(flags))
         overrides = check_overrides(overrides, command, is_sweep=is_sweep)
+        if not isinstance(command.base, str):
+            overrides = [part for part in overrides if part.partition("=")[0] not in command.groups]
         _run_hydra(command, [*overrides, *flags], run)
 
 

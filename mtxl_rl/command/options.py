@@ -41,7 +41,8 @@ class Command:
     """The config that the options change: a dataclass, a DictConfig, or the name of a YAML file in
     configs."""
     groups: Sequence[str] = ()
-    """Folders in configs from which an option chooses a file, as env=TMaze does."""
+    """Folders in configs from which an option chooses a file, as env=TMaze does. If `base` is not a
+    YAML file, it already holds the choice."""
     required: Sequence[str] = ()
     """Groups without a default."""
     positional: str = ""

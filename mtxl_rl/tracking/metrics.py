@@ -22,6 +22,8 @@ from mtxl_rl.tracking.files import atomic_write, explained_write_errors
 from mtxl_rl.tracking.loggers import Logger, open_logger
 
 METRICS_FILE = "metrics.jsonl"
+WINDOW_SIZE = 100
+"""Episodes over which means are taken."""
 Row = dict[str, float | int | None]
 _ADVICE = "earlier rows are kept; free space and resume, or choose another folder with run_dir="
 
@@ -182,7 +184,7 @@ class EpisodeWindow:
     took actions (led), have means of their own.
     """
 
-    def __init__(self, *, size: int = 100) -> None:
+    def __init__(self, *, size: int = WINDOW_SIZE) -> None:
         if size < 1:
             raise ValueError(f"size={size} episodes have no mean; give 1 or more")
         self._episodes: deque[_Episode] = deque(maxlen=size)

@@ -11,7 +11,7 @@ import pytest
 
 import mtxl_rl.envs.__main__ as table_of_tasks
 import mtxl_rl.envs.memory_maze.__main__ as memory_maze_command
-from mtxl_rl import compare, evaluate, export, suite, train, train_lm
+from mtxl_rl import compare, evaluate, export, random_play, suite, train, train_lm
 from mtxl_rl.command import Command, options_of, run_command
 from mtxl_rl.compose import compose_config
 from mtxl_rl.config_files import save_config
@@ -96,7 +96,7 @@ def test_a_mistake_is_one_sentence(
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("module", [train, evaluate, export, compare, train_lm, suite])
+@pytest.mark.parametrize("module", [train, evaluate, random_play, export, compare, train_lm, suite])
 def test_help_describes_every_option(module: ModuleType, capsys: pytest.CaptureFixture) -> None:
     module.main(["--help"])
     lines = capsys.readouterr().out.splitlines()
