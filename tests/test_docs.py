@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mtxl_rl.envs.tasks.catalog import TASKS
+from mtxl_rl.train import EXPECTED
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -47,7 +48,31 @@ def test_a_page_has_only_its_own_rules_and_results(
     assert page.count("schema/TMaze@env") == 2  # TMaze-distractors has this environment, too.
     assert "must fetch the cue first" not in page
     assert "CountRecall" not in page
-    assert "## Results" not in (tmp_path / "Concentration.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("TMaze", "| `env=TMaze-distractors`, "),
+        ("MemoryChain", "| `env=MemoryChain`, "),
+        ("EndlessTMaze", "| `env=EndlessTMaze "),
+        ("GridMemoryMaze", "| `env=GridMemoryMaze-GPS`, "),
+    ],
+)
+def test_a_page_has_the_results_of_todays_defaults(
+    name: str, row: str, reference_pages: ModuleType, tmp_path: Path
+) -> None:
+    reference_pages.write_tasks(tmp_path)
+    assert f"\n{row}" in (tmp_path / f"{name}.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["ActiveTMaze", "MysteryPath", "Concentration"])
+def test_a_page_without_results_states_that_no_agent_learned_the_task(
+    name: str, reference_pages: ModuleType, tmp_path: Path
+) -> None:
+    reference_pages.write_tasks(tmp_path)
+    results = (tmp_path / f"{name}.md").read_text(encoding="utf-8").split("## Results\n\n")[1]
+    assert results.strip().lower() == EXPECTED[name].lower()
 
 
 def test_code_in_docstrings_becomes_a_directive(reference_pages: ModuleType) -> None:
