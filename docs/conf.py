@@ -24,7 +24,7 @@ myst_heading_anchors = 4
 default_role = "literal"  # Docstrings have single backquotes.
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
-autodoc_mock_imports = ["envpool"]
+autodoc_mock_imports = ["envpool", "ray"]  # ray needs another gymnasium.
 html_theme = "furo"
 html_title = "mtxl_rl"
 

@@ -8,6 +8,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+import mtxl_rl
+from mtxl_rl import torso
 from mtxl_rl.envs.tasks.catalog import TASKS
 from mtxl_rl.train import EXPECTED
 
@@ -75,6 +77,17 @@ def test_a_page_without_results_states_that_no_agent_learned_the_task(
     assert results.strip().lower() == EXPECTED[name].lower()
 
 
+def test_every_command_has_its_options_on_a_page(
+    reference_pages: ModuleType, tmp_path: Path
+) -> None:
+    reference_pages.write_options(tmp_path)
+    page = (tmp_path / "options.md").read_text(encoding="utf-8")
+    for path in sorted((ROOT / "mtxl_rl").glob("*.py")):
+        if "\nUSAGE = " in path.read_text(encoding="utf-8"):
+            section = re.search(rf"^## .*`python -m mtxl_rl\.{path.stem}.*\n\n\| opt", page, re.M)
+            assert section, path.stem
+
+
 def test_code_in_docstrings_becomes_a_directive(reference_pages: ModuleType) -> None:
     lines = ["An agent.", "", "  ```python", "  act()", "  ```", "", "Args:"]
     reference_pages.convert_fences(lines)
@@ -131,6 +144,15 @@ def test_the_drawings_are_made_and_committed(drawings: ModuleType, tmp_path: Pat
 def test_the_delta_rule_keeps_new_values_and_a_sum_does_not(drawings: ModuleType) -> None:
     errors = drawings.read_errors(num_writes=100)
     assert errors["delta rule"][-20:].max() < 1 < errors["sum (linear attention)"][-20:].min()
+
+
+def test_the_api_page_has_every_public_name() -> None:
+    page = (DOCS / "api.md").read_text(encoding="utf-8")
+    documented = set(re.findall(r"^\.\. auto\w+:: mtxl_rl\.(?:train\.)?(\w+)$", page, re.M))
+    assert "torso" in documented
+    assert set(mtxl_rl.__all__) <= documented | set(torso.__all__)
+    for path in (ROOT / "mtxl_rl/integrations").glob("[a-z]*.py"):
+        assert f".. automodule:: mtxl_rl.integrations.{path.stem}\n" in page
 
 
 def test_the_committed_pictures_are_small() -> None:
