@@ -30,7 +30,7 @@ help:
 	@echo "make test-gpu   the tests that need a CUDA device"
 	@echo "make reliability  faults by the thousand, counted (docs/reliability.md), hours"
 	@echo "make reliability-short  the same with few cases, two minutes"
-	@echo "make check      lint, format, spelling, types and the layers of the package"
+	@echo "make check      lint, format, spelling, prose, types and the layers of the package"
 	@echo "make docs       the documentation site, in build/docs"
 	@echo "make clean      remove $(VENV), builds and caches; runs/ stays"
 	@echo
@@ -104,6 +104,7 @@ check: $(VENV)/.installed-dev
 	$(BIN)/codespell
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q tests/test_prose.py
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -c docs . build/docs

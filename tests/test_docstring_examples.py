@@ -31,7 +31,7 @@ def examples() -> dict[str, list[str]]:
         path.relative_to(ROOT).as_posix(): fence.findall(path.read_text(encoding="utf-8"))
         for path in (ROOT / "mtxl_rl").rglob("*.py")
     }
-    return {path: found for path, found in blocks.items() if found}
+    return {path: code for path, code in blocks.items() if code}
 
 
 def short_training(env: str, options: dict[str, Any], **top_level: Any) -> object:  # noqa: ANN401
