@@ -16,7 +16,7 @@ DEFAULT_ENV := $(if $(filter env=% resume=%,$(ARGS)),,env=MemoryMaze)
 
 .DEFAULT_GOAL := help
 .PHONY: help train test test-training test-original test-processes test-compile test-export test-slow test-gpu \
-	reliability reliability-short check docs clean FORCE
+	reliability reliability-short check docs links clean FORCE
 
 help:
 	@echo "make train      train an agent; ARGS='env=TMaze total_steps=100000' are its options"
@@ -32,6 +32,7 @@ help:
 	@echo "make reliability-short  the same with few cases, two minutes"
 	@echo "make check      lint, format, spelling, prose, types and the layers of the package"
 	@echo "make docs       the documentation site, in build/docs"
+	@echo "make links      ask every external link of the documentation for an answer"
 	@echo "make clean      remove $(VENV), builds and caches; runs/ stays"
 	@echo
 	@echo "All install into $(VENV) first, once. PYTHON=python3.12 picks the Python,"
@@ -108,6 +109,10 @@ check: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -c docs . build/docs
+
+# Needs a network: asks every external link of the documentation for an answer.
+links: $(VENV)/.installed-dev
+	$(BIN)/sphinx-build --quiet -b linkcheck -c docs . build/links
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis \
