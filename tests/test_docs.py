@@ -1,6 +1,7 @@
 """The generated pages and pictures of the documentation."""
 
 import importlib
+import json
 import re
 from pathlib import Path
 from types import ModuleType
@@ -153,6 +154,19 @@ def test_the_api_page_has_every_public_name() -> None:
     assert set(mtxl_rl.__all__) <= documented | set(torso.__all__)
     for path in (ROOT / "mtxl_rl/integrations").glob("[a-z]*.py"):
         assert f".. automodule:: mtxl_rl.integrations.{path.stem}\n" in page
+
+
+@pytest.mark.parametrize("name", ["first_run", "evaluating_memory"])
+def test_a_notebook_converts_to_ipynb(name: str, tmp_path: Path) -> None:
+    jupytext = pytest.importorskip("jupytext")
+    page = DOCS / "tutorials" / f"{name}.md"
+    path = tmp_path / f"{name}.ipynb"
+    jupytext.write(jupytext.read(page), path)
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    blocks = re.findall(r"```python\n(.*?)\n```", page.read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) > 1
+    assert sources == blocks
 
 
 def test_the_committed_pictures_are_small() -> None:
