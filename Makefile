@@ -102,6 +102,7 @@ reliability-short:
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/rumdl check
 	$(BIN)/codespell
 	$(BIN)/mypy
 	$(BIN)/lint-imports
