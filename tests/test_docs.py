@@ -156,6 +156,22 @@ def test_the_api_page_has_every_public_name() -> None:
         assert f".. automodule:: mtxl_rl.integrations.{path.stem}\n" in page
 
 
+def test_the_drawn_paths_are_equal(drawings: ModuleType) -> None:
+    acted, learned, _ = drawings.both_paths()
+    assert np.abs(acted - learned).max() < 1e-12
+    assert np.ptp(acted) > 0.1
+
+
+@pytest.mark.parametrize("is_truncated", [False, True])
+def test_only_a_truncated_episode_uses_the_reset_rows_value(
+    drawings: ModuleType, *, is_truncated: bool
+) -> None:
+    sources, valid = drawings.bootstrap_sources(is_truncated=is_truncated)
+    assert valid.tolist() == [True, True, True, False, True, True, True]
+    arrows = set(zip(*(axis.tolist() for axis in sources.nonzero()), strict=True))
+    assert arrows == {(0, 1), (1, 2), (4, 5), (5, 6)} | ({(2, 3)} if is_truncated else set())
+
+
 @pytest.mark.parametrize("name", ["first_run", "evaluating_memory"])
 def test_a_notebook_converts_to_ipynb(name: str, tmp_path: Path) -> None:
     jupytext = pytest.importorskip("jupytext")
