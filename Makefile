@@ -16,7 +16,7 @@ DEFAULT_ENV := $(if $(filter env=% resume=%,$(ARGS)),,env=MemoryMaze)
 
 .DEFAULT_GOAL := help
 .PHONY: help train test test-training test-original test-processes test-compile test-export test-slow test-gpu \
-	reliability reliability-short check docs clean FORCE
+	reliability reliability-short check docs links clean FORCE
 
 help:
 	@echo "make train      train an agent; ARGS='env=TMaze total_steps=100000' are its options"
@@ -30,8 +30,9 @@ help:
 	@echo "make test-gpu   the tests that need a CUDA device"
 	@echo "make reliability  faults by the thousand, counted (docs/reliability.md), hours"
 	@echo "make reliability-short  the same with few cases, two minutes"
-	@echo "make check      lint, format, spelling, types and the layers of the package"
+	@echo "make check      lint, format, spelling, prose, types and the layers of the package"
 	@echo "make docs       the documentation site, in build/docs"
+	@echo "make links      ask every external link of the documentation for an answer"
 	@echo "make clean      remove $(VENV), builds and caches; runs/ stays"
 	@echo
 	@echo "All install into $(VENV) first, once. PYTHON=python3.12 picks the Python,"
@@ -101,12 +102,18 @@ reliability-short:
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/rumdl check
 	$(BIN)/codespell
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q tests/test_prose.py
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -c docs . build/docs
+
+# Needs a network: asks every external link of the documentation for an answer.
+links: $(VENV)/.installed-dev
+	$(BIN)/sphinx-build --quiet -b linkcheck -c docs . build/links
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis \

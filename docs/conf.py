@@ -24,7 +24,9 @@ myst_heading_anchors = 4
 default_role = "literal"  # Docstrings have single backquotes.
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
-autodoc_mock_imports = ["envpool"]
+autodoc_mock_imports = ["envpool", "ray"]  # ray needs another gymnasium.
+linkcheck_anchors = False  # GitHub and others make theirs in the browser.
+linkcheck_timeout = 30
 html_theme = "furo"
 html_title = "mtxl_rl"
 

@@ -16,12 +16,14 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from torch.nn.functional import normalize
 
+from mtxl_rl.agents.returns import gae
 from mtxl_rl.agents.rollout import random_minibatches
+from mtxl_rl.torso import MemoryTransformer, TorsoConfig
 from mtxl_rl.torso.clock import Clock
 from mtxl_rl.torso.long_term.delta import delta_rule
 
 IMAGES = Path(__file__).parent / "images"
-NAMES = ("segments.svg", "delta_rule.svg", "spans.svg")
+NAMES = ("segments.svg", "acting.svg", "delta_rule.svg", "spans.svg", "episode_end.svg")
 _BLUE, _RED, _ORANGE = "#4c78a8", "#d64541", "#f2b04c"
 _BLUES = ("#c6dbef", "#9ecae1")
 _MINIBATCHES = ("#9ecae1", "#fdd0a2", "#c7e9c0", "#dadaeb")
@@ -108,6 +110,75 @@ def read_errors(*, num_writes: int, seed: int = 0) -> dict[str, NDArray[np.float
     return {name: np.array(numbers) for name, numbers in errors.items()}
 
 
+def both_paths(
+    *, num_steps: int = 12, reset: int = 7
+) -> tuple[NDArray[np.float64], NDArray[np.float64], int]:
+    """One number of a torso's outputs, step by step and by segments, and the segments' length."""
+    config = TorsoConfig(
+        width=8, num_heads=2, num_layers=2, window_length=4, segment_length=4, num_persistent=0
+    )
+    torch.manual_seed(0)
+    torso = MemoryTransformer(config).double().eval()
+    x = torch.randn(1, num_steps, config.width, dtype=torch.float64)
+    is_first = torch.zeros(1, num_steps, dtype=torch.bool)
+    is_first[:, [0, reset]] = True
+    state = torso.initial_state(1)
+    with torch.no_grad():
+        learned = torso(x, state, is_first)[0]
+    cache = torso.prefill(state, num_steps=num_steps)
+    acted = [torso.decode_step(x[:, n], cache, is_first[:, n]) for n in range(num_steps)]
+    return (
+        torch.stack(acted, dim=1)[0, :, 0].numpy(),
+        learned[0, :, 0].numpy(),
+        config.segment_length,
+    )
+
+
+def draw_acting(path: Path, *, reset: int = 7) -> None:
+    """Draw the two paths, their calls as boxes, and one output of each, computed by a torso."""
+    acted, learned, length = both_paths(reset=reset)
+    num_steps = len(acted)
+    assert np.allclose(acted, learned, atol=1e-12)
+    starts = [0, reset]
+    segments = [
+        (begin, min(begin + length, end))
+        for start, end in zip(starts, [reset, num_steps], strict=True)
+        for begin in range(start, end, length)
+    ]
+    with _figure(path, width=8.6, height=4.2) as figure:
+        calls, outputs = figure.subplots(2, sharex=True, height_ratios=[1.15, 1])
+        for n in range(num_steps):
+            calls.add_patch(Rectangle((n + 0.08, 0.1), 0.84, 0.7, facecolor=_BLUES[0]))
+            calls.text(n + 0.5, 0.45, str(n), ha="center", va="center")
+            if n + 1 < num_steps and n + 1 != reset:
+                arrow = {"arrowstyle": "->", "color": _BLUE, "shrinkA": 0, "shrinkB": 0}
+                calls.annotate("", (n + 1.12, 0.45), (n + 0.88, 0.45), arrowprops=arrow)
+        for begin, end in segments:
+            size = end - begin
+            calls.add_patch(Rectangle((begin + 0.08, 1.3), size - 0.16, 0.7, facecolor=_BLUES[1]))
+            label = f"{begin} to {end - 1}" if size > 1 else str(begin)
+            calls.text(begin + size / 2, 1.65, label, ha="center", va="center")
+            if size == length:  # Complete: it is written.
+                for low, high in ((0.1, 0.8), (1.3, 2.0)):
+                    calls.plot([end, end], [low, high], color=_BLUE, linewidth=2.5)
+                calls.text(end, 1.05, "write", ha="center", va="center", color=_BLUE, fontsize=7)
+        calls.plot([reset, reset], [0, 2.1], color=_RED, linewidth=2.5)
+        calls.text(reset, 2.25, "reset", ha="center", va="center", color=_RED, fontsize=7)
+        calls.text(-0.2, 0.45, "acting:\none step after another", ha="right", va="center")
+        calls.text(-0.2, 1.65, "learning:\na segment in parallel", ha="right", va="center")
+        calls.set(xlim=(-2.9, num_steps + 0.1), ylim=(2.4, 0))
+        calls.set_axis_off()
+        steps = np.arange(num_steps) + 0.5
+        circles = {"color": _BLUE, "markersize": 9, "fillstyle": "none"}
+        outputs.plot(steps, learned, "o", label="forward", **circles)
+        outputs.plot(steps, acted, "x", color=_RED, label="decode_step")
+        outputs.legend(loc="center right", bbox_to_anchor=(0.17, 0.5), frameon=False)
+        outputs.axvline(reset, color=_RED, linewidth=1, linestyle=":")
+        outputs.set(yticks=[], xlabel="step; heights: the first number of each output")
+        outputs.set_xticks(steps, [str(n) for n in range(num_steps)])
+        outputs.spines[["left", "right", "top"]].set_visible(False)
+
+
 def draw_delta_rule(path: Path) -> None:
     """Draw the errors of `read_errors`, the median of 20 seeds."""
     runs = [read_errors(num_writes=100, seed=seed) for seed in range(20)]
@@ -146,9 +217,51 @@ def draw_spans(path: Path, *, num_envs: int = 6, num_spans: int = 4) -> None:
         axis.spines[["left", "right", "top"]].set_visible(False)
 
 
+def bootstrap_sources(*, is_truncated: bool) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which values change which advantages [T, T], and the valid rows, of an episode that ends.
+
+    The episode ends in step 2, row 3 is the reset row, and the next one starts in step 4.
+    """
+    num_steps, end = 7, 2
+    terminated = torch.zeros(1, num_steps, dtype=torch.bool)
+    terminated[0, end] = not is_truncated
+    valid = torch.ones(1, num_steps, dtype=torch.bool)
+    valid[0, end + 1] = False
+    value = torch.zeros(1, num_steps, requires_grad=True)
+    advantage = gae(
+        torch.zeros(1, num_steps), terminated, valid, value, torch.zeros(1),
+        gamma=0.9, gae_lambda=0.0,
+    )  # fmt: skip
+    rows = [torch.autograd.grad(row, value, retain_graph=True)[0][0] for row in advantage[0]]
+    return (torch.stack(rows) > 0).numpy(), valid[0].numpy()
+
+
+def draw_episode_end(path: Path) -> None:
+    """Draw the rows around an episode's end, and the values that `gae` bootstraps from."""
+    with _figure(path, width=7.4, height=3.4) as figure:
+        for axis, is_truncated in zip(figure.subplots(2), (False, True), strict=True):
+            sources, valid = bootstrap_sources(is_truncated=is_truncated)
+            reset_row = int(np.flatnonzero(~valid)[0])
+            for n, is_valid in enumerate(valid):
+                color = _BLUES[int(n > reset_row)] if is_valid else "#dddddd"
+                axis.add_patch(Rectangle((n + 0.04, 0), 0.92, 1, facecolor=color))
+                text = "reset row:\nfinal\nobservation" if not is_valid else f"step {n}"
+                text += "\nis_first" if n == reset_row + 1 else ""
+                axis.text(n + 0.5, 0.5, text, ha="center", va="center", fontsize=8)
+            for n, source in zip(*np.nonzero(sources), strict=True):
+                bend = {"arrowstyle": "->", "color": _BLUE, "connectionstyle": "arc3,rad=0.35"}
+                axis.annotate("", (n + 0.55, 1.04), (source + 0.45, 1.04), arrowprops=bend)
+            axis.plot([reset_row, reset_row], [0, 1.15], color=_RED, linewidth=2.5)
+            name = "truncated" if is_truncated else "terminated"
+            axis.text(reset_row, -0.18, name, ha="center", va="center", color=_RED)
+            axis.set(xlim=(0, len(valid)), ylim=(-0.35, 1.7))
+            axis.set_axis_off()
+
+
 def main(folder: Path = IMAGES) -> None:
     """Write the drawings."""
-    for name, draw in zip(NAMES, (draw_segments, draw_delta_rule, draw_spans), strict=True):
+    draws = (draw_segments, draw_acting, draw_delta_rule, draw_spans, draw_episode_end)
+    for name, draw in zip(NAMES, draws, strict=True):
         draw(folder / name)
 
 

@@ -8,14 +8,29 @@ from pathlib import Path
 from typing import get_origin
 
 from mtxl_rl.command import Option, options_of
+from mtxl_rl.compare import CompareConfig
 from mtxl_rl.config import TrainConfig
 from mtxl_rl.envs.__main__ import TABLE_HEADER, table_rows
 from mtxl_rl.envs.registry import ENVS
 from mtxl_rl.envs.tasks.catalog import TASKS, TaskEntry
 from mtxl_rl.evaluation.evaluate_config import EvaluateConfig
+from mtxl_rl.evaluation.suite_runner import SuiteConfig
+from mtxl_rl.export import ExportConfig
+from mtxl_rl.hub import PullConfig, PushConfig
+from mtxl_rl.language_model.train_config import TrainLMConfig
+from mtxl_rl.train import EXPECTED
 
 ROOT = Path(__file__).parents[1]
 PRESETS = ROOT / "mtxl_rl/configs/env"
+COMMANDS: dict[str, type] = {
+    "Evaluation: `python -m mtxl_rl.evaluate checkpoint=RUN_DIR`": EvaluateConfig,
+    "Comparing runs: `python -m mtxl_rl.compare RUN_DIR RUN_DIR`": CompareConfig,
+    "Suites: `python -m mtxl_rl.suite suite=NAME`": SuiteConfig,
+    "Exporting: `python -m mtxl_rl.export checkpoint=RUN_DIR`": ExportConfig,
+    "Sharing: `python -m mtxl_rl.hub push checkpoint=RUN_DIR to=FOLDER`": PushConfig,
+    "Receiving: `python -m mtxl_rl.hub pull source=hf://USER/NAME output=FOLDER`": PullConfig,
+    "Language model: `python -m mtxl_rl.train_lm`": TrainLMConfig,
+}
 _FIELDS = "Rules|Source|Observations?|Actions?|Rewards?|Episode length"
 
 
@@ -35,8 +50,11 @@ def write_options(folder: Path) -> None:
                 *_table(options_of(entry.config_class, prefix="env.")),
             )
         ),
-        "## Evaluation: `python -m mtxl_rl.evaluate checkpoint=RUN_DIR`",
-        *_table(options_of(EvaluateConfig)),
+        *(
+            part
+            for title, schema in COMMANDS.items()
+            for part in (f"## {title}", *_table(options_of(schema)))
+        ),
     ]
     _write(folder / "options.md", sections)
 
@@ -144,13 +162,17 @@ def _preset_sections(name: str) -> list[str]:
 
 
 def _result_sections(name: str) -> list[str]:
-    """The rows and remarks of RESULTS.md that begin with a task's name, if any."""
+    """The rows and remarks of RESULTS.md that begin with a task's name.
+
+    Without any, what `mtxl_rl.train` prints of the task at its start.
+    """
     text = (ROOT / "RESULTS.md").read_text(encoding="utf-8")
     results = text.partition("## Memory Maze against the original")[0]
     blocks = [block for block in results.split("\n\n") if "|" in block or "- " in block]
     selected = [part for block in blocks if (part := "\n".join(_lines_about(name, block)))]
     if not selected:
-        return []
+        expected = EXPECTED.get(name)
+        return ["## Results", expected[0].upper() + expected[1:]] if expected else []
     source = (
         "From [RESULTS.md](../../../RESULTS.md), which has the settings of all results and the "
         "changes since then."
@@ -169,6 +191,10 @@ def _lines_about(name: str, block: str) -> Iterator[str]:
 
 
 def _begins_with(name: str, item: str) -> bool:
-    """Whether a row or a list item begins with a name; Endless T-maze is EndlessTMaze."""
+    """Whether a row or a list item begins with a name; Endless T-maze is EndlessTMaze.
+
+    A row may begin with a command's options, as `env=EndlessTMaze env.num_corridors=3`.
+    """
+    item = re.sub(r"^\| `env=", "", item)
     letters = re.sub(r"[^A-Za-z0-9]", "", item[: 2 * len(name) + 8])
     return letters.lower().startswith(name.lower())

@@ -65,7 +65,7 @@ The defaults below are those of the library. env=, model= and torso= change some
 """
 
 
-_EXPECTED = {
+EXPECTED = {
     "TMaze": "success 0.98 after 61,000 to 70,000 steps, in five seeds.",
     "GridMemoryMaze": "a return of 56 to 57 after 10 million steps, in two seeds of an earlier "
     "version; the best is 93.",
@@ -123,8 +123,8 @@ def _plan(config: TrainConfig, overrides: Sequence[str]) -> str:
     ]
     preset = value_of(overrides, "env")
     names = [part.lstrip("+~").partition("=")[0] for part in overrides]
-    if preset in _EXPECTED and not any(name.startswith(_CHANGES_RESULTS) for name in names):
-        lines.append(f"What to expect: {_EXPECTED[preset]}")
+    if preset in EXPECTED and not any(name.startswith(_CHANGES_RESULTS) for name in names):
+        lines.append(f"What to expect: {EXPECTED[preset]}")
     if config.total_steps >= _LONG:
         lines.append(f"For a result in minutes: {_SHORT_EXAMPLE}")
     return "\n".join(lines)

@@ -1,6 +1,7 @@
 """The generated pages and pictures of the documentation."""
 
 import importlib
+import json
 import re
 from pathlib import Path
 from types import ModuleType
@@ -8,7 +9,10 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+import mtxl_rl
+from mtxl_rl import torso
 from mtxl_rl.envs.tasks.catalog import TASKS
+from mtxl_rl.train import EXPECTED
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -47,7 +51,42 @@ def test_a_page_has_only_its_own_rules_and_results(
     assert page.count("schema/TMaze@env") == 2  # TMaze-distractors has this environment, too.
     assert "must fetch the cue first" not in page
     assert "CountRecall" not in page
-    assert "## Results" not in (tmp_path / "Concentration.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("TMaze", "| `env=TMaze-distractors`, "),
+        ("MemoryChain", "| `env=MemoryChain`, "),
+        ("EndlessTMaze", "| `env=EndlessTMaze "),
+        ("GridMemoryMaze", "| `env=GridMemoryMaze-GPS`, "),
+    ],
+)
+def test_a_page_has_the_results_of_todays_defaults(
+    name: str, row: str, reference_pages: ModuleType, tmp_path: Path
+) -> None:
+    reference_pages.write_tasks(tmp_path)
+    assert f"\n{row}" in (tmp_path / f"{name}.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["ActiveTMaze", "MysteryPath", "Concentration"])
+def test_a_page_without_results_states_that_no_agent_learned_the_task(
+    name: str, reference_pages: ModuleType, tmp_path: Path
+) -> None:
+    reference_pages.write_tasks(tmp_path)
+    results = (tmp_path / f"{name}.md").read_text(encoding="utf-8").split("## Results\n\n")[1]
+    assert results.strip().lower() == EXPECTED[name].lower()
+
+
+def test_every_command_has_its_options_on_a_page(
+    reference_pages: ModuleType, tmp_path: Path
+) -> None:
+    reference_pages.write_options(tmp_path)
+    page = (tmp_path / "options.md").read_text(encoding="utf-8")
+    for path in sorted((ROOT / "mtxl_rl").glob("*.py")):
+        if "\nUSAGE = " in path.read_text(encoding="utf-8"):
+            section = re.search(rf"^## .*`python -m mtxl_rl\.{path.stem}.*\n\n\| opt", page, re.M)
+            assert section, path.stem
 
 
 def test_code_in_docstrings_becomes_a_directive(reference_pages: ModuleType) -> None:
@@ -106,6 +145,44 @@ def test_the_drawings_are_made_and_committed(drawings: ModuleType, tmp_path: Pat
 def test_the_delta_rule_keeps_new_values_and_a_sum_does_not(drawings: ModuleType) -> None:
     errors = drawings.read_errors(num_writes=100)
     assert errors["delta rule"][-20:].max() < 1 < errors["sum (linear attention)"][-20:].min()
+
+
+def test_the_api_page_has_every_public_name() -> None:
+    page = (DOCS / "api.md").read_text(encoding="utf-8")
+    documented = set(re.findall(r"^\.\. auto\w+:: mtxl_rl\.(?:train\.)?(\w+)$", page, re.M))
+    assert "torso" in documented
+    assert set(mtxl_rl.__all__) <= documented | set(torso.__all__)
+    for path in (ROOT / "mtxl_rl/integrations").glob("[a-z]*.py"):
+        assert f".. automodule:: mtxl_rl.integrations.{path.stem}\n" in page
+
+
+def test_the_drawn_paths_are_equal(drawings: ModuleType) -> None:
+    acted, learned, _ = drawings.both_paths()
+    assert np.abs(acted - learned).max() < 1e-12
+    assert np.ptp(acted) > 0.1
+
+
+@pytest.mark.parametrize("is_truncated", [False, True])
+def test_only_a_truncated_episode_uses_the_reset_rows_value(
+    drawings: ModuleType, *, is_truncated: bool
+) -> None:
+    sources, valid = drawings.bootstrap_sources(is_truncated=is_truncated)
+    assert valid.tolist() == [True, True, True, False, True, True, True]
+    arrows = set(zip(*(axis.tolist() for axis in sources.nonzero()), strict=True))
+    assert arrows == {(0, 1), (1, 2), (4, 5), (5, 6)} | ({(2, 3)} if is_truncated else set())
+
+
+@pytest.mark.parametrize("name", ["first_run", "evaluating_memory"])
+def test_a_notebook_converts_to_ipynb(name: str, tmp_path: Path) -> None:
+    jupytext = pytest.importorskip("jupytext")
+    page = DOCS / "tutorials" / f"{name}.md"
+    path = tmp_path / f"{name}.ipynb"
+    jupytext.write(jupytext.read(page), path)
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    blocks = re.findall(r"```python\n(.*?)\n```", page.read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) > 1
+    assert sources == blocks
 
 
 def test_the_committed_pictures_are_small() -> None:

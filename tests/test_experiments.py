@@ -1,11 +1,13 @@
 """Every experiment has the same front matter, a legal status and a line in the index."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
-FOLDER = Path(__file__).parents[1] / "docs" / "experiments"
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "docs" / "experiments"
 ENTRIES = sorted(FOLDER.glob("20*.md"))
 KEYS = ["question", "date", "command", "commit", "status"]
 DATE_LENGTH = len("2026-11-24-")
@@ -30,6 +32,29 @@ def test_an_entry_has_front_matter(path: Path) -> None:
         assert slug in SLUGS - {path.stem[DATE_LENGTH:]}
     else:
         assert fields["status"] in {"adopted", "negative", "open"}
+
+
+@pytest.mark.parametrize("path", ENTRIES, ids=lambda path: path.stem)
+def test_the_command_can_be_typed(path: Path) -> None:
+    """It is a setting, or its program exists; an entry names the commit that removed a program.
+
+    Options are not checked, because some of them were removed since.
+    """
+    text = path.read_text(encoding="utf-8")
+    command = re.findall(r'^command: "(.*)"$', text, flags=re.MULTILINE)[0]
+    if command.startswith("setting: "):
+        return
+    python, *words = shlex.split(command)
+    assert python == "python"
+    assert "..." not in words
+    if words[0] == "-m":
+        module = ROOT.joinpath(*words[1].split("."))
+        assert module.with_suffix(".py").is_file() or (module / "__main__.py").is_file()
+    else:
+        is_removed = re.search(rf"`{words[0]}` is in .* removed in `[0-9a-f]{{7,}}`", text)
+        assert (ROOT / words[0]).is_file() or is_removed
+    if words[:2] == ["-m", "mtxl_rl.train"]:
+        assert all(re.match(r"[a-z_.0-9]+=", word) for word in words[2:])
 
 
 def test_the_index_lists_every_entry_newest_first() -> None:

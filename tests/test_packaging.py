@@ -1,14 +1,20 @@
-"""The wheel holds the library and nothing else, and importing the library is cheap."""
+"""The wheel holds the library and nothing else, importing it is cheap, and the lock file fits."""
 
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
+from collections import defaultdict
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 import mtxl_rl
 
@@ -61,6 +67,37 @@ def test_the_wheel_has_one_name_at_its_top(wheel_files: set[str]) -> None:
 
 def test_the_wheel_carries_its_license(wheel_files: set[str]) -> None:
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in wheel_files)
+
+
+def _locked() -> dict[str, set[Version]]:
+    """The versions of each package in the lock file; some differ by Python or platform."""
+    locked = defaultdict[str, set[Version]](set)
+    for line in (ROOT / "requirements-dev.lock").read_text(encoding="utf-8").splitlines():
+        if line and not line.startswith("#"):
+            pin = Requirement(line)
+            (specifier,) = pin.specifier
+            assert specifier.operator == "=="
+            locked[canonicalize_name(pin.name)].add(Version(specifier.version))
+    return locked
+
+
+def test_the_lock_file_has_every_dependency_in_its_range() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    names = ("dev", "report", "video", "memory-maze-original")
+    listed = [*project["dependencies"], *(line for name in names for line in extras[name])]
+    locked = _locked()
+    for requirement in map(Requirement, listed):
+        if requirement.name != project["name"]:
+            versions = locked[canonicalize_name(requirement.name)]
+            assert versions, f"{requirement} is not in requirements-dev.lock"
+            assert all(version in requirement.specifier for version in versions), str(requirement)
+
+
+def test_the_lock_file_has_the_torch_of_ci() -> None:
+    ci = re.search(r"TORCH:-torch==([\d.]+)", (ROOT / ".ci/run").read_text(encoding="utf-8"))
+    assert ci
+    assert _locked()["torch"] == {Version(ci[1])}
 
 
 def test_importing_the_library_loads_nothing_heavy(

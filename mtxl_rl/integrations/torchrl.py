@@ -37,9 +37,9 @@ class TorsoModule(TensorDictModuleBase):  # type: ignore[misc]
 
     Args:
         torso: a torso, or what to build.
-        in_key: features [*b, D].
-        out_key: where what the torso makes of them goes, [*b, D].
-        memory_key: the memory before a step, [*b, n]; that after it is ("next", memory_key).
+        in_key: features `[*b, D]`.
+        out_key: the torso's outputs, `[*b, D]`.
+        memory_key: the memory before a step, `[*b, n]`; that after it is ("next", memory_key).
     """
 
     def __init__(

@@ -22,18 +22,16 @@ def _slots_of_2020(num_slots: int, *, write_iterations: int) -> SlotsConfig:
 class MemoryTransformerXL(nn.Module):
     """A language model with the call of the package `memory-transformer-xl` 0.1.0.
 
-    Its core is the torso. Its arguments set these options of the torso:
+    Its core is the torso. These arguments set options of the torso:
 
-    | argument | meaning |
-    |---|---|
-    | seq_len | tokens between two writes of the long-term memory; calls can have any length |
-    | mem_len | the window is max(mem_len, seq_len) and slides: a token sees that many before it |
-    | lmem_len, mem_write_iters | slots, and rounds of attention and cell per write |
-    | memory_layers | the layers, from 1, that write and read the slots; default all |
-    | num_mem_kv | persistent key/value pairs per head |
-    | gru_gated_residual | nBRC gates, or plain residuals |
-    | mogrify_gru | five mogrifier rounds before each gate |
-    | long_term | slots as in 2020, or another kind of `TorsoConfig.long_term` |
+    - seq_len: tokens between two writes of the long-term memory; calls can have any length.
+    - mem_len: the window is max(mem_len, seq_len) and slides: a token sees that many before it.
+    - lmem_len, mem_write_iters: slots, and rounds of attention and cell per write.
+    - memory_layers: the layers, from 1, that write and read the slots; default all.
+    - num_mem_kv: persistent key/value pairs per head.
+    - gru_gated_residual: nBRC gates, or plain residuals.
+    - mogrify_gru: five mogrifier rounds before each gate.
+    - long_term: slots as in 2020, or another kind of `TorsoConfig.long_term`.
 
     docs/differences.md lists the differences from 2020.
 

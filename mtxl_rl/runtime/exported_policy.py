@@ -175,8 +175,8 @@ class ExportedPolicy:
 
     def act(
         self, observation: object, *, reward: float | NDArray[Any] | Tensor = 0.0
-    ) -> NDArray[Any]:
-        """The actions of one step, as the environment takes them.
+    ) -> NDArray[Any] | np.generic:
+        """The actions of one step, as the environment takes them; a Discrete row's is a number.
 
         Args:
             observation: an array, or for a dict space its leaves by name, [B, ...]; with one row

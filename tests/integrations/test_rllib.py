@@ -3,8 +3,10 @@
 RLlib pins an older gymnasium, so the tests run where it was installed by hand.
 """
 
+import re
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,6 +26,7 @@ from mtxl_rl.integrations.rllib import TorsoCatalog
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
+ROOT = Path(__file__).parents[2]
 TORSO = TorsoConfig(width=16, num_heads=2, window_length=4, segment_length=4, num_persistent=2)
 
 
@@ -81,6 +84,20 @@ def test_it_trains() -> None:
     assert np.isfinite(float(metrics["total_loss"]))
     moved = dict(algorithm.get_module().named_parameters())
     assert any("torso" in name and (moved[name] != before[name]).any() for name in before)
+    algorithm.stop()
+
+
+def test_the_example_of_the_documentation_trains() -> None:
+    page = (ROOT / "docs/integrations.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```py\n(from ray\.rllib.*?)```", page, flags=re.DOTALL)
+    # The environments in this process: with one CPU, those in workers would wait for another.
+    one_process = "config.env_runners(num_env_runners=0).training("
+    assert "config.training(" in block
+    block = block.replace("config.training(", one_process)
+    names: dict[str, object] = {}
+    exec(compile(block, "docs/integrations.md", "exec"), names)
+    algorithm = names["algorithm"]
+    assert isinstance(algorithm, PPO)
     algorithm.stop()
 
 
