@@ -31,6 +31,7 @@ _TOP_VIEW_WIDTH = 1.1  # Width of the top view, in widths of the maze.
 _UNSEEN_BRIGHTNESS = 0.35
 _MAZE_STEPS, _AGENT_STEPS, _TASK_STEPS = 120, 200, 60
 _MAZE_SEED, _AGENT_SEED = 3, 0
+_AGENT = "GridMemoryMaze-GPS-13x13"
 
 Frame = NDArray[np.uint8]
 """Red, green and blue, [H, W, 3]."""
@@ -103,11 +104,11 @@ def _darken_unseen(top: Frame, is_seen: NDArray[np.bool_]) -> Frame:
 
 
 def agent_frames(*, num_steps: int, seed: int) -> list[Frame]:
-    """Draw the agent of pretrained/GridMemoryMaze-GPS: what it sees, the maze, what it remembers.
+    """Draw a trained agent: what it sees, the maze from above, and what it remembers.
 
     A ring shows where the agent's prediction puts an object that it has seen in this episode.
     """
-    agent = Agent.load(IMAGES.parents[1] / "pretrained" / "GridMemoryMaze-GPS", seed=seed)
+    agent = Agent.load(IMAGES.parents[1] / "pretrained" / _AGENT, seed=seed)
     policy = agent.policy
     frames, score = [], 0.0
     with closing(make_vector_env(agent.config.env, num_envs=1, seed=seed)) as env:
@@ -119,7 +120,7 @@ def agent_frames(*, num_steps: int, seed: int) -> list[Frame]:
         for step in range(num_steps + 1):
             with torch.no_grad():
                 predictions = policy.predict(actor.inputs(), cache)
-            places = predictions["targets_pos"].reshape(-1, 2).cpu().numpy()
+            places = predictions["seen_targets_pos"].reshape(-1, 2).cpu().numpy()
             is_seen = maze.target_ages()[0] >= 0
             frames.append(_agent_frame(maze, places, is_seen, score=score, step=step))
             transition, _ = actor.step()
@@ -205,9 +206,8 @@ def main() -> None:
     write_gif(IMAGES / "agent.gif", frames, frames_per_second=8, num_colors=32)
     options = "episodes=1 num_envs=1 memory=on"
     evaluate("TMaze", f"{options} timeline={IMAGES / 'tmaze_memory.png'}")
-    maze = "GridMemoryMaze-GPS"
-    evaluate(maze, f"{options} video_steps=200 timeline={IMAGES / 'grid_maze_timeline.png'}")
-    evaluate(maze, f"episodes=64 num_envs=64 probe={IMAGES / 'grid_maze_probe.png'}")
+    evaluate(_AGENT, f"{options} video_steps=200 timeline={IMAGES / 'grid_maze_timeline.png'}")
+    evaluate(_AGENT, f"episodes=64 num_envs=64 probe={IMAGES / 'grid_maze_probe.png'}")
 
 
 def evaluate(agent: str, options: str) -> None:

@@ -70,6 +70,8 @@ EXPECTED = {
     "GridMemoryMaze": "a return of 56 to 57 after 10 million steps, in two seeds of an earlier "
     "version; the best is 93.",
     "GridMemoryMaze-GPS": "a return of 72 after 4 million steps, in one seed; the best is 93.",
+    "GridMemoryMaze-GPS-13x13": "a return of 136 after 6.5 million steps, in one seed; the best is "
+    "199.",
     "MortarMayhem": "a return of 0.40 after 5 million steps, in an earlier version; not solved.",
     "ActiveTMaze": "no agent has learned this task with these options.",
     "MysteryPath": "no agent has learned this task with these options.",
