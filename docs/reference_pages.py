@@ -18,6 +18,7 @@ from mtxl_rl.evaluation.suite_runner import SuiteConfig
 from mtxl_rl.export import ExportConfig
 from mtxl_rl.hub import PullConfig, PushConfig
 from mtxl_rl.language_model.train_config import TrainLMConfig
+from mtxl_rl.random_play import RandomPlayConfig
 from mtxl_rl.train import EXPECTED
 
 ROOT = Path(__file__).parents[1]
@@ -25,6 +26,7 @@ PRESETS = ROOT / "mtxl_rl/configs/env"
 COMMANDS: dict[str, type] = {
     "Evaluation: `python -m mtxl_rl.evaluate checkpoint=RUN_DIR`": EvaluateConfig,
     "Comparing runs: `python -m mtxl_rl.compare RUN_DIR RUN_DIR`": CompareConfig,
+    "Random play: `python -m mtxl_rl.random_play env=NAME`": RandomPlayConfig,
     "Suites: `python -m mtxl_rl.suite suite=NAME`": SuiteConfig,
     "Exporting: `python -m mtxl_rl.export checkpoint=RUN_DIR`": ExportConfig,
     "Sharing: `python -m mtxl_rl.hub push checkpoint=RUN_DIR to=FOLDER`": PushConfig,
@@ -191,10 +193,6 @@ def _lines_about(name: str, block: str) -> Iterator[str]:
 
 
 def _begins_with(name: str, item: str) -> bool:
-    """Whether a row or a list item begins with a name; Endless T-maze is EndlessTMaze.
-
-    A row may begin with a command's options, as `env=EndlessTMaze env.num_corridors=3`.
-    """
-    item = re.sub(r"^\| `env=", "", item)
+    """Whether a row or a list item begins with a name; Endless T-maze is EndlessTMaze."""
     letters = re.sub(r"[^A-Za-z0-9]", "", item[: 2 * len(name) + 8])
     return letters.lower().startswith(name.lower())

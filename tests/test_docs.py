@@ -56,10 +56,10 @@ def test_a_page_has_only_its_own_rules_and_results(
 @pytest.mark.parametrize(
     ("name", "row"),
     [
-        ("TMaze", "| `env=TMaze-distractors`, "),
-        ("MemoryChain", "| `env=MemoryChain`, "),
-        ("EndlessTMaze", "| `env=EndlessTMaze "),
-        ("GridMemoryMaze", "| `env=GridMemoryMaze-GPS`, "),
+        ("TMaze", "| TMaze-distractors, 400k "),
+        ("MemoryChain", "| MemoryChain, 400k "),
+        ("EndlessTMaze", "| Endless T-maze, 300k "),
+        ("GridMemoryMaze", "| GridMemoryMaze 13x13, "),
     ],
 )
 def test_a_page_has_the_results_of_todays_defaults(

@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from mtxl_rl.agents.policy import Policy
 from mtxl_rl.agents.ppo import PPO, LossWeights
 from mtxl_rl.agents.rollout import Rollout
+from mtxl_rl.agents.transition import Decision, Lead, PolicyInputs
 from mtxl_rl.torso import MemoryTransformer
+from mtxl_rl.torso.cache import Cache
 from mtxl_rl.torso.layer import Layer
 
 P = ParamSpec("P")
@@ -66,8 +68,9 @@ def resolve_compile(kind: str, device: torch.device, *, seconds_left: float) -> 
 def compile_policy(policy: Policy) -> None:
     """Compile a policy's step of acting, and its torso's layers for learning, at their first use.
 
-    On a GPU the step of acting runs as a CUDA graph. Torsos whose memory is written from whole
-    segments (slots, tokens) act uncompiled: the CPU must know whether a segment ends.
+    On a GPU the step of acting becomes a CUDA graph; no GPU has run it yet. Torsos whose memory is
+    written from whole segments (slots, tokens) act uncompiled: the CPU must know whether a segment
+    ends.
 
     Raises:
         ValueError: the torso is not a transformer, or there is no C++ compiler, which a CPU needs.
@@ -82,8 +85,9 @@ def compile_acting(policy: Policy) -> None:
     device = torso.norm.weight.device
     require_compiler(device)
     if not torso.writes_whole_segments:
-        step = _Compiled(Policy.decode_step, device, cuda_graph=device.type == "cuda")
-        _override(policy, "decode_step", step)
+        is_graph = device.type == "cuda"
+        step = _Compiled(Policy.decode_step, device, cuda_graph=is_graph)
+        _override(policy, "decode_step", _step_in_place(step) if is_graph else step)
 
 
 def compile_layers(torso: MemoryTransformer) -> None:
@@ -211,6 +215,24 @@ def require_compiler(device: torch.device) -> None:
             f"to compile for the CPU, torch needs the C++ compiler {name}, which is not installed; "
             "install it, name another one in the environment variable CXX, or set compile=false"
         )
+
+
+def _step_in_place(step: Callable[..., Decision]) -> Callable[..., Decision]:
+    """`step` such that torch records it as a CUDA graph although it updates its cache in place.
+
+    torch does so only for tensors that it was asked to expect at a fixed address, as
+    `Actor.prefill` keeps them. A replay overwrites what the one before returned, so the decision is
+    copied.
+    """
+
+    def act(
+        policy: Policy, inputs: PolicyInputs, cache: Cache, noise: Tensor | None, *lead: Lead | None
+    ) -> Decision:
+        for tensor in cache.tensors().values():
+            torch._dynamo.mark_static_address(tensor)
+        return Decision(*(output.clone() for output in step(policy, inputs, cache, noise, *lead)))
+
+    return act
 
 
 def _override(module: nn.Module, name: str, function: Callable[..., Any]) -> None:

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from mtxl_rl.agents.policy import Policy, PolicyConfig
-from mtxl_rl.agents.transition import PolicyInputs
+from mtxl_rl.agents.transition import Decision, PolicyInputs
 from mtxl_rl.compose import compose_config
 from mtxl_rl.envs.registry import make_vector_env
 from mtxl_rl.runtime import compile as runtime_compile
 from mtxl_rl.torso import TorsoConfig
+from mtxl_rl.torso.cache import Cache
 from mtxl_rl.training import run as run_module
 from mtxl_rl.training.run import Run
 
@@ -76,6 +77,31 @@ def test_inside_eager_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) -> No
         assert "decode_step" not in vars(policy)
     assert "forward" in vars(layer)
     assert "decode_step" in vars(policy)
+
+
+def test_a_step_for_a_cuda_graph_keeps_the_caches_addresses_and_copies_its_decision() -> None:
+    """The parts that do not need a GPU; a gpu test asks torch whether it recorded the graph."""
+    policy = small_policy()
+    inputs = PolicyInputs(
+        {"obs": torch.ones(2, 3)}, torch.zeros(2, 1).long(), torch.zeros(2),
+        torch.zeros(2, dtype=torch.bool),
+    )  # fmt: skip
+    returned = []
+
+    def step(policy: Policy, inputs: PolicyInputs, cache: Cache, noise: None) -> Decision:
+        returned.append(Policy.decode_step(policy, inputs, cache, noise))
+        return returned[-1]
+
+    caches = [policy.prefill(policy.torso.initial_state(2)) for _ in range(2)]
+    graph = runtime_compile._step_in_place(step)
+    with torch.no_grad():
+        decision = graph(policy, inputs, caches[0], None)
+        expected = policy.decode_step(inputs, caches[1], None)
+    for name, tensor in caches[0].tensors().items():
+        assert tensor._dynamo_static_input_type == "unguarded", name
+    for copy, original, reference in zip(decision, returned[0], expected, strict=True):
+        assert torch.equal(copy, reference)
+        assert copy.data_ptr() != original.data_ptr()
 
 
 @pytest.mark.usefixtures("backend_eager")

@@ -547,7 +547,10 @@ def test_training_on_a_gpu_acts_as_it_learns(
 ) -> None:
     run_dir = tmp_path / "run"
     options = [*task, "model=tiny", "device=cuda", "total_steps=8192"]
+    torch._dynamo.utils.counters.clear()
     main([*options, f"policy.precision={precision}", f"run_dir={run_dir}"])
     bound = 1e-4 if precision == "float32" else 0.25
     assert rows(run_dir)[-1]["step"] == 8192
     assert max(row["losses/ratio_deviation"] for row in rows(run_dir)) < bound
+    # torch counts the functions that it was to record as a CUDA graph and did not.
+    assert torch._dynamo.utils.counters["inductor"]["cudagraph_skips"] == 0
