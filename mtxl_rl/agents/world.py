@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -164,22 +164,46 @@ def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def masked_moments(values: Tensor, mask: Tensor, world: World) -> tuple[Tensor, Tensor]:
-    """Mean and (biased) variance of `values` where `mask` is set, over all processes.
+class Moments(NamedTuple):
+    """Mean and (biased) variance."""
 
-    NaN where it is set nowhere.
+    mean: Tensor
+    variance: Tensor
 
-    `values` [*mask.shape, k...] have moments [k...]. In two passes, in float64: the sum of squares
-    alone would cancel for a large mean.
+
+def masked_moments(targets: Sequence[Tensor], mask: Tensor, world: World) -> list[Moments]:
+    """Moments of each target where `mask` is set, over all processes; NaN where it is set nowhere.
+
+    Targets [*mask.shape, k...] have moments [k...]. In two passes, in float64: the sum of squares
+    alone would cancel for a large mean. Each pass is one operation for all targets.
     """
     axes = tuple(range(mask.ndim))
-    excluded = ~mask.reshape(*mask.shape, *[1] * (values.ndim - mask.ndim))
-    wide = values.double().masked_fill(excluded, 0)
-    count = world.sum(mask.sum().double())
-    mean = world.sum(wide.sum(axes)) / count
-    variance = world.sum((wide - mean).square().masked_fill(excluded, 0).sum(axes)) / count
-    dtype = values.dtype if values.is_floating_point() else torch.float32
-    return mean.to(dtype), variance.to(dtype)
+    excluded = [~mask.reshape(*mask.shape, *[1] * (values.ndim - mask.ndim)) for values in targets]
+    wide = [
+        values.double().masked_fill(where, 0)
+        for values, where in zip(targets, excluded, strict=True)
+    ]
+    count, *sums = _sums([mask.sum().double(), *(values.sum(axes) for values in wide)], world)
+    means = [total / count for total in sums]
+    squares = [
+        (values - mean).square().masked_fill(where, 0).sum(axes)
+        for values, mean, where in zip(wide, means, excluded, strict=True)
+    ]
+    variances = [total / count for total in _sums(squares, world)]
+    dtypes = [values.dtype if values.is_floating_point() else torch.float32 for values in targets]
+    return [
+        Moments(mean.to(dtype), variance.to(dtype))
+        for mean, variance, dtype in zip(means, variances, dtypes, strict=True)
+    ]
+
+
+def _sums(tensors: Sequence[Tensor], world: World) -> list[Tensor]:
+    """Each tensor's sum over the processes, in one operation."""
+    if not tensors:
+        return []
+    flat = world.sum(torch.cat([tensor.flatten() for tensor in tensors]))
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
 
 
 def concatenate_rows(parts: Sequence[Any]) -> Any:  # noqa: ANN401
