@@ -172,7 +172,8 @@ class PPO:
         The memories at the rollout's start stay: the steps before it are no longer stored.
 
         Returns:
-            The drift: norm of the change of the spans' start memories over their norm.
+            The drift: norm of the change of the spans' start memories over their norm, over the
+            environments of all processes.
         """
         shape = rollout.shape
         stored, timeline = rollout.long_term.clone(), rollout.timeline.clone()
@@ -181,8 +182,10 @@ class PPO:
             _, state = self.policy(rollout.span_of_every_env(span - 1).inputs, state)
             valid = window_mask(state.window_length, shape.window_length)
             rollout.refresh(span, long_term=state.long_term, window=state.window, valid=valid)
-        change = (rollout.long_term - stored).norm() + (rollout.timeline - timeline).norm()
-        return change / (stored.norm() + timeline.norm() + 1e-8)
+        changes = [rollout.long_term - stored, rollout.timeline - timeline]
+        norms = torch.stack([tensor.norm() for tensor in (*changes, stored, timeline)])
+        change, norm = self.world.sum(norms.square()).sqrt().unflatten(0, (2, 2)).sum(1)
+        return change / (norm + 1e-8)
 
     def state_dict(self) -> dict[str, Any]:
         """State that an exact resume needs."""

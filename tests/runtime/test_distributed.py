@@ -69,18 +69,19 @@ def assert_same(one: Result, other: Result, *, atol: float = 1e-9) -> None:
         assert {key: metrics[key] for key in KEYS} == pytest.approx(
             {key: expected[key] for key in KEYS}, rel=1e-6, abs=1e-7
         )
-        assert metrics.get("charts/episodic_return") == pytest.approx(
-            expected.get("charts/episodic_return")
-        )
+        for key in ("charts/episodic_return", "memory/drift"):
+            assert metrics.get(key) == pytest.approx(expected.get(key))
 
 
 @pytest.mark.processes
 def test_two_processes_continued_by_one_learn_what_one_learns(tmp_path: Path) -> None:
     # A teacher that leads 3 of 8 environments: 2 of one process, 1 of the other.
     options = [
-        f"teacher.policy={PRETRAINED}", "teacher.beta=0.375", "auxiliary.predict=[obs]"
+        f"teacher.policy={PRETRAINED}", "teacher.beta=0.375", "auxiliary.predict=[obs]",
+        "ppo.memory_refresh=epoch",
     ]  # fmt: skip
     weights, metrics = train(tmp_path / "one", 1, *options, num_iterations=4)
+    assert metrics[0]["memory/drift"] > 0
     _, first = train(tmp_path / "two", 2, *options)
     resume = str(tmp_path / "two")
     last_weights, last = train(tmp_path / "continued", 1, *options, resume=resume)
