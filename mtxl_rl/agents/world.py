@@ -86,13 +86,19 @@ class World:
         """Every process's `item`, in the order of their ranks."""
         if self.size == 1:
             return [item]
-        # torch.save covers unsigned dtypes, which the pickle of a tensor does not.
-        buffer = io.BytesIO()
-        torch.save(item, buffer)
         parts: list[Any] = [None] * self.size
         with self._collective(torch.device("cpu")):
-            dist.all_gather_object(parts, buffer.getvalue(), group=self.group)
-        return [torch.load(io.BytesIO(part), weights_only=False) for part in parts]
+            dist.all_gather_object(parts, _to_bytes(item), group=self.group)
+        return [_from_bytes(part) for part in parts]
+
+    def gather_to_first(self, item: Any) -> list[Any] | None:  # noqa: ANN401
+        """Every process's `item` in process 0, in the order of their ranks; None in the others."""
+        if self.size == 1:
+            return [item]
+        parts: list[Any] | None = [None] * self.size if self.rank == 0 else None
+        with self._collective(torch.device("cpu")):
+            dist.gather_object(_to_bytes(item), parts, dst=0, group=self.group)
+        return None if parts is None else [_from_bytes(part) for part in parts]
 
     def check_equal(self, items: Mapping[str, object], *, remedy: str) -> None:
         """Check that the named items are the same in all processes.
@@ -137,6 +143,17 @@ class World:
             reason = re.sub(r"^\[\S+\] ", "", str(error).splitlines()[0]).partition(". ")[0]
             raise LostProcessError(f"lost another process of the run: {reason}") from error
         self._waits.append((begin, _now(device)))
+
+
+def _to_bytes(item: Any) -> bytes:  # noqa: ANN401
+    """`item` as bytes, by torch.save: a tensor's pickle does not cover unsigned dtypes."""
+    buffer = io.BytesIO()
+    torch.save(item, buffer)
+    return buffer.getvalue()
+
+
+def _from_bytes(content: bytes) -> Any:  # noqa: ANN401
+    return torch.load(io.BytesIO(content), weights_only=False)
 
 
 def _now(device: torch.device) -> Any:  # noqa: ANN401
