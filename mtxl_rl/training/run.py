@@ -128,6 +128,7 @@ class Run:
                 "world/wait_seconds_mean": statistics.fmean(waits),
                 "world/wait_seconds_max": max(waits),
             }
+            | {f"world/wait_seconds_rank_{rank}": wait for rank, wait in enumerate(waits)}
         )
 
     def _begins_compiled(self) -> bool:

@@ -239,7 +239,11 @@ def _loop(run: Run, run_dir: Path, callbacks: CallbackList, session: Session | N
     is_main = world.rank == 0
     say(_description(run, run_dir))
     with (
-        MetricsLogger(run_dir, loggers=config.logger, options=values(config))
+        MetricsLogger(
+            run_dir,
+            loggers=config.logger,
+            options=values(config) | {"world_size": world.size},
+        )
         if is_main
         else nullcontext() as logger,
         stop_requests(announce=is_main, requests=session.stop if session else None) as stop,

@@ -140,6 +140,9 @@ def test_the_train_command_starts_its_processes(
         assert mean is not None
         assert longest is not None
         assert 0 < mean <= longest
+        waits = [row[f"world/wait_seconds_rank_{rank}"] for rank in range(2)]
+        assert waits == [wait for wait in waits if wait is not None]
+        assert max(wait for wait in waits if wait is not None) == longest
     assert (run_dir / "policy.safetensors").exists()
     assert load_config(run_dir).num_processes == 0  # A resumed run chooses anew.
 
