@@ -7,19 +7,21 @@ over processes make losses, statistics and gradients those of all environments t
 import hashlib
 import io
 import re
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import Store  # type: ignore[attr-defined]
 
 LOST_SECONDS = 3.0
 """How long a process that lost another one waits before it raises an error, so that the launcher
-finds the one that failed first."""
+finds the one that failed first. Meanwhile the processes that are left find out who is missing."""
 
 
 class LostProcessError(RuntimeError):
@@ -34,6 +36,10 @@ class World:
     size: int = 1
     group: dist.ProcessGroup | None = None
     """The processes among which operations run; None: all that are connected."""
+    patient_group: dist.ProcessGroup | None = None
+    """The same processes, for operations that wait without a limit of time."""
+    store: Store | None = None
+    """Where processes that lost another one report that they are not the missing one."""
     _waits: list[tuple[Any, Any]] = field(default_factory=list, repr=False)
     """Begin and end of each collective operation since `wait_seconds`, as `_now` returns them."""
 
@@ -100,6 +106,16 @@ class World:
             dist.gather_object(_to_bytes(item), parts, dst=0, group=self.group)
         return None if parts is None else [_from_bytes(part) for part in parts]
 
+    def wait_for_first(self) -> None:
+        """Wait until process 0 calls this too, without a limit of time.
+
+        Raises:
+            LostProcessError: process 0 has ended.
+        """
+        if self.size > 1:
+            with self._collective(torch.device("cpu")):
+                dist.broadcast(torch.zeros(1), src=0, group=self.patient_group)
+
     def check_equal(self, items: Mapping[str, object], *, remedy: str) -> None:
         """Check that the named items are the same in all processes.
 
@@ -138,11 +154,39 @@ class World:
         try:
             yield
         except RuntimeError as error:
-            time.sleep(LOST_SECONDS)
             # Gloo's first sentence, without the place in its source.
             reason = re.sub(r"^\[\S+\] ", "", str(error).splitlines()[0]).partition(". ")[0]
-            raise LostProcessError(f"lost another process of the run: {reason}") from error
+            message = f"lost another process of the run: {reason}{self._missing()}"
+            raise LostProcessError(message) from error
         self._waits.append((begin, _now(device)))
+
+    def _missing(self) -> str:
+        """Name the processes that do not report within `LOST_SECONDS`, as the end of a message."""
+        if dist.is_initialized() and dist.get_backend(self.group) == "gloo":
+            dist.destroy_process_group()  # Otherwise those that wait for this one notice it later.
+        end, missing = time.monotonic() + LOST_SECONDS, list[str]()
+        thread = threading.Thread(target=self._find_missing, args=[missing], daemon=True)
+        thread.start()
+        thread.join(LOST_SECONDS)
+        if thread.is_alive():
+            return "; the store, which the launcher or process 0 holds, does not answer"
+        time.sleep(max(0.0, end - time.monotonic()))
+        if not missing:
+            return ""
+        return f"; process {', '.join(missing)} of {self.size} does not answer"
+
+    def _find_missing(self, missing: list[str]) -> None:
+        """Report this process in the store; add the ranks that did not report to a list.
+
+        It waits half of the time, because the process that holds the store ends after all of it.
+        """
+        if self.store is None:
+            return
+        reports = {str(rank): f"left/{rank}" for rank in range(self.size)}
+        with suppress(RuntimeError):  # The store is gone.
+            self.store.set(reports[str(self.rank)], "")
+            time.sleep(LOST_SECONDS / 2)
+            missing += [rank for rank, key in reports.items() if not self.store.check([key])]
 
 
 def _to_bytes(item: Any) -> bytes:  # noqa: ANN401

@@ -27,8 +27,11 @@ from mtxl_rl.tracking.cli import console, say, show_cursor, stop_with_parent
 
 TIMEOUT = timedelta(minutes=10)
 """How long a process waits for the others before it ends with an error."""
+NO_LIMIT = timedelta(days=365)
 MIN_ENVS_PER_PROCESS = 16
 """With fewer rows the matrix products of a process are slow."""
+RUN_ID = "mtxl_rl_"
+"""First part of the name that `launch` gives to its processes' run; torchrun has other names."""
 SHUTDOWN_SECONDS = 600
 """How long the processes have to save after the launcher was asked to stop."""
 POLL_SECONDS = 0.1
@@ -91,7 +94,8 @@ def joined_world(
         _connect("nccl" if device.type == "cuda" else "gloo", size)
     rank, backend = dist.get_rank(group), dist.get_backend(group)
     console.quiet = rank > 0
-    world = World(rank, size, group)
+    store = PrefixStore("mtxl_rl/world", dist.distributed_c10d._get_default_store())
+    world = World(rank, size, group, _patient_group(size), store)
     try:
         world.check_equal(
             {**library_versions(), **(options or {})},
@@ -106,6 +110,12 @@ def joined_world(
     # The launcher ends the others when one has ended, and rank 0 may be saving.
     dist.barrier(group)
     dist.destroy_process_group()
+
+
+def _patient_group(size: int) -> dist.ProcessGroup:
+    """The run's processes, in a group whose operations have no limit of time."""
+    ranks = list(range(size))  # Workers of Ray that have no share of the run do not take part.
+    return dist.new_group(ranks, timeout=NO_LIMIT, backend="gloo", use_local_synchronization=True)
 
 
 def _connect(backend: str, size: int) -> None:

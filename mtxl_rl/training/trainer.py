@@ -242,7 +242,7 @@ def _loop(run: Run, run_dir: Path, callbacks: CallbackList, session: Session | N
         MetricsLogger(
             run_dir,
             loggers=config.logger,
-            options=values(config) | {"world_size": world.size},
+            options={**values(config), "world_size": world.size},
         )
         if is_main
         else nullcontext() as logger,
@@ -264,6 +264,7 @@ def _loop(run: Run, run_dir: Path, callbacks: CallbackList, session: Session | N
             if logger is not None and progress is not None:
                 metrics = _log(run, run_dir, metrics, logger, progress)
                 callbacks.on_iteration(metrics, episodes=run.ended_episodes, step=run.step)
+            world.wait_for_first()  # Its evaluation or a callback may take hours.
             # All processes decide alike: by rank 0's clock and callbacks, and any signal.
             is_due, is_stopping = world.any(
                 is_main and _is_checkpoint_due(run, seconds=time.monotonic() - saved),

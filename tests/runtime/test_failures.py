@@ -129,6 +129,18 @@ def test_a_process_that_fails_ends_the_run_with_its_error(
 
 
 @pytest.mark.slow
+def test_an_evaluation_may_take_longer_than_the_timeout(inject: Inject, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    inject("evaluate:0:0:10")
+    main([
+        *OPTIONS, "num_processes=2", f"run_dir={run_dir}", "total_steps=128", "eval_every=64",
+        "eval_episodes=2", "eval_video=false",
+    ])  # fmt: skip
+    assert_no_process_is_left(run_dir)
+    assert len([row for row in read_rows(run_dir) if "eval/episodic_return" in row]) == 2
+
+
+@pytest.mark.slow
 def test_a_second_ctrl_c_ends_all_processes_without_saving(inject: Inject, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     inject("twice:0:1:0")
