@@ -43,7 +43,7 @@ STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 def choose_num_processes(
     legal: Sequence[int], *, num_envs: int, device: torch.device
 ) -> tuple[int, str]:
-    """The number of processes for `num_processes=0`, and the reason.
+    """The number of processes that `num_processes=0` chooses, and the reason.
 
     One for each GPU, or one for each CPU core as long as each has `MIN_ENVS_PER_PROCESS`.
 
@@ -54,11 +54,24 @@ def choose_num_processes(
     """
     if device.type == "cuda":
         limit = torch.cuda.device_count()
-        reason = f"{limit} GPUs"
+        reason = f"one per GPU ({limit})"
     else:
         limit = max(1, min(num_cores(), num_envs // MIN_ENVS_PER_PROCESS))
-        reason = f"{num_cores()} CPU cores, {num_envs} environments"
-    return max(size for size in legal if size <= limit), reason
+        reason = (
+            f"one per CPU core ({num_cores()}), if each has {MIN_ENVS_PER_PROCESS} of the "
+            f"{num_envs} environments"
+        )
+    size = max(size for size in legal if size <= limit)
+    if size < limit:
+        reason += f"; {limit} cannot have equal shares"
+    return size, reason
+
+
+def is_first_process() -> bool:
+    """Whether this is process 0 of those that the user started; `launch` starts others."""
+    if os.environ.get("TORCHELASTIC_RUN_ID", "").startswith(RUN_ID):
+        return False
+    return world_size() == 1 or os.environ.get("RANK") == "0"
 
 
 @contextmanager
@@ -218,7 +231,7 @@ def launch(arguments: Sequence[str], *, num_processes: int) -> int:
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=num_processes,
-        run_id=f"mtxl_rl_{os.getpid()}",
+        run_id=f"{RUN_ID}{os.getpid()}",
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=0,

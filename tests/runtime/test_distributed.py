@@ -132,7 +132,10 @@ def test_the_train_command_starts_its_processes(
     monkeypatch.setattr(mtxl_rl.train, "choose_num_processes", lambda *_, **__: (2, "a test"))
     run_dir = tmp_path / "run"
     main([*OPTIONS[:-1], "total_steps=256", f"run_dir={run_dir}"])
-    assert "8 environments in 2 processes of 4" in capfd.readouterr().out
+    printed = capfd.readouterr().out
+    assert printed.startswith("num_processes=2: a test\nTMaze: ")
+    assert printed.count("num_processes=2: ") == 1
+    assert "8 environments in 2 processes of 4" in printed
     rows = read_rows(run_dir)
     assert [row["world/size"] for row in rows] == [2, 2]
     for row in rows:
@@ -153,7 +156,29 @@ def test_processes_have_enough_environments_each(monkeypatch: pytest.MonkeyPatch
     assert choose_num_processes([1, 2, 4, 8], num_envs=128, device=cpu)[0] == 4
     assert choose_num_processes([1, 2, 4, 8], num_envs=32, device=cpu)[0] == 2
     assert choose_num_processes([1, 2, 4], num_envs=4, device=cpu)[0] == 1
-    assert choose_num_processes([1, 5], num_envs=1000, device=cpu)[0] == 1
+    size, reason = choose_num_processes([1, 5], num_envs=1000, device=cpu)
+    assert size == 1
+    assert reason == (
+        "one per CPU core (4), if each has 16 of the 1000 environments; 4 cannot have equal shares"
+    )
+
+
+def test_the_first_of_the_processes_of_torchrun_prints_their_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(mtxl_rl.train, "run_until_signal", lambda _: (tmp_path, 0))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, run_id, expected in [
+        ("0", "none", "num_processes=2: torchrun, or another launcher, started them\nTMaze: "),
+        ("1", "none", ""),
+        ("0", f"{distributed.RUN_ID}1", ""),  # The command has printed it, and started this one.
+    ]:
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", run_id)
+        main(OPTIONS)
+        printed = capsys.readouterr().out
+        assert printed.startswith(expected)
+        assert bool(printed) == bool(expected)
 
 
 def test_the_legal_numbers_of_processes_are_named() -> None:
