@@ -30,6 +30,8 @@ OPTIONS = [
     "compile=false",
 ]  # fmt: skip
 NUM_KILLS = int(os.environ.get("MTXL_RL_KILLS", "20"))
+TOTAL_STEPS = STEPS * (3 * NUM_KILLS + 4)
+"""Of a run that is killed so often; at most 3 iterations are saved before a kill."""
 Inject = Callable[[str], None]
 
 
@@ -223,7 +225,7 @@ def test_a_run_killed_many_times_equals_one_that_was_not(
 ) -> None:
     seed = int(os.environ.get("MTXL_RL_SEED") or time.time_ns() % 1_000_000)
     generator, run_dir = random.Random(seed), tmp_path / "run"
-    options = [*OPTIONS, "num_processes=2", "total_steps=4096", "checkpoint_seconds=0"]
+    options = [*OPTIONS, "num_processes=2", f"total_steps={TOTAL_STEPS}", "checkpoint_seconds=0"]
     num_lost, start = 0, [*options, f"run_dir={run_dir}"]
     for _ in range(NUM_KILLS):
         fraction = generator.random()
@@ -240,7 +242,7 @@ def test_a_run_killed_many_times_equals_one_that_was_not(
     with capfd.disabled():
         sys.stdout.write(
             f"\nMTXL_RL_SEED={seed}: {NUM_KILLS} kills, {num_lost} before the first checkpoint; at "
-            f"step {step} of 4096\n"
+            f"step {step} of {TOTAL_STEPS}\n"
         )
     for arguments in (start, [*options, f"run_dir={tmp_path / 'whole'}"]):
         inject("kill:-1:0:0")  # Of no process.
