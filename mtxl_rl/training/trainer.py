@@ -327,6 +327,7 @@ def _save(
     path = run.save(run_dir)
     if path is not None:
         callbacks.on_checkpoint(path, metrics, step=run.step)
+    run.world.wait_for_first()
     if session is not None:
         session.report(metrics, path)
     return path
