@@ -43,6 +43,7 @@ from mtxl_rl.runtime.distributed import (
     STOPPED,
     check_devices,
     choose_num_processes,
+    is_first_process,
     launch,
 )
 from mtxl_rl.saved_agent import run_folder, saved_config
@@ -134,27 +135,28 @@ def _plan(config: TrainConfig, overrides: Sequence[str]) -> str:
 
 def _run_command(config: TrainConfig) -> None:
     overrides = HydraConfig.get().overrides.task
-    if world_size() == 1:
+    num_processes, reason = _num_processes(config)
+    if is_first_process():
         if not config.dry_run:
-            print_line(_plan(config, overrides))
+            print_line(f"num_processes={num_processes}: {reason}\n{_plan(config, overrides)}")
         for option, cause in options_without_effect(config, overrides):
             print_line(f"{option} has no effect with {cause}")
-        if config.launcher == "ray" and not config.dry_run:
-            signal_number = train_with_ray(config)
-            if signal_number:
-                raise SystemExit(128 + signal_number)
-            return
-        num_processes = _num_processes(config)
-        if num_processes > 1:
-            _launch(config, overrides, num_processes=num_processes)
-            return
-    _, signal_number = run_until_signal(config)
+    if world_size() > 1 or config.dry_run:
+        signal_number = run_until_signal(config)[1]
+    elif config.launcher == "ray":
+        signal_number = train_with_ray(config)
+    elif num_processes > 1:
+        _launch(config, overrides, num_processes=num_processes)
+        return
+    else:
+        signal_number = run_until_signal(config)[1]
     if signal_number:  # `train && evaluate` stops here, and so does a sweep.
         raise SystemExit(128 + signal_number)
 
 
 def _launch(config: TrainConfig, overrides: Sequence[str], *, num_processes: int) -> None:
     """Train in several processes; when one fails, name the checkpoint to continue from."""
+    check_devices(num_processes, config.torch_device())
     run_dir = Path(config.run_dir or new_run_dir(config))
     others = [part for part in overrides if not part.startswith("run_dir=")]
     argv = ["-m", "mtxl_rl.train", *others, f"run_dir={run_dir}"]
@@ -169,19 +171,17 @@ def _launch(config: TrainConfig, overrides: Sequence[str], *, num_processes: int
         raise SystemExit(exit_code)
 
 
-def _num_processes(config: TrainConfig) -> int:
-    """`num_processes`, or the fastest number on this machine if it is 0; 1 for a dry run."""
-    if config.dry_run:
-        return 1
-    device = config.torch_device()
+def _num_processes(config: TrainConfig) -> tuple[int, str]:
+    """The number of processes, and the reason; 0 where Ray's cluster decides it."""
+    if world_size() > 1:
+        return world_size(), "torchrun, or another launcher, started them"
+    if config.launcher == "ray" and not config.num_processes:
+        return 0, "as many as Ray's cluster has room for"
     if config.num_processes:
-        check_devices(config.num_processes, device)
-        return config.num_processes
-    size, reason = choose_num_processes(
-        config.legal_processes(), num_envs=config.num_envs, device=device
+        return config.num_processes, "set in the options; 0 lets the machine decide"
+    return choose_num_processes(
+        config.legal_processes(), num_envs=config.num_envs, device=config.torch_device()
     )
-    print_line(f"num_processes={size}: {reason}")
-    return size
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -140,10 +140,13 @@ class ObservationDecoder(nn.Module):
         self, observation: Mapping[str, Tensor], valid: Bool[Tensor, "B T"], world: World
     ) -> None:
         """Move the units of the vectors' losses towards those of a rollout."""
-        for key, leaf in self.vectors.items():
-            numbers = observation[key].flatten(2) if observation[key].ndim > 2 else (
-                observation[key][..., None])  # fmt: skip
-            leaf.update_statistics(*masked_moments(numbers, valid, world))
+        numbers = [
+            leaf.flatten(2) if leaf.ndim > 2 else leaf[..., None]
+            for leaf in (observation[key] for key in self.vectors)
+        ]
+        moments = masked_moments(numbers, valid, world)
+        for decoder, leaf_moments in zip(self.vectors.values(), moments, strict=True):
+            decoder.update_statistics(*leaf_moments)
 
 
 def _decoder(space: gymnasium.Space[Any], width: int) -> nn.Module:

@@ -18,7 +18,7 @@ from mtxl_rl.agents.ratio_check import check_ratio
 from mtxl_rl.agents.returns import gae
 from mtxl_rl.agents.rollout import Rollout, Spans, random_minibatches
 from mtxl_rl.agents.teacher import TeacherConfig, imitation_loss, teacher_metrics
-from mtxl_rl.agents.world import World, masked_moments
+from mtxl_rl.agents.world import Moments, World, masked_moments
 from mtxl_rl.torso import window_mask
 
 # B environments, T steps, I spans of a minibatch, L steps of a span.
@@ -90,12 +90,14 @@ class PPO:
         weights = self._loss_weights(progress, teacher_progress)
         with record_function("advantages"):
             advantage = self._advantage(rollout)
-            mean, variance = masked_moments(advantage, rollout.counted, self.world)
-            deviation = variance.sqrt()
-            normalised = (advantage - mean) / (deviation + 1e-8)
-            normalised = normalised.masked_fill(~rollout.counted, 0)
             value_target = rollout.value + advantage
-        self._update_statistics(rollout, value_target)
+            of_advantage, of_target = masked_moments(
+                [advantage, value_target], rollout.counted, self.world
+            )
+            deviation = of_advantage.variance.sqrt()
+            normalised = (advantage - of_advantage.mean) / (deviation + 1e-8)
+            normalised = normalised.masked_fill(~rollout.counted, 0)
+        self._update_statistics(rollout, of_target)
         learning_rate = _linear(config.learning_rate, config.final_learning_rate, progress)
         if rollout.teacher is None or weights.teacher == 0:
             learning_rate *= self._slowdown(deviation)
@@ -119,7 +121,8 @@ class PPO:
                 grad_norm = self._optimizer_step(metrics["losses/total_loss"])
             log["losses/grad_norm"].append(grad_norm)
             num_updates += 1
-        return self._report(log, rollout, advantage) | {
+        unexplained = of_advantage.variance / of_target.variance
+        return self._report(log, explained_variance=1 - unexplained) | {
             "charts/learning_rate": learning_rate,
             "charts/entropy_coef": weights.entropy,
             "losses/epochs": num_updates / config.num_minibatches,
@@ -169,7 +172,8 @@ class PPO:
         The memories at the rollout's start stay: the steps before it are no longer stored.
 
         Returns:
-            The drift: norm of the change of the spans' start memories over their norm.
+            The drift: norm of the change of the spans' start memories over their norm, over the
+            environments of all processes.
         """
         shape = rollout.shape
         stored, timeline = rollout.long_term.clone(), rollout.timeline.clone()
@@ -178,8 +182,10 @@ class PPO:
             _, state = self.policy(rollout.span_of_every_env(span - 1).inputs, state)
             valid = window_mask(state.window_length, shape.window_length)
             rollout.refresh(span, long_term=state.long_term, window=state.window, valid=valid)
-        change = (rollout.long_term - stored).norm() + (rollout.timeline - timeline).norm()
-        return change / (stored.norm() + timeline.norm() + 1e-8)
+        changes = [rollout.long_term - stored, rollout.timeline - timeline]
+        norms = torch.stack([tensor.norm() for tensor in (*changes, stored, timeline)])
+        change, norm = self.world.sum(norms.square()).sqrt().unflatten(0, (2, 2)).sum(1)
+        return change / (norm + 1e-8)
 
     def state_dict(self) -> dict[str, Any]:
         """State that an exact resume needs."""
@@ -215,11 +221,10 @@ class PPO:
             gae_lambda=self.config.gae_lambda,
         )
 
-    def _update_statistics(self, rollout: Rollout, value_target: Float[Tensor, "B T"]) -> None:
+    def _update_statistics(self, rollout: Rollout, of_target: Moments) -> None:
         """Move the units of values and predictions towards those of the rollout."""
         if self.config.popart:
-            moments = masked_moments(value_target, rollout.counted, self.world)
-            self.policy.value_head.update_statistics(*moments)
+            self.policy.value_head.update_statistics(*of_target)
         if self.policy.decoder is not None:
             self.policy.decoder.update_statistics(rollout.observation, rollout.valid, self.world)
 
@@ -276,14 +281,12 @@ class PPO:
         return norm
 
     def _report(
-        self, log: Mapping[str, list[Tensor]], rollout: Rollout, advantage: Tensor
+        self, log: Mapping[str, list[Tensor]], *, explained_variance: Tensor
     ) -> dict[str, float]:
         """Means over minibatches (R^2: of the first epoch), fetched from the device together."""
         report = {key: torch.stack(values).mean() for key, values in log.items()}
         report["losses/ratio_deviation"] = self.world.max(log["losses/ratio_deviation"][0])
-        _, unexplained = masked_moments(advantage, rollout.counted, self.world)
-        _, variance = masked_moments(rollout.value + advantage, rollout.counted, self.world)
-        report["losses/explained_variance"] = 1 - unexplained / variance
+        report["losses/explained_variance"] = explained_variance
         decoder = self.policy.decoder
         for name in decoder.vectors if decoder is not None else ():
             # Of the first epoch: the later ones have learned from the same steps.

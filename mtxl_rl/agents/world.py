@@ -7,19 +7,21 @@ over processes make losses, statistics and gradients those of all environments t
 import hashlib
 import io
 import re
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import Store  # type: ignore[attr-defined]
 
 LOST_SECONDS = 3.0
 """Seconds for which a process that lost another one waits before it raises an error, so that the
-launcher finds the one that failed first."""
+launcher finds the one that failed first. Meanwhile the remaining processes find the missing one."""
 
 
 class LostProcessError(RuntimeError):
@@ -34,6 +36,10 @@ class World:
     size: int = 1
     group: dist.ProcessGroup | None = None
     """The processes among which operations run; None: all that are connected."""
+    patient_group: dist.ProcessGroup | None = None
+    """The same processes, for operations that wait without a limit of time."""
+    store: Store | None = None
+    """Where processes that lost another one report that they are not the missing one."""
     _waits: list[tuple[Any, Any]] = field(default_factory=list, repr=False)
     """Begin and end of each collective operation since `wait_seconds`, as `_now` returns them."""
 
@@ -86,13 +92,29 @@ class World:
         """Every process's `item`, in the order of their ranks."""
         if self.size == 1:
             return [item]
-        # torch.save covers unsigned dtypes, which the pickle of a tensor does not.
-        buffer = io.BytesIO()
-        torch.save(item, buffer)
         parts: list[Any] = [None] * self.size
         with self._collective(torch.device("cpu")):
-            dist.all_gather_object(parts, buffer.getvalue(), group=self.group)
-        return [torch.load(io.BytesIO(part), weights_only=False) for part in parts]
+            dist.all_gather_object(parts, _to_bytes(item), group=self.group)
+        return [_from_bytes(part) for part in parts]
+
+    def gather_to_first(self, item: Any) -> list[Any] | None:  # noqa: ANN401
+        """Every process's `item` in process 0, in the order of their ranks; None in the others."""
+        if self.size == 1:
+            return [item]
+        parts: list[Any] | None = [None] * self.size if self.rank == 0 else None
+        with self._collective(torch.device("cpu")):
+            dist.gather_object(_to_bytes(item), parts, dst=0, group=self.group)
+        return None if parts is None else [_from_bytes(part) for part in parts]
+
+    def wait_for_first(self) -> None:
+        """Wait until process 0 calls this too, without a limit of time.
+
+        Raises:
+            LostProcessError: process 0 has ended.
+        """
+        if self.size > 1:
+            with self._collective(torch.device("cpu")):
+                dist.broadcast(torch.zeros(1), src=0, group=self.patient_group)
 
     def check_equal(self, items: Mapping[str, object], *, remedy: str) -> None:
         """Check that the named items are the same in all processes.
@@ -132,11 +154,50 @@ class World:
         try:
             yield
         except RuntimeError as error:
-            time.sleep(LOST_SECONDS)
             # Gloo's first sentence, without the place in its source.
             reason = re.sub(r"^\[\S+\] ", "", str(error).splitlines()[0]).partition(". ")[0]
-            raise LostProcessError(f"lost another process of the run: {reason}") from error
+            message = f"lost another process of the run: {reason}{self._missing()}"
+            raise LostProcessError(message) from error
         self._waits.append((begin, _now(device)))
+
+    def _missing(self) -> str:
+        """Name the processes that do not report within `LOST_SECONDS`, as the end of a message."""
+        if dist.is_initialized() and dist.get_backend(self.group) == "gloo":
+            dist.destroy_process_group()  # Otherwise those that wait for this one notice it later.
+        end, missing = time.monotonic() + LOST_SECONDS, list[str]()
+        thread = threading.Thread(target=self._find_missing, args=[missing], daemon=True)
+        thread.start()
+        thread.join(LOST_SECONDS)
+        if thread.is_alive():
+            return "; the store, which the launcher or process 0 holds, does not answer"
+        time.sleep(max(0.0, end - time.monotonic()))
+        if not missing:
+            return ""
+        return f"; process {', '.join(missing)} of {self.size} does not answer"
+
+    def _find_missing(self, missing: list[str]) -> None:
+        """Report this process in the store; add the ranks that did not report to a list.
+
+        It waits half of the time, because the process that holds the store ends after all of it.
+        """
+        if self.store is None:
+            return
+        reports = {str(rank): f"left/{rank}" for rank in range(self.size)}
+        with suppress(RuntimeError):  # The store is gone.
+            self.store.set(reports[str(self.rank)], "")
+            time.sleep(LOST_SECONDS / 2)
+            missing += [rank for rank, key in reports.items() if not self.store.check([key])]
+
+
+def _to_bytes(item: Any) -> bytes:  # noqa: ANN401
+    """`item` as bytes, by torch.save: a tensor's pickle does not cover unsigned dtypes."""
+    buffer = io.BytesIO()
+    torch.save(item, buffer)
+    return buffer.getvalue()
+
+
+def _from_bytes(content: bytes) -> Any:  # noqa: ANN401
+    return torch.load(io.BytesIO(content), weights_only=False)
 
 
 def _now(device: torch.device) -> Any:  # noqa: ANN401
@@ -164,22 +225,46 @@ def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def masked_moments(values: Tensor, mask: Tensor, world: World) -> tuple[Tensor, Tensor]:
-    """Mean and (biased) variance of `values` where `mask` is set, over all processes.
+class Moments(NamedTuple):
+    """Mean and (biased) variance."""
 
-    NaN where it is set nowhere.
+    mean: Tensor
+    variance: Tensor
 
-    `values` [*mask.shape, k...] have moments [k...]. In two passes, in float64: the sum of squares
-    alone would cancel for a large mean.
+
+def masked_moments(targets: Sequence[Tensor], mask: Tensor, world: World) -> list[Moments]:
+    """Moments of each target where `mask` is set, over all processes; NaN where it is set nowhere.
+
+    Targets [*mask.shape, k...] have moments [k...]. In two passes, in float64: the sum of squares
+    alone would cancel for a large mean. Each pass is one operation for all targets.
     """
     axes = tuple(range(mask.ndim))
-    excluded = ~mask.reshape(*mask.shape, *[1] * (values.ndim - mask.ndim))
-    wide = values.double().masked_fill(excluded, 0)
-    count = world.sum(mask.sum().double())
-    mean = world.sum(wide.sum(axes)) / count
-    variance = world.sum((wide - mean).square().masked_fill(excluded, 0).sum(axes)) / count
-    dtype = values.dtype if values.is_floating_point() else torch.float32
-    return mean.to(dtype), variance.to(dtype)
+    excluded = [~mask.reshape(*mask.shape, *[1] * (values.ndim - mask.ndim)) for values in targets]
+    wide = [
+        values.double().masked_fill(where, 0)
+        for values, where in zip(targets, excluded, strict=True)
+    ]
+    count, *sums = _sums([mask.sum().double(), *(values.sum(axes) for values in wide)], world)
+    means = [total / count for total in sums]
+    squares = [
+        (values - mean).square().masked_fill(where, 0).sum(axes)
+        for values, mean, where in zip(wide, means, excluded, strict=True)
+    ]
+    variances = [total / count for total in _sums(squares, world)]
+    dtypes = [values.dtype if values.is_floating_point() else torch.float32 for values in targets]
+    return [
+        Moments(mean.to(dtype), variance.to(dtype))
+        for mean, variance, dtype in zip(means, variances, dtypes, strict=True)
+    ]
+
+
+def _sums(tensors: Sequence[Tensor], world: World) -> list[Tensor]:
+    """Each tensor's sum over the processes, in one operation."""
+    if not tensors:
+        return []
+    flat = world.sum(torch.cat([tensor.flatten() for tensor in tensors]))
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
 
 
 def concatenate_rows(parts: Sequence[Any]) -> Any:  # noqa: ANN401

@@ -44,9 +44,10 @@ def save_checkpoint(
 ) -> None:
     """Write everything that the next update depends on, on rank 0."""
     memories = None if reading.memories is None else dict(reading.memories._asdict())
-    memories = concatenate_rows(world.gather(memories))
-    if world.rank > 0:
+    parts = world.gather_to_first(memories)
+    if parts is None:
         return
+    memories = concatenate_rows(parts)
     state = {
         "update": reading.update, "position": reading.position, "memories": memories,
         "model": model.state_dict(), "optimizer": optimizer.state_dict(),

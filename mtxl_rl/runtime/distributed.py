@@ -27,8 +27,11 @@ from mtxl_rl.tracking.cli import console, print_line, show_cursor, stop_with_par
 
 TIMEOUT = timedelta(minutes=10)
 """Time for which a process waits for the others before it ends with an error."""
+NO_LIMIT = timedelta(days=365)
 MIN_ENVS_PER_PROCESS = 16
 """Fewest rows with which the matrix products of a process are fast."""
+RUN_ID = "mtxl_rl_"
+"""First part of the name that `launch` gives to its processes' run; torchrun has other names."""
 SHUTDOWN_SECONDS = 600
 """Seconds that the processes have for saving after the launcher received a signal."""
 POLL_SECONDS = 0.1
@@ -40,7 +43,7 @@ STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 def choose_num_processes(
     legal: Sequence[int], *, num_envs: int, device: torch.device
 ) -> tuple[int, str]:
-    """The number of processes for `num_processes=0`, and the reason.
+    """The number of processes that `num_processes=0` chooses, and the reason.
 
     One for each GPU, or one for each CPU core as long as each has `MIN_ENVS_PER_PROCESS`.
 
@@ -51,11 +54,24 @@ def choose_num_processes(
     """
     if device.type == "cuda":
         limit = torch.cuda.device_count()
-        reason = f"{limit} GPUs"
+        reason = f"one per GPU ({limit})"
     else:
         limit = max(1, min(num_cores(), num_envs // MIN_ENVS_PER_PROCESS))
-        reason = f"{num_cores()} CPU cores, {num_envs} environments"
-    return max(size for size in legal if size <= limit), reason
+        reason = (
+            f"one per CPU core ({num_cores()}), if each has {MIN_ENVS_PER_PROCESS} of the "
+            f"{num_envs} environments"
+        )
+    size = max(size for size in legal if size <= limit)
+    if size < limit:
+        reason += f"; {limit} cannot have equal shares"
+    return size, reason
+
+
+def is_first_process() -> bool:
+    """Whether this is process 0 of those that the user started; `launch` starts others."""
+    if os.environ.get("TORCHELASTIC_RUN_ID", "").startswith(RUN_ID):
+        return False
+    return world_size() == 1 or os.environ.get("RANK") == "0"
 
 
 @contextmanager
@@ -91,7 +107,8 @@ def joined_world(
         _connect("nccl" if device.type == "cuda" else "gloo", size)
     rank, backend = dist.get_rank(group), dist.get_backend(group)
     console.quiet = rank > 0
-    world = World(rank, size, group)
+    store = PrefixStore("mtxl_rl/world", dist.distributed_c10d._get_default_store())
+    world = World(rank, size, group, _patient_group(size), store)
     try:
         world.check_equal(
             {**library_versions(), **(options or {})},
@@ -106,6 +123,12 @@ def joined_world(
     # The launcher ends the others when one has ended, and rank 0 may be saving.
     dist.barrier(group)
     dist.destroy_process_group()
+
+
+def _patient_group(size: int) -> dist.ProcessGroup:
+    """The run's processes, in a group whose operations have no limit of time."""
+    ranks = list(range(size))  # Workers of Ray that have no share of the run do not take part.
+    return dist.new_group(ranks, timeout=NO_LIMIT, backend="gloo", use_local_synchronization=True)
 
 
 def _connect(backend: str, size: int) -> None:
@@ -208,7 +231,7 @@ def launch(arguments: Sequence[str], *, num_processes: int) -> int:
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=num_processes,
-        run_id=f"mtxl_rl_{os.getpid()}",
+        run_id=f"{RUN_ID}{os.getpid()}",
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=0,

@@ -128,6 +128,7 @@ class Run:
                 "world/wait_seconds_mean": statistics.fmean(waits),
                 "world/wait_seconds_max": max(waits),
             }
+            | {f"world/wait_seconds_rank_{rank}": wait for rank, wait in enumerate(waits)}
         )
 
     def _begins_compiled(self) -> bool:
@@ -185,9 +186,10 @@ class Run:
         rows = {"collector": self.collector.state_dict(), "env": None}
         if self.env.supports_state:
             rows["env"] = _plain(self.env.get_state())
-        rows = concatenate_rows(self.world.gather(rows))
-        if self.world.rank > 0:
+        parts = self.world.gather_to_first(rows)
+        if parts is None:
             return None
+        rows = concatenate_rows(parts)
         state: checkpoint.TrainingState = {
             "step": self.step,
             "agent": self.agent.state_dict(),

@@ -271,6 +271,7 @@ def _loop(run: Run, run_dir: Path, callbacks: CallbackList, session: Session | N
             if log is not None:
                 metrics = _log(run, run_dir, metrics, *log)
                 callbacks.on_iteration(metrics, episodes=run.ended_episodes, step=run.step)
+            run.world.wait_for_first()  # Its evaluation or a callback may take hours.
             # All processes decide alike: by rank 0's clock and callbacks, and any signal.
             is_due, is_stopping = run.world.any(
                 is_main and _is_checkpoint_due(run, seconds=time.monotonic() - saved),
@@ -293,8 +294,9 @@ def _loop(run: Run, run_dir: Path, callbacks: CallbackList, session: Session | N
 def _log_and_progress(run: Run, run_dir: Path) -> Iterator[tuple[MetricsLogger, Progress]]:
     """The log of a run, without the steps that it repeats, and the progress on the terminal."""
     config = run.config
+    options = {**values(config), "world_size": run.world.size}
     with (
-        MetricsLogger(run_dir, loggers=config.logger, options=values(config)) as logger,
+        MetricsLogger(run_dir, loggers=config.logger, options=options) as logger,
         Progress(config.total_steps, console=console, initial_step=run.step) as progress,
     ):
         logger.truncate_after(run.step)
@@ -345,6 +347,7 @@ def _save(
     path = run.save(run_dir)
     if path is not None:
         callbacks.on_checkpoint(path, metrics, step=run.step)
+    run.world.wait_for_first()
     if session is not None:
         session.report(metrics, path)
     return path

@@ -76,8 +76,12 @@ def test_bytes_are_those_predicted_and_the_timeline_costs_m_plus_t() -> None:
 def test_moments_are_those_of_the_marked_entries() -> None:
     values, mask = torch.randn(3, 8), torch.ones(3, 8, dtype=torch.bool)
     mask[0, :6] = False
-    mean, variance = masked_moments(values, mask, World())
+    ((mean, variance),) = masked_moments([values], mask, World())
     torch.testing.assert_close(mean, values[mask].mean())
     torch.testing.assert_close(variance, values[mask].var(correction=0))
     values[~mask] = float("nan")
-    assert masked_moments(values, mask, World()) == (mean, variance)
+    columns = torch.stack([values, 2 * values], dim=-1)
+    one, both = masked_moments([values, columns], mask, World())
+    assert one == (mean, variance)
+    torch.testing.assert_close(both.mean, torch.stack([mean, 2 * mean]))
+    torch.testing.assert_close(both.variance, torch.stack([variance, 4 * variance]))

@@ -3,8 +3,9 @@
 FAULT is kind:rank:iteration:fraction. After that many iterations the process of that rank fails, or
 sends a signal; `fraction` of an iteration later, for kind `kill`. For kind `hang` it stops, as a
 process does that waits for a GPU for ever, and the others are killed. For kind `slurm` SIGTERM
-goes to all processes and to the launcher. Each process leaves its number in
-RUN_DIR.pids/RANK, and its exit code in RUN_DIR.codes/RANK.
+goes to all processes and to the launcher. For kind `evaluate` nothing fails: `fraction` is the
+seconds after which operations time out, and each evaluation takes twice as long. Each process
+leaves its number in RUN_DIR.pids/RANK, and its exit code in RUN_DIR.codes/RANK.
 """
 
 import os
@@ -15,7 +16,10 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
+from missing_worker import shorten_timeout
+
 from mtxl_rl.command import value_of
+from mtxl_rl.evaluation.periodic import Evaluation
 from mtxl_rl.runtime import distributed
 from mtxl_rl.train import main
 from mtxl_rl.training.run import Run
@@ -42,6 +46,9 @@ def fail(kind: str, seconds: float) -> None:
 def inject(fault: str) -> None:
     """Let `Run.iterate` fail."""
     kind, rank, iteration, fraction = fault.split(":")
+    if kind == "evaluate":
+        evaluate_slowly(float(fraction))
+        return
     iterate, begins = Run.iterate, list[float]()
 
     def failing(run: Run) -> dict[str, float]:
@@ -57,6 +64,18 @@ def inject(fault: str) -> None:
         return iterate(run)
 
     setattr(Run, "iterate", failing)  # noqa: B010
+
+
+def evaluate_slowly(seconds: float) -> None:
+    """Let operations time out after some seconds, and `Run.evaluate` take twice as long."""
+    shorten_timeout(seconds)
+    evaluate = Run.evaluate
+
+    def slow(run: Run) -> Evaluation:
+        time.sleep(2 * seconds)
+        return evaluate(run)
+
+    setattr(Run, "evaluate", slow)  # noqa: B010
 
 
 def leave(run_dir: Path, name: str, number: object) -> None:

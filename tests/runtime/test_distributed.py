@@ -69,18 +69,19 @@ def assert_same(result: Result, reference: Result, *, atol: float = 1e-9) -> Non
         assert {key: metrics[key] for key in KEYS} == pytest.approx(
             {key: expected[key] for key in KEYS}, rel=1e-6, abs=1e-7
         )
-        assert metrics.get("charts/episodic_return") == pytest.approx(
-            expected.get("charts/episodic_return")
-        )
+        for key in ("charts/episodic_return", "memory/drift"):
+            assert metrics.get(key) == pytest.approx(expected.get(key))
 
 
 @pytest.mark.processes
 def test_two_processes_continued_by_one_learn_what_one_learns(tmp_path: Path) -> None:
     # A teacher that leads 3 of 8 environments: 2 of one process, 1 of the other.
     options = [
-        f"teacher.policy={PRETRAINED}", "teacher.beta=0.375", "auxiliary.predict=[obs]"
+        f"teacher.policy={PRETRAINED}", "teacher.beta=0.375", "auxiliary.predict=[obs]",
+        "ppo.memory_refresh=epoch",
     ]  # fmt: skip
     weights, metrics = train(tmp_path / "one", 1, *options, num_iterations=4)
+    assert metrics[0]["memory/drift"] > 0
     _, first = train(tmp_path / "two", 2, *options)
     resume = str(tmp_path / "two")
     last_weights, last = train(tmp_path / "continued", 1, *options, resume=resume)
@@ -131,7 +132,10 @@ def test_the_train_command_starts_its_processes(
     monkeypatch.setattr(mtxl_rl.train, "choose_num_processes", lambda *_, **__: (2, "a test"))
     run_dir = tmp_path / "run"
     main([*OPTIONS[:-1], "total_steps=256", f"run_dir={run_dir}"])
-    assert "8 environments in 2 processes of 4" in capfd.readouterr().out
+    printed = capfd.readouterr().out
+    assert printed.startswith("num_processes=2: a test\nTMaze: ")
+    assert printed.count("num_processes=2: ") == 1
+    assert "8 environments in 2 processes of 4" in printed
     rows = read_rows(run_dir)
     assert [row["world/size"] for row in rows] == [2, 2]
     for row in rows:
@@ -139,6 +143,9 @@ def test_the_train_command_starts_its_processes(
         assert mean is not None
         assert longest is not None
         assert 0 < mean <= longest
+        waits = [row[f"world/wait_seconds_rank_{rank}"] for rank in range(2)]
+        assert waits == [wait for wait in waits if wait is not None]
+        assert max(wait for wait in waits if wait is not None) == longest
     assert (run_dir / "policy.safetensors").exists()
     assert load_config(run_dir).num_processes == 0  # A resumed run chooses anew.
 
@@ -149,7 +156,29 @@ def test_processes_have_enough_environments_each(monkeypatch: pytest.MonkeyPatch
     assert choose_num_processes([1, 2, 4, 8], num_envs=128, device=cpu)[0] == 4
     assert choose_num_processes([1, 2, 4, 8], num_envs=32, device=cpu)[0] == 2
     assert choose_num_processes([1, 2, 4], num_envs=4, device=cpu)[0] == 1
-    assert choose_num_processes([1, 5], num_envs=1000, device=cpu)[0] == 1
+    size, reason = choose_num_processes([1, 5], num_envs=1000, device=cpu)
+    assert size == 1
+    assert reason == (
+        "one per CPU core (4), if each has 16 of the 1000 environments; 4 cannot have equal shares"
+    )
+
+
+def test_the_first_of_the_processes_of_torchrun_prints_their_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(mtxl_rl.train, "run_until_signal", lambda _: (tmp_path, 0))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, run_id, expected in [
+        ("0", "none", "num_processes=2: torchrun, or another launcher, started them\nTMaze: "),
+        ("1", "none", ""),
+        ("0", f"{distributed.RUN_ID}1", ""),  # The command has printed it, and started this one.
+    ]:
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", run_id)
+        main(OPTIONS)
+        printed = capsys.readouterr().out
+        assert printed.startswith(expected)
+        assert bool(printed) == bool(expected)
 
 
 def test_the_legal_numbers_of_processes_are_named() -> None:

@@ -32,6 +32,8 @@ OPTIONS = [
 NUM_KILLS = int(os.environ.get("MTXL_RL_KILLS", "20"))
 MAX_SECONDS = 600
 """Until a run has ended in which no process waits in vain: for that, each has an hour."""
+TOTAL_STEPS = STEPS * (3 * NUM_KILLS + 4)
+"""Of a run that is killed so often; at most 3 iterations are saved before a kill."""
 Inject = Callable[[str], None]
 
 
@@ -131,6 +133,18 @@ def test_a_process_that_fails_ends_the_run_with_its_error(
 
 
 @pytest.mark.slow
+def test_an_evaluation_may_take_longer_than_the_timeout(inject: Inject, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    inject("evaluate:0:0:10")
+    main([
+        *OPTIONS, "num_processes=2", f"run_dir={run_dir}", "total_steps=128", "eval_every=64",
+        "eval_episodes=2", "eval_video=false",
+    ])  # fmt: skip
+    assert_no_process_is_left(run_dir)
+    assert len([row for row in read_rows(run_dir) if "eval/episodic_return" in row]) == 2
+
+
+@pytest.mark.slow
 def test_a_second_ctrl_c_ends_all_processes_without_saving(inject: Inject, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     inject("twice:0:1:0")
@@ -214,7 +228,7 @@ def test_a_run_killed_many_times_equals_one_that_was_not(
 ) -> None:
     seed = int(os.environ.get("MTXL_RL_SEED") or time.time_ns() % 1_000_000)
     generator, run_dir = random.Random(seed), tmp_path / "run"
-    options = [*OPTIONS, "num_processes=2", "total_steps=4096", "checkpoint_seconds=0"]
+    options = [*OPTIONS, "num_processes=2", f"total_steps={TOTAL_STEPS}", "checkpoint_seconds=0"]
     num_lost, start = 0, [*options, f"run_dir={run_dir}"]
     for _ in range(NUM_KILLS):
         fraction = generator.random()
@@ -231,7 +245,7 @@ def test_a_run_killed_many_times_equals_one_that_was_not(
     with capfd.disabled():
         sys.stdout.write(
             f"\nMTXL_RL_SEED={seed}: {NUM_KILLS} kills, {num_lost} before the first checkpoint; at "
-            f"step {step} of 4096\n"
+            f"step {step} of {TOTAL_STEPS}\n"
         )
     for arguments in (start, [*options, f"run_dir={tmp_path / 'whole'}"]):
         inject("kill:-1:0:0")  # Of no process.

@@ -28,17 +28,19 @@ OPTIONS = [
     "ppo.rollout_length=16", "ppo.bptt_segments=2", "ppo.num_minibatches=2", "ppo.num_epochs=2",
     "compile=false",
 ]  # fmt: skip
-TO_THE_END = ["num_processes=2", "total_steps=1024", "checkpoint_seconds=0"]
 NUM_KILLS = int(os.environ.get("MTXL_RL_RAY_KILLS", "3"))
 WaitForWorkers = Callable[[Path], None]
+TOTAL_STEPS = 64 * 4 * (NUM_KILLS + 1)
+"""An iteration has 64 steps, and at most 3 iterations are saved before a kill."""
+TO_THE_END = ["num_processes=2", f"total_steps={TOTAL_STEPS}", "checkpoint_seconds=0"]
 
 
 class StopAfterHalf(Callback):
-    """Stops a run of 1,024 steps after half of them."""
+    """Stops a run after half of its steps."""
 
     def on_iteration(self, metrics: Metrics) -> None:
         """See `Callback`."""
-        if metrics["step"] >= 512:
+        if metrics["step"] >= TOTAL_STEPS // 2:
             raise StopTraining("half is enough")
 
 
@@ -108,7 +110,7 @@ def _float64() -> Iterator[None]:
 @pytest.fixture
 def reference(tmp_path: Path, _float64: None) -> Path:
     """A run in this process, which nothing stops."""
-    options = [*OPTIONS, "total_steps=1024", f"run_dir={tmp_path / 'reference'}"]
+    options = [*OPTIONS, f"total_steps={TOTAL_STEPS}", f"run_dir={tmp_path / 'reference'}"]
     return run(compose_config(options))
 
 
@@ -151,9 +153,9 @@ def test_a_run_that_one_process_began_is_continued_by_two_workers(
     tmp_path: Path, reference: Path, wait_for_workers: WaitForWorkers
 ) -> None:
     run_dir = tmp_path / "run"
-    options = [*OPTIONS, "total_steps=1024", f"run_dir={run_dir}"]
+    options = [*OPTIONS, f"total_steps={TOTAL_STEPS}", f"run_dir={run_dir}"]
     run(compose_config(options), callbacks=[StopAfterHalf()])
-    assert checkpoint.load(run_dir)["step"] == 512
+    assert checkpoint.load(run_dir)["step"] == TOTAL_STEPS // 2
     resume = [f"resume={run_dir}", "num_processes=2"]
     code, _, errors = output(start("", "2", run_dir, *resume, task=[]))
     assert code == 0, errors[-2000:]

@@ -448,7 +448,9 @@ def test_a_command_prints_its_plan_before_anything_slow(
         with pytest.raises(ValueError, match="are made"):
             main(["env=GridMemoryMaze-GPS", "device=cpu", "num_processes=1", option])
         assert "What to expect" not in capsys.readouterr().out
-    assert short.startswith("TMaze: 400,000 steps in 98 iterations of 32 environments x 128 steps")
+    processes, plan = short.split("\n", maxsplit=1)
+    assert processes == "num_processes=1: set in the options; 0 lets the machine decide"
+    assert plan.startswith("TMaze: 400,000 steps in 98 iterations of 32 environments x 128 steps")
     assert "torso=mtxl model=tiny, cpu in float32" in short
     assert "how long it takes on this machine (ETA), and whether compiling saves time" in short
     assert "What to expect: success 0.98" in short
