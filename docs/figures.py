@@ -19,7 +19,7 @@ from mtxl_rl.agent import Agent
 from mtxl_rl.envs.memory_maze.explorer import Explorer
 from mtxl_rl.envs.memory_maze.spec import MemoryMazeConfig
 from mtxl_rl.envs.memory_maze.vector import MemoryMazeVectorEnv
-from mtxl_rl.envs.registry import make_vector_env
+from mtxl_rl.envs.registry import evaluation_env, make_vector_env
 from mtxl_rl.envs.tasks.canvas import BORDER, DARK, GRAY, PALETTE, WHITE, enlarge
 from mtxl_rl.envs.tasks.catalog import TASKS, TaskEntry
 from mtxl_rl.envs.tasks.grid_memory_maze import REACH, VIEW, GridMemoryMaze
@@ -109,9 +109,9 @@ def agent_frames(*, num_steps: int, seed: int) -> list[Frame]:
     A ring shows where the agent's prediction puts an object that it has seen in this episode.
     """
     agent = Agent.load(IMAGES.parents[1] / "pretrained" / _AGENT, seed=seed)
-    policy = agent.policy
+    policy, task = agent.policy, evaluation_env(agent.config.env)
     frames, score = [], 0.0
-    with closing(make_vector_env(agent.config.env, num_envs=1, seed=seed)) as env:
+    with closing(make_vector_env(task, num_envs=1, seed=seed)) as env:
         maze = env.unwrapped
         assert isinstance(maze, GridMemoryMaze)
         actor = agent.actor(env, is_training=True)
