@@ -141,15 +141,14 @@ def _run_command(config: TrainConfig) -> None:
             print_line(f"num_processes={num_processes}: {reason}\n{_plan(config, overrides)}")
         for option, cause in options_without_effect(config, overrides):
             print_line(f"{option} has no effect with {cause}")
-    if world_size() > 1 or config.dry_run:
-        signal_number = run_until_signal(config)[1]
-    elif config.launcher == "ray":
+    starts_processes = world_size() == 1 and not config.dry_run
+    if starts_processes and config.launcher == "ray":
         signal_number = train_with_ray(config)
-    elif num_processes > 1:
+    elif starts_processes and num_processes > 1:
         _launch(config, overrides, num_processes=num_processes)
         return
     else:
-        signal_number = run_until_signal(config)[1]
+        _, signal_number = run_until_signal(config)
     if signal_number:  # `train && evaluate` stops here, and so does a sweep.
         raise SystemExit(128 + signal_number)
 

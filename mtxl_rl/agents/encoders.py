@@ -87,8 +87,8 @@ class ImageEncoder(nn.Module):
         images = pixels.flatten(0, -4) if len(batch) > 1 else pixels
         if self.channels_last:
             images = images.movedim(-1, -3)
-        # A copy that is scaled in place: a minibatch of pictures is large, and each more copy of it
-        # costs as much time as a convolution.
+        # One copy, scaled in place: a minibatch of pictures is large, and each further copy of it
+        # takes time and memory.
         scaled = images.to(self.output.weight.dtype, copy=True).div_(127.5).sub_(1.0)
         features = self.convolutions(scaled)
         out: Tensor = self.output(torch.relu(features.flatten(1)))
@@ -185,9 +185,7 @@ class DiscreteEncoder(nn.Module):
         is_single = len(num_choices) == 1
         nn.init.normal_(self.table.weight, std=1.0 if is_single else 3.0)
         self.output = (
-            nn.Identity()
-            if is_single
-            else nn.Sequential(nn.ReLU(inplace=True), nn.Linear(width, width))
+            nn.Identity() if is_single else nn.Sequential(nn.ReLU(), nn.Linear(width, width))
         )
         init_weights(self.output)
 

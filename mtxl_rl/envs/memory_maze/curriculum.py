@@ -7,7 +7,7 @@ it by heart.
 """
 
 import math
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from mtxl_rl.envs.memory_maze.maze_sizes import SIZES, MazeSize
 
@@ -30,6 +30,11 @@ class HasCurriculum(Protocol):
     @property
     def steps_per_episode(self) -> int:
         """Steps of every episode after the curriculum."""
+
+
+def no_curriculum() -> dict[str, Any]:
+    """The options of a task without a curriculum, as in evaluations."""
+    return {"curriculum": {}, "curriculum_steps": 0, "curriculum_episode_length": 0}
 
 
 def check_curriculum(config: HasCurriculum) -> None:

@@ -5,7 +5,7 @@ import warnings
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-from mtxl_rl.envs.memory_maze.curriculum import check_curriculum
+from mtxl_rl.envs.memory_maze.curriculum import check_curriculum, no_curriculum
 from mtxl_rl.envs.memory_maze.maze_sizes import SIZES, MazeSize
 from mtxl_rl.envs.memory_maze.texture_files import (
     AUTO,
@@ -150,14 +150,7 @@ class MemoryMazeConfig:
 
     def for_evaluation(self) -> "MemoryMazeConfig":
         """Return the task itself, without the curriculum, the progress reward and the teacher."""
-        return replace(
-            self,
-            curriculum={},
-            curriculum_steps=0,
-            curriculum_episode_length=0,
-            progress_reward=0.0,
-            teacher="",
-        )
+        return replace(self, **no_curriculum(), progress_reward=0.0, teacher="")
 
     @property
     def maze_size(self) -> MazeSize:

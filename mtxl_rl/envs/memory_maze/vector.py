@@ -22,6 +22,7 @@ from mtxl_rl.envs.memory_maze.camera import (
 )
 from mtxl_rl.envs.memory_maze.curriculum import (
     has_curriculum,
+    no_curriculum,
     point_of_seed,
     size_to_play,
     steps_to_play,
@@ -62,9 +63,7 @@ _OPTIONS_OUTSIDE_STATE = (
     "name",
     "num_threads",
     "episode_length",
-    "curriculum",
-    "curriculum_steps",
-    "curriculum_episode_length",
+    *no_curriculum(),
     "progress_reward",
     "teacher",
     "extra_observations",

@@ -16,9 +16,9 @@ return measures the agent. `grid_explorer.py` has players that plan: the oracle,
 maze, has mean returns of 93, 150, 199 and 235 in 32 mazes of each size, an upper bound for agents.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 from gymnasium import spaces
@@ -28,6 +28,7 @@ from mtxl_rl.env_keys import TEACHER_KEY
 from mtxl_rl.envs.memory_maze.curriculum import (
     check_curriculum,
     has_curriculum,
+    no_curriculum,
     size_to_play,
     steps_to_play,
     with_targets,
@@ -56,6 +57,8 @@ from mtxl_rl.envs.wrappers.checked import Observations
 
 if TYPE_CHECKING:
     from mtxl_rl.envs.tasks.grid_explorer import GridExplorer
+
+Choice = TypeVar("Choice")
 
 VIEW = 5
 """Cells on a side of the agent's view."""
@@ -106,9 +109,7 @@ class GridMemoryMazeConfig:
 
     def for_evaluation(self) -> "GridMemoryMazeConfig":
         """Return the task itself, without the curriculum and the teacher."""
-        return replace(
-            self, curriculum={}, curriculum_steps=0, curriculum_episode_length=0, teacher=""
-        )
+        return replace(self, **no_curriculum(), teacher="")
 
     @property
     def steps_per_episode(self) -> int:
@@ -135,9 +136,7 @@ class GridMemoryMaze(VectorTask):
         "world", "objects", "cell", "heading", "prompt", "first_cell", "first_heading",
         "is_seen", "is_practice", "steps_of_episode", "steps_since_seeding",
     )  # fmt: skip
-    options_outside_state = (
-        "curriculum", "curriculum_steps", "curriculum_episode_length", "episode_length",
-    )  # fmt: skip
+    options_outside_state = (*no_curriculum(), "episode_length")
 
     def __init__(
         self, config: GridMemoryMazeConfig, *, num_envs: int, seed: int | Sequence[int] = 0
@@ -184,10 +183,13 @@ class GridMemoryMaze(VectorTask):
     def _start(self, rows: Rows) -> None:
         num_objects = self.num_objects
         draws = self.streams.uniform(rows, 4)
-        sizes = self._draw_sizes(rows)
-        self.steps_of_episode[rows] = self._draw_lengths(rows)
-        is_smaller = np.array(sizes) != self.config.size
-        is_shorter = self.steps_of_episode[rows] < self.config.steps_per_episode
+        config = self.config
+        sizes = self._next(rows, size_to_play, is_random=bool(config.curriculum))
+        self.steps_of_episode[rows] = self._next(
+            rows, steps_to_play, is_random=bool(config.curriculum_episode_length)
+        )
+        is_smaller = np.array(sizes) != config.size
+        is_shorter = self.steps_of_episode[rows] < config.steps_per_episode
         self.is_practice[rows] = is_smaller | is_shorter
         self.heading[rows] = np.floor(draws[:, 1] * NUM_HEADINGS)
         self.prompt[rows] = np.floor(draws[:, 2] * num_objects)
@@ -201,23 +203,11 @@ class GridMemoryMaze(VectorTask):
         self.is_seen[rows] = False
         self.first_cell[rows], self.first_heading[rows] = self.cell[rows], self.heading[rows]
 
-    def _draw_sizes(self, rows: Rows) -> list[str]:
-        """Return the size of each row's next maze."""
-        if not self.config.curriculum:
-            return [self.config.size] * len(rows)
-        points = self.streams.uniform(rows, 1)[:, 0]
+    def _next(self, rows: Rows, choose: Callable[..., Choice], *, is_random: bool) -> list[Choice]:
+        """Return what the curriculum chooses for each row's next episode: its size or length."""
+        points = self.streams.uniform(rows, 1)[:, 0] if is_random else np.zeros(len(rows))
         return [
-            size_to_play(self.config, point=float(point), num_steps=int(num_steps))
-            for point, num_steps in zip(points, self.steps_since_seeding[rows], strict=True)
-        ]
-
-    def _draw_lengths(self, rows: Rows) -> list[int]:
-        """Return the length of each row's next episode."""
-        if not self.config.curriculum_episode_length:
-            return [self.config.steps_per_episode] * len(rows)
-        points = self.streams.uniform(rows, 1)[:, 0]
-        return [
-            steps_to_play(self.config, point=float(point), num_steps=int(num_steps))
+            choose(self.config, point=float(point), num_steps=int(num_steps))
             for point, num_steps in zip(points, self.steps_since_seeding[rows], strict=True)
         ]
 
