@@ -26,6 +26,7 @@ def observation_space(config: MemoryMazeConfig) -> Space[Any]:
     def numbers(*shape: int) -> spaces.Box:
         return spaces.Box(-np.inf, np.inf, shape, np.float64)
 
+    seen = {"seen_targets_pos": numbers(size.num_targets, 2), "seen_target_pos": numbers(2)}
     return spaces.Dict(
         {
             "image": image,
@@ -39,6 +40,7 @@ def observation_space(config: MemoryMazeConfig) -> Space[Any]:
             "maze_layout": spaces.Box(
                 0, PATH if config.show_path else 1, (size.side, size.side), np.uint8
             ),
+            **(seen if config.seen_observations else {}),
         }
     )
 

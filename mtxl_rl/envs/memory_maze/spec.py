@@ -68,6 +68,9 @@ class MemoryMazeConfig:
     """Look from above the maze instead of from the walker (``Top``)."""
     extra_observations: bool = False
     """Observations are a dict of the image and the positions of all objects (``ExtraObs``)."""
+    seen_observations: bool = False
+    """The extra observations also give the positions of the objects that were in view in the
+    episode, and -1 for the others: what a perfect memory knows (``auxiliary.predict``)."""
     show_path: bool = False
     """Draw a map with the shortest path into the picture (``Oracle``)."""
     control_freq: float = 4.0
@@ -124,6 +127,11 @@ class MemoryMazeConfig:
                 "of actions, e.g. env.episode_length=1000."
             )
         self._check_training_options()
+        if self.seen_observations and not self.extra_observations:
+            raise ValueError(
+                "env.seen_observations=true adds to the extra observations: add "
+                "env.extra_observations=true."
+            )
         if self.num_threads < 0:
             raise ValueError(
                 f"env.num_threads={self.num_threads} must be 0 (one for each core) or a number of "

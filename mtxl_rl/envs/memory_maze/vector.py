@@ -67,6 +67,7 @@ _OPTIONS_OUTSIDE_STATE = (
     "progress_reward",
     "teacher",
     "extra_observations",
+    "seen_observations",
     "show_path",
     "top_camera",
     "camera_resolution",
@@ -338,7 +339,8 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         if self._above is None:
             config = dataclasses.replace(
                 self.config, top_camera=True, camera_resolution=256, num_threads=1,
-                extra_observations=False, show_path=False, progress_reward=0.0, teacher="",
+                extra_observations=False, seen_observations=False, show_path=False,
+                progress_reward=0.0, teacher="",
             )  # fmt: skip
             self._above = MemoryMazeVectorEnv(1, config=config)
             self._above.reset()
@@ -449,8 +451,11 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
 
     @property
     def _reports_explorer(self) -> bool:
-        """Whether infos depend on the explorer, whose memory is then part of the state."""
-        return bool(self.config.progress_reward) or self.config.teacher == "explorer"
+        """Whether a step reports what the explorer knows, whose memory is then in the state."""
+        config = self.config
+        return bool(config.progress_reward or config.seen_observations) or (
+            config.teacher == "explorer"
+        )
 
     def target_ages(self) -> Int64[np.ndarray, "B targets"]:
         """Steps since an explorer last saw the middle of each target's cell; -1: never.
@@ -692,6 +697,18 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
             "target_vec": vectors[rows, self._current],
             "target_pos": positions[rows, self._current],
             "maze_layout": self._layouts(),
+            **self._seen_observations(positions),
+        }
+
+    def _seen_observations(self, positions: NDArray[np.float64]) -> dict[str, NDArray[Any]]:
+        """Positions [B, targets, 2] and [B, 2] of targets that were in view; -1 for others."""
+        if not self.config.seen_observations:
+            return {}
+        is_seen = self.target_ages() >= 0
+        seen = np.where(is_seen[..., None], positions, -1.0)
+        return {
+            "seen_targets_pos": seen,
+            "seen_target_pos": seen[np.arange(self.num_envs), self._current],
         }
 
     def _state_arrays(self) -> dict[str, NDArray[Any]]:

@@ -226,6 +226,42 @@ def test_extra_observations_locate_everything() -> None:
     assert ((moved * direction).sum(axis=1) > 0).all()
 
 
+def test_seen_observations_locate_what_was_in_view() -> None:
+    env = make(4, extra_observations=True, seen_observations=True, seed=3, episode_length=40)
+    observations, _ = env.reset()
+    rng, rows = np.random.default_rng(0), np.arange(4)
+    was_seen, seen = env.target_ages() >= 0, []
+    for step in range(100):
+        if step % 41:
+            was_seen = was_seen | (env.target_ages() == 0)
+        else:  # A new episode.
+            was_seen = env.target_ages() >= 0
+        expected = np.where(was_seen[..., None], observations["targets_pos"], -1)
+        np.testing.assert_array_equal(observations["seen_targets_pos"], expected)
+        target = expected[rows, env.motion().current]
+        np.testing.assert_array_equal(observations["seen_target_pos"], target)
+        seen.append(was_seen.mean())
+        observations = env.step(rng.integers(6, size=4))[0]
+    assert seen[0] < max(seen)
+
+
+def test_seen_observations_are_in_the_state() -> None:
+    env = make(2, extra_observations=True, seen_observations=True, seed=3)
+    env.reset()
+    for _ in range(30):
+        env.step(np.array([2, 4]))
+    other = make(2, extra_observations=True, seen_observations=True, seed=4)
+    other.set_state(env.get_state())
+    for _ in range(30):
+        ours, others = (each.step(np.array([1, 3]))[0] for each in (env, other))
+        np.testing.assert_array_equal(ours["seen_targets_pos"], others["seen_targets_pos"])
+
+
+def test_seen_observations_need_the_extra_ones() -> None:
+    with pytest.raises(ValueError, match=r"add env\.extra_observations=true"):
+        MemoryMazeConfig(seen_observations=True)
+
+
 def test_the_path_is_a_shortest_one() -> None:
     layout = np.array([[[1, 1, 1], [1, 0, 1], [1, 0, 1]]], np.uint8)
     draw_paths(0, 1, layout, np.array([[0.5, 2.5]]), np.array([[2.5, 1.5]]))
