@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from mtxl_rl.tracking.run_record import read_record
 
+_EVENT_FILES = "events.out.tfevents"
 LOGGERS = ("tensorboard", "wandb", "trackio", "none")
 
 
@@ -77,6 +78,17 @@ def open_logger(
     return Wandb(name, run_dir, options=options)
 
 
+def _number_event_files(run_dir: Path) -> None:
+    """Rename a run's event files so that TensorBoard reads them before those to come.
+
+    TensorBoard reads files in the order of their names, which begin with the second in which they
+    were opened. A clock that was set back, or a resume within a second, would change the order.
+    """
+    for index, path in enumerate(sorted(run_dir.glob(f"{_EVENT_FILES}.*"))):
+        _, _, opener = path.name.removeprefix(f"{_EVENT_FILES}.").partition(".")
+        path.rename(run_dir / f"{_EVENT_FILES}.{index:010d}.{opener}")
+
+
 class TensorBoard:
     """Event files in the run's folder."""
 
@@ -86,6 +98,7 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter  # Takes 2 seconds.
         from torch.utils.tensorboard.summary import hparams
 
+        _number_event_files(run_dir)
         self._writer: Any = SummaryWriter(str(run_dir), purge_step=purge_step)
         if options:
             step = purge_step or 0

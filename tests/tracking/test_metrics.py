@@ -5,6 +5,7 @@ import io
 import json
 import math
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,20 @@ def test_a_resume_removes_the_later_rows(tmp_path: Path) -> None:
     assert rows(tmp_path) == [{"step": 10, "a": 10.0}, {"step": 20, "a": -20.0}]
     assert scalars(tmp_path, "a") == [(10, 10.0), (20, -20.0)]
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("second", [0, -3600])
+def test_tensorboard_reads_files_in_the_order_of_opening(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, second: int
+) -> None:
+    start = int(time.time())
+    for index in range(12):  # As many as change the number of digits of tensorboard's counter.
+        monkeypatch.setattr(time, "time", lambda index=index: start + index * second)
+        with MetricsLogger(tmp_path) as logger:
+            logger.truncate_after(index)
+            for step in (1, 2):
+                logger.log({"a": float(index)}, step=index + step)
+    assert scalars(tmp_path, "a") == [(step, step - 1.0) for step in range(1, 13)] + [(13, 11.0)]
 
 
 def test_rows_can_be_removed_in_the_middle_of_a_run(tmp_path: Path) -> None:

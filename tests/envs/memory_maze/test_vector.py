@@ -230,12 +230,10 @@ def test_seen_observations_locate_what_was_in_view() -> None:
     env = make(4, extra_observations=True, seen_observations=True, seed=3, episode_length=40)
     observations, _ = env.reset()
     rng, rows = np.random.default_rng(0), np.arange(4)
-    was_seen, seen = env.target_ages() >= 0, []
+    was_seen, seen = np.zeros((4, 3), np.bool_), []
     for step in range(100):
-        if step % 41:
-            was_seen = was_seen | (env.target_ages() == 0)
-        else:  # A new episode.
-            was_seen = env.target_ages() >= 0
+        is_start = step % 41 == 0
+        was_seen = (was_seen & ~is_start) | (env.target_ages() == 0)
         expected = np.where(was_seen[..., None], observations["targets_pos"], -1)
         np.testing.assert_array_equal(observations["seen_targets_pos"], expected)
         target = expected[rows, env.motion().current]
