@@ -382,9 +382,12 @@ def _description(run: Run, run_dir: Path) -> str:
     processes = ""
     if world.size > 1:
         processes = f" in {world.size} processes of {run.env.num_envs}"
+    everything, torso = (
+        sum(p.numel() for p in module.parameters()) for module in (run.policy, run.policy.torso)
+    )
     return (
         f"{run_dir}: {config.torch_device()}, {config.num_envs} environments{processes}, "
-        f"{sum(p.numel() for p in run.policy.parameters()):,} parameters"
+        f"{everything:,} parameters, {torso:,} of them in the torso"
         + ("; compiling first, for a minute or two if it is new" if config.compile is True else "")
     )
 
