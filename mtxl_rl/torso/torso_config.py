@@ -2,9 +2,9 @@
 
 import math
 import operator
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mtxl_rl.torso.long_term import LongTermMemory
@@ -341,6 +341,15 @@ class TorsoConfig:
                 f"torso.{choice}={value} has no effect with torso.kind={self.kind}; leave it out, "
                 "or set torso.kind=transformer"
             )
+
+
+def torso_config_from(fields: Mapping[str, Any]) -> TorsoConfig:
+    """The configuration of fields by name, whose parts may be mappings too."""
+    parts = {
+        name: PARTS[name](**part) if name in PARTS and isinstance(part, Mapping) else part
+        for name, part in fields.items()
+    }
+    return TorsoConfig(**parts)
 
 
 def memory_classes() -> dict[str, type["LongTermMemory"]]:

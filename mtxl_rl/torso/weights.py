@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mtxl_rl.torso.factory import Torso, build_torso
-from mtxl_rl.torso.torso_config import PARTS, TorsoConfig
+from mtxl_rl.torso.torso_config import TorsoConfig, torso_config_from
 
 _METADATA = "mtxl_rl.torso"
 _INSIDE = "torso."
@@ -87,7 +87,7 @@ def load_torso(path: Path | str, *, device: torch.device | str = "cpu") -> Torso
     }
     weights = inside or weights
     try:
-        config = _config_of(json.loads(metadata))
+        config = torso_config_from(json.loads(metadata))
         check_weights(config, lambda: build_torso(config), weights)
         torso = build_torso(config)
         dtype = next((weight.dtype for weight in weights.values()), None)
@@ -130,11 +130,6 @@ def check_weights(
     with torch.device("meta"):
         module = build()
     module.load_state_dict({name: weight.to("meta") for name, weight in weights.items()})
-
-
-def _config_of(fields: dict[str, Any]) -> TorsoConfig:
-    parts = {name: part(**fields.pop(name, {})) for name, part in PARTS.items()}
-    return TorsoConfig(**fields, **parts)
 
 
 def _uncompiled(module: Any) -> Any:  # noqa: ANN401
