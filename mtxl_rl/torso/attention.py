@@ -37,39 +37,27 @@ class WindowAttention(nn.Module):
     `block_length` <= M queries, so that the cost per step does not depend on T.
     """
 
-    def __init__(
-        self,
-        width: int,
-        *,
-        num_heads: int,
-        window_length: int,
-        num_persistent: int,
-        position: str,
-        block_length: int,
-        one_kv_head: bool = False,
-        dropout: float = 0.0,
-        output_dropout: float = 0.0,
-        reads_memory: bool = False,
-    ) -> None:
+    def __init__(self, config: TorsoConfig, *, reads_memory: bool = False) -> None:
         super().__init__()
+        width, num_heads, head_width = config.width, config.num_heads, config.head_width
         self.num_heads = num_heads
-        self.window_length = window_length
-        self.block_length = block_length
-        head_width = width // num_heads
+        self.window_length = config.window_length
+        # The slots of a memory have a version per segment.
+        self.block_length = config.segment_length if config.reads_slots else config.window_length
         self.scale = head_width**-0.5
         self.query = nn.Linear(width, width, bias=False)
-        self.num_kv_heads = 1 if one_kv_head else num_heads
+        self.num_kv_heads = 1 if config.sublayers.one_kv_head else num_heads
         self.key_value = nn.Linear(width, 2 * self.num_kv_heads * head_width, bias=False)
         self.position = build_positions(
-            position, width, num_heads=num_heads, window_length=window_length
+            config.position, width, num_heads=num_heads, window_length=config.window_length
         )
         self.output = nn.Linear(width * (1 + reads_memory), width, bias=False)
         if reads_memory:  # Initialise each half like a separate map.
             nn.init.uniform_(self.output.weight, -(width**-0.5), width**-0.5)
-        shape = (2, num_heads, num_persistent, head_width)
+        shape = (2, num_heads, config.num_persistent, head_width)
         self.persistent = nn.Parameter(torch.randn(shape) * self.scale)
-        self.dropout = nn.Dropout(dropout)
-        self.output_dropout = nn.Dropout(output_dropout)
+        self.dropout = nn.Dropout(config.sublayers.attention_dropout)
+        self.output_dropout = nn.Dropout(config.sublayers.output_dropout)
 
     def keys_values(self, inputs: Float[Tensor, "B K D"]) -> Float[Tensor, "two B H K E"]:
         """Keys and values of normalised layer inputs."""
@@ -233,22 +221,6 @@ class WindowAttention(nn.Module):
         distance = torch.arange(self.window_length, -1, -1, device=age.device)
         age = rearrange(age, "b (j c) -> b j 1 c 1", c=block)
         return torch.where(distance <= age, 0.0, -torch.inf).to(dtype)
-
-
-def build_attention(config: TorsoConfig, *, reads_memory: bool = False) -> WindowAttention:
-    """The attention of a layer; if it reads slots, its blocks are those of their versions."""
-    return WindowAttention(
-        config.width,
-        num_heads=config.num_heads,
-        window_length=config.window_length,
-        num_persistent=config.num_persistent,
-        position=config.position,
-        block_length=config.segment_length if config.reads_slots else config.window_length,
-        one_kv_head=config.sublayers.one_kv_head,
-        dropout=config.sublayers.attention_dropout,
-        output_dropout=config.sublayers.output_dropout,
-        reads_memory=reads_memory,
-    )
 
 
 def _widened(part: Tensor, query: Tensor) -> Tensor:

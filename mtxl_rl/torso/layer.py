@@ -5,7 +5,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from mtxl_rl.torso.attention import Slots, build_attention
+from mtxl_rl.torso.attention import Slots, WindowAttention
 from mtxl_rl.torso.cache import DecodeCache
 from mtxl_rl.torso.clock import Clock, SegmentEnds
 from mtxl_rl.torso.diagnostics import Diagnostics
@@ -44,7 +44,7 @@ class Layer(nn.Module):
         self.memory: LongTermMemory | None = None
         if self.read in ("parallel", "sequential"):
             self.memory = build_memory(config)
-        self.attention = build_attention(config, reads_memory=self.read == "parallel")
+        self.attention = WindowAttention(config, reads_memory=self.read == "parallel")
         self.attention_gate = sublayer_gate(config)
         if self.read == "sequential":
             self.read_norm = nn.LayerNorm(config.width)

@@ -17,7 +17,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from mtxl_rl.torso.attention import build_attention
+from mtxl_rl.torso.attention import WindowAttention
 from mtxl_rl.torso.diagnostics import Diagnostics
 from mtxl_rl.torso.feedforward import FeedForward
 from mtxl_rl.torso.gates import sublayer_gate
@@ -43,7 +43,7 @@ class TokenMemory(LongTermMemory):
         if config.tokens.separate_control:
             feedforward = None if config.all_attention else FeedForward(config)
             self.control = Sublayers(
-                nn.LayerNorm(width), build_attention(config), sublayer_gate(config), feedforward
+                nn.LayerNorm(width), WindowAttention(config), sublayer_gate(config), feedforward
             )
         self.memory_shape = (num_tokens, width)
         self.start = nn.Parameter(torch.randn(num_tokens, width))
