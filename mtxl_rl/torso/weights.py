@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from mtxl_rl.torso.factory import Torso, build_torso
 from mtxl_rl.torso.torso_config import TorsoConfig, torso_config_from
@@ -72,12 +72,7 @@ def load_torso(path: Path | str, *, device: torch.device | str = "cpu") -> Torso
         ValueError: the file contains no torso, or one of another version.
         OSError: the file cannot be read.
     """
-    try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
-            metadata = (file.metadata() or {}).get(_METADATA)
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a safetensors file: {error}") from error
+    metadata, weights = read_safetensors(path, _METADATA, device=device)
     if metadata is None:
         raise ValueError(f"{path} contains no torso; write it with mtxl_rl.save_torso")
     inside = {
@@ -98,6 +93,23 @@ def load_torso(path: Path | str, *, device: torch.device | str = "cpu") -> Torso
             f"{' '.join(str(error).split())}"
         ) from error
     return torso
+
+
+def read_safetensors(
+    path: Path | str, key: str, *, device: torch.device | str = "cpu"
+) -> tuple[str | None, dict[str, Tensor]]:
+    """A file's metadata under `key`, and its tensors by name.
+
+    Raises:
+        ValueError: it is damaged, or of another format.
+        OSError: it cannot be read.
+    """
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            metadata = (file.metadata() or {}).get(key)
+            return metadata, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or is not a safetensors file: {error}") from error
 
 
 BUILD_ERRORS = (
