@@ -54,8 +54,9 @@ class Layer(nn.Module):
             self.slots_norm = nn.LayerNorm(config.width)
             self.memory = None if self.is_shared else build_memory(config)
         if self.memory is not None:
-            own = Sublayers(self.norm, self.attention, self.attention_gate, self.feedforward)
-            self.memory.connect(own)
+            self.memory.connect(
+                Sublayers(self.norm, self.attention, self.attention_gate, self.feedforward)
+            )
 
     def forward(
         self,
