@@ -45,7 +45,7 @@ train: $(VENV)/.installed
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup
 # Some tests pass inputs that the shape checks of the other tests refuse, or compile, or are many. Without ARGS only
 # the files with such tests are collected, to save time.
-UNCHECKED = -o addopts="--import-mode=importlib --strict-markers --strict-config" \
+UNCHECKED = --jaxtyping-packages= \
 	$(if $(strip $(ARGS)),,$(shell grep -rlE 'mark\.(unchecked|compile)' tests --include='test_*.py'))
 FAST = not slow and not gpu and not compile and not original and not processes and not training
 

@@ -20,7 +20,6 @@ from mtxl_rl.agents.transition import (
     EPISODE_STEP,
     Decision,
     PolicyInputs,
-    observation_shapes,
     to_tensors,
 )
 from mtxl_rl.agents.vector_env import VectorEnv
@@ -94,9 +93,7 @@ class Agent:
         self.observation_space = self.policy.observation_space
         """The observations that the agent acts on, without the leaves that only training needed."""
         self.action_space = saved.single_action_space
-        self._shapes = observation_shapes(
-            self.observation_space, episode_step=self.config.policy.episode_step
-        )
+        self._shapes = self.policy.input_shapes()
         self._generator = torch.Generator(self.device).manual_seed(seed)
         self._has_warned = False
 

@@ -7,7 +7,7 @@ import torch
 
 from mtxl_rl.agents.policy import Policy
 from mtxl_rl.agents.rollout import Rollout, RolloutShape
-from mtxl_rl.agents.transition import Shapes, observation_shapes
+from mtxl_rl.agents.transition import Shapes
 from mtxl_rl.config import TrainConfig
 
 
@@ -49,9 +49,7 @@ def predicted_bytes(config: TrainConfig, env: Any) -> dict[str, int]:  # noqa: A
     """Bytes of the buffer's parts, the weights, and the optimiser, before any is allocated."""
     with torch.device("meta"):
         policy = build_policy(config, env, torch.device("meta"))
-        observation = observation_shapes(
-            policy.training_space, episode_step=config.policy.episode_step
-        )
+        observation = policy.input_shapes(is_training=True)
         shape = rollout_shape(config, observation, policy, num_envs=config.num_envs)
     weights = sum(p.numel() * p.element_size() for p in policy.parameters())
     rollout = Rollout(shape, device="meta")

@@ -13,7 +13,7 @@ from mtxl_rl.command import Command, options_of, run_command
 from mtxl_rl.compose import preset_options, torso_preset, values
 from mtxl_rl.config import TrainConfig
 from mtxl_rl.config_files import load_config
-from mtxl_rl.evaluation.intervals import mean_and_interval
+from mtxl_rl.evaluation.intervals import mean_text
 from mtxl_rl.tracking.cli import make_writable, print_line, show
 from mtxl_rl.tracking.metrics import WINDOW_SIZE, Row, read_rows
 
@@ -177,8 +177,7 @@ def _assignments(group: Group) -> list[str]:
 
 def _over_seeds(numbers: Sequence[float]) -> str:
     """One number, or the mean of several with its 95 % interval."""
-    mean, half = mean_and_interval(numbers)
-    return f"{mean:.3f}" if len(numbers) == 1 else f"{mean:.3f} +- {half:.3f}"
+    return f"{numbers[0]:.3f}" if len(numbers) == 1 else mean_text(numbers)
 
 
 def _short_names(runs: Sequence[Path]) -> dict[Path, str]:

@@ -102,7 +102,7 @@ class TrainConfig:
         self._check_dependencies()
 
     def _check_sizes(self) -> None:
-        span = self.ppo.bptt_segments * self.torso.segment_length
+        span = self.span_length
         if self.ppo.rollout_length % span:
             raise ValueError(
                 f"ppo.rollout_length={self.ppo.rollout_length} must be a multiple of "

@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from mtxl_rl.command import readable_errors
 from mtxl_rl.config import TrainConfig
 from mtxl_rl.envs.registry import env_entry
-from mtxl_rl.tracking.files import atomic_write
+from mtxl_rl.tracking.files import write_text
 
 Config = TypeVar("Config")
 _VERSION_KEY = "mtxl_rl_version"
@@ -66,8 +66,7 @@ def config_from_dict(document: Any, *, path: Path) -> TrainConfig:  # noqa: ANN4
 
 def save_config(config: TrainConfig, path: Path) -> None:
     """Write the configuration as YAML."""
-    with atomic_write(path) as temporary:
-        temporary.write_text(OmegaConf.to_yaml(config_to_dict(config)), encoding="utf-8")
+    write_text(path, OmegaConf.to_yaml(config_to_dict(config)))
 
 
 def read_yaml(path: Path) -> DictConfig | ListConfig:

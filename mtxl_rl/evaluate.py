@@ -19,7 +19,7 @@ from mtxl_rl.evaluation.evaluate_config import EvaluateConfig
 from mtxl_rl.evaluation.probe import AGES, Explained
 from mtxl_rl.saved_agent import read_agent, saved_config
 from mtxl_rl.tracking.cli import make_writable, print_line, show
-from mtxl_rl.tracking.files import atomic_write
+from mtxl_rl.tracking.files import write_text
 
 
 def run(config: EvaluateConfig) -> dict[str, list[dict[str, float]]]:
@@ -89,8 +89,7 @@ def _write(
         "evidence": evidence(train, next(iter(results.values()))),
         "episodes": results,
     }
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(document), encoding="utf-8")
+    write_text(path, json.dumps(document))
 
 
 def _print(results: dict[str, list[dict[str, float]]], train: TrainConfig) -> None:

@@ -8,7 +8,7 @@ import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from mtxl_rl.command import Command, options_of, print_help, run_command
 from mtxl_rl.envs.names import check_choice
 from mtxl_rl.evaluation.ablations import evaluate_ablations
 from mtxl_rl.evaluation.evaluate_config import EvaluateConfig
-from mtxl_rl.evaluation.intervals import mean_and_interval
+from mtxl_rl.evaluation.intervals import mean_text
 from mtxl_rl.saved_agent import (
     HUB_PREFIX,
     POLICY_FILE,
@@ -108,7 +108,9 @@ def push(config: PushConfig) -> None:
         shared = replace(saved.config, run_dir="", resume="", teacher=teacher)
         description = describe_agent(shared, saved, step=saved.step)
         save_policy(policy, folder / POLICY_FILE, description=description)
-        card = model_card(saved, folder / POLICY_FILE, episodes=config.episodes)
+        scores = play_stored(folder / POLICY_FILE, episodes=config.episodes)
+        num_parameters = sum(weight.numel() for weight in policy.parameters())
+        card = model_card(saved, scores, num_parameters=num_parameters)
         (folder / CARD_FILE).write_text(card, encoding="utf-8")
         if is_repository:
             import huggingface_hub
@@ -145,31 +147,38 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copyfile(source / name, target / name)
 
 
-def model_card(saved: SavedAgent, policy_file: Path, *, episodes: int) -> str:
-    """The model card of a stored policy, in Markdown; plays the episodes that it reports."""
-    config, stored = saved.config, read_agent(policy_file)
+def play_stored(policy_file: Path, *, episodes: int) -> dict[str, list[dict[str, float]]]:
+    """New episodes of a stored policy, by the setting of its long-term memory."""
+    stored = read_agent(policy_file)
+    has_long_term = stored.config.torso.has_long_term
     options = EvaluateConfig(
         checkpoint=str(policy_file),
         episodes=episodes,
         num_envs=min(episodes, MAX_ENVS),
-        memory=list(MEMORIES if config.torso.has_long_term else ("on",)),
+        memory=list(MEMORIES if has_long_term else ("on",)),
         device="cpu",
     )
     scores: dict[str, list[dict[str, float]]] = {}
     stored = replace(stored, config=options.train_config(stored.config))
     evaluate_ablations(options, stored, options.memory, scores)
+    return scores
+
+
+def model_card(
+    saved: SavedAgent, scores: Mapping[str, Sequence[dict[str, float]]], *, num_parameters: int
+) -> str:
+    """The model card of an agent, in Markdown, with the means of its episodes."""
+    config = saved.config
     measures = sorted({key for episode in scores["on"] for key in episode})
     table = [f"| memory | {' | '.join(measures)} |", f"|---|{'---|' * len(measures)}"]
     for name, played in scores.items():
-        cells = ["{:.3f} +- {:.3f}".format(*_interval(played, key)) for key in measures]
+        cells = [mean_text([episode[key] for episode in played]) for key in measures]
         table.append(f"| {name} | {' | '.join(cells)} |")
-    policy = stored.build_policy(torch.device("cpu"))
-    parameters = sum(weight.numel() for weight in policy.parameters())
     facts = {
         "Task": f"`{config.env.name}`",
         "Steps": f"{saved.step:,}",
         "Seed": str(config.seed),
-        "Parameters": f"{parameters:,}",
+        "Parameters": f"{num_parameters:,}",
         "Windows reach": f"{config.torso.receptive_field} steps back",
         **_run_facts(saved.path),
     }
@@ -186,16 +195,13 @@ def model_card(saved: SavedAgent, policy_file: Path, *, episodes: int) -> str:
         "|---|---|",
         *(f"| {name} | {value} |" for name, value in facts.items()),
         "",
-        f"Mean and 95 % interval of {episodes} new episodes for each setting of the long-term "
-        "memory (zero: zeroed before every step; noise: replaced by noise of the same scale):",
+        f"Mean and 95 % interval of {len(scores['on'])} new episodes for each setting of the "
+        "long-term memory (zero: zeroed before every step; noise: replaced by noise of the same "
+        "scale):",
         "",
         *table,
         "",
     ])  # fmt: skip
-
-
-def _interval(episodes: Sequence[dict[str, float]], key: str) -> tuple[float, float]:
-    return mean_and_interval([episode[key] for episode in episodes])
 
 
 def _run_facts(path: Path) -> dict[str, str]:

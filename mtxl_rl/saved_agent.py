@@ -12,7 +12,6 @@ from typing import Any
 
 import gymnasium
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mtxl_rl.agents.policy import Policy
@@ -21,7 +20,7 @@ from mtxl_rl.config import TrainConfig
 from mtxl_rl.config_files import config_from_dict, config_to_dict, load_config
 from mtxl_rl.envs.space_json import space_from_json, space_to_json
 from mtxl_rl.torso import save_torso
-from mtxl_rl.torso.weights import BUILD_ERRORS, check_weights
+from mtxl_rl.torso.weights import BUILD_ERRORS, check_weights, read_safetensors
 from mtxl_rl.tracking import checkpoint
 from mtxl_rl.tracking.files import atomic_write
 
@@ -205,12 +204,7 @@ def _read_safetensors(path: Path) -> tuple[str, dict[str, Tensor]]:
             f"{path} does not exist; give a run's folder, a checkpoint file (.pt) or a "
             "policy.safetensors"
         )
-    try:
-        with safe_open(path, framework="pt") as file:
-            description = (file.metadata() or {}).get(_METADATA)
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from error
+    description, weights = read_safetensors(path, _METADATA)
     if description is None:
         raise ValueError(
             f"{path} does not describe an agent (options and spaces); give the policy.safetensors "

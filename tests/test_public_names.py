@@ -50,7 +50,7 @@ NAMES = {
     "mtxl_rl.agents.stagger": ["Stagger"],
     "mtxl_rl.agents.vector_env": ["VectorEnv"],
     "mtxl_rl.agents.policy": ["Policy", "PolicyConfig", "PolicyOutputs"],
-    "mtxl_rl.agents.ppo": ["LossWeights", "NonFiniteLossError", "PPO"],
+    "mtxl_rl.agents.ppo": ["LossWeights", "NonFiniteLossError", "PPO", "Targets"],
     "mtxl_rl.agents.ppo_config": ["PPOConfig"],
     "mtxl_rl.agents.ppo_loss": ["ppo_loss"],
     "mtxl_rl.agents.privileged": [

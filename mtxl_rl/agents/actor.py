@@ -19,7 +19,6 @@ from mtxl_rl.agents.transition import (
     PolicyInputs,
     TeacherStep,
     Transition,
-    observation_shapes,
     to_tensors,
 )
 from mtxl_rl.agents.vector_env import VectorEnv
@@ -101,10 +100,7 @@ class Actor:
         self.teacher = teacher
         self.is_led = np.zeros(env.num_envs, dtype=bool)
         """Which environments the teacher leads; see `lead`."""
-        self.shapes = observation_shapes(
-            policy.training_space if is_training else policy.observation_space,
-            episode_step=policy.config.episode_step,
-        )
+        self.shapes = policy.input_shapes(is_training=is_training)
         """The leaves that the policy receives."""
         self._shapes = self.shapes if teacher is None else {**self.shapes, **teacher.shapes}
         self.device = next(policy.parameters()).device

@@ -138,15 +138,11 @@ class GaussianHead(nn.Module):
 
     def log_prob(self, parameters: Tensor, action: Tensor) -> Tensor:
         """Log-probability of the action: the sum over dimensions."""
-        mean, log_std = parameters.chunk(2, dim=-1)
-        normal = torch.distributions.Normal(mean, log_std.exp(), validate_args=False)
-        return normal.log_prob(action).sum(-1)
+        return self._normal(parameters).log_prob(action).sum(-1)
 
     def entropy(self, parameters: Tensor) -> Tensor:
         """Entropy: the sum over dimensions."""
-        mean, log_std = parameters.chunk(2, dim=-1)
-        normal = torch.distributions.Normal(mean, log_std.exp(), validate_args=False)
-        return normal.entropy().sum(-1)
+        return self._normal(parameters).entropy().sum(-1)
 
     def temper(self, parameters: Tensor, temperature: float) -> Float[Tensor, "*batch n"]:
         """The distribution with a density proportional to p^(1 / temperature)."""
@@ -183,6 +179,10 @@ class GaussianHead(nn.Module):
     def to_env(self, action: Tensor) -> NDArray[np.generic]:
         """The action as the environment takes it."""
         return self.in_space(action.cpu()).numpy().astype(self.space.dtype)
+
+    def _normal(self, parameters: Tensor) -> torch.distributions.Normal:
+        mean, log_std = parameters.chunk(2, dim=-1)
+        return torch.distributions.Normal(mean, log_std.exp(), validate_args=False)
 
 
 class ValueHead(RunningMoments):

@@ -24,7 +24,14 @@ from mtxl_rl.agents.privileged import (
     PrivilegedCritic,
     observation_groups,
 )
-from mtxl_rl.agents.transition import EPISODE_STEP, Decision, Lead, PolicyInputs
+from mtxl_rl.agents.transition import (
+    EPISODE_STEP,
+    Decision,
+    Lead,
+    PolicyInputs,
+    Shapes,
+    observation_shapes,
+)
 from mtxl_rl.env_keys import ACTION_MASK_KEY
 from mtxl_rl.torso import (
     Cache,
@@ -148,6 +155,11 @@ class Policy(nn.Module):
         for head in (self.action_head.output, self.value_head.output):
             nn.init.orthogonal_(head.weight, 0.01)
             nn.init.zeros_(head.bias)
+
+    def input_shapes(self, *, is_training: bool = False) -> Shapes:
+        """The leaves that the policy receives; in training also those that acting does not need."""
+        space = self.training_space if is_training else self.observation_space
+        return observation_shapes(space, episode_step=self.config.episode_step)
 
     def forward(
         self, inputs: PolicyInputs, state: MemoryState

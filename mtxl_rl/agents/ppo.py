@@ -37,6 +37,17 @@ class LossWeights(NamedTuple):
     teacher: float = 0.0
 
 
+class Targets(NamedTuple):
+    """What the losses of a rollout's steps compare with."""
+
+    advantage: Float[Tensor, "B T"]
+    """Normalised over the counted steps; 0 at the others."""
+    value: Float[Tensor, "B T"]
+    of_advantage: Moments
+    """Before the normalisation."""
+    of_value: Moments
+
+
 class PPO:
     """The learner: a policy, its optimiser, and one `update` per rollout.
 
@@ -89,22 +100,15 @@ class PPO:
         config = self.config
         weights = self._loss_weights(progress, teacher_progress)
         with record_function("advantages"):
-            advantage = self._advantage(rollout)
-            value_target = rollout.value + advantage
-            of_advantage, of_target = masked_moments(
-                [advantage, value_target], rollout.counted, self.world
-            )
-            deviation = of_advantage.variance.sqrt()
-            normalised = (advantage - of_advantage.mean) / (deviation + 1e-8)
-            normalised = normalised.masked_fill(~rollout.counted, 0)
-        self._update_statistics(rollout, of_target)
+            targets = self._targets(rollout)
+        self._update_statistics(rollout, targets.of_value)
         learning_rate = _linear(config.learning_rate, config.final_learning_rate, progress)
         if rollout.teacher is None or weights.teacher == 0:
-            learning_rate *= self._slowdown(deviation)
+            learning_rate *= self._slowdown(targets.of_advantage.variance.sqrt())
         self.optimizer.param_groups[0]["lr"] = learning_rate
         log: defaultdict[str, list[Tensor]] = defaultdict(list)
         num_updates = 0
-        for spans in self._minibatches(rollout, normalised, value_target, log):
+        for spans in self._minibatches(rollout, targets, log):
             self.optimizer.zero_grad()
             loss, metrics = self.loss(spans, weights)
             with record_function("backward"):
@@ -121,7 +125,7 @@ class PPO:
                 grad_norm = self._optimizer_step(metrics["losses/total_loss"])
             log["losses/grad_norm"].append(grad_norm)
             num_updates += 1
-        unexplained = of_advantage.variance / of_target.variance
+        unexplained = targets.of_advantage.variance / targets.of_value.variance
         return self._report(log, explained_variance=1 - unexplained) | {
             "charts/learning_rate": learning_rate,
             "charts/entropy_coef": weights.entropy,
@@ -210,8 +214,8 @@ class PPO:
             teacher=self.teacher.coef_at(teacher_progress),
         )
 
-    def _advantage(self, rollout: Rollout) -> Float[Tensor, "B T"]:
-        return gae(
+    def _targets(self, rollout: Rollout) -> Targets:
+        advantage = gae(
             rollout.training_reward,
             rollout.terminated,
             rollout.valid,
@@ -220,6 +224,11 @@ class PPO:
             gamma=self.config.gamma,
             gae_lambda=self.config.gae_lambda,
         )
+        value = rollout.value + advantage
+        of_advantage, of_value = masked_moments([advantage, value], rollout.counted, self.world)
+        normalised = (advantage - of_advantage.mean) / (of_advantage.variance.sqrt() + 1e-8)
+        normalised = normalised.masked_fill(~rollout.counted, 0)
+        return Targets(normalised, value, of_advantage, of_value)
 
     def _update_statistics(self, rollout: Rollout, of_target: Moments) -> None:
         """Move the units of values and predictions towards those of the rollout."""
@@ -239,11 +248,10 @@ class PPO:
     def _minibatches(
         self,
         rollout: Rollout,
-        advantage: Float[Tensor, "B T"],
-        value_target: Float[Tensor, "B T"],
+        targets: Targets,
         log: Mapping[str, list[Tensor]],
     ) -> Iterator[Spans]:
-        """The minibatches of all epochs, with normalised advantages."""
+        """The minibatches of all epochs."""
         config, world = self.config, self.world
         num_items = rollout.shape.num_envs * rollout.shape.num_spans
         first, stratum = world.rows(num_items).start, config.num_minibatches
@@ -255,7 +263,7 @@ class PPO:
             )
             local_items = every_item[:, first // stratum : (first + num_items) // stratum] - first
             for items in local_items.to(self.device):
-                yield rollout.spans(items, advantage, value_target)
+                yield rollout.spans(items, targets.advantage, targets.value)
 
     def _sum_over_processes(self, metrics: dict[str, Tensor]) -> dict[str, Tensor]:
         """Sum gradients and metrics over the processes; `ratio_deviation` stays local."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mtxl_rl.agents.heads import CategoricalHead, GaussianHead
 from mtxl_rl.agents.policy import Policy
-from mtxl_rl.agents.transition import PolicyInputs, Shapes, observation_shapes
+from mtxl_rl.agents.transition import PolicyInputs, Shapes
 from mtxl_rl.env_keys import ACTION_MASK_KEY, TEACHER_KEY
 from mtxl_rl.torso import MemoryState
 from mtxl_rl.torso.torso_config import check_at_least, check_choice
@@ -174,9 +174,7 @@ class PolicyTeacher:
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy.eval()
-        self.shapes = observation_shapes(
-            policy.observation_space, episode_step=policy.config.episode_step
-        )
+        self.shapes = policy.input_shapes()
 
     def reset(self, num_envs: int) -> None:
         """Start an episode in every environment, with an empty memory."""

@@ -1,11 +1,10 @@
 """The table that evaluations print: means of episodes with 95 % confidence intervals."""
 
-import math
 from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
-from mtxl_rl.evaluation.intervals import mean_and_interval
+from mtxl_rl.evaluation.intervals import mean_text
 from mtxl_rl.tracking.cli import show
 
 
@@ -25,11 +24,6 @@ def show_episodes(
     for key in ["episodes", *keys]:
         table.add_column(key, justify="right")
     for name, episodes in results.items():
-        cells = [_mean([episode[key] for episode in episodes]) for key in keys]
+        cells = [mean_text([episode[key] for episode in episodes]) for key in keys]
         table.add_row(name, str(len(episodes)), *cells)
     show(table)
-
-
-def _mean(numbers: Sequence[float]) -> str:
-    mean, half = mean_and_interval(numbers)
-    return f"{mean:.3f} " + ("(no interval)" if math.isnan(half) else f"+- {half:.3f}")

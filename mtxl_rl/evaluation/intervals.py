@@ -42,6 +42,12 @@ def mean_and_interval(numbers: Sequence[float]) -> tuple[float, float]:
     return float(array.mean()), float(half)
 
 
+def mean_text(numbers: Sequence[float]) -> str:
+    """Return the mean and its interval as text, as in 0.500 +- 0.010."""
+    mean, half = mean_and_interval(numbers)
+    return f"{mean:.3f} " + ("(no interval)" if math.isnan(half) else f"+- {half:.3f}")
+
+
 def interquartile_mean(scores: Mapping[str, Scores]) -> dict[str, Interval]:
     """Return the mean of the middle half of all runs' scores, for each algorithm."""
     estimates = {name: _middle_mean(matrix[None]) for name, matrix in scores.items()}

@@ -27,7 +27,7 @@ from mtxl_rl.evaluation.intervals import (
     probability_of_improvement,
 )
 from mtxl_rl.evaluation.suite_runner import Suite
-from mtxl_rl.tracking.files import atomic_write
+from mtxl_rl.tracking.files import write_text
 from mtxl_rl.tracking.metrics import METRICS_FILE
 from mtxl_rl.tracking.run_record import commit
 
@@ -51,11 +51,11 @@ def write_report(suite: Suite, *, command: Sequence[str]) -> Path:
     scores = read_scores(suite)
     matrices = _matrices(suite, scores)
     csv = scores.to_csv(index=False, columns=_CSV_COLUMNS, float_format="%.4f")
-    _write(suite.folder / "scores.csv", csv)
-    _write(suite.folder / "provenance.json", json.dumps(provenance(suite, command), indent=2))
+    write_text(suite.folder / "scores.csv", csv)
+    write_text(suite.folder / "provenance.json", json.dumps(provenance(suite, command), indent=2))
     _draw(suite, scores, matrices)
     page = suite.folder / "report.md"
-    _write(page, "\n\n".join(_page(suite, scores, matrices, command)) + "\n")
+    write_text(page, "\n\n".join(_page(suite, scores, matrices, command)) + "\n")
     return page
 
 
@@ -118,11 +118,6 @@ def _processor() -> str:
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or sys.platform
-
-
-def _write(path: Path, text: str) -> None:
-    with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def _matrices(suite: Suite, scores: pd.DataFrame) -> dict[str, Scores]:

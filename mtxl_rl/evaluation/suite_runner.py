@@ -99,11 +99,8 @@ class SuiteConfig:
                 f"suite= is missing; choose one of {', '.join(choices('suite'))}, or give a YAML "
                 "file"
             )
-        if min(self.seeds, self.jobs) < 0 or self.episodes < 1:
-            raise ValueError(
-                f"seeds={self.seeds} and jobs={self.jobs} must be 0 or more, "
-                f"episodes={self.episodes} 1 or more"
-            )
+        check_at_least(self, 0, "seeds", "jobs")
+        check_at_least(self, 1, "episodes")
         _check_torsos(self.torsos)
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from mtxl_rl.integrations.flat_torso import FlatTorso
 from mtxl_rl.torso import TorsoConfig, build_torso, match_parameters
-from mtxl_rl.torso.torso_config import PARTS
+from mtxl_rl.torso.torso_config import torso_config_from
 
 # B rows, T steps, F features, D width, n numbers of a memory.
 
@@ -104,7 +104,9 @@ class TorsoModel(RNNModel):  # type: ignore[misc]
                 f"{wrong[0]} was given, but TorsoModel has no LSTM; remove it, and set the sizes "
                 "by torso={'width': ..., 'num_layers': ...}"
             )
-        config = match_parameters(_config_of(torso))
+        if not isinstance(torso, TorsoConfig):
+            torso = torso_config_from(torso)
+        config = match_parameters(torso)
         # The parent's recurrent network is replaced.
         super().__init__(*args, rnn_type="gru", rnn_hidden_dim=config.width, **options)
         self.rnn = TorsoMemory(self.obs_dim, config)
@@ -127,14 +129,3 @@ class TorsoModel(RNNModel):  # type: ignore[misc]
             NotImplementedError: always.
         """
         self.as_jit()
-
-
-def _config_of(torso: TorsoConfig | dict[str, Any]) -> TorsoConfig:
-    """The configuration; its parts may be mappings, too."""
-    if isinstance(torso, TorsoConfig):
-        return torso
-    parts = {
-        name: PARTS[name](**part) if name in PARTS and isinstance(part, dict) else part
-        for name, part in torso.items()
-    }
-    return TorsoConfig(**parts)

@@ -20,7 +20,7 @@ from mtxl_rl.agents.policy import Policy
 from mtxl_rl.agents.transition import EPISODE_STEP, PolicyInputs, Shapes
 from mtxl_rl.runtime.compile import require_compiler
 from mtxl_rl.runtime.exported_policy import ABOUT, OUTPUTS, made_for, require_onnx
-from mtxl_rl.torso import Cache, DecodeCache, MemoryTransformer
+from mtxl_rl.torso import Cache, DecodeCache
 
 # B rows: episodes that are stepped together.
 
@@ -88,7 +88,7 @@ class ExportedStep(nn.Module):
         head = policy.action_head
         self.cache = prefill(policy, num_rows)
         state = self.cache.mutable_tensors()
-        if _writes_whole_segments(policy):
+        if policy.torso.writes_whole_segments:  # From the timeline.
             assert isinstance(self.cache, DecodeCache)
             state["timeline"] = self.cache.timeline
         state["previous_action"] = torch.zeros(
@@ -166,12 +166,6 @@ class FunctionalStep(nn.Module):
         """The outputs of `ExportedStep`, then the next memory in the order of its `state`."""
         state = [tensor.clone() for tensor in state]
         return *self.step(observation, reward, is_first, noise, state), *state
-
-
-def _writes_whole_segments(policy: Policy) -> bool:
-    """Whether a step reads the layer inputs of the whole segment, from the timeline."""
-    torso = policy.torso
-    return isinstance(torso, MemoryTransformer) and torso.writes_whole_segments
 
 
 def export_policy(

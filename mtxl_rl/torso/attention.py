@@ -15,13 +15,13 @@ from mtxl_rl.torso.torso_config import TorsoConfig
 # P persistent pairs, V versions of L slots, X keys without a position, R = M + 1 slots of the ring.
 
 
-class Pairs(NamedTuple):
-    """Keys and values without a position, for each block of steps."""
+class Slots(NamedTuple):
+    """Vectors of a long-term memory, which are keys and values without a position."""
 
-    keys: Float[Tensor, "B J H X E"]
-    values: Float[Tensor, "B J H X E"]
-    visible: Bool[Tensor, "B J C X"] | None
-    """Which of them each step sees; None: all."""
+    vectors: Float[Tensor, "B V L D"]
+    """Normalised; those of J + 1 versions and, last, of an empty memory; or of one version."""
+    visible: Bool[Tensor, "B J C three"] | None
+    """Whether each step sees version j, version j + 1 and the empty memory; None: it sees all."""
 
 
 class WindowAttention(nn.Module):
@@ -37,39 +37,27 @@ class WindowAttention(nn.Module):
     `block_length` <= M queries, so that the cost per step does not depend on T.
     """
 
-    def __init__(
-        self,
-        width: int,
-        *,
-        num_heads: int,
-        window_length: int,
-        num_persistent: int,
-        position: str,
-        block_length: int,
-        one_kv_head: bool = False,
-        dropout: float = 0.0,
-        output_dropout: float = 0.0,
-        reads_memory: bool = False,
-    ) -> None:
+    def __init__(self, config: TorsoConfig, *, reads_memory: bool = False) -> None:
         super().__init__()
+        width, num_heads, head_width = config.width, config.num_heads, config.head_width
         self.num_heads = num_heads
-        self.window_length = window_length
-        self.block_length = block_length
-        head_width = width // num_heads
+        self.window_length = config.window_length
+        # The slots of a memory have a version per segment.
+        self.block_length = config.segment_length if config.reads_slots else config.window_length
         self.scale = head_width**-0.5
         self.query = nn.Linear(width, width, bias=False)
-        self.num_kv_heads = 1 if one_kv_head else num_heads
+        self.num_kv_heads = 1 if config.sublayers.one_kv_head else num_heads
         self.key_value = nn.Linear(width, 2 * self.num_kv_heads * head_width, bias=False)
         self.position = build_positions(
-            position, width, num_heads=num_heads, window_length=window_length
+            config.position, width, num_heads=num_heads, window_length=config.window_length
         )
         self.output = nn.Linear(width * (1 + reads_memory), width, bias=False)
         if reads_memory:  # Initialise each half like a separate map.
             nn.init.uniform_(self.output.weight, -(width**-0.5), width**-0.5)
-        shape = (2, num_heads, num_persistent, head_width)
+        shape = (2, num_heads, config.num_persistent, head_width)
         self.persistent = nn.Parameter(torch.randn(shape) * self.scale)
-        self.dropout = nn.Dropout(dropout)
-        self.output_dropout = nn.Dropout(output_dropout)
+        self.dropout = nn.Dropout(config.sublayers.attention_dropout)
+        self.output_dropout = nn.Dropout(config.sublayers.output_dropout)
 
     def keys_values(self, inputs: Float[Tensor, "B K D"]) -> Float[Tensor, "two B H K E"]:
         """Keys and values of normalised layer inputs."""
@@ -82,7 +70,8 @@ class WindowAttention(nn.Module):
         self,
         inputs: Float[Tensor, "B K D"],
         age: Int[Tensor, "B T"],
-        memory_readout: Float[Tensor, "B T D"] | Pairs | None = None,
+        memory_readout: Float[Tensor, "B T D"] | None = None,
+        slots: Slots | None = None,
         diagnostics: Diagnostics | None = None,
     ) -> Float[Tensor, "B T D"]:
         """Attend from the last T of the K = M + T normalised layer inputs.
@@ -90,8 +79,8 @@ class WindowAttention(nn.Module):
         Args:
             inputs: the window's steps, then the T steps.
             age: how many predecessors each of the T steps may see, 0 .. M.
-            memory_readout: features for the output map; or keys and values to attend to, in blocks
-                of min(T, `block_length`) steps.
+            memory_readout: features for the output map, with `reads_memory`.
+            slots: vectors to attend to, in blocks of min(T, `block_length`) steps.
             diagnostics: where to store the attention weights.
         """
         window, num_steps = self.window_length, age.shape[1]
@@ -107,7 +96,7 @@ class WindowAttention(nn.Module):
         keys, values = self._blocks(keys_values, block)
         bias = self._attention_bias(age, block, query.dtype)
         query, logits = self.position.block(query, keys, bias)
-        out, weights = self._attend(query, logits, values, memory_readout)
+        out, weights = self._attend(query, logits, values, slots)
         if diagnostics is not None:
             diagnostics.update(self._diagnostics(weights, num_steps))
         out = rearrange(out, "b j h c e -> b (j c) (h e)")[:, :num_steps]
@@ -121,7 +110,8 @@ class WindowAttention(nn.Module):
         position_embeddings: Tensor,
         order: Int[Tensor, " R"],
         visible: Bool[Tensor, "B R"],
-        memory_readout: Float[Tensor, "B D"] | Pairs | None = None,
+        memory_readout: Float[Tensor, "B D"] | None = None,
+        slots: Slots | None = None,
     ) -> Float[Tensor, "B D"]:
         """Attend from one normalised layer input; keys and `visible` are in ring order.
 
@@ -133,6 +123,7 @@ class WindowAttention(nn.Module):
             order: the index of the position embedding of each slot of the ring.
             visible: the slots that each row sees.
             memory_readout: as in `forward`.
+            slots: likewise, of one version.
         """
         q = rearrange(self.query(query) * self.scale, "b (h e) -> b h 1 e", h=self.num_heads)
         keys, values, position_embeddings = (
@@ -140,53 +131,37 @@ class WindowAttention(nn.Module):
         )
         q, logits = self.position.step(q, keys, position_embeddings, order)
         logits = logits.masked_fill(~visible[:, None, None], -torch.inf)
-        if isinstance(memory_readout, Pairs):  # one block of one step
+        if slots is not None:  # one block of one step
             q, logits, values = q[:, None], logits[:, None], values[:, None]
-        out, _ = self._attend(q, logits, values, memory_readout)
+        out, _ = self._attend(q, logits, values, slots)
         return self._output(out.flatten(1), memory_readout)
-
-    def pairs(
-        self, vectors: Float[Tensor, "B V L D"], visible: Bool[Tensor, "B J C K"] | None
-    ) -> Pairs:
-        """Keys and values of a memory's slots; see `Slots`."""
-        num_slots = vectors.shape[2]
-        keys, values = rearrange(
-            self.keys_values(vectors.flatten(1, 2)), "two b h (v l) e -> two b v h l e", l=num_slots
-        )
-        if visible is None:
-            return Pairs(keys, values, None)
-
-        def versions_of_blocks(pairs: Tensor) -> Tensor:
-            before, after, empty = pairs[:, :-2], pairs[:, 1:-1], pairs[:, -1:]
-            return torch.cat([before, after, empty.expand_as(before)], dim=3)
-
-        visible = visible.repeat_interleave(num_slots, dim=-1)
-        return Pairs(versions_of_blocks(keys), versions_of_blocks(values), visible)
 
     def map_readout(self, memory_readout: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
         """The part of the output that comes from a memory's features."""
         weight = self.output.weight[:, -memory_readout.shape[-1] :]
         return nn.functional.linear(memory_readout.to(weight.dtype), weight)
 
-    def _output(self, out: Tensor, memory_readout: Tensor | Pairs | None) -> Tensor:
-        if isinstance(memory_readout, Tensor):
+    def _output(self, out: Tensor, memory_readout: Tensor | None) -> Tensor:
+        if memory_readout is not None:
             out = torch.cat([out, memory_readout.to(out.dtype)], dim=-1)
         mapped: Tensor = self.output_dropout(self.output(out))
         return mapped
 
     def _attend(
-        self, query: Tensor, logits: Tensor, values: Tensor, memory_readout: Tensor | Pairs | None
+        self, query: Tensor, logits: Tensor, values: Tensor, slots: Slots | None
     ) -> tuple[Tensor, list[Tensor]]:
         """The softmax over persistent pairs, slots and window, applied to the values of each."""
         persistent_keys, persistent_values = self.persistent
         all_logits = [_by_head(query, persistent_keys.mT)]
         all_values = [persistent_values.to(values.dtype)]
-        if isinstance(memory_readout, Pairs):
-            slots, visible = query @ memory_readout.keys.mT, memory_readout.visible
-            if visible is not None:
-                slots = slots.masked_fill(~visible[:, :, None], -torch.inf)
-            all_logits.append(slots)
-            all_values.append(memory_readout.values)
+        if slots is not None:
+            slot_keys, slot_values = self._slot_pairs(slots)
+            slot_logits = query @ slot_keys.mT
+            if slots.visible is not None:
+                visible = slots.visible.repeat_interleave(slots.vectors.shape[2], dim=-1)
+                slot_logits = slot_logits.masked_fill(~visible[:, :, None], -torch.inf)
+            all_logits.append(slot_logits)
+            all_values.append(slot_values)
         all_logits.append(logits)
         all_values.append(values)
         weights = [self.dropout(part).to(values.dtype) for part in _softmax(all_logits)]
@@ -194,6 +169,21 @@ class WindowAttention(nn.Module):
         for weight, value in zip(weights[1:], all_values[1:], strict=True):
             out = out + weight @ value
         return out, weights
+
+    def _slot_pairs(
+        self, slots: Slots
+    ) -> tuple[Float[Tensor, "B J H X E"], Float[Tensor, "B J H X E"]]:
+        """The keys and values of the slots that the steps of each block may see."""
+        pairs = rearrange(
+            self.keys_values(slots.vectors.flatten(1, 2)),
+            "two b h (v l) e -> two b v h l e",
+            l=slots.vectors.shape[2],
+        )
+        if slots.visible is not None:
+            before, after, empty = pairs[:, :, :-2], pairs[:, :, 1:-1], pairs[:, :, -1:]
+            pairs = torch.cat([before, after, empty.expand_as(before)], dim=4)
+        keys, values = pairs
+        return keys, values
 
     def _diagnostics(self, weights: list[Tensor], num_steps: int) -> Diagnostics:
         """Weights per step and head: persistent pairs, slots, and window by distance M .. 0."""
@@ -231,22 +221,6 @@ class WindowAttention(nn.Module):
         distance = torch.arange(self.window_length, -1, -1, device=age.device)
         age = rearrange(age, "b (j c) -> b j 1 c 1", c=block)
         return torch.where(distance <= age, 0.0, -torch.inf).to(dtype)
-
-
-def build_attention(config: TorsoConfig, *, reads_memory: bool = False) -> WindowAttention:
-    """The attention of a layer; if it reads slots, its blocks are those of their versions."""
-    return WindowAttention(
-        config.width,
-        num_heads=config.num_heads,
-        window_length=config.window_length,
-        num_persistent=config.num_persistent,
-        position=config.position,
-        block_length=config.segment_length if config.reads_slots else config.window_length,
-        one_kv_head=config.sublayers.one_kv_head,
-        dropout=config.sublayers.attention_dropout,
-        output_dropout=config.sublayers.output_dropout,
-        reads_memory=reads_memory,
-    )
 
 
 def _widened(part: Tensor, query: Tensor) -> Tensor:

@@ -184,23 +184,20 @@ class RectifiedGate(nn.Module):
 
 def sublayer_gate(config: TorsoConfig) -> Gate:
     """The gate of a torso's sub-layers."""
-    return build_gate(
-        config.gate,
-        config.width,
-        bias=config.gate_bias,
-        mogrifier_rounds=config.mogrifier_rounds,
-        rectified=config.sublayers.output_relu,
-    )
+    gate = build_gate(config.gate, config.width, bias=config.gate_bias)
+    if config.mogrifier_rounds:
+        gate = MogrifiedGate(config.width, gate, num_rounds=config.mogrifier_rounds)
+    return RectifiedGate(gate) if config.sublayers.output_relu else gate
 
 
-def build_gate(
-    kind: str, width: int, *, bias: Bias, mogrifier_rounds: int = 0, rectified: bool = False
-) -> Gate:
-    """The gate with a name in `GATES`, after a mogrifier if `mogrifier_rounds` > 0."""
-    gate = _build_gate(kind, width, bias)
-    if mogrifier_rounds:
-        gate = MogrifiedGate(width, gate, num_rounds=mogrifier_rounds)
-    return RectifiedGate(gate) if rectified else gate
+def build_gate(kind: str, width: int, *, bias: Bias) -> Gate:
+    """The gate with a name in `GATES`."""
+    assert kind in GATES, kind
+    if kind == "residual":
+        return ResidualGate()
+    if kind in CELLS:
+        return build_cell(kind, width, bias=bias)
+    return LinearGate(width, kind=kind, bias=bias)
 
 
 def build_cell(kind: str, width: int, *, bias: Bias) -> GRUGate | BistableGate:
@@ -209,12 +206,3 @@ def build_cell(kind: str, width: int, *, bias: Bias) -> GRUGate | BistableGate:
     if kind == "gru":
         return GRUGate(width, bias=bias)
     return BistableGate(width, bias=bias, neuromodulated=kind == "nbrc")
-
-
-def _build_gate(kind: str, width: int, bias: Bias) -> Gate:
-    assert kind in GATES, kind
-    if kind == "residual":
-        return ResidualGate()
-    if kind in CELLS:
-        return build_cell(kind, width, bias=bias)
-    return LinearGate(width, kind=kind, bias=bias)

@@ -5,20 +5,13 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from mtxl_rl.torso.attention import Pairs, build_attention
+from mtxl_rl.torso.attention import Slots, WindowAttention
 from mtxl_rl.torso.cache import DecodeCache
 from mtxl_rl.torso.clock import Clock, SegmentEnds
 from mtxl_rl.torso.diagnostics import Diagnostics
 from mtxl_rl.torso.feedforward import FeedForward
 from mtxl_rl.torso.gates import Gate, sublayer_gate
-from mtxl_rl.torso.long_term import (
-    Control,
-    DeltaMemory,
-    LongTermMemory,
-    Slots,
-    TokenMemory,
-    build_memory,
-)
+from mtxl_rl.torso.long_term import LongTermMemory, Sublayers, build_memory
 from mtxl_rl.torso.torso_config import TorsoConfig
 
 # B rows, T steps, M window, K = M + T, S segment, J blocks of C <= S steps, V versions, D width.
@@ -42,24 +35,27 @@ class Layer(nn.Module):
         self.reach = config.reach
         self.is_shared = config.is_shared
         """Whether several layers share the memory, which the torso then sets and writes."""
-        has_matrix = has_memory and not config.reads_slots
-        self.reads_sequentially = has_matrix and config.read == "sequential"
+        self.read = "none"
+        """How the layer reads its memory: none, parallel, sequential or slots."""
+        if has_memory:
+            self.read = "slots" if config.reads_slots else config.read
         self.norm = nn.LayerNorm(config.width)
-        self.memory: LongTermMemory | None = build_memory(config) if has_matrix else None
-        self.attention = build_attention(
-            config, reads_memory=has_matrix and not self.reads_sequentially
-        )
+        # The order of the parts is that of the weights in checkpoints.
+        self.memory: LongTermMemory | None = None
+        if self.read in ("parallel", "sequential"):
+            self.memory = build_memory(config)
+        self.attention = WindowAttention(config, reads_memory=self.read == "parallel")
         self.attention_gate = sublayer_gate(config)
-        if self.reads_sequentially:
+        if self.read == "sequential":
             self.read_norm = nn.LayerNorm(config.width)
             self.read_gate = sublayer_gate(config)
         self.feedforward = None if config.all_attention else FeedForward(config)
-        if has_memory and config.reads_slots:
+        if self.read == "slots":
             self.slots_norm = nn.LayerNorm(config.width)
-            self.memory = None if config.is_shared else build_memory(config)
-        if isinstance(self.memory, TokenMemory) and self.memory.control is None:
-            self.memory.control = Control(
-                self.norm, self.attention, self.attention_gate, self.feedforward
+            self.memory = None if self.is_shared else build_memory(config)
+        if self.memory is not None:
+            self.memory.connect(
+                Sublayers(self.norm, self.attention, self.attention_gate, self.feedforward)
             )
 
     def forward(
@@ -82,17 +78,18 @@ class Layer(nn.Module):
         """
         inputs, stream = self.norm(timeline), timeline[:, self.window_length :]
         versions = self._write(inputs, long_term, ends, diagnostics)
-        age = clock.age[:, :-1].clamp(max=self.reach)
-        readout = None
-        if not self.reads_sequentially:
+        readout = slots = None
+        if self.read == "parallel":
             readout = self._read(inputs[:, self.window_length :], versions, clock, diagnostics)
-        attended = self.attention(inputs, age, readout, diagnostics)
-        if diagnostics is not None and isinstance(readout, Tensor):
+        if self.read == "slots":
+            slots = self._slots(versions, clock.reads(self.segment_length))
+        age = clock.age[:, :-1].clamp(max=self.reach)
+        attended = self.attention(inputs, age, readout, slots, diagnostics)
+        if diagnostics is not None and readout is not None:
             diagnostics["moved/read"] = self._moved_by_readout(stream, attended, readout)
         stream = gated_residual(self.attention_gate, stream, attended, diagnostics, "attention")
-        if self.reads_sequentially:
+        if self.read == "sequential":
             readout = self._read(self.read_norm(stream), versions, clock, diagnostics)
-            assert isinstance(readout, Tensor)
             stream = gated_residual(self.read_gate, stream, readout, diagnostics, "read")
         stream = self._feed_forward(stream, diagnostics)
         if versions is None or self.is_shared:
@@ -119,7 +116,6 @@ class Layer(nn.Module):
             visible: likewise.
         """
         inputs = self.norm(x)
-        long_term = None if memory_index is None else cache.long_term[:, memory_index]
         key, value = self.attention.keys_values(inputs[:, None])
         # Masked slots have weight 0, and 0 times a value that is not finite is NaN.
         value = value.nan_to_num(0, 0, 0)
@@ -127,12 +123,12 @@ class Layer(nn.Module):
             # Under autocast the ring has the type that `prefill` computed.
             ring.index_copy_(2, cache.ring_index, new.to(ring.dtype))
         window = (cache.keys[n], cache.values[n], cache.position_embeddings[n], order, visible)
-        readout = None if self.reads_sequentially else self._read_step(inputs, long_term)
-        stream = self.attention_gate(x, self.attention.step(inputs, *window, readout))
-        if self.reads_sequentially:
-            readout = self._read_step(self.read_norm(stream), long_term)
-            assert isinstance(readout, Tensor)
-            stream = self.read_gate(stream, readout)
+        version = None if memory_index is None else cache.long_term[:, memory_index, None]
+        readout = self._read_step(inputs, version) if self.read == "parallel" else None
+        slots = self._slots(version, None) if self.read == "slots" else None
+        stream = self.attention_gate(x, self.attention.step(inputs, *window, readout, slots))
+        if self.read == "sequential":
+            stream = self.read_gate(stream, self._read_step(self.read_norm(stream), version))
         if self.memory is not None and memory_index is not None:
             self.memory.write_step(cache.write_buffer[memory_index], inputs)
         return self._feed_forward(stream, None)
@@ -157,34 +153,44 @@ class Layer(nn.Module):
     def _read(
         self,
         steps: Float[Tensor, "B T D"],
-        versions: Tensor | None,
+        versions: Float[Tensor, "B V *memory"] | None,
         clock: Clock,
         diagnostics: Diagnostics | None,
-    ) -> Float[Tensor, "B T D"] | Pairs | None:
+    ) -> Float[Tensor, "B T D"]:
         """The readout of each of the T steps; in block j from version j or j + 1."""
-        if self.memory is None or versions is None:
-            return None
-        if diagnostics is not None and isinstance(self.memory, DeltaMemory):
-            diagnostics["memory/query"] = self.memory.queries(steps)
+        assert self.memory is not None
+        assert versions is not None
+        if diagnostics is not None:
+            diagnostics.update(self.memory.read_diagnostics(steps))
         num_steps, num_blocks = steps.shape[1], versions.shape[1] - 1
         block = min(num_steps, self.segment_length)
         padding = (0, 0, 0, num_blocks * block - num_steps)
         blocks = nn.functional.pad(steps, padding).unflatten(1, (num_blocks, block))
         readout = self.memory.read(blocks, versions, clock.reads(self.segment_length))
-        if isinstance(readout, Slots):
-            return self.attention.pairs(self.slots_norm(readout.vectors), readout.visible)
         return readout.flatten(1, 2)[:, :num_steps]
 
     def _read_step(
-        self, step: Float[Tensor, "B D"], long_term: Tensor | None
-    ) -> Float[Tensor, "B D"] | Pairs | None:
+        self, step: Float[Tensor, "B D"], version: Float[Tensor, "B 1 *memory"] | None
+    ) -> Float[Tensor, "B D"]:
         """The readout of one step."""
-        if self.memory is None or long_term is None:
-            return None
-        readout = self.memory.read(rearrange(step, "b d -> b 1 1 d"), long_term[:, None], None)
-        if isinstance(readout, Slots):
-            return self.attention.pairs(self.slots_norm(readout.vectors), readout.visible)
-        return readout[:, 0, 0]
+        assert self.memory is not None
+        assert version is not None
+        return self.memory.read(rearrange(step, "b d -> b 1 1 d"), version, None)[:, 0, 0]
+
+    def _slots(
+        self,
+        versions: Float[Tensor, "B V *memory"] | None,
+        reads: Bool[Tensor, "B J C two"] | None,
+    ) -> Slots:
+        """The slots that the steps of each block see; of a single version without `reads`."""
+        assert self.memory is not None
+        assert versions is not None
+        vectors = self.memory.slots(versions)
+        if reads is not None:
+            empty = self.memory.slots(torch.zeros_like(versions[:, :1]))
+            vectors = torch.cat([vectors, empty], dim=1)
+            reads = torch.cat([reads, ~reads.any(-1, keepdim=True)], dim=-1)
+        return Slots(self.slots_norm(vectors), reads)
 
     def _feed_forward(self, stream: Tensor, diagnostics: Diagnostics | None) -> Tensor:
         if self.feedforward is None:

@@ -17,10 +17,32 @@ from mtxl_rl.torso.torso_config import TorsoConfig
 # B rows, T steps, N layers, D width, P parts of a cell's state (GRU: h; LSTM: h and c), R runs.
 
 
-def windowless_shape(config: TorsoConfig, *memory: int) -> StateShape:
-    """The shape of states with a memory [N, *memory], no window and a segment step of 0."""
-    layers = config.num_layers
-    return StateShape(config=config, window=(layers, 0, config.width), long_term=(layers, *memory))
+class WindowlessTorso(nn.Module):
+    """A torso whose states have no window, a segment step of 0, and a memory [N, *memory]."""
+
+    writes_whole_segments = False
+    norm: nn.LayerNorm
+
+    def __init__(self, config: TorsoConfig, *memory: int) -> None:
+        super().__init__()
+        self.config = deepcopy(config)  # The caller may change its configuration later.
+        layers = config.num_layers
+        self.state_shape = StateShape(
+            config=self.config, window=(layers, 0, config.width), long_term=(layers, *memory)
+        )
+
+    def initial_state(self, batch_size: int) -> MemoryState:
+        """The state of `batch_size` episodes that are about to start: all zeros."""
+        return self.state_shape.zeros(batch_size, self.norm.weight)
+
+    @torch.no_grad()
+    def prefill(
+        self, state: MemoryState, *, num_steps: int = 128, timeline: Tensor | None = None
+    ) -> Cache:
+        """The cache for acting from `state`, which needs no timeline."""
+        del num_steps, timeline
+        self.state_shape.check_state(state, self.norm.weight)
+        return Cache.of(state, self.config)
 
 
 class Runs:
@@ -59,24 +81,19 @@ class Runs:
         return zeros.index_copy(1, self.first, state)
 
 
-class RecurrentTorso(nn.Module):
+class RecurrentTorso(WindowlessTorso):
     """N layers of GRU or LSTM cells, whose state is zero where an episode starts.
 
     The state's `long_term` is [B, N, P, D].
     """
 
     def __init__(self, config: TorsoConfig) -> None:
-        super().__init__()
-        self.config = config = deepcopy(config)  # The caller may change its configuration later.
+        num_parts = 2 if config.kind == "lstm" else 1
+        super().__init__(config, num_parts, config.width)
+        self.num_parts = num_parts
         cell = nn.LSTM if config.kind == "lstm" else nn.GRU
-        self.num_parts = 2 if config.kind == "lstm" else 1
         self.cells: nn.LSTM | nn.GRU = cell(config.width, config.width, config.num_layers)
         self.norm = nn.LayerNorm(config.width)
-        self.state_shape = windowless_shape(config, self.num_parts, config.width)
-
-    def initial_state(self, batch_size: int) -> MemoryState:
-        """The state of `batch_size` episodes that are about to start: all zeros."""
-        return self.state_shape.zeros(batch_size, self.norm.weight)
 
     def forward(
         self, x: Float[Tensor, "B T D"], state: MemoryState, is_first: Bool[Tensor, "B T"]
@@ -92,15 +109,6 @@ class RecurrentTorso(nn.Module):
         after = torch.stack([part[:, runs.last].transpose(0, 1) for part in parts], dim=2)
         # Narrower weights return a narrower state.
         return y, state._replace(long_term=after.to(state.long_term.dtype))
-
-    @torch.no_grad()
-    def prefill(
-        self, state: MemoryState, *, num_steps: int = 128, timeline: Tensor | None = None
-    ) -> Cache:
-        """The cache for acting from `state`; a torso without a window needs no timeline."""
-        del num_steps, timeline
-        self.state_shape.check_state(state, self.norm.weight)
-        return Cache.of(state, self.config)
 
     @torch.no_grad()
     def decode_step(
@@ -131,19 +139,13 @@ class RecurrentTorso(nn.Module):
             return y, [h]
 
 
-class FeedForwardTorso(nn.Module):
+class FeedForwardTorso(WindowlessTorso):
     """N gated feed-forward sub-layers: the transformer without any memory."""
 
     def __init__(self, config: TorsoConfig) -> None:
-        super().__init__()
-        self.config = config = deepcopy(config)  # The caller may change its configuration later.
+        super().__init__(config, 0)
         self.layers = nn.Sequential(*(FeedForward(config) for _ in range(config.num_layers)))
         self.norm = nn.LayerNorm(config.width)
-        self.state_shape = windowless_shape(config, 0)
-
-    def initial_state(self, batch_size: int) -> MemoryState:
-        """An empty state."""
-        return self.state_shape.zeros(batch_size, self.norm.weight)
 
     def forward(
         self, x: Float[Tensor, "B T D"], state: MemoryState, is_first: Bool[Tensor, "B T"]
@@ -151,15 +153,6 @@ class FeedForwardTorso(nn.Module):
         """The outputs of T >= 1 steps; the state stays empty."""
         self.state_shape.check_sequence(x, state, is_first, self.norm.weight)
         return self.norm(self.layers(x)), state
-
-    @torch.no_grad()
-    def prefill(
-        self, state: MemoryState, *, num_steps: int = 128, timeline: Tensor | None = None
-    ) -> Cache:
-        """An empty cache."""
-        del num_steps, timeline
-        self.state_shape.check_state(state, self.norm.weight)
-        return Cache.of(state, self.config)
 
     @torch.no_grad()
     def decode_step(

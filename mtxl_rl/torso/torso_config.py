@@ -2,15 +2,17 @@
 
 import math
 import operator
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mtxl_rl.torso.long_term import LongTermMemory
 
 KINDS = ("transformer", "gru", "lstm", "mlp")
 POSITIONS = ("sinusoidal", "learned", "rotary", "none")
 CELLS = ("gru", "brc", "nbrc")
 GATES = ("residual", "input", "output", "highway", "sigtanh", *CELLS)
-DECAYS = {"delta": ("none", "coupled", "free"), "linear": ("fixed", "free")}
-"""The legal decays of the long-term memories that have one; all others have ("none",)."""
 READS = ("parallel", "sequential")
 MAX_HALF_LIFE = 1_000_000
 """Longest half-life in writes; in float32 a gate with a longer half-life would round to 1 and never
@@ -255,7 +257,7 @@ class TorsoConfig:
     @property
     def reads_slots(self) -> bool:
         """Whether the attention reads the long-term memory as keys without positions."""
-        return self.long_term in ("slots", "tokens")
+        return self.long_term != "none" and memory_classes()[self.long_term].reads_slots
 
     @property
     def reach(self) -> int:
@@ -304,14 +306,15 @@ class TorsoConfig:
         self._check_long_term()
 
     def _check_long_term(self) -> None:
-        legal = DECAYS.get(self.long_term, ("none",))
+        has_memory = self.long_term != "none"
+        legal = memory_classes()[self.long_term].decays if has_memory else ("none",)
         if self.decay not in legal:
             raise ValueError(
                 f"torso.decay={self.decay} is not a decay of torso.long_term={self.long_term}; "
                 f"choose torso.decay={' or '.join(legal)}"
             )
-        for kind, default in (("slots", SlotsConfig()), ("tokens", TokensConfig())):
-            if self.long_term != kind and getattr(self, kind) != default:
+        for kind in [kind for kind in PARTS if kind in memory_classes()]:
+            if self.long_term != kind and getattr(self, kind) != PARTS[kind]():
                 raise ValueError(
                     f"torso.{kind} has no effect with torso.long_term={self.long_term}; leave it "
                     f"out, or set torso.long_term={kind}"
@@ -340,11 +343,25 @@ class TorsoConfig:
             )
 
 
-def long_term_names() -> tuple[str, ...]:
-    """The legal `long_term`: the memories of the table `LONG_TERM`, and none."""
+def torso_config_from(fields: Mapping[str, Any]) -> TorsoConfig:
+    """The configuration of fields by name, whose parts may be mappings too."""
+    parts = {
+        name: PARTS[name](**part) if name in PARTS and isinstance(part, Mapping) else part
+        for name, part in fields.items()
+    }
+    return TorsoConfig(**parts)
+
+
+def memory_classes() -> dict[str, type["LongTermMemory"]]:
+    """The table of long-term memories by name."""
     from mtxl_rl.torso.long_term import LONG_TERM  # Its memories read this module's configuration.
 
-    return (*LONG_TERM, "none")
+    return LONG_TERM
+
+
+def long_term_names() -> tuple[str, ...]:
+    """The legal `long_term`: the memories of the table `LONG_TERM`, and none."""
+    return (*memory_classes(), "none")
 
 
 def check_at_least(config: object, least: int, *names: str, prefix: str = "") -> None:

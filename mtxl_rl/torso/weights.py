@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from mtxl_rl.torso.factory import Torso, build_torso
-from mtxl_rl.torso.torso_config import PARTS, TorsoConfig
+from mtxl_rl.torso.torso_config import TorsoConfig, torso_config_from
 
 _METADATA = "mtxl_rl.torso"
 _INSIDE = "torso."
@@ -72,12 +72,7 @@ def load_torso(path: Path | str, *, device: torch.device | str = "cpu") -> Torso
         ValueError: the file contains no torso, or one of another version.
         OSError: the file cannot be read.
     """
-    try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
-            metadata = (file.metadata() or {}).get(_METADATA)
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a safetensors file: {error}") from error
+    metadata, weights = read_safetensors(path, _METADATA, device=device)
     if metadata is None:
         raise ValueError(f"{path} contains no torso; write it with mtxl_rl.save_torso")
     inside = {
@@ -87,7 +82,7 @@ def load_torso(path: Path | str, *, device: torch.device | str = "cpu") -> Torso
     }
     weights = inside or weights
     try:
-        config = _config_of(json.loads(metadata))
+        config = torso_config_from(json.loads(metadata))
         check_weights(config, lambda: build_torso(config), weights)
         torso = build_torso(config)
         dtype = next((weight.dtype for weight in weights.values()), None)
@@ -98,6 +93,23 @@ def load_torso(path: Path | str, *, device: torch.device | str = "cpu") -> Torso
             f"{' '.join(str(error).split())}"
         ) from error
     return torso
+
+
+def read_safetensors(
+    path: Path | str, key: str, *, device: torch.device | str = "cpu"
+) -> tuple[str | None, dict[str, Tensor]]:
+    """A file's metadata under `key`, and its tensors by name.
+
+    Raises:
+        ValueError: it is damaged, or of another format.
+        OSError: it cannot be read.
+    """
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            metadata = (file.metadata() or {}).get(key)
+            return metadata, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or is not a safetensors file: {error}") from error
 
 
 BUILD_ERRORS = (
@@ -130,11 +142,6 @@ def check_weights(
     with torch.device("meta"):
         module = build()
     module.load_state_dict({name: weight.to("meta") for name, weight in weights.items()})
-
-
-def _config_of(fields: dict[str, Any]) -> TorsoConfig:
-    parts = {name: part(**fields.pop(name, {})) for name, part in PARTS.items()}
-    return TorsoConfig(**fields, **parts)
 
 
 def _uncompiled(module: Any) -> Any:  # noqa: ANN401

@@ -46,6 +46,12 @@ def atomic_write(
             temporary.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically; see `atomic_write`."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 @contextmanager
 def explained_write_errors(path: Path, *, advice: str) -> Iterator[None]:
     """Raise an OSError again as one sentence that names `path` and gives `advice`."""

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from mtxl_rl.tracking.files import atomic_write
+from mtxl_rl.tracking.files import write_text
 
 RECORD_FILE = "run.json"
 _PACKAGE = Path(__file__).parents[1]
@@ -95,8 +95,7 @@ def read_record(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def _write(path: Path, entries: list[dict[str, Any]]) -> None:
-    with atomic_write(path) as temporary:
-        temporary.write_text(f"{json.dumps(entries, indent=1)}\n", encoding="utf-8")
+    write_text(path, f"{json.dumps(entries, indent=1)}\n")
 
 
 def _now() -> str:

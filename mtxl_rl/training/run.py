@@ -86,7 +86,7 @@ class Run:
         )
         shape = rollout_shape(config, self.actor.shapes, self.policy, num_envs=env.num_envs)
         self.collector = Collector(self.actor, shape=shape)
-        self.episodes = EpisodeWindow(size=100)
+        self.episodes = EpisodeWindow()
         self.ended_episodes: list[Episode] = []
         """The episodes that ended in the last iteration."""
         self.profiler = IterationProfiler(self.collector, self.agent)

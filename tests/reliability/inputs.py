@@ -35,12 +35,12 @@ from mtxl_rl.envs.tasks.walker import VIEWS
 from mtxl_rl.evaluation.evaluate_config import EvaluateConfig
 from mtxl_rl.torso.torso_config import (
     CELLS,
-    DECAYS,
     GATES,
     KINDS,
     POSITIONS,
     READS,
     long_term_names,
+    memory_classes,
 )
 from mtxl_rl.tracking.loggers import LOGGERS
 from mtxl_rl.tracking.metrics import read_rows
@@ -50,7 +50,9 @@ NAMES: dict[str, Sequence[str]] = {
     "torso.gate": GATES,
     "torso.position": POSITIONS,
     "torso.long_term": long_term_names(),
-    "torso.decay": tuple({decay for decays in DECAYS.values() for decay in decays}),
+    "torso.decay": tuple(
+        {decay for memory in memory_classes().values() for decay in memory.decays}
+    ),
     "torso.read": READS,
     "torso.slots.cell": CELLS,
     "torso.sublayers.activation": ("relu", "gelu"),

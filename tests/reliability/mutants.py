@@ -34,7 +34,7 @@ TESTS = {
 }
 """Tests that run for a module or for those of a folder, the most likely to fail first."""
 MARKS = " and not ".join(["not slow", "gpu", "compile", "original", "processes", "training"])
-WITHOUT_SHAPE_CHECKS = "addopts=--import-mode=importlib --strict-markers --strict-config"
+WITHOUT_SHAPE_CHECKS = "--jaxtyping-packages="
 """Shape checks double the time, and can fail on a mutant that computes the right values."""
 _TIMEOUT_FACTOR = 4
 """A mutant that takes this many times as long as the original has an endless loop."""
@@ -114,7 +114,7 @@ def copy_checkout(folder: Path) -> None:
 def pytest_command(tests: Sequence[str]) -> str:
     """The command that tests a mutant, and ends at the first failure."""
     pytest = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", MARKS,
-              "-o", WITHOUT_SHAPE_CHECKS]  # fmt: skip
+              WITHOUT_SHAPE_CHECKS]  # fmt: skip
     return shlex.join([*pytest, *tests])
 
 

@@ -12,10 +12,11 @@ from mtxl_rl.torso.torso_config import POSITIONS
 
 def attention(position: str, *, num_persistent: int = 0) -> WindowAttention:
     torch.manual_seed(0)
-    return WindowAttention(
-        8, num_heads=2, window_length=5, num_persistent=num_persistent, position=position,
-        block_length=5,
-    ).double()  # fmt: skip
+    config = TorsoConfig(
+        width=8, num_heads=2, window_length=5, segment_length=5, num_persistent=num_persistent,
+        position=position,
+    )  # fmt: skip
+    return WindowAttention(config).double()
 
 
 def visible(num_steps: int) -> Tensor:
@@ -59,8 +60,8 @@ def test_persistent_pairs_are_keys_that_every_step_sees() -> None:
 
 def test_a_memory_readout_is_mapped_separately() -> None:
     torch.manual_seed(0)
-    sizes = {"num_heads": 2, "window_length": 5, "num_persistent": 1, "block_length": 5}
-    layer = WindowAttention(8, position="rotary", reads_memory=True, **sizes).double()  # type: ignore[arg-type]
+    config = TorsoConfig(width=8, num_heads=2, window_length=5, segment_length=5, position="rotary")
+    layer = WindowAttention(config, reads_memory=True).double()
     inputs, age = torch.randn(2, 17, 8).double(), torch.full((2, 12), 5)
     readout = torch.randn(2, 12, 8).double()
     alone = layer(inputs, age, torch.zeros_like(readout))

@@ -77,7 +77,7 @@ def test_a_cells_state_stays_within_one(kind: str) -> None:
 
 def test_the_mogrifier_starts_as_the_gate_alone_and_then_modulates_by_turns() -> None:
     torch.manual_seed(0)
-    gate = build_gate("residual", 4, bias=2.0, mogrifier_rounds=2)
+    gate = MogrifiedGate(4, build_gate("residual", 4, bias=2.0), num_rounds=2)
     assert isinstance(gate, MogrifiedGate)
     gate = gate.double()
     x, y = torch.randn(5, 4).double(), torch.randn(5, 4).double()

@@ -6,9 +6,10 @@ from torch import Tensor
 
 from mtxl_rl.torso import TorsoConfig, build_torso
 from mtxl_rl.torso.layer import Layer
-from mtxl_rl.torso.long_term import LongTermMemory, SlotMemory, TokenMemory, build_memory
+from mtxl_rl.torso.long_term import LongTermMemory, build_memory
 from mtxl_rl.torso.long_term.delta import UnitTriangularInverse, delta_rule
-from mtxl_rl.torso.long_term.slots import Context, retention_biases
+from mtxl_rl.torso.long_term.slots import Context, SlotMemory, retention_biases
+from mtxl_rl.torso.long_term.tokens import TokenMemory
 from mtxl_rl.torso.torso_config import SlotsConfig, TokensConfig
 
 

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from mtxl_rl.torso.diagnostics import Diagnostics
-from mtxl_rl.torso.long_term.interface import read_matrix
+from mtxl_rl.torso.long_term.interface import LongTermMemory, read_matrix
 from mtxl_rl.torso.torso_config import TorsoConfig
 
 # B rows, J segments or blocks, S steps of a segment, C steps of a block, V versions, D width,
@@ -89,7 +89,7 @@ class UnitTriangularInverse(torch.autograd.Function):
         return (inverse.mT @ gradient @ inverse.mT).neg().tril(-1)
 
 
-class DeltaMemory(nn.Module):
+class DeltaMemory(LongTermMemory):
     """A matrix W [E, E] per head, written by the delta rule and read as normalised W^T q.
 
     A write of strength b under the key k replaces the fraction b of the value that W returns for k,
@@ -107,7 +107,7 @@ class DeltaMemory(nn.Module):
     attention maps them.
     """
 
-    writes_whole_segments = False
+    decays = ("none", "coupled", "free")
 
     def __init__(self, config: TorsoConfig) -> None:
         super().__init__()
@@ -115,7 +115,7 @@ class DeltaMemory(nn.Module):
         self.num_heads = num_heads
         self.decay = decay
         head_width = width // num_heads
-        self.memory_shape: tuple[int, ...] = (num_heads, head_width, head_width)
+        self.memory_shape = (num_heads, head_width, head_width)
         self.key_value = nn.Linear(width, 2 * width, bias=False)
         self.strength = nn.Linear(width, num_heads)
         # sigmoid(4) = 0.98: with free decay, values have a half-life of 34 steps at first.
@@ -192,11 +192,11 @@ class DeltaMemory(nn.Module):
             "memory/value": value,
         }
 
-    def queries(self, steps: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch H E"]:
-        """Unit queries of the steps that read, in float32 or wider."""
-        query = rearrange(self.query(steps), "... (h e) -> ... h e", h=self.num_heads)
+    def read_diagnostics(self, steps: Float[Tensor, "B T D"]) -> Diagnostics:
+        """Unit queries of the steps, [B, T, H, E], in float32 or wider."""
+        query = rearrange(self.query(steps), "b t (h e) -> b t h e", h=self.num_heads)
         full = torch.promote_types(steps.dtype, torch.float32)
-        return nn.functional.normalize(query.to(full), dim=-1)
+        return {"memory/query": nn.functional.normalize(query.to(full), dim=-1)}
 
     def _gates(self, steps: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Keys and values [..., H, E], strengths and log decays [..., H], in float32 or wider."""

@@ -9,36 +9,46 @@ A sequence is processed in J blocks of C <= S steps, in each of which at most on
 write of block j makes version j + 1; version 0 is the memory that the call was given.
 """
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import ClassVar, NamedTuple
 
-import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
+from mtxl_rl.torso.attention import WindowAttention
 from mtxl_rl.torso.diagnostics import Diagnostics
+from mtxl_rl.torso.gates import Gate
 
-# B rows, J segments or blocks, S steps of a segment, C steps of a block, V versions, K versions
-# among which a step of a block chooses, D width, H heads, F features of a key, E features of a
-# value, L slots.
-
-
-class Slots(NamedTuple):
-    """Vectors that the attention reads as keys and values without a position."""
-
-    vectors: Float[Tensor, "B V L D"]
-    """Vectors of J + 1 versions and, last, of an empty memory; or of one version that all read."""
-    visible: Bool[Tensor, "B J C K"] | None
-    """Whether each step sees version j, version j + 1 and the empty memory; None: it sees all."""
+# B rows, J segments or blocks, S steps of a segment, C steps of a block, V versions, D width, H
+# heads, F features of a key, E features of a value, L slots.
 
 
-@runtime_checkable
-class LongTermMemory(Protocol):
-    """A long-term memory of one layer, or one that several layers share."""
+class Sublayers(NamedTuple):
+    """The sub-layers of a layer, or others like them, which update tokens."""
+
+    norm: nn.LayerNorm
+    attention: WindowAttention
+    gate: Gate
+    feedforward: nn.Module | None
+
+
+class LongTermMemory(nn.Module):
+    """A long-term memory of one layer, or one that several layers share.
+
+    The steps read it by `read`; or, with `reads_slots`, their attention reads its `slots`.
+    """
+
+    reads_slots: ClassVar[bool] = False
+    """Whether the attention reads the memory, as keys and values without a position."""
+    writes_whole_segments: ClassVar[bool] = False
+    """Whether `write` needs a whole segment, so that acting does not call `write_step`."""
+    decays: ClassVar[tuple[str, ...]] = ("none",)
+    """The legal `torso.decay`."""
 
     memory_shape: tuple[int, ...]
     """The shape of one row's memory."""
-    writes_whole_segments: bool
-    """Whether `write` needs a whole segment, so that acting does not call `write_step`."""
+
+    def connect(self, sublayers: Sublayers) -> None:
+        """Receive the sub-layers of the layer that owns the memory, which writes may use."""
 
     def encode(
         self, segments: Float[Tensor, "B J S D"], valid: Bool[Tensor, "B J S"] | None = None
@@ -52,26 +62,25 @@ class LongTermMemory(Protocol):
         Returns:
             Tensors [B, J, ...] for `write`.
         """
-        ...
+        raise NotImplementedError
 
     def write(self, memory: Tensor, encoded: tuple[Tensor, ...]) -> Tensor:
         """The memory after one segment; `encoded` holds that segment's tensors, [B, ...]."""
-        ...
+        raise NotImplementedError
 
     def write_step(self, memory: Tensor, step: Float[Tensor, "B D"]) -> None:
-        """Update the memory in place by one step.
+        """Update the memory in place by one step; nothing with `writes_whole_segments`.
 
         S calls from a segment's start equal `write` of the whole segment.
         """
-        ...
 
     def read(
         self,
         steps: Float[Tensor, "B J C D"],
         versions: Float[Tensor, "B V *memory"],
         reads: Bool[Tensor, "B J C two"] | None,
-    ) -> Float[Tensor, "B J C D"] | Slots:
-        """The readout of each step: features, or vectors for the attention.
+    ) -> Float[Tensor, "B J C D"]:
+        """The readout of each step.
 
         Args:
             steps: normalised layer inputs.
@@ -79,16 +88,24 @@ class LongTermMemory(Protocol):
             reads: whether each step of block j reads version j, and version j + 1; a step that
                 reads neither reads an empty memory. None: all read the single version.
         """
-        ...
+        raise NotImplementedError
+
+    def slots(self, versions: Float[Tensor, "B V *memory"]) -> Float[Tensor, "B V L D"]:
+        """The vectors of each version that the attention reads."""
+        raise NotImplementedError
 
     def diagnostics(
         self,
-        steps: Float[Tensor, "B T D"],
-        versions: Float[Tensor, "B V *memory"],
-        encoded: tuple[Tensor, ...],
+        steps: Float[Tensor, "B T D"],  # noqa: ARG002
+        versions: Float[Tensor, "B V *memory"],  # noqa: ARG002
+        encoded: tuple[Tensor, ...],  # noqa: ARG002
     ) -> Diagnostics:
         """Diagnostics of the writes, for `inspect`: "memory/..." per step or per segment."""
-        ...
+        return {}
+
+    def read_diagnostics(self, steps: Float[Tensor, "B T D"]) -> Diagnostics:  # noqa: ARG002
+        """Diagnostics of the reads, likewise, from the steps that `read` receives."""
+        return {}
 
 
 def read_matrix(
@@ -104,15 +121,3 @@ def read_matrix(
         return query @ versions
     before, after = reads[:, :, None, :, :, None].unbind(4)
     return (query * before) @ versions[:, :-1] + (query * after) @ versions[:, 1:]
-
-
-def read_slots(
-    vectors: Float[Tensor, "B V L D"],
-    empty: Float[Tensor, "B 1 L D"],
-    reads: Bool[Tensor, "B J C two"] | None,
-) -> Slots:
-    """The slots' vectors with the version that each step reads."""
-    if reads is None:
-        return Slots(vectors, None)
-    visible = torch.cat([reads, ~reads.any(-1, keepdim=True)], dim=-1)
-    return Slots(torch.cat([vectors, empty], dim=1), visible)

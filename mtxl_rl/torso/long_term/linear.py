@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mtxl_rl.torso.constant import Constant
 from mtxl_rl.torso.diagnostics import Diagnostics
-from mtxl_rl.torso.long_term.interface import read_matrix
+from mtxl_rl.torso.long_term.interface import LongTermMemory, read_matrix
 from mtxl_rl.torso.torso_config import TorsoConfig
 
 # B rows, J segments or blocks, S steps of a segment, C steps of a block, V versions, D width,
@@ -143,23 +143,17 @@ def _outer(first: Float[Tensor, "*batch X"], second: Float[Tensor, "*batch Y"]) 
     return (first[..., :, None] * second[..., None, :]).flatten(-2)
 
 
-class LinearMemory(nn.Module):
+class DecayingSum(LongTermMemory):
     """A matrix W [F, E] per head: the decaying sum of the products of `features`.
 
     The memory and its arithmetic are float32 (or float64), also under autocast and with narrower
     weights. Readouts pass an output map here if they are read sequentially.
     """
 
-    writes_whole_segments = False
-
     def __init__(self, config: TorsoConfig, features: RetentionFeatures | AGaLiTeFeatures) -> None:
         super().__init__()
         self.features = features
-        self.memory_shape: tuple[int, ...] = (
-            features.num_heads,
-            features.num_features,
-            features.num_values,
-        )
+        self.memory_shape = (features.num_heads, features.num_features, features.num_values)
         width, has_output = config.width, config.read == "sequential"
         self.output = nn.Linear(width, width, bias=False) if has_output else nn.Identity()
 
@@ -218,12 +212,18 @@ class LinearMemory(nn.Module):
         }
 
 
-def linear_memory(config: TorsoConfig) -> LinearMemory:
+class LinearMemory(DecayingSum):
     """Linear attention with the decay that `config` chooses."""
-    features = RetentionFeatures(config.width, num_heads=config.num_heads, decay=config.decay)
-    return LinearMemory(config, features)
+
+    decays = ("fixed", "free")
+
+    def __init__(self, config: TorsoConfig) -> None:
+        features = RetentionFeatures(config.width, num_heads=config.num_heads, decay=config.decay)
+        super().__init__(config, features)
 
 
-def agalite_memory(config: TorsoConfig) -> LinearMemory:
+class AGaLiTeMemory(DecayingSum):
     """AGaLiTe's memory."""
-    return LinearMemory(config, AGaLiTeFeatures(config.width, num_heads=config.num_heads))
+
+    def __init__(self, config: TorsoConfig) -> None:
+        super().__init__(config, AGaLiTeFeatures(config.width, num_heads=config.num_heads))

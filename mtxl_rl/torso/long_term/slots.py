@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mtxl_rl.torso.diagnostics import Diagnostics
 from mtxl_rl.torso.gates import build_cell
-from mtxl_rl.torso.long_term.interface import Slots, read_slots
+from mtxl_rl.torso.long_term.interface import LongTermMemory
 from mtxl_rl.torso.torso_config import TorsoConfig
 
 # B rows, J segments, S steps of a segment, D width, H heads, E head width, L slots, X keys.
@@ -74,7 +74,7 @@ def retention_biases(num_slots: int, *, max_half_life: float) -> Float[Tensor, "
     return torch.logit(2 ** (-1 / half_life))
 
 
-class SlotMemory(nn.Module):
+class SlotMemory(LongTermMemory):
     """L slots, updated once per segment (the Memory Transformer-XL of 2020).
 
     Queries come from the slots; keys and values come from the segment's layer inputs and from the
@@ -87,13 +87,13 @@ class SlotMemory(nn.Module):
     -1 .. 1.
     """
 
-    writes_whole_segments = True
+    reads_slots = writes_whole_segments = True
 
     def __init__(self, config: TorsoConfig) -> None:
         super().__init__()
         width, num_heads, num_slots = config.width, config.num_heads, config.slots.num_slots
         num_sources = len(config.layers_with_memory) if config.is_shared else 1
-        self.memory_shape: tuple[int, ...] = (num_slots, width)
+        self.memory_shape = (num_slots, width)
         self.num_heads = num_heads
         self.write_iterations = config.slots.write_iterations
         self.detach_inputs = config.slots.detach_inputs
@@ -133,18 +133,9 @@ class SlotMemory(nn.Module):
             memory = self.cell(memory, self._update(memory, Context(*encoded)))
         return memory
 
-    def write_step(self, memory: Tensor, step: Tensor) -> None:
-        """Nothing: slots are written from whole segments."""
-
-    def read(
-        self,
-        steps: Tensor,  # noqa: ARG002
-        versions: Float[Tensor, "B V L D"],
-        reads: Bool[Tensor, "B J C two"] | None,
-    ) -> Slots:
-        """The slots, whose vectors are the memory itself."""
-        vectors = self._vectors(versions)
-        return read_slots(vectors, torch.zeros_like(vectors[:, :1]), reads)
+    def slots(self, versions: Float[Tensor, "*batch L D"]) -> Float[Tensor, "*batch L D"]:
+        """The memory itself, in the weights' dtype."""
+        return versions.to(self.identity.dtype)
 
     def diagnostics(
         self,
@@ -160,9 +151,6 @@ class SlotMemory(nn.Module):
             "memory/retention": self.cell.retention(before, update).mean(-1),
         }
 
-    def _vectors(self, memory: Float[Tensor, "*batch L D"]) -> Float[Tensor, "*batch L D"]:
-        return memory.to(self.identity.dtype)
-
     def _context(self, steps: Float[Tensor, "*batch X D"]) -> Context:
         full = torch.promote_types(steps.dtype, torch.float32)
         pairs = self.key_value(steps).to(full)
@@ -172,7 +160,7 @@ class SlotMemory(nn.Module):
 
     def _update(self, memory: Tensor, context: Context) -> Tensor:
         """The readout of linear attention for each slot."""
-        slots = self._vectors(memory)
+        slots = self.slots(memory)
         queries = self.query(slots + self.identity).to(memory.dtype)
         queries = rearrange(queries, "... l (h e) -> ... h l e", h=self.num_heads)
         with torch.autocast(memory.device.type, enabled=False):

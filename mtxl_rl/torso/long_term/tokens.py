@@ -12,56 +12,49 @@ attention to themselves and the segment, and one feed-forward sub-layer. The kin
   other step, so that all information between steps passes through the tokens.
 """
 
-from typing import NamedTuple
-
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from mtxl_rl.torso.attention import WindowAttention, build_attention
+from mtxl_rl.torso.attention import WindowAttention
 from mtxl_rl.torso.diagnostics import Diagnostics
 from mtxl_rl.torso.feedforward import FeedForward
-from mtxl_rl.torso.gates import Gate, sublayer_gate
-from mtxl_rl.torso.long_term.interface import Slots, read_slots
+from mtxl_rl.torso.gates import sublayer_gate
+from mtxl_rl.torso.long_term.interface import LongTermMemory, Sublayers
 from mtxl_rl.torso.torso_config import TorsoConfig
 
 # B rows, J segments, S steps of a segment, D width, H heads, E head width, L tokens.
 
 
-class Control(NamedTuple):
-    """The sub-layers that update the tokens."""
-
-    norm: nn.LayerNorm
-    attention: WindowAttention
-    gate: Gate
-    feedforward: nn.Module | None
-
-
-class TokenMemory(nn.Module):
+class TokenMemory(LongTermMemory):
     """L learned tokens; the memory is their displacement from their learned start.
 
-    The carried state passes a layer norm, which bounds it for every kind of gate. Without
-    `separate_control` the layer sets `control` to its own sub-layers.
+    The carried state passes a layer norm, which bounds it for every kind of gate.
     """
 
-    writes_whole_segments = True
+    reads_slots = writes_whole_segments = True
 
     def __init__(self, config: TorsoConfig) -> None:
         super().__init__()
         width, num_tokens = config.width, config.tokens.num_tokens
         # A tuple is not registered, so that the layer's weights stay the layer's.
-        self.control: Control | None = None
+        self.control: Sublayers | None = None
         if config.tokens.separate_control:
             feedforward = None if config.all_attention else FeedForward(config)
-            self.control = Control(
-                nn.LayerNorm(width), build_attention(config), sublayer_gate(config), feedforward
+            self.control = Sublayers(
+                nn.LayerNorm(width), WindowAttention(config), sublayer_gate(config), feedforward
             )
-        self.memory_shape: tuple[int, ...] = (num_tokens, width)
+        self.memory_shape = (num_tokens, width)
         self.start = nn.Parameter(torch.randn(num_tokens, width))
         self.norm = nn.LayerNorm(width)
         separate = [part for part in self.control or () if isinstance(part, nn.Module)]
         self.separate_control: nn.ModuleList = nn.ModuleList(separate)
+
+    def connect(self, sublayers: Sublayers) -> None:
+        """Update the tokens by the layer's sub-layers, unless they have separate ones."""
+        if self.control is None:
+            self.control = sublayers
 
     def encode(
         self,
@@ -81,7 +74,7 @@ class TokenMemory(nn.Module):
         """The tokens' displacement after one segment."""
         assert self.control is not None
         norm, attention, gate, feedforward = self.control
-        tokens = self._vectors(memory)
+        tokens = self.slots(memory)
         inputs = norm(tokens)
         query = rearrange(attention.query(inputs), "b l (h e) -> b h l e", h=attention.num_heads)
         of_tokens = attention.keys_values(inputs)
@@ -96,18 +89,9 @@ class TokenMemory(nn.Module):
             tokens = feedforward(tokens)
         return (self.norm(tokens) - self.start).to(memory.dtype)
 
-    def write_step(self, memory: Tensor, step: Tensor) -> None:
-        """Nothing: tokens are written from whole segments."""
-
-    def read(
-        self,
-        steps: Tensor,  # noqa: ARG002
-        versions: Float[Tensor, "B V L D"],
-        reads: Bool[Tensor, "B J C two"] | None,
-    ) -> Slots:
+    def slots(self, versions: Float[Tensor, "*batch L D"]) -> Float[Tensor, "*batch L D"]:
         """The tokens."""
-        empty = self._vectors(torch.zeros_like(versions[:, :1]))
-        return read_slots(self._vectors(versions), empty, reads)
+        return self.start + versions.to(self.start.dtype)
 
     def diagnostics(
         self,
@@ -117,6 +101,3 @@ class TokenMemory(nn.Module):
     ) -> Diagnostics:
         """Distance by which each write moved each token, [B, J, L]."""
         return {"memory/moved": (versions[:, 1:] - versions[:, :-1]).norm(dim=-1)}
-
-    def _vectors(self, memory: Float[Tensor, "*batch L D"]) -> Float[Tensor, "*batch L D"]:
-        return self.start + memory.to(self.start.dtype)
