@@ -1,5 +1,6 @@
 """A training run: its parts, one iteration, and how it is saved and restored."""
 
+import json
 import statistics
 import time
 from collections.abc import Sequence
@@ -255,18 +256,14 @@ class Run:
         self.collector.reset(seed=seed, stagger_steps=steps)
 
     def restore(self, state: checkpoint.TrainingState) -> None:
-        """Continue from a checkpoint; environments that cannot be saved start new episodes."""
+        """Continue from a checkpoint; with new episodes where `reason_for_new_episodes` says so."""
+        reason = reason_for_new_episodes(state, self.config)
         try:
             self.agent.load_state_dict(state["agent"])
             self.step = state["step"]
             self.generator.set_state(state["generator"].cpu())
             self.episodes.load_state_dict(state["episodes"])
-            if state["env"] is None:
-                print_line(
-                    "These environments cannot be saved: they start new episodes, with empty "
-                    "memories. Weights, optimiser and schedules continue."
-                )
-            else:
+            if not reason:
                 rows = self.world.rows(self.env.num_envs)
                 self.collector.load_state_dict(
                     select_rows(state["collector"], rows, num_rows=self.config.num_envs)
@@ -280,8 +277,22 @@ class Run:
                 "the options it was trained with: num_envs, env.* and those of policy.* that add "
                 "weights cannot change when resuming"
             ) from error
-        if state["env"] is None:
+        if reason:
+            print_line(
+                f"{reason}: new episodes start in all environments, with empty memories. Weights, "
+                "optimiser and schedules continue."
+            )
             self.start(seed=stream_seed(self.config.seed, self.step))
+
+
+def reason_for_new_episodes(state: checkpoint.TrainingState, config: TrainConfig) -> str:
+    """Why a resumed run cannot continue the checkpoint's episodes; empty if it can."""
+    if state["env"] is None:
+        return "These environments cannot be saved"
+    now, saved = config.teacher.policy, json.loads(state["description"])["config"]["teacher"]
+    if now and now != saved["policy"]:
+        return f"teacher.policy={now} has not seen the episodes of the checkpoint"
+    return ""
 
 
 def _set_up_torch(config: TrainConfig) -> None:

@@ -186,6 +186,20 @@ def test_episodes_that_were_led_are_counted_separately(tmp_path: Path) -> None:
     assert "charts/episodic_return" not in run.metrics
 
 
+@pytest.mark.training
+def test_a_resumed_run_may_begin_to_imitate(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = SMALL | {"policy.observations": [], "run_dir": str(tmp_path / "run")}
+    mtxl_rl.train("GridMemoryMaze", options, total_steps=512, verbose=False)
+    resume = {"resume": str(tmp_path / "run")}
+    run = mtxl_rl.train(None, resume | {"teacher.policy": "explorer"}, total_steps=1024)
+    assert "explorer has not seen the episodes of the checkpoint: new ep" in capsys.readouterr().out
+    assert run.metrics["teacher/kl"] > 0
+    mtxl_rl.train(None, resume, total_steps=1536)  # The same teacher: the episodes continue.
+    assert "new episodes start" not in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_an_agent_teaches_another_that_sees_less(tmp_path: Path) -> None:
     """A teacher without memory that receives the side; a student that must remember the cue."""
