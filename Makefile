@@ -145,7 +145,7 @@ $(VENV)/.torch: FORCE $(VENV)/.python
 
 # Memory Maze's pictures, from labmaze's wheel; without a network its procedural ones take their place.
 define GET_TEXTURES
-@$(BIN)/python -m mtxl_rl.envs.memory_maze textures || \
+@$(BIN)/python -m mtxl_rl.get_textures || \
 	echo "continuing without: env=MemoryMaze draws procedural textures, which differ from the original's"
 endef
 

@@ -7,6 +7,6 @@ ARG TORCH=torch
 ARG TORCH_INDEX=
 RUN pip install --no-cache-dir ${TORCH_INDEX:+--index-url $TORCH_INDEX} $TORCH
 COPY . /src
-RUN pip install --no-cache-dir "/src[report,video]" && python -m mtxl_rl.envs.memory_maze textures
+RUN pip install --no-cache-dir "/src[report,video]" && python -m mtxl_rl.get_textures
 WORKDIR /work
 ENTRYPOINT ["python", "-m", "mtxl_rl.train"]

@@ -4,6 +4,6 @@ FROM python:3.13-slim
 # torch.compile needs a C++ compiler for Triton's launchers.
 RUN apt-get update && apt-get install -y --no-install-recommends gcc g++ && rm -rf /var/lib/apt/lists/*
 COPY . /src
-RUN pip install --no-cache-dir "/src[report,video]" && python -m mtxl_rl.envs.memory_maze textures
+RUN pip install --no-cache-dir "/src[report,video]" && python -m mtxl_rl.get_textures
 WORKDIR /work
 ENTRYPOINT ["python", "-m", "mtxl_rl.train"]

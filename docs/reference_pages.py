@@ -16,9 +16,10 @@ from mtxl_rl.envs.tasks.catalog import TASKS, TaskEntry
 from mtxl_rl.evaluation.evaluate_config import EvaluateConfig
 from mtxl_rl.evaluation.suite_runner import SuiteConfig
 from mtxl_rl.export import ExportConfig
+from mtxl_rl.get_textures import TexturesConfig
 from mtxl_rl.hub import PullConfig, PushConfig
 from mtxl_rl.language_model.train_config import TrainLMConfig
-from mtxl_rl.random_play import RandomPlayConfig
+from mtxl_rl.play import PlayConfig
 from mtxl_rl.train import EXPECTED
 
 ROOT = Path(__file__).parents[1]
@@ -26,7 +27,8 @@ PRESETS = ROOT / "mtxl_rl/configs/env"
 COMMANDS: dict[str, type] = {
     "Evaluation: `python -m mtxl_rl.evaluate checkpoint=RUN_DIR`": EvaluateConfig,
     "Comparing runs: `python -m mtxl_rl.compare RUN_DIR RUN_DIR`": CompareConfig,
-    "Random play: `python -m mtxl_rl.random_play env=NAME`": RandomPlayConfig,
+    "Playing without an agent: `python -m mtxl_rl.play env=NAME`": PlayConfig,
+    "Memory Maze's textures: `python -m mtxl_rl.get_textures`": TexturesConfig,
     "Suites: `python -m mtxl_rl.suite suite=NAME`": SuiteConfig,
     "Exporting: `python -m mtxl_rl.export checkpoint=RUN_DIR`": ExportConfig,
     "Sharing: `python -m mtxl_rl.hub push checkpoint=RUN_DIR to=FOLDER`": PushConfig,

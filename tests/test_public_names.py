@@ -27,7 +27,11 @@ NAMES = {
     "mtxl_rl.train": ["main", "train"],
     "mtxl_rl.evaluate": ["evidence", "main", "run"],
     "mtxl_rl.evaluation.ablations": ["evaluate_ablations"],
-    "mtxl_rl.random_play": ["RandomPlayConfig", "action_sampler", "main", "play_randomly", "run"],
+    "mtxl_rl.play": [
+        "PlayConfig", "Player", "action_sampler", "main", "make_player", "play_episodes", "players",
+        "run",
+    ],
+    "mtxl_rl.get_textures": ["TexturesConfig", "main", "run"],
     "mtxl_rl.evaluation.episode_table": ["show_episodes"],
     "mtxl_rl.evaluation.evaluate_config": [
         "EvaluateConfig", "PolicyOverrides", "TorsoOverrides",

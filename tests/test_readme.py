@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from mtxl_rl import compare, evaluate, export, hub, random_play, suite, train_lm
+from mtxl_rl import compare, evaluate, export, get_textures, hub, play, suite, train_lm
 from mtxl_rl.command import choices, options_of
 from mtxl_rl.compose import GROUPS, compose_config
 from mtxl_rl.config import TrainConfig
 from mtxl_rl.envs.registry import ENVS
 from mtxl_rl.evaluation.evaluate_config import EvaluateConfig
 from mtxl_rl.evaluation.suite_runner import SuiteConfig
-from mtxl_rl.random_play import RandomPlayConfig
+from mtxl_rl.play import PlayConfig
 
 ROOT = Path(__file__).parents[1]
 HOW_TO = "CONTRIBUTING.md"
@@ -106,7 +106,7 @@ def test_modules_and_files_exist(page: str) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_options_exist(page: str) -> None:
     """Every code span that begins with `name=` names options of some command; True is Python's."""
-    modules = (compare, evaluate, export, hub, random_play, suite, train_lm)
+    modules = (compare, evaluate, export, get_textures, hub, play, suite, train_lm)
     members = (member for module in modules for member in vars(module).items())
     schemas = [value for name, value in members if name.endswith("Config") and is_dataclass(value)]
     envs = [entry.config_class for entry in ENVS.values()]
@@ -129,7 +129,7 @@ def test_training_commands_are_legal() -> None:
 
 @pytest.mark.parametrize(
     ("module", "schema"),
-    [("evaluate", EvaluateConfig), ("suite", SuiteConfig), ("random_play", RandomPlayConfig)],
+    [("evaluate", EvaluateConfig), ("suite", SuiteConfig), ("play", PlayConfig)],
 )
 def test_other_commands_have_legal_options(module: str, schema: type) -> None:
     legal = {"env", *(option.name for option in options_of(schema, env=[]))}

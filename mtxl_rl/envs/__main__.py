@@ -1,12 +1,12 @@
 """Print the table of all tasks: `python -m mtxl_rl.envs`."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 
 from mtxl_rl.envs.registry import ENVS
 from mtxl_rl.envs.tasks.catalog import TASKS, TaskEntry
 
+USAGE = "python -m mtxl_rl.envs     print a Markdown table of all tasks and of their variants\n"
 TABLE_HEADER = (
     "| task | horizon | return | must be remembered | memory needed if the window is under |",
     "|---|---|---|---|---|",
@@ -35,17 +35,16 @@ def table_rows(task: TaskEntry) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table, or the help."""
-    parser = argparse.ArgumentParser(
-        prog="python -m mtxl_rl.envs",
-        description="Print a table of all tasks and of their variants, in Markdown.",
-    )
-    _, unknown = parser.parse_known_args(arguments)
-    if unknown:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if {"-h", "--help"} & set(arguments):
+        sys.stdout.write(USAGE)
+    elif arguments:
         sys.exit(
-            f"error: python -m mtxl_rl.envs takes no options and got {' '.join(unknown)}: remove "
+            f"error: python -m mtxl_rl.envs takes no options and got {' '.join(arguments)}: remove "
             "them to print the table of all tasks"
         )
-    sys.stdout.write(table() + "\n")
+    else:
+        sys.stdout.write(table() + "\n")
 
 
 if __name__ == "__main__":

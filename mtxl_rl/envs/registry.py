@@ -34,7 +34,8 @@ class EnvConfig(Protocol):
 
     A constant `TEACHERS` may name teachers of its own, which a field `teacher` chooses. The
     environment then reports the teacher's logits at every step and reset, in the info's
-    ``teacher_logits`` [B, actions].
+    ``teacher_logits`` [B, actions]. A method `player` of its vector environment makes the same
+    players for `mtxl_rl.play`.
 
     A method `for_evaluation()` may return the config without what helps in training only, such as
     a curriculum.

@@ -116,7 +116,8 @@ def _title(config: EvaluateConfig, train: TrainConfig) -> str:
 def _recording(config: EvaluateConfig, train: TrainConfig, actor: Actor) -> Recording:
     """The recording that the video and the timeline show."""
     recording = Recording(
-        actor.policy,
+        actor.policy.observation_space,
+        policy=actor.policy,
         max_steps=config.video_steps,
         title=_title(config, train),
         renders=bool(config.video),

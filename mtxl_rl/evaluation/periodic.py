@@ -59,7 +59,7 @@ def evaluate_while_training(
     with unchanged_random_state(device):
         agent = Agent(saved, device=str(device))
         recording = Recording(
-            agent.policy, max_steps=RECORDED_STEPS,
+            agent.policy.observation_space, policy=agent.policy, max_steps=RECORDED_STEPS,
             title=f"{saved.config.env.name}, step {saved.step:,}",
             renders=saved.config.eval_video and can_draw(),
         )  # fmt: skip

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from gymnasium import Space
 from jaxtyping import Float, UInt8
 
 from mtxl_rl.agents.actor import Actor
@@ -27,7 +28,8 @@ class Recording:
     the policy computes the same outputs while acting and while learning.
 
     Args:
-        policy: The policy that acts.
+        space: The observations of one environment.
+        policy: The policy that acts; None if none does.
         max_steps: Number of steps to record.
         title: Name of the task, for the titles of the pictures.
         renders: Whether the environment draws itself for the video, if it can.
@@ -35,16 +37,17 @@ class Recording:
 
     def __init__(
         self,
-        policy: Policy,
+        space: Space[Any],
         *,
+        policy: Policy | None = None,
         max_steps: int,
         title: str = "",
         renders: bool = True,
     ) -> None:
         self.policy = policy
-        self.leaves = observation_leaves(policy.observation_space)
+        self.leaves = observation_leaves(space)
         self.max_steps = max_steps
-        self.title = ": ".join(part for part in (title, _agent_name(policy)) if part)
+        self.title = ": ".join(filter(None, (title, _agent_name(policy))))
         self.inputs: list[PolicyInputs] = []
         self.observation_names: Sequence[str] = ()
         """Names of a vector observation's first components, where the task has any."""
@@ -55,15 +58,19 @@ class Recording:
     @property
     def has_diagnostics(self) -> bool:
         """Whether the torso has attention and a memory to inspect; the baselines have not."""
-        return isinstance(self.policy.torso, MemoryTransformer)
+        return self.policy is not None and isinstance(self.policy.torso, MemoryTransformer)
 
     def observe(self, actor: Actor) -> None:
         """Record the current step of an actor's first environment, with its picture if any."""
         if len(self.inputs) < self.max_steps:
-            base: Any = actor.env
-            self.observation_names = getattr(base.unwrapped, "observation_names", ())
-            self.add(actor.inputs())
-            self._render(actor)
+            self.observe_env(actor.env, actor.inputs())
+
+    def observe_env(self, env: Any, inputs: PolicyInputs) -> None:  # noqa: ANN401
+        """Record a step of the first of some environments, up to `max_steps`."""
+        if len(self.inputs) < self.max_steps:
+            self.observation_names = getattr(env.unwrapped, "observation_names", ())
+            self.add(inputs)
+            self._render(env)
 
     def add(self, inputs: PolicyInputs) -> None:
         """Record the first environment's step, up to `max_steps`."""
@@ -74,7 +81,7 @@ class Recording:
     @cached_property
     def diagnostics(self) -> list[Diagnostics]:
         """Diagnostics of each layer over the recorded steps; read it after the last `add`."""
-        if not self.has_diagnostics:
+        if self.policy is None or not self.has_diagnostics:
             return []
         return self.policy.inspect(self._stacked(), self.policy.torso.initial_state(1))
 
@@ -127,12 +134,12 @@ class Recording:
             return images
         return [image.mean(axis=2, keepdims=True).astype(np.uint8) for image in images]
 
-    def _render(self, actor: Actor) -> None:
+    def _render(self, env: Any) -> None:  # noqa: ANN401
         """Record the environment's picture; one that fails is reported once and left out."""
         if not self._renders:
             return
         try:
-            frame = _render_first(actor.env, has_image=self.image_key() is not None)
+            frame = _render_first(env, has_image=self.image_key() is not None)
         except Exception as error:
             print_line(f"the environment was not drawn: {type(error).__name__}: {error}")
             frame = None
@@ -153,8 +160,10 @@ class Recording:
         return PolicyInputs(observation, *(torch.stack(field)[None] for field in fields))
 
 
-def _agent_name(policy: Policy) -> str:
-    """The torso's kind and memory, as in `transformer with delta memory`."""
+def _agent_name(policy: Policy | None) -> str:
+    """The torso's kind and memory, as in `transformer with delta memory`; empty without them."""
+    if policy is None:
+        return ""
     config = policy.torso.config
     is_transformer = config.kind == "transformer"
     return f"transformer with {config.long_term} memory" if is_transformer else config.kind

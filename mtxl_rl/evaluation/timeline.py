@@ -38,6 +38,7 @@ def write_timeline(recording: Recording, path: Path) -> None:
         OSError: The file cannot be written.
         ValueError: The torso is a baseline; see `has_diagnostics`.
     """
+    assert recording.policy is not None
     if not recording.has_diagnostics:
         kind = recording.policy.torso.config.kind
         raise ValueError(
@@ -113,6 +114,7 @@ def _draw_retrievals(axis: Any, recording: Recording, layer: int) -> None:  # no
     """An arc from the write that each read returns most of, coloured by its share."""
     from matplotlib.collections import LineCollection
 
+    assert recording.policy is not None
     is_first = torch.stack([step.is_first for step in recording.inputs])
     config = recording.policy.torso.config
     shares = retrieval_shares(

@@ -10,12 +10,10 @@ from typing import Any
 import pytest
 
 import mtxl_rl.envs.__main__ as table_of_tasks
-import mtxl_rl.envs.memory_maze.__main__ as memory_maze_command
-from mtxl_rl import compare, evaluate, export, random_play, suite, train, train_lm
+from mtxl_rl import compare, evaluate, export, get_textures, play, suite, train, train_lm
 from mtxl_rl.command import Command, options_of, run_command
 from mtxl_rl.compose import compose_config
 from mtxl_rl.config_files import save_config
-from mtxl_rl.envs.tasks import grid_explorer
 
 
 @dataclass
@@ -96,35 +94,22 @@ def test_a_mistake_is_one_sentence(
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("module", [train, evaluate, random_play, export, compare, train_lm, suite])
+@pytest.mark.parametrize(
+    "module", [train, evaluate, play, export, compare, train_lm, suite, get_textures]
+)
 def test_help_describes_every_option(module: ModuleType, capsys: pytest.CaptureFixture) -> None:
     module.main(["--help"])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f"python -m {module.__name__} ")
     options = [line for line in lines if line.partition("=")[0].replace(".", "").isidentifier()]
-    assert len(options) > 2
+    assert options
     for line in options:
         assert len(line.split()) > 1, line
 
 
-@pytest.mark.parametrize("module", [memory_maze_command, grid_explorer])
-def test_help_describes_every_option_with_its_default(
-    module: ModuleType, capsys: pytest.CaptureFixture
-) -> None:
-    with pytest.raises(SystemExit, match="0"):
-        module.main(["--help"])
-    usage, _, text = capsys.readouterr().out.partition("options:\n")
-    entries = re.split(r"\n  (?=--)", text)[1:]  # The first is --help's.
-    assert len(entries) >= 4
-    assert {entry.split()[0] for entry in entries} == set(re.findall(r"--[\w-]+", usage))
-    for entry in entries:
-        assert "(default: " in " ".join(entry.split()), entry  # Only where there is a description.
-
-
 def test_the_table_of_tasks_has_help_and_refuses_options(capsys: pytest.CaptureFixture) -> None:
-    with pytest.raises(SystemExit, match="0"):
-        table_of_tasks.main(["--help"])
-    assert "Print a table of all tasks" in capsys.readouterr().out
+    table_of_tasks.main(["--help"])
+    assert "print a Markdown table of all tasks" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="takes no options and got --all: remove them"):
         table_of_tasks.main(["--all"])
     table_of_tasks.main([])

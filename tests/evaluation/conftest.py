@@ -26,7 +26,7 @@ def _recorded(
     torch.manual_seed(0)
     config = TorsoConfig(width=16, num_heads=2, window_length=4, segment_length=4, **torso)
     policy = Policy(space, spaces.Discrete(3), torso=config, policy=PolicyConfig())
-    recording = Recording(policy, max_steps=max_steps, title="TMaze")
+    recording = Recording(space, policy=policy, max_steps=max_steps, title="TMaze")
     space.seed(0)
     for t in range(steps):
         recording.add(

@@ -49,7 +49,7 @@ def test_a_maze_is_shown_as_the_agent_sees_it_and_from_above() -> None:
     )
     actor.reset(seed=0)
     picture, _ = above.reset(seed=0)
-    recording = Recording(actor.policy, max_steps=3)
+    recording = Recording(observation, policy=actor.policy, max_steps=3)
     with torch.no_grad():
         for _ in range(3):
             recording.observe(actor)
@@ -67,7 +67,7 @@ def test_a_built_in_task_without_images_is_drawn_by_itself() -> None:
     policy = Policy(observation, action, torso=config, policy=PolicyConfig())
     actor = Actor(env, policy, generator=None)
     actor.reset(seed=0)
-    recording = Recording(policy, max_steps=3)
+    recording = Recording(policy.observation_space, policy=policy, max_steps=3)
     pictures = []
     with torch.no_grad():
         for _ in range(4):
@@ -92,7 +92,7 @@ def test_the_timeline_shows_the_observations_that_the_policy_receives() -> None:
     )
     actor = Actor(env, policy, generator=None)
     actor.reset(seed=0)
-    recording = Recording(policy, max_steps=3)
+    recording = Recording(policy.observation_space, policy=policy, max_steps=3)
     with torch.no_grad():
         for _ in range(3):
             recording.observe(actor)

@@ -14,7 +14,7 @@ Pasukonis et al. (2023), "Evaluating Long-Term Memory in 3D Mazes", https://arxi
     advance.py     one step of many mazes, compiled
     vector.py      the batched Gymnasium environment; single.py is one of it
     oracle.py      a walker that knows the maze; explorer.py knows what it has seen
-    policies.py    names them and the random one
-    __main__.py    commands: play, oracle, explorer, random, textures
+    careful.py     a walker that keeps away from walls, for comparisons with the original
+    keyboard.py    a window for a person who walks
     kernels.py, threads.py   compiling, sharing the cores
 """

@@ -20,7 +20,7 @@ WALL_TEXTURES = ("blue", "cerise", "green_bright", "green", "purple", "red_brigh
 """Textures of walls, in the order from which the original chooses."""
 FLOOR_TEXTURES = ("blue", "blue_bright")
 """Textures of the floors of corridors and of rooms."""
-DOWNLOAD_COMMAND = "python -m mtxl_rl.envs.memory_maze textures"
+DOWNLOAD_COMMAND = "python -m mtxl_rl.get_textures"
 
 _LABMAZE = "labmaze==1.0.6"
 _STYLE = "style_01"
@@ -92,7 +92,7 @@ def download_textures() -> Path:
             reason = (run.stderr.strip() or "no message").splitlines()[-1]
             raise OSError(
                 f"pip could not download {_LABMAZE} ({reason}). Try again with a network, or copy "
-                f"its wheel for any Python here and type {DOWNLOAD_COMMAND} --wheel FILE."
+                f"its wheel for any Python here and type {DOWNLOAD_COMMAND} wheel=FILE."
             )
         (wheel,) = Path(folder).glob("*.whl")
         return unpack_textures(wheel)
@@ -105,6 +105,8 @@ def unpack_textures(wheel: Path) -> Path:
         ValueError: the file is not a wheel of labmaze 1.0.6.
         OSError: the file cannot be read, or the cache folder cannot be written.
     """
+    if not wheel.exists():
+        raise FileNotFoundError(f"{wheel} does not exist; give the path of a wheel of {_LABMAZE}")
     try:
         with zipfile.ZipFile(wheel) as archive:
             pictures = {name: archive.read(f"labmaze/assets/{_STYLE}/{name}") for name in _SHA256}

@@ -449,6 +449,29 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
             episode_step=self._num_steps,
         )
 
+    def player(
+        self, name: str, *, memory_steps: int | None = None
+    ) -> Callable[[], NDArray[np.int64]]:
+        """The actions [B] of a player of `TEACHERS`, to be called at every step.
+
+        An explorer forgets what it last saw more than `memory_steps` steps ago; None: nothing.
+        """
+        if not self.config.discrete_actions:
+            raise ValueError(f"the {name} takes the six actions: remove env.discrete_actions=false")
+        if name == "oracle":
+            oracle = _make_oracle()
+            return lambda: oracle(self)
+        grid = self.config.maze_size.grid
+        explorer = Explorer(self.num_envs, grid=grid, memory_steps=memory_steps)
+        with announcing_compilation("the explorer"):
+            self.explore(explorer)
+
+        def act() -> NDArray[np.int64]:
+            self.explore(explorer)
+            return explorer.actions.copy()
+
+        return act
+
     @property
     def _reports_explorer(self) -> bool:
         """Whether a step reports what the explorer knows, whose memory is then in the state."""

@@ -4,27 +4,14 @@ Until the explorer knows the cell of the prompted object, it goes to the nearest
 sees an unknown cell next to known floor. Then it takes the shortest path on which it knows of no
 wall. It may forget what it last saw more than `memory_steps` steps ago. It knows its own place and
 heading. Knowing everything, it is the oracle: an agent that takes the fewest steps to each object.
-
-python -m mtxl_rl.envs.tasks.grid_explorer --size 13x13 --memory-steps 32 64
 """
 
-import argparse
-import sys
-from collections.abc import Sequence
-from typing import Any
-
 import numpy as np
-from jaxtyping import Float32, Float64, Int32, Int64
+from jaxtyping import Float32, Int32, Int64
 from numpy.typing import NDArray
 
 from mtxl_rl.envs.memory_maze.kernels import kernel
-from mtxl_rl.envs.tasks.grid_memory_maze import (
-    REACH,
-    TASK_SIZES,
-    WALL,
-    GridMemoryMaze,
-    GridMemoryMazeConfig,
-)
+from mtxl_rl.envs.tasks.grid_memory_maze import REACH, WALL, GridMemoryMaze
 from mtxl_rl.envs.tasks.walker import NUM_HEADINGS
 
 ALWAYS = 2**29
@@ -89,8 +76,9 @@ class GridExplorer:
         )
         return costs
 
-    def actions(self) -> Int64[np.ndarray, " B"]:
-        """The action of fewest steps."""
+    def act(self) -> Int64[np.ndarray, " B"]:
+        """See what is in view, and return the action of fewest steps."""
+        self.look()
         actions: NDArray[np.int64] = self.costs().argmin(axis=1)
         return actions
 
@@ -215,63 +203,3 @@ def _search(
                 steps[h, c] = after
                 queue[tail, 0], queue[tail, 1] = h, c
                 tail += 1
-
-
-def episode_returns(
-    config: GridMemoryMazeConfig,
-    *,
-    num_episodes: int,
-    seed: int = 0,
-    memory_steps: int | None = None,
-    knows_maze: bool = False,
-) -> Float64[np.ndarray, " episodes"]:
-    """Returns of one episode of each environment; see `GridExplorer`."""
-    if num_episodes < 1:
-        raise ValueError(f"num_episodes={num_episodes} must be at least 1.")
-    env = GridMemoryMaze(config, num_envs=num_episodes, seed=seed)
-    env.reset()
-    player = GridExplorer(env, memory_steps=memory_steps, knows_maze=knows_maze)
-    returns = np.zeros(num_episodes)
-    for _ in range(config.steps_per_episode):
-        player.look()
-        returns += env.step(player.actions())[1]
-    return returns
-
-
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m mtxl_rl.envs.tasks.grid_explorer",
-        description=(__doc__ or "").splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--size", default="9x9", choices=TASK_SIZES, help="size of the maze")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the mazes")
-    parser.add_argument("--episodes", type=int, default=32, help="number to average over")
-    parser.add_argument(
-        "--memory-steps",
-        type=int,
-        nargs="*",
-        default=[],
-        help="adds explorers that forget what they saw more than this many steps ago",
-    )
-    return parser.parse_args(arguments)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the returns of the oracle, the explorer, and explorers that forget."""
-    from mtxl_rl.envs.memory_maze.policies import describe_returns
-
-    args = _parse(arguments)
-    players: dict[str, dict[str, Any]] = {"oracle": {"knows_maze": True}, "explorer": {}}
-    players |= {f"explorer, {n} steps of memory": {"memory_steps": n} for n in args.memory_steps}
-    config = GridMemoryMazeConfig(size=args.size)
-    try:
-        for name, options in players.items():
-            returns = episode_returns(config, num_episodes=args.episodes, seed=args.seed, **options)
-            print(f"{name}, {args.size}: {describe_returns(returns)}")  # noqa: T201
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()

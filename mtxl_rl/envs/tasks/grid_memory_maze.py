@@ -178,7 +178,7 @@ class GridMemoryMaze(VectorTask):
         self._one_hot = np.eye(2 + num_objects, dtype=np.float32)[:, 1:]
         self._player = None
         if config.teacher:
-            self._player = _make_player(self, knows_maze=config.teacher == "oracle")
+            self._player = self._explorer(knows_maze=config.teacher == "oracle")
 
     def _start(self, rows: Rows) -> None:
         num_objects = self.num_objects
@@ -276,13 +276,28 @@ class GridMemoryMaze(VectorTask):
             infos |= {TEACHER_KEY: -self._player.costs(), f"_{TEACHER_KEY}": every}
         return infos
 
+    def player(
+        self, name: str, *, memory_steps: int | None = None
+    ) -> Callable[[], NDArray[np.int64]]:
+        """The actions [B] of a player of `TEACHERS`, to be called at every step.
+
+        An explorer forgets what it last saw more than `memory_steps` steps ago; None: nothing.
+        """
+        return self._explorer(memory_steps=memory_steps, knows_maze=name == "oracle").act
+
+    def _explorer(self, **options: Any) -> "GridExplorer":  # noqa: ANN401
+        # Imported here because numba takes a moment.
+        from mtxl_rl.envs.tasks.grid_explorer import GridExplorer
+
+        return GridExplorer(self, **options)
+
     def target_ages(self) -> NDArray[np.int64]:
         """Steps since each object was last in view, [B, objects]; -1: never in this episode.
 
         Call it at every step.
         """
         if self._player is None:
-            self._player = _make_player(self, knows_maze=False)
+            self._player = self._explorer()
         self._player.look()
         return self._player.ages(self.objects)
 
@@ -366,13 +381,6 @@ class GridMemoryMaze(VectorTask):
         grid = colors.reshape(stride, stride, 3)
         image = draw_cells(grid, marks=[(ahead_row, ahead_column, WHITE)])
         return add_border(image, PALETTE[self.prompt[row]])
-
-
-def _make_player(env: GridMemoryMaze, *, knows_maze: bool) -> "GridExplorer":
-    # Imported here because numba takes a moment.
-    from mtxl_rl.envs.tasks.grid_explorer import GridExplorer
-
-    return GridExplorer(env, knows_maze=knows_maze)
 
 
 def _observation_space(size: MazeSize, *, extra: bool) -> spaces.Space[Any]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from conftest import Yardstick
 
-from mtxl_rl.envs.memory_maze.policies import careful
+from mtxl_rl.envs.memory_maze.careful import careful
 from mtxl_rl.envs.memory_maze.spec import ACTIONS, MemoryMazeConfig
 from mtxl_rl.envs.memory_maze.vector import MemoryMazeVectorEnv
 from mtxl_rl.envs.memory_maze_original.original_packages import import_packages

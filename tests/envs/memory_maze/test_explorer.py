@@ -8,8 +8,6 @@ import pytest
 from numpy.typing import NDArray
 
 from mtxl_rl.envs.memory_maze.explorer import Explorer
-from mtxl_rl.envs.memory_maze.oracle import Oracle
-from mtxl_rl.envs.memory_maze.policies import episode_returns, explorer_policy
 from mtxl_rl.envs.memory_maze.spec import MemoryMazeConfig
 from mtxl_rl.envs.memory_maze.threads import rows_between
 from mtxl_rl.envs.memory_maze.vector import MemoryMazeVectorEnv
@@ -156,12 +154,10 @@ def test_it_finds_spheres_also_in_small_mazes_and_forgets_at_an_episodes_start()
 
 
 @pytest.mark.training
-def test_what_memory_is_worth() -> None:
+def test_what_memory_is_worth(episode_returns: Callable[..., NDArray[np.float64]]) -> None:
     config = MemoryMazeConfig(textures="procedural", num_threads=1, episode_length=500)
     means = [
-        episode_returns(
-            config, policy="explorer", seed=0, num_episodes=16, memory_steps=steps
-        ).mean()
+        episode_returns(config, "explorer", episodes=16, memory_steps=steps).mean()
         for steps in (0, 32, None)
     ]
     assert means[0] + 3 < means[1] < means[2] - 2, means
@@ -169,9 +165,11 @@ def test_what_memory_is_worth() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("size", "least"), [("9x9", 27.0), ("15x15", 70.0)])
-def test_the_explorers_return(size: str, least: float) -> None:
+def test_the_explorers_return(
+    size: str, least: float, episode_returns: Callable[..., NDArray[np.float64]]
+) -> None:
     config = MemoryMazeConfig(size=size, textures="procedural")
-    assert episode_returns(config, policy="explorer", seed=0, num_episodes=48).mean() > least
+    assert episode_returns(config, "explorer", episodes=48).mean() > least
 
 
 def test_the_training_reward_adds_progress_and_the_reward_does_not() -> None:
@@ -230,17 +228,17 @@ def test_an_illegal_progress_reward_is_refused(value: float) -> None:
 def test_an_illegal_memory_is_refused() -> None:
     with pytest.raises(ValueError, match=r"memory_steps=-1 must be 0"):
         Explorer(1, grid=11, memory_steps=-1)
-    with pytest.raises(ValueError, match="memory_steps=8 is for the explorer"):
-        episode_returns(MemoryMazeConfig(), policy="random", seed=0, num_episodes=1, memory_steps=8)
+    with pytest.raises(ValueError, match="the explorer takes the six actions"):
+        make(1, discrete_actions=False).player("explorer")
 
 
 def test_the_age_of_a_target_is_the_steps_since_it_was_in_view() -> None:
     env = make(2)
-    player = explorer_policy()
+    player = env.player("explorer")
     ages, seen = env.target_ages(), 0
     for _ in range(60):
         before = ages
-        env.step(player(env))
+        env.step(player())
         ages = env.target_ages()
         motion = env.motion()
         for b in range(2):
@@ -255,21 +253,19 @@ def test_the_age_of_a_target_is_the_steps_since_it_was_in_view() -> None:
     assert seen > 0
 
 
-@pytest.mark.parametrize(("teacher", "policy"), [("explorer", explorer_policy()), ("oracle", None)])
+@pytest.mark.parametrize("teacher", ["explorer", "oracle"])
 @pytest.mark.training
-def test_a_teacher_reports_what_the_player_would_do(
-    teacher: str, policy: Callable[..., NDArray[np.int64]] | None
-) -> None:
+def test_a_teacher_reports_what_the_player_would_do(teacher: str) -> None:
     """At every step and reset, past episode ends too."""
     env = make(2, episode_length=20, teacher=teacher)
-    player = policy or Oracle()
+    player = env.player(teacher)
     _, info = env.reset(seed=3)
     rng = np.random.default_rng(0)
     for _ in range(45):
         logits = info["teacher_logits"]
         assert logits.shape == (2, 6)
         assert info["_teacher_logits"].all()
-        np.testing.assert_array_equal(logits.argmax(1), player(env))
+        np.testing.assert_array_equal(logits.argmax(1), player())
         _, _, _, _, info = env.step(rng.integers(6, size=2))
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mtxl_rl.envs.memory_maze.careful import careful
 from mtxl_rl.envs.memory_maze.layout import (
     FREE,
     WALL_TEXTURES,
@@ -15,7 +16,6 @@ from mtxl_rl.envs.memory_maze.layout import (
 )
 from mtxl_rl.envs.memory_maze.maze_sizes import SIZES
 from mtxl_rl.envs.memory_maze.physics import move_walker, new_scratch
-from mtxl_rl.envs.memory_maze.policies import careful
 from mtxl_rl.envs.memory_maze.spec import (
     ACTIONS,
     BALL_RADIUS,

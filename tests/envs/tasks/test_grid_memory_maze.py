@@ -1,6 +1,7 @@
 """The grid Memory Maze: mazes, what is seen, rewards, and the players that plan."""
 
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from mtxl_rl.envs.registry import evaluation_env
-from mtxl_rl.envs.tasks.grid_explorer import GridExplorer, episode_returns, main
+from mtxl_rl.envs.tasks.grid_explorer import GridExplorer
 from mtxl_rl.envs.tasks.grid_memory_maze import (
     TASK_SIZES,
     GridMemoryMaze,
@@ -91,7 +92,7 @@ def test_only_the_prompted_object_pays_and_another_is_prompted_then() -> None:
     num_wrong_touches = 0
     for _ in range(300):
         prompt, cell = env.prompt.copy(), env.cell.copy()
-        rewards = env.step(oracle.actions())[1]
+        rewards = env.step(oracle.act())[1]
         entered = env.world[env.all_rows, env.cell].astype(int) - 2
         moved = env.cell != cell
         np.testing.assert_array_equal(rewards == 1, moved & (entered == prompt))
@@ -106,7 +107,7 @@ def test_the_oracle_takes_the_fewest_steps() -> None:
     expected = [fewest_steps(env, row) for row in range(12)]
     taken = np.zeros(12, dtype=int)
     for step in range(1, 200):
-        rewards = env.step(oracle.actions())[1]
+        rewards = env.step(oracle.act())[1]
         taken[(rewards == 1) & (taken == 0)] = step
     assert taken.tolist() == expected
 
@@ -129,10 +130,13 @@ def fewest_steps(env: GridMemoryMaze, row: int) -> int:
     raise AssertionError("the object cannot be reached")
 
 
-def test_the_explorer_reaches_objects_almost_as_fast_as_the_oracle() -> None:
-    config = GridMemoryMazeConfig()
-    oracle = episode_returns(config, num_episodes=8, seed=1, knows_maze=True).mean()
-    explorer = episode_returns(config, num_episodes=8, seed=1).mean()
+def test_the_explorer_reaches_objects_almost_as_fast_as_the_oracle(
+    episode_returns: Callable[..., NDArray[np.float64]],
+) -> None:
+    oracle, explorer = (
+        episode_returns(GridMemoryMazeConfig(), player, episodes=8, seed=1).mean()
+        for player in ("oracle", "explorer")
+    )
     assert 0.9 * oracle < explorer <= oracle
 
 
@@ -237,24 +241,6 @@ def test_evaluations_have_no_curriculum() -> None:
     assert config.for_evaluation() == GridMemoryMazeConfig()
 
 
-def test_the_command_prints_a_line_for_each_player(capsys: pytest.CaptureFixture) -> None:
-    main(["--episodes", "2", "--memory-steps", "4"])
-    lines = capsys.readouterr().out.splitlines()
-    names = [line.split(", 9x9: return ")[0] for line in lines]
-    assert names == ["oracle", "explorer", "explorer, 4 steps of memory"]
-
-
-def test_the_command_refuses_wrong_numbers_in_one_sentence() -> None:
-    for arguments in (["--episodes", "0"], ["--episodes", "1", "--memory-steps", "-4"]):
-        with pytest.raises(SystemExit, match=r"error: (num_episodes=0|memory_steps=-4) must be"):
-            main(arguments)
-
-
-def test_one_episode_has_no_interval(capsys: pytest.CaptureFixture) -> None:
-    main(["--episodes", "1"])
-    assert capsys.readouterr().out.count("(no interval)") == 2
-
-
 def test_what_the_explorer_has_not_seen_does_not_change_what_it_does() -> None:
     env = make("13x13", num_envs=16, seed=2)
     player = GridExplorer(env)
@@ -289,7 +275,7 @@ def test_the_explorer_forgets_after_memory_steps() -> None:
         empty.seen_at = np.where(knows, player.seen_at, empty.seen_at)
         np.testing.assert_array_equal(forgetful.costs(), empty.costs())
         differs |= (forgetful.costs() != player.costs()).any(axis=1)
-        env.step(player.actions())
+        env.step(player.act())
     assert differs.any()
     with pytest.raises(ValueError, match="memory_steps=-1 must be 0"):
         GridExplorer(env, memory_steps=-1)
