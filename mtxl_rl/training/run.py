@@ -256,8 +256,8 @@ class Run:
         self.collector.reset(seed=seed, stagger_steps=steps)
 
     def restore(self, state: checkpoint.TrainingState) -> None:
-        """Continue from a checkpoint; with new episodes where `reason_for_new_episodes` says so."""
-        reason = reason_for_new_episodes(state, self.config)
+        """Continue from a checkpoint, with new episodes where it holds none to continue."""
+        reason = _reason_for_new_episodes(state, self.config)
         try:
             self.agent.load_state_dict(state["agent"])
             self.step = state["step"]
@@ -285,7 +285,7 @@ class Run:
             self.start(seed=stream_seed(self.config.seed, self.step))
 
 
-def reason_for_new_episodes(state: checkpoint.TrainingState, config: TrainConfig) -> str:
+def _reason_for_new_episodes(state: checkpoint.TrainingState, config: TrainConfig) -> str:
     """Why a resumed run cannot continue the checkpoint's episodes; empty if it can."""
     if state["env"] is None:
         return "These environments cannot be saved"
