@@ -38,6 +38,9 @@ class World:
     """The processes among which operations run; None: all that are connected."""
     patient_group: dist.ProcessGroup | None = None
     """The same processes, for operations that wait without a limit of time."""
+    meeting_group: dist.ProcessGroup | None = None
+    """The same processes, which meet before each operation; None: they do not. NCCL needs it: the
+    others wait for a missing process here, and not in the GPU, where no error names it."""
     store: Store | None = None
     """Where processes that lost another one report that they are not the missing one."""
     _waits: list[tuple[Any, Any]] = field(default_factory=list, repr=False)
@@ -113,7 +116,7 @@ class World:
             LostProcessError: process 0 has ended.
         """
         if self.size > 1:
-            with self._collective(torch.device("cpu")):
+            with self._collective(torch.device("cpu"), meets=False):
                 dist.broadcast(torch.zeros(1), src=0, group=self.patient_group)
 
     def check_equal(self, items: Mapping[str, object], *, remedy: str) -> None:
@@ -148,10 +151,12 @@ class World:
         return reduced
 
     @contextmanager
-    def _collective(self, device: torch.device) -> Iterator[None]:
+    def _collective(self, device: torch.device, *, meets: bool = True) -> Iterator[None]:
         """An operation of all processes, which fails where one of them is gone."""
         begin = _now(device)
         try:
+            if meets and self.meeting_group is not None:
+                dist.barrier(self.meeting_group)
             yield
         except RuntimeError as error:
             # Gloo's first sentence, without the place in its source.
@@ -162,8 +167,9 @@ class World:
 
     def _missing(self) -> str:
         """Name the processes that do not report within `LOST_SECONDS`, as the end of a message."""
-        if dist.is_initialized() and dist.get_backend(self.group) == "gloo":
-            dist.destroy_process_group()  # Otherwise those that wait for this one notice it later.
+        if dist.is_initialized():
+            # Otherwise those that wait for this one notice it later. NCCL's own group would wait.
+            dist.destroy_process_group(self.meeting_group)
         end, missing = time.monotonic() + LOST_SECONDS, list[str]()
         thread = threading.Thread(target=self._find_missing, args=[missing], daemon=True)
         thread.start()

@@ -28,6 +28,9 @@ from mtxl_rl.tracking.cli import console, print_line, show_cursor, stop_with_par
 TIMEOUT = timedelta(minutes=10)
 """Time for which a process waits for the others before it ends with an error."""
 NO_LIMIT = timedelta(days=365)
+GPU_BACKENDS = ("nccl",)
+"""Backends whose operations wait in the GPU, where no error names the missing process. Before each
+of them the processes meet in gloo."""
 MIN_ENVS_PER_PROCESS = 16
 """Fewest rows with which the matrix products of a process are fast."""
 RUN_ID = "mtxl_rl_"
@@ -108,7 +111,8 @@ def joined_world(
     rank, backend = dist.get_rank(group), dist.get_backend(group)
     console.quiet = rank > 0
     store = PrefixStore("mtxl_rl/world", dist.distributed_c10d._get_default_store())
-    world = World(rank, size, group, _patient_group(size), store)
+    meeting_group = _gloo_group(size, TIMEOUT) if backend in GPU_BACKENDS else None
+    world = World(rank, size, group, _gloo_group(size, NO_LIMIT), meeting_group, store)
     try:
         world.check_equal(
             {**library_versions(), **(options or {})},
@@ -125,10 +129,10 @@ def joined_world(
     dist.destroy_process_group()
 
 
-def _patient_group(size: int) -> dist.ProcessGroup:
-    """The run's processes, in a group whose operations have no limit of time."""
+def _gloo_group(size: int, timeout: timedelta) -> dist.ProcessGroup:
+    """The run's processes, in a group of their own."""
     ranks = list(range(size))  # Workers of Ray that have no share of the run do not take part.
-    return dist.new_group(ranks, timeout=NO_LIMIT, backend="gloo", use_local_synchronization=True)
+    return dist.new_group(ranks, timeout=timeout, backend="gloo", use_local_synchronization=True)
 
 
 def _connect(backend: str, size: int) -> None:

@@ -1,8 +1,9 @@
-"""A process among others, one of which fails: `missing_worker.py FAULT RANK SECONDS`.
+"""A process among others, one of which fails: `missing_worker.py FAULT RANK SECONDS [meet]`.
 
 All sum a number, then wait for process 0, then sum again. Before it waits, the process of that
 rank is killed (FAULT kill), or sleeps (sleep) for twice the SECONDS after which
-operations time out. For stop it stops before the second sum.
+operations time out. For stop it stops before the second sum. With `meet` the operations themselves
+have ten minutes, as with NCCL, and the processes meet before each one.
 """
 
 import os
@@ -10,29 +11,36 @@ import signal
 import sys
 import time
 from datetime import timedelta
+from typing import Any
 
 import torch
-from torch.distributed import Store  # type: ignore[attr-defined]
 
 from mtxl_rl.agents.world import LostProcessError
 from mtxl_rl.runtime import distributed
 
 
-def shorten_timeout(seconds: float) -> None:
-    """Let operations time out, but not the start: processes start at different times."""
-    meet = distributed._meet
+def shorten_timeout(seconds: float, *, after: str = "_meet") -> None:
+    """Let operations time out, but not the start: processes start at different times.
 
-    def meet_first(rank: int, size: int) -> Store:
-        store = meet(rank, size)
+    Args:
+        seconds: the timeout.
+        after: the function of the start after which it holds.
+    """
+    function = getattr(distributed, after)
+
+    def before(*arguments: Any) -> Any:  # noqa: ANN401
+        result = function(*arguments)
         distributed.TIMEOUT = timedelta(seconds=seconds)
-        return store
+        return result
 
-    distributed._meet = meet_first
+    setattr(distributed, after, before)
 
 
-def main(fault: str, rank: int, seconds: float) -> None:
+def main(fault: str, rank: int, seconds: float, *, meets: bool) -> None:
     """Take part in the operations."""
-    shorten_timeout(seconds)
+    shorten_timeout(seconds, after="_connect" if meets else "_meet")
+    if meets:
+        distributed.GPU_BACKENDS = ("gloo",)
     with distributed.joined_world(torch.device("cpu")) as world:
         world.sum(torch.zeros(1))
         is_faulty = world.rank == rank
@@ -48,6 +56,6 @@ def main(fault: str, rank: int, seconds: float) -> None:
 
 if __name__ == "__main__":
     try:
-        main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]))
+        main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), meets="meet" in sys.argv[4:])
     except LostProcessError as error:
         sys.exit(str(error))

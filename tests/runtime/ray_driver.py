@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import ray
 import torch
 from failing_worker import inject
 from ray._common.utils import reset_ray_address
@@ -68,4 +69,8 @@ if __name__ == "__main__":
         connect(num_cpus=int(machines))
     listed = [fault for fault in faults.split(",") if fault]
     ray_trainer._train_in_worker = lambda arguments: train_with_faults(arguments, listed)
-    main([*options, "launcher=ray"])
+    try:
+        main([*options, "launcher=ray"])
+    finally:
+        # The cluster ends at exit, and Ray ends a process that is connected to it with code 1.
+        ray.shutdown()

@@ -14,10 +14,10 @@ TIMEOUT = 8
 """Seconds after which an operation fails."""
 
 
-def errors(fault: str, rank: int, *, has_launcher: bool = True) -> dict[int, str]:
+def errors(fault: str, rank: int, *options: str, has_launcher: bool = True) -> dict[int, str]:
     """What each of three processes prints, without the faulty one.
 
-    Without a launcher, process 0 holds the store.
+    Without a launcher, process 0 holds the store. See `missing_worker.py` for the arguments.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -31,7 +31,7 @@ def errors(fault: str, rank: int, *, has_launcher: bool = True) -> dict[int, str
     }  # fmt: skip
     processes = [
         subprocess.Popen(
-            [sys.executable, WORKER, fault, str(rank), str(TIMEOUT)],
+            [sys.executable, WORKER, fault, str(rank), str(TIMEOUT), *options],
             env=os.environ | variables | {"RANK": str(number)},
             stderr=subprocess.PIPE,
             text=True,
@@ -53,11 +53,20 @@ def errors(fault: str, rank: int, *, has_launcher: bool = True) -> dict[int, str
 
 @pytest.mark.processes
 @pytest.mark.parametrize(
-    ("fault", "rank"),
-    [("stop", 1), ("kill", 0), pytest.param("stop", 0, marks=pytest.mark.slow)],
+    ("fault", "rank", "options"),
+    [
+        ("stop", 1, []),
+        ("stop", 1, ["meet"]),
+        ("kill", 0, []),
+        pytest.param("kill", 0, ["meet"], marks=pytest.mark.slow),
+        pytest.param("stop", 0, [], marks=pytest.mark.slow),
+        pytest.param("stop", 0, ["meet"], marks=pytest.mark.slow),
+    ],
 )
-def test_the_processes_that_are_left_name_the_missing_one(fault: str, rank: int) -> None:
-    printed = errors(fault, rank)
+def test_the_processes_that_are_left_name_the_missing_one(
+    fault: str, rank: int, options: list[str]
+) -> None:
+    printed = errors(fault, rank, *options)
     assert len(printed) == 2
     for message in printed.values():
         assert message.startswith("lost another process of the run: "), message
@@ -74,5 +83,6 @@ def test_a_store_in_a_process_that_hangs_does_not_hang_the_others() -> None:
 
 
 @pytest.mark.processes
-def test_process_0_may_work_for_longer_than_the_timeout() -> None:
-    assert errors("sleep", 0) == {1: "", 2: ""}
+@pytest.mark.parametrize("options", [[], ["meet"]])
+def test_process_0_may_work_for_longer_than_the_timeout(options: list[str]) -> None:
+    assert errors("sleep", 0, *options) == {1: "", 2: ""}
