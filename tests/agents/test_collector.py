@@ -91,9 +91,9 @@ def test_the_training_reward_is_learned_from_and_not_shown_to_the_policy() -> No
         assert rollout.training_reward.std() > 0
         assert (rollout.training_reward - rollout.reward[:, 1:]).abs().max() < 0.05
         assert {episode.episode_return % 1 for episode in episodes} == {0.0}
-        before = run.agent._advantage(rollout)
+        before = run.agent._targets(rollout).value
         rollout.training_reward += 1
-        assert not torch.equal(run.agent._advantage(rollout), before)
+        assert not torch.equal(run.agent._targets(rollout).value, before)
 
 
 def test_an_environment_without_a_training_reward_teaches_its_reward() -> None:
