@@ -111,8 +111,8 @@ def test_an_environment_that_cannot_draw_itself_loses_no_evaluation(
 
     recording = recorded(VECTORS, steps=0)
     base = SimpleNamespace(render_mode="rgb_array")
-    actor: Any = SimpleNamespace(env=SimpleNamespace(unwrapped=base, render=fail))
+    env: Any = SimpleNamespace(unwrapped=base, render=fail)
     for _ in range(2):
-        recording._render(actor)
+        recording._render(env)
     assert recording.frames == []
     assert capsys.readouterr().out == "the environment was not drawn: RuntimeError: no display\n"
