@@ -257,8 +257,8 @@ class Run:
 
     def restore(self, state: checkpoint.TrainingState) -> None:
         """Continue from a checkpoint, with new episodes where it holds none to continue."""
-        reason = _reason_for_new_episodes(state, self.config)
         try:
+            reason = _reason_for_new_episodes(state, self.config)
             self.agent.load_state_dict(state["agent"])
             self.step = state["step"]
             self.generator.set_state(state["generator"].cpu())

@@ -476,9 +476,8 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
     def _reports_explorer(self) -> bool:
         """Whether a step reports what the explorer knows, whose memory is then in the state."""
         config = self.config
-        return bool(config.progress_reward or config.seen_observations) or (
-            config.teacher == "explorer"
-        )
+        is_rewarding, is_teaching = config.progress_reward > 0, config.teacher == "explorer"
+        return is_rewarding or is_teaching or config.seen_observations
 
     def target_ages(self) -> Int64[np.ndarray, "B targets"]:
         """Steps since an explorer last saw the middle of each target's cell; -1: never.
