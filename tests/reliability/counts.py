@@ -108,7 +108,7 @@ def run_program(
     sizes: dict[str, int],
     run: Callable[[argparse.Namespace], list[Counts]],
 ) -> None:
-    """Parse `--seed` and an option for each size, run in a temporary folder, print the tables.
+    """Parse `--seed` and an option for each size, run in a folder, print the tables.
 
     MTXL_RL_RELIABILITY, a number, multiplies the sizes. The exit code is 1 after a failure.
     """
@@ -118,6 +118,7 @@ def run_program(
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--case", type=int, help="repeat this case alone, and print its outcome")
     parser.add_argument("--json", help="write the counts to this file")
+    parser.add_argument("--folder", help="work here and keep it; without it, in a temporary folder")
     factor = float(os.environ.get("MTXL_RL_RELIABILITY", "1"))
     for name, size in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=max(1, round(size * factor)))
@@ -127,7 +128,12 @@ def run_program(
     begin = time.monotonic()
     if arguments.case is not None:
         Counts.prints_all = True
-    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+    if arguments.folder:
+        Path(arguments.folder).mkdir(parents=True, exist_ok=True)
+        folder = contextlib.nullcontext(arguments.folder)
+    else:
+        folder = tempfile.TemporaryDirectory()
+    with folder as path, contextlib.chdir(path):
         tables = run(arguments)
     for counts in tables:
         print(f"\n{counts.title}\n\n{counts.table()}")

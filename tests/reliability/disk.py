@@ -1,13 +1,14 @@
 """Faults of disks and clocks: one sentence, exit code 1, and nothing written before is lost.
 
-python tests/reliability/disk.py --operations 100 --full 20 --others 8
+python tests/reliability/disk.py --operations 100 --full 20 --others 10 --checkpoints 10000
 
 `operations` lets one random file operation of a run (open for writing, rename, delete, link, new
 folder) fail with a random error. `full` trains on a file system of a random size, which needs root
-and Linux. `others` are a read-only folder, a folder that is deleted, and a clock that is set back.
-A new run and one that is continued take turns. After each case every file of the run must be
-whole, no checkpoint and no row from before may be lost, and the run must be continued without the
-fault.
+and Linux. `others` are a read-only folder, a folder that is deleted, a clock that is set back, a
+flush that fails, as on network disks and over a quota, and flushes that are slow. A new run and one
+that is continued take turns. `checkpoints` trains until so many are in the folder, and stops and
+continues the run halfway. After each case every file of the run must be whole, no checkpoint and no
+row from before may be lost, and the run must be continued without the fault.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import yaml
 from counts import Counts, Outcome, cases, command, run_program
 
@@ -45,7 +47,9 @@ TINY = ["model=tiny", "num_envs=4", "ppo.rollout_length=16", "torso.window_lengt
         "env.corridor_length=3", "compile=false", "checkpoint_seconds=0"]  # fmt: skip
 ERRNOS = (errno.ENOSPC, errno.EIO, errno.EROFS, errno.EACCES, errno.EDQUOT, errno.ESTALE)
 EVENTS = ("os.rename", "os.remove", "os.mkdir", "os.link")
-BEFORE = 128
+ITERATION = 64
+"""Steps."""
+BEFORE = 2 * ITERATION
 """Steps of the run that is continued."""
 
 
@@ -276,6 +280,66 @@ def clock(rng: random.Random) -> tuple[str, Outcome]:
     return f"clock, {seconds} s", checked(outcome, folder, step=BEFORE)
 
 
+def failing_flush(rng: random.Random) -> tuple[str, Outcome]:
+    """A flush fails after the bytes were written: network disks report a full quota only then."""
+    flush, left, number = os.fsync, rng.randrange(8), rng.choice((errno.EDQUOT, errno.EIO))
+    is_resumed = rng.random() < 0.5
+
+    def fail(descriptor: int) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise OSError(number, os.strerror(number))
+        flush(descriptor)
+
+    if is_resumed:
+        shutil.copytree("original", "run")
+    with mock.patch.object(os, "fsync", fail):
+        outcome = command(train.main, arguments_of(Path("run"), is_resumed=is_resumed))
+    if outcome.name == "accepted" and left < 0:
+        outcome = Outcome("failed", "a flush failed, and the run went on")
+    case = f"flush, {errno.errorcode[number]}"
+    return case, checked(outcome, Path("run"), step=BEFORE if is_resumed else 0)
+
+
+def slow_flush(rng: random.Random) -> tuple[str, Outcome]:
+    """Each flush takes long, as on a busy network disk."""
+    flush, seconds = os.fsync, rng.choice((0.05, 0.2, 1.0))
+    shutil.copytree("original", "run")
+
+    def slow(descriptor: int) -> None:
+        time.sleep(seconds)
+        flush(descriptor)
+
+    with mock.patch.object(os, "fsync", slow):
+        outcome = command(train.main, arguments_of(Path("run"), is_resumed=True))
+    if outcome.name != "accepted":
+        outcome = Outcome("failed", f"slow flushes stopped the run: {outcome}")
+    return f"slow flush, {seconds} s", checked(outcome, Path("run"), step=BEFORE)
+
+
+def many_checkpoints(number: int) -> tuple[str, Outcome]:
+    """Keep so many checkpoints; the run is continued halfway."""
+    half, total = number // 2, max(number, 2)
+    options = [*TINY, "run_dir=run", f"keep_checkpoints={total}"]
+    for argv in (
+        [*options, f"total_steps={ITERATION * half}"],
+        ["resume=run", f"total_steps={ITERATION * total}"],
+    ):
+        outcome = command(train.main, argv)
+        if outcome.name != "accepted":
+            return "checkpoints", Outcome("failed", str(outcome))
+    names = sorted(path.name for path in Path("run/checkpoints").glob("step_*.pt"))
+    expected = [f"step_{ITERATION * k:012d}.pt" for k in range(1, total + 1)]
+    rows = [row["step"] for row in read_rows(Path("run"))]
+    if names != expected or rows != [ITERATION * k for k in range(1, total + 1)]:
+        return "checkpoints", Outcome("failed", f"{len(names)} checkpoints, {len(rows)} rows")
+    seconds = np.array([Path("run/checkpoints", name).stat().st_mtime for name in names])
+    parts = np.diff(seconds[:: max(1, total // 10)])
+    print("seconds for each tenth of the checkpoints:", *(f"{part:.1f}" for part in parts))
+    return "checkpoints", Outcome("trained")
+
+
 def run(arguments: argparse.Namespace) -> list[Counts]:
     """Prepare a run, then break disks and clocks."""
     warnings.simplefilter("ignore")
@@ -294,11 +358,12 @@ def run(arguments: argparse.Namespace) -> list[Counts]:
     print(f"file operations of a new run and of one that is continued: {num_operations}")
     reason = can_mount()
     print(f"full: skipped, {reason}" if reason else "", flush=True)
-    others = (read_only, deleted, clock)
+    others = (read_only, deleted, clock, failing_flush, slow_flush)
     parts: tuple[tuple[str, int, Callable[[random.Random, int], Any]], ...] = (
         ("operations", arguments.operations, lambda rng, _: operation(rng, faults, num_operations)),
         ("full", 0 if reason else arguments.full, lambda rng, _: full(rng)),
         ("others", arguments.others, lambda rng, case: others[case % len(others)](rng)),
+        ("checkpoints", 1, lambda *_: many_checkpoints(arguments.checkpoints)),
     )
     tables = []
     for title, size, function in parts:
@@ -312,4 +377,4 @@ def run(arguments: argparse.Namespace) -> list[Counts]:
 
 
 if __name__ == "__main__":
-    run_program(__doc__, {"operations": 100, "full": 20, "others": 9}, run)
+    run_program(__doc__, {"operations": 100, "full": 20, "others": 10, "checkpoints": 10_000}, run)

@@ -1,13 +1,15 @@
 """A long run with resumes: memory, speed, files, threads and the ratio must not drift.
 
-python tests/reliability/soak.py --steps 100000000
+python tests/reliability/soak.py --steps 100000000 --maze_steps 20000000 --folder FOLDER
 
-A small agent trains on TMaze in this process, in parts: each part resumes the run where the last
-one ended. After each iteration the process's memory, file descriptors and threads are read, and its
-CPU time, so that other programs of the machine do not count. Slopes are least squares over all but
-the first fifth.
+Small agents train on TMaze and on MemoryMaze. Each trains in five parts: a part resumes the run
+where the last one ended, in the same process. After each iteration the process's memory, file
+descriptors and threads are read, and its CPU time, so that other programs of the machine do not
+count. With `--folder` the runs and what was read are kept there, and the same command continues
+them in a new process after it was stopped. Slopes are least squares over all processes, each with a
+level of its own, without the first fifth of each.
 
-Then the trained agent acts for many steps on random observations in four rows, which start their
+Then the agent of TMaze acts for many steps on random observations in four rows, which start their
 last episode at different steps. The torso's state, updated step by step in float32, is compared
 with a computation of that episode from its first step in float64.
 """
@@ -15,6 +17,7 @@ with a computation of that episode from its first step in float64.
 import argparse
 import copy
 import itertools
+import json
 import resource
 import sys
 import threading
@@ -24,26 +27,41 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import yaml
 from counts import Counts, Outcome, run_program
-from disk import TINY
 from torch import Tensor
 
 import mtxl_rl
 from mtxl_rl.training.callbacks import Callback
 
 PARTS = 5
-MAX_GROWTH = 100 * 2**20
-"""Bytes that the process may grow after the first fifth."""
-MAX_RATIO_DEVIATION = 1e-3
+MAX_SLOPE = 1e6
+"""Bytes that the process may grow in 1e7 steps, where it makes so many."""
+MAX_GROWTH = 100e6
+"""Bytes that a short run may grow after its first fifth."""
+LONG = 10_000_000
+"""Steps from which on slopes mean something."""
+MAX_RATIO_DEVIATION = 1e-5
 MAX_STATE_DIFFERENCE = 1e-3
 """Relative to the largest number of the float64 state."""
 CHUNK = 1000
+SMALL: dict[str, Any] = {
+    "model": "tiny", "torso.num_layers": 1, "torso.width": 16, "torso.num_heads": 2,
+    "torso.window_length": 8, "torso.segment_length": 8, "ppo.rollout_length": 32, "ppo.bptt_segments": 4,
+    "ppo.num_epochs": 1, "ppo.num_minibatches": 2, "device": "cpu", "num_processes": 1,
+    "logger": "none", "compile": False, "checkpoint_seconds": 60,
+}  # fmt: skip
+TASKS: dict[str, dict[str, Any]] = {
+    "TMaze": {"num_envs": 256, "env.corridor_length": 9},
+    "MemoryMaze": {"num_envs": 64, "policy.image_encoder": "patches",
+                   "env.textures": "procedural", "env.num_threads": 1},
+}  # fmt: skip
 
 
 class Sample(NamedTuple):
     """The process after an iteration."""
 
+    process: int
+    """Counts the processes that have continued the run."""
     step: int
     resident: int
     """Bytes of memory."""
@@ -54,23 +72,33 @@ class Sample(NamedTuple):
 
 
 class Sampler(Callback):
-    """Reads the process after each iteration."""
+    """Reads the process after each iteration, and appends that to a file."""
 
-    def __init__(self) -> None:
-        self.samples: list[Sample] = []
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.samples = [Sample(*row) for row in read_lines(path)]
+        self.process = self.samples[-1].process + 1 if self.samples else 0
 
     def on_iteration(self, metrics: Any) -> None:  # noqa: ANN401
         """Read it."""
-        self.samples.append(
-            Sample(
-                int(metrics["step"]),
-                resident_bytes(),
-                time.process_time(),
-                count_of("fd"),
-                max(count_of("task"), threading.active_count()),
-                float(metrics["losses/ratio_deviation"]),
-            )
+        sample = Sample(
+            self.process,
+            int(metrics["step"]),
+            resident_bytes(),
+            time.process_time(),
+            count_of("fd"),
+            max(count_of("task"), threading.active_count()),
+            float(metrics["losses/ratio_deviation"]),
         )
+        self.samples.append(sample)
+        with self.path.open("a") as file:
+            file.write(json.dumps(sample) + "\n")
+
+
+def read_lines(path: Path) -> list[list[float]]:
+    """The lines of a file of JSON, without a last one that a kill has cut; none if it is new."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def resident_bytes() -> int:
@@ -88,30 +116,44 @@ def count_of(name: str) -> int:
     return len(list(path.iterdir())) if path.exists() else 0
 
 
-def train(steps: int) -> tuple[list[Sample], mtxl_rl.Agent]:
-    """Train in parts; what was sampled, and the agent."""
-    sampler, options = Sampler(), dict(part.split("=") for part in TINY)
-    typed = {name: yaml.safe_load(value) for name, value in options.items()}
-    typed |= {"checkpoint_seconds": 60, "env.corridor_length": 9}
+def train(task: str, steps: int) -> list[Sample]:
+    """Train in parts, from where the folder's run ended; the samples of all its processes."""
+    sampler, run_dir = Sampler(Path(f"{task}.jsonl")), Path(task)
+    done = max((sample.step for sample in sampler.samples), default=0)
     for part in range(1, PARTS + 1):
-        total = max(64 * part, round(steps * part / PARTS))
-        if part == 1:
-            env = typed.pop("env")
-            run = mtxl_rl.train(
-                env, typed, run_dir="run", total_steps=total, callbacks=sampler, verbose=False
-            )
+        total = round(steps * part / PARTS)
+        if total <= done:
+            continue
+        options: dict[str, Any] = {"total_steps": total, "callbacks": sampler, "verbose": False}
+        if list(run_dir.glob("checkpoints/step_*.pt")):
+            mtxl_rl.train(resume=run_dir, **options)
         else:
-            run = mtxl_rl.train(resume="run", total_steps=total, callbacks=sampler, verbose=False)
-    return sampler.samples, run.agent
+            mtxl_rl.train(task, SMALL | TASKS[task], run_dir=run_dir, **options)
+    return sampler.samples
 
 
-def slope(x: list[float], y: list[float]) -> float:
-    """Of a line by least squares."""
-    return float(np.polyfit(np.array(x) - x[0], y, 1)[0]) if len(x) > 1 else 0.0
+def late_parts(samples: list[Sample]) -> list[list[Sample]]:
+    """The samples of each process without its first fifth, in which it warms up."""
+    groups = itertools.groupby(samples, key=lambda sample: sample.process)
+    parts = [list(group) for _, group in groups]
+    return [part[len(part) // 5 :] for part in parts if len(part) > CHUNK or len(parts) == 1]
+
+
+def slope(parts: list[list[Sample]], value: str) -> float:
+    """Least squares of a value over steps, with a level for each process."""
+    x = np.concatenate([centred(part, "step") for part in parts])
+    y = np.concatenate([centred(part, value) for part in parts])
+    return float(x @ y / max(x @ x, 1.0))
+
+
+def centred(samples: list[Sample], name: str) -> Any:  # noqa: ANN401
+    """A field's numbers, less their mean."""
+    numbers = np.array([float(getattr(sample, name)) for sample in samples])
+    return numbers - numbers.mean()
 
 
 def speeds(samples: list[Sample]) -> list[float]:
-    """Steps per CPU second in each fifth."""
+    """Steps per CPU second in each fifth of a process."""
     edges = [samples[round(i * (len(samples) - 1) / 5)] for i in range(6)]
     return [
         (after.step - before.step) / max(after.cpu_seconds - before.cpu_seconds, 1e-9)
@@ -161,33 +203,49 @@ def check(counts: Counts, kind: str, is_good: bool, detail: str) -> None:
     counts.add(kind, "", Outcome("held" if is_good else "failed", detail))
 
 
-def run(arguments: argparse.Namespace) -> list[Counts]:
-    """Train, act, and report."""
-    torch.set_num_threads(1)
-    samples, agent = train(arguments.steps)
-    late = samples[len(samples) // 5 :]
-    counts = Counts(f"soak: {samples[-1].step} steps in {PARTS} parts")
-    growth = late[-1].resident - late[0].resident
-    per_step = slope([float(s.step) for s in late], [float(s.resident) for s in late])
-    check(counts, "memory", growth <= MAX_GROWTH,
-          f"{samples[-1].resident / 1e6:.0f} MB in the end, {growth / 1e6:+.1f} MB after the first "
-          f"fifth, slope {per_step * 1e7 / 1e6:+.1f} MB per 1e7 steps")  # fmt: skip
-    fifths = speeds(samples)
+def report(counts: Counts, samples: list[Sample]) -> None:
+    """Check what was read."""
+    parts = late_parts(samples)
+    late, is_long = [sample for part in parts for sample in part], samples[-1].step >= LONG
+    growth = max(part[-1].resident - part[0].resident for part in parts)
+    per_step = slope(parts, "resident")
+    held = per_step * 1e7 <= MAX_SLOPE if is_long else growth <= MAX_GROWTH
+    check(counts, "memory", held,
+          f"{samples[-1].resident / 1e6:.0f} MB in the end, {growth / 1e6:+.1f} MB at most after "
+          f"a process's first fifth, slope {per_step * 1e7 / 1e6:+.2f} MB per 1e7 steps")  # fmt: skip
+    longest = max(parts, key=len)
+    fifths = speeds(longest)
     shown = ", ".join(f"{each:.0f}" for each in fifths)
-    is_steady = fifths[-1] > fifths[1] / 2
-    check(counts, "speed", is_steady, f"steps per CPU second in each fifth {shown}")
+    check(counts, "speed", fifths[-1] > fifths[0] / 2,
+          f"steps per CPU second in each fifth of the longest process {shown}")  # fmt: skip
     for name in ("files", "threads"):
         numbers = [getattr(sample, name) for sample in late]
         check(counts, name, numbers[-1] <= numbers[0] and max(numbers) <= min(numbers) + 2,
               f"{min(numbers)} to {max(numbers)}, {numbers[-1]} in the end")  # fmt: skip
     ratio = max(sample.ratio_deviation for sample in samples)
     check(counts, "ratio", ratio <= MAX_RATIO_DEVIATION, f"largest deviation {ratio:.1e}")
-    difference, where = act(agent, max(arguments.acting, 2000), arguments.seed)
-    check(counts, "state", difference <= MAX_STATE_DIFFERENCE,
-          f"after {arguments.acting} steps of acting, float32 differs from float64 by "
-          f"{difference:.1e} of the largest number ({where})")  # fmt: skip
-    return [counts]
+
+
+def run(arguments: argparse.Namespace) -> list[Counts]:
+    """Train, act, and report."""
+    torch.set_num_threads(1)
+    tables = []
+    for task, steps in (("TMaze", arguments.steps), ("MemoryMaze", arguments.maze_steps)):
+        samples = train(task, steps)
+        num_processes = samples[-1].process + 1
+        counts = Counts(
+            f"soak: {task}, {samples[-1].step} steps in {PARTS} parts and {num_processes} processes"
+        )
+        report(counts, samples)
+        tables.append(counts)
+    agent, num_steps = mtxl_rl.Agent.load("TMaze", device="cpu"), max(arguments.acting, 2000)
+    difference, where = act(agent, num_steps, arguments.seed)
+    check(tables[0], "state", difference <= MAX_STATE_DIFFERENCE,
+          f"after {num_steps} steps of acting, float32 differs from float64 by {difference:.1e} of "
+          f"the largest number ({where})")  # fmt: skip
+    return tables
 
 
 if __name__ == "__main__":
-    run_program(__doc__, {"steps": 10_000_000, "acting": 100_000}, run)
+    sizes = {"steps": 10_000_000, "maze_steps": 2_000_000, "acting": 100_000}
+    run_program(__doc__, sizes, run)

@@ -26,7 +26,11 @@ def observation_space(config: MemoryMazeConfig) -> Space[Any]:
     def numbers(*shape: int) -> spaces.Box:
         return spaces.Box(-np.inf, np.inf, shape, np.float64)
 
-    seen = {"seen_targets_pos": numbers(size.num_targets, 2), "seen_target_pos": numbers(2)}
+    seen = {
+        "visible_targets_vec": numbers(size.num_targets, 2),
+        "seen_targets_pos": numbers(size.num_targets, 2),
+        "seen_target_pos": numbers(2),
+    }
     return spaces.Dict(
         {
             "image": image,

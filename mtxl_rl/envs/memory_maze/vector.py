@@ -719,16 +719,23 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
             "target_vec": vectors[rows, self._current],
             "target_pos": positions[rows, self._current],
             "maze_layout": self._layouts(),
-            **self._seen_observations(positions),
+            **self._seen_observations(positions, vectors),
         }
 
-    def _seen_observations(self, positions: NDArray[np.float64]) -> dict[str, NDArray[Any]]:
-        """Positions [B, targets, 2] and [B, 2] of targets that were in view; -1 for others."""
+    def _seen_observations(
+        self, positions: NDArray[np.float64], vectors: NDArray[np.float64]
+    ) -> dict[str, NDArray[Any]]:
+        """What the picture shows of the targets, and what a perfect memory knows of them.
+
+        Vectors [B, targets, 2] of those in view and 0 for others; positions [B, targets, 2] and
+        [B, 2] of those that were in view and -1 for others.
+        """
         if not self.config.seen_observations:
             return {}
-        is_seen = self.target_ages() >= 0
-        seen = np.where(is_seen[..., None], positions, -1.0)
+        ages = self.target_ages()[..., None]
+        seen = np.where(ages >= 0, positions, -1.0)
         return {
+            "visible_targets_vec": np.where(ages == 0, vectors, 0.0),
             "seen_targets_pos": seen,
             "seen_target_pos": seen[np.arange(self.num_envs), self._current],
         }

@@ -236,6 +236,8 @@ def test_seen_observations_locate_what_was_in_view() -> None:
         was_seen = (was_seen & ~is_start) | (env.target_ages() == 0)
         expected = np.where(was_seen[..., None], observations["targets_pos"], -1)
         np.testing.assert_array_equal(observations["seen_targets_pos"], expected)
+        visible = np.where(env.target_ages()[..., None] == 0, observations["targets_vec"], 0.0)
+        np.testing.assert_array_equal(observations["visible_targets_vec"], visible)
         target = expected[rows, env.motion().current]
         np.testing.assert_array_equal(observations["seen_target_pos"], target)
         seen.append(was_seen.mean())
