@@ -86,7 +86,7 @@ test-gpu: $(VENV)/.installed-dev
 SIZE ?= 1
 KILLS ?= 200
 SOAK ?= 10000000
-RELIABILITY = inputs files environments disk load
+RELIABILITY = inputs spaces files environments disk load
 
 reliability: $(VENV)/.installed-dev
 	for program in $(RELIABILITY); do MTXL_RL_RELIABILITY=$(SIZE) OMP_NUM_THREADS=1 \

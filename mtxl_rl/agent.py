@@ -94,6 +94,9 @@ class Agent:
         """The observations that the agent acts on, without the leaves that only training needed."""
         self.action_space = saved.single_action_space
         self._shapes = self.policy.input_shapes()
+        self._counts_steps = self.config.policy.episode_step
+        space = self.observation_space
+        self._spaces = dict(space.spaces) if isinstance(space, spaces.Dict) else {"obs": space}
         self._generator = torch.Generator(self.device).manual_seed(seed)
         self._has_warned = False
 
@@ -152,7 +155,8 @@ class Agent:
             cache is changed in place.
 
         Raises:
-            ValueError: the observation, `is_first` or `reward` has the wrong shape.
+            ValueError: the observation, `is_first` or `reward` has the wrong shape, or the
+                observation is not of numbers.
         """
         leaves, is_batch = self._batched(observation)
         batch = len(next(iter(leaves.values())))
@@ -167,7 +171,8 @@ class Agent:
         cache.episode_step = np.where(starts, 0, cache.episode_step + 1)
         if reward is None and not starts.all():
             self._warn_without_reward()
-        leaves = {**leaves, EPISODE_STEP: cache.episode_step}
+        if self._counts_steps:
+            leaves = {**leaves, EPISODE_STEP: cache.episode_step}
         rewards = _row(0.0 if reward is None else reward, batch, name="reward")
         inputs = PolicyInputs(
             to_tensors(leaves, self._shapes, self.device),
@@ -252,16 +257,13 @@ class Agent:
             )
         arrays, is_batch = dict[str, NDArray[Any]](), set[bool]()
         for key, (shape, _) in self._shapes.items():
-            if key == EPISODE_STEP:
+            if key == EPISODE_STEP and self._counts_steps:
                 continue
             if key not in leaves:
                 raise ValueError(f"the observation has no {key!r}; it has {', '.join(leaves)}")
             array = np.asarray(leaves[key])
-            if array.shape not in (shape, (*array.shape[:1], *shape)):
-                raise ValueError(
-                    f"the observation{f' {key!r}' if named else ''} has shape "
-                    f"{list(array.shape)}; pass {list(shape)}, or [B, ...] of them"
-                )
+            name = f"the observation {key!r}" if named else "the observation"
+            _check_array(array, shape, self._spaces[key], name=name)
             is_batch.add(array.shape != shape)
             arrays[key] = array if array.shape != shape else array[None]
         if len({(len(array)) for array in arrays.values()}) > 1 or len(is_batch) > 1:
@@ -284,6 +286,23 @@ def _row(value: Any, batch: int, *, name: str) -> NDArray[Any]:  # noqa: ANN401
     if array.shape not in ((), (batch,)):
         raise ValueError(f"{name} has shape {list(array.shape)}; pass one value or [{batch}]")
     return np.broadcast_to(array, (batch,))
+
+
+def _check_array(
+    array: NDArray[Any], shape: tuple[int, ...], space: gymnasium.Space[Any], *, name: str
+) -> None:
+    """Check an observation's leaf, or a batch of them: numbers of the shape, or known choices."""
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"{name} has the type {array.dtype}; pass an array of numbers")
+    if array.shape not in (shape, (*array.shape[:1], *shape)) or not array.size:
+        raise ValueError(
+            f"{name} has shape {list(array.shape)}; pass {list(shape)}, or [B, ...] of them"
+        )
+    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+        size = space.n if isinstance(space, spaces.Discrete) else space.nvec
+        is_choice = (space.start <= array) & (array < space.start + size)
+        if array.dtype.kind == "f" or not is_choice.all():
+            raise ValueError(f"{name} has choices that are not in {space}")
 
 
 def _check_space(name: str, space: gymnasium.Space[Any], expected: gymnasium.Space[Any]) -> None:

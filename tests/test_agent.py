@@ -14,6 +14,7 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
+import mtxl_rl
 from mtxl_rl.agent import Agent
 from mtxl_rl.compose import compose_config
 from mtxl_rl.envs.registry import make_vector_env
@@ -144,6 +145,42 @@ def test_one_observation_gives_one_action_and_wrong_shapes_are_named(finished: P
         agent.evaluate(memory="off")
     with pytest.raises(ValueError, match="episodes=0 must be 1 or more"):
         agent.evaluate(episodes=0)
+
+
+class Counted(gymnasium.ObservationWrapper[Any, Any, Any]):
+    """Names the count of `Count` as the library names the step that it can add."""
+
+    def __init__(self) -> None:
+        super().__init__(Count())
+        named = {"episode_step": spaces.Discrete(8), "a.b": spaces.Box(-1, 1, (2,), np.float32)}
+        self.observation_space = spaces.Dict(named)
+
+    def observation(self, observation: dict[str, Any]) -> dict[str, Any]:  # noqa: D102
+        return {"episode_step": observation["count"], "a.b": observation["x"]}
+
+
+@pytest.mark.training
+def test_acting_reads_a_leaf_that_is_called_episode_step(tmp_path: Path) -> None:
+    options = {"model": "tiny", "ppo.rollout_length": 8, "torso.segment_length": 4, "num_envs": 4,
+               "torso.window_length": 4, "ppo.bptt_segments": 2, "device": "cpu", "logger": "none",
+               "num_processes": 1, "compile": False}  # fmt: skip
+    trained = mtxl_rl.train(Counted, options, run_dir=tmp_path / "run", total_steps=64)
+    agent, values = trained.agent, []
+    for count in (0, 7):
+        observation = {"episode_step": count, "a.b": np.zeros(2, np.float32)}
+        _, cache = agent.act(observation)
+        values.append(cache.decision.value.item())
+    assert values[0] != values[1]
+    legal = {"episode_step": 3, "a.b": [0.0, 0.5]}
+    agent.act(legal)
+    for changed, message in (
+        ({"episode_step": 8}, r"'episode_step' has choices that are not in Discrete\(8\)"),
+        ({"episode_step": 1.5}, "has choices that are not in"),
+        ({"a.b": ["x", "y"]}, r"'a\.b' has the type <U1; pass an array of numbers"),
+        ({"a.b": np.zeros((0, 2))}, r"has shape \[0, 2\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            agent.act(legal | changed)
 
 
 @pytest.mark.training

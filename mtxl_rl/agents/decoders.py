@@ -16,7 +16,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mtxl_rl.agents.encoders import channels_last, is_image, observation_leaves
+from mtxl_rl.agents.encoders import (
+    channels_last,
+    is_image,
+    module_name,
+    observation_leaves,
+)
 from mtxl_rl.agents.running_moments import RunningMoments
 from mtxl_rl.agents.world import World, masked_moments
 
@@ -117,7 +122,10 @@ class ObservationDecoder(nn.Module):
     def __init__(self, space: gymnasium.Space[Any], width: int) -> None:
         super().__init__()
         leaves = observation_leaves(space)
-        self.leaves = nn.ModuleDict({key: _decoder(leaf, width) for key, leaf in leaves.items()})
+        self.names = {key: module_name(key) for key in leaves}
+        self.leaves = nn.ModuleDict({
+            self.names[key]: _decoder(leaf, width) for key, leaf in leaves.items()
+        })  # fmt: skip
 
     def losses(
         self, features: Float[Tensor, "*batch D"], observation: Mapping[str, Tensor]
@@ -126,15 +134,17 @@ class ObservationDecoder(nn.Module):
         batch = features.shape[:-1]
         flat = features.flatten(0, -2)
         return {
-            key: leaf(flat, observation[key].flatten(0, len(batch) - 1)).unflatten(0, batch)
-            for key, leaf in self.leaves.items()
+            key: self.leaves[name](flat, observation[key].flatten(0, len(batch) - 1)).unflatten(
+                0, batch
+            )
+            for key, name in self.names.items()
         }
 
     @property
     def vectors(self) -> dict[str, VectorDecoder]:
         """The decoders of leaves whose loss is 1 - R^2."""
-        leaves = self.leaves.items()
-        return {key: leaf for key, leaf in leaves if isinstance(leaf, VectorDecoder)}
+        leaves = {key: self.leaves[name] for key, name in self.names.items()}
+        return {key: leaf for key, leaf in leaves.items() if isinstance(leaf, VectorDecoder)}
 
     def update_statistics(
         self, observation: Mapping[str, Tensor], valid: Bool[Tensor, "B T"], world: World

@@ -37,6 +37,12 @@ def observation_leaves(space: gymnasium.Space[Any]) -> dict[str, gymnasium.Space
     return leaves
 
 
+def module_name(key: str) -> str:
+    """A leaf's key as the name of its module: another one where torch forbids the key."""
+    name = key.replace("%", "%25").replace(".", "%2E")
+    return f"%{name}" if not name or hasattr(nn.ModuleDict(), name) else name
+
+
 def is_image(space: gymnasium.Space[Any]) -> bool:
     """Whether the space holds images: uint8 boxes of three axes."""
     return isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3
@@ -253,11 +259,14 @@ class ObservationEncoder(nn.Module):
 
     def __init__(self, space: gymnasium.Space[Any], width: int, *, image: str) -> None:
         super().__init__()
+        leaves = observation_leaves(space)
+        self.names = {key: module_name(key) for key in leaves}
         self.leaves = nn.ModuleDict({
-            key: LeafEncoder(leaf, width, image=image, key=key)
-            for key, leaf in observation_leaves(space).items()
+            self.names[key]: LeafEncoder(leaf, width, image=image, key=key)
+            for key, leaf in leaves.items()
         })  # fmt: skip
 
     def forward(self, observation: Mapping[str, Tensor]) -> Float[Tensor, "*batch D"]:
         """Features of an observation with any leading axes."""
-        return torch.stack([leaf(observation[key]) for key, leaf in self.leaves.items()]).sum(0)
+        features = [self.leaves[name](observation[key]) for key, name in self.names.items()]
+        return torch.stack(features).sum(0)

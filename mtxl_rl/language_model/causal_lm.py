@@ -7,7 +7,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from mtxl_rl.language_model.model import MemoryTransformerXL, require_mask, require_tokens
+from mtxl_rl.language_model.model import (
+    MemoryTransformerXL,
+    require_known,
+    require_mask,
+    require_tokens,
+)
 from mtxl_rl.torso import Cache, MemoryState
 
 # B rows, T tokens, V size of the vocabulary.
@@ -156,6 +161,8 @@ def draw_tokens(
         memories: Those after the text so far.
         mask: False for padding in `start_tokens`.
     """
+    require_tokens(start_tokens, least=1)
+    require_known(start_tokens, num_tokens=net.token_emb.num_embeddings)
     logits, state = net(start_tokens, memories, mask)
     cache = net.torso.prefill(state, num_steps=net.seq_len)
     is_first = torch.zeros(len(start_tokens), dtype=torch.bool, device=start_tokens.device)

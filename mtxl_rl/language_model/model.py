@@ -167,15 +167,25 @@ class MemoryTransformerXL(nn.Module):
 
 
 def require_tokens(tokens: Tensor, *, least: int) -> None:
-    """Raise ValueError if `tokens` is not a tensor of integers [B, T] with T >= `least`."""
+    """Raise ValueError if `tokens` is not a tensor of integers [B, T]: B >= 1, T >= `least`."""
     if not isinstance(tokens, Tensor) or tokens.is_floating_point() or tokens.ndim != 2:
         raise ValueError(
             f"tokens is {describe(tokens)}, but must be a tensor of integers [B, T]; text[None] "
             "adds the batch axis to a single text"
         )
-    if tokens.shape[1] < least:
+    if len(tokens) < 1 or tokens.shape[1] < least:
         raise ValueError(
-            f"tokens has the shape {list(tokens.shape)}, but each row needs {least} or more"
+            f"tokens has the shape {list(tokens.shape)}, but there must be a row, and each row "
+            f"needs {least} or more"
+        )
+
+
+def require_known(tokens: Tensor, *, num_tokens: int) -> None:
+    """Raise ValueError if a token is not one of 0 .. num_tokens - 1; waits for the device."""
+    unknown = tokens[(tokens < 0) | (tokens >= num_tokens)]
+    if len(unknown):
+        raise ValueError(
+            f"token {unknown[0].item()} is not one of the model's, 0 .. {num_tokens - 1}"
         )
 
 

@@ -84,7 +84,8 @@ class ExportedStep(nn.Module):
     def __init__(self, policy: Policy, shapes: Shapes, num_rows: int) -> None:
         super().__init__()
         self.policy = policy
-        self.leaves = [key for key in shapes if key != EPISODE_STEP]
+        counts_steps = policy.config.episode_step
+        self.leaves = [key for key in shapes if not (counts_steps and key == EPISODE_STEP)]
         head = policy.action_head
         self.cache = prefill(policy, num_rows)
         state = self.cache.mutable_tensors()
@@ -94,7 +95,7 @@ class ExportedStep(nn.Module):
         state["previous_action"] = torch.zeros(
             num_rows, *head.action_shape, dtype=head.action_dtype
         )
-        if EPISODE_STEP in shapes:
+        if counts_steps:
             state[EPISODE_STEP] = torch.zeros(num_rows, dtype=torch.long)
         # Position embeddings depend on the weights alone.
         constant = {"position_embeddings"}

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -5,6 +7,7 @@ from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mtxl_rl.agents.decoders import ObservationDecoder
 from mtxl_rl.agents.encoders import ObservationEncoder, StepEncoder
 from mtxl_rl.agents.heads import CategoricalHead, GaussianHead, ValueHead, build_head
 from mtxl_rl.agents.policy import Policy, PolicyConfig
@@ -173,3 +176,13 @@ def test_values_start_in_the_rewards_own_units_and_constant_returns_are_harmless
     update(head, torch.zeros(100))
     assert float(head.deviation) == pytest.approx(ValueHead.MIN_DEVIATION)
     assert head(torch.randn(3, 8)).isfinite().all()
+
+
+@pytest.mark.parametrize("module", [ObservationEncoder, ObservationDecoder])
+def test_a_leaf_may_have_any_name(module: type[Any]) -> None:
+    names = ["a.b", "a%2Eb", "", "keys", "%keys", "training", "größe", "a b", "obs"]
+    space = spaces.Dict({name: spaces.Box(-1, 1, (2,), np.float32) for name in names})
+    options = {"image": "cnn"} if module is ObservationEncoder else {}
+    leaves = module(space, 8, **options).leaves
+    assert len(leaves) == len(names)
+    assert "obs" in leaves  # Common names stay, and with them the names of saved weights.

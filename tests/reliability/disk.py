@@ -377,4 +377,4 @@ def run(arguments: argparse.Namespace) -> list[Counts]:
 
 
 if __name__ == "__main__":
-    run_program(__doc__, {"operations": 100, "full": 20, "others": 10, "checkpoints": 10_000}, run)
+    run_program(__doc__, {"operations": 100, "full": 20, "others": 10, "checkpoints": 2_500}, run)

@@ -46,9 +46,9 @@ MAX_STATE_DIFFERENCE = 1e-3
 CHUNK = 1000
 SMALL: dict[str, Any] = {
     "model": "tiny", "torso.num_layers": 1, "torso.width": 16, "torso.num_heads": 2,
-    "torso.window_length": 8, "torso.segment_length": 8, "ppo.rollout_length": 32, "ppo.bptt_segments": 4,
-    "ppo.num_epochs": 1, "ppo.num_minibatches": 2, "device": "cpu", "num_processes": 1,
-    "logger": "none", "compile": False, "checkpoint_seconds": 60,
+    "torso.window_length": 8, "torso.segment_length": 8, "ppo.rollout_length": 32,
+    "ppo.bptt_segments": 4, "ppo.num_epochs": 1, "ppo.num_minibatches": 2, "device": "cpu",
+    "num_processes": 1, "logger": "none", "compile": False, "checkpoint_seconds": 60,
 }  # fmt: skip
 TASKS: dict[str, dict[str, Any]] = {
     "TMaze": {"num_envs": 256, "env.corridor_length": 9},
@@ -211,8 +211,9 @@ def report(counts: Counts, samples: list[Sample]) -> None:
     per_step = slope(parts, "resident")
     held = per_step * 1e7 <= MAX_SLOPE if is_long else growth <= MAX_GROWTH
     check(counts, "memory", held,
-          f"{samples[-1].resident / 1e6:.0f} MB in the end, {growth / 1e6:+.1f} MB at most after "
-          f"a process's first fifth, slope {per_step * 1e7 / 1e6:+.2f} MB per 1e7 steps")  # fmt: skip
+          f"{samples[-1].resident / 1e6:.0f} MB in the end, {growth / 1e6:+.1f} MB at most "
+          "after a process's first fifth, "
+          f"slope {per_step * 1e7 / 1e6:+.2f} MB per 1e7 steps")  # fmt: skip
     longest = max(parts, key=len)
     fifths = speeds(longest)
     shown = ", ".join(f"{each:.0f}" for each in fifths)

@@ -224,23 +224,40 @@ def _counts_from_zero(space: Space[Any]) -> bool:
     return isinstance(space, spaces.Discrete) and bool(space.start == 0)
 
 
+def _line(space: Space[Any]) -> str:
+    """A space in one line: NumPy writes several for several axes."""
+    return " ".join(str(space).split())
+
+
 def _check_observation_space(space: Space[Any]) -> None:
-    for key, leaf in _leaves(space).items():
+    leaves = _leaves(space)
+    if not leaves:
+        raise ValueError(
+            "observation space is a Dict without entries; add what the agent observes in a "
+            "gymnasium.ObservationWrapper."
+        )
+    for key, leaf in leaves.items():
+        where = f"observation space {key!r}" if leaf is not space else "observation space"
+        if 0 in (leaf.shape or ()):
+            raise ValueError(
+                f"{where} is {_line(leaf)}, which holds no number; remove it in a "
+                "gymnasium.ObservationWrapper."
+            )
         is_box = isinstance(leaf, spaces.Box | spaces.MultiBinary)
         if not is_box and not _counts_from_zero(leaf):
-            where = f"observation space {key!r}" if key else "observation space"
             raise ValueError(
-                f"{where} is {leaf}; supported are Box, Discrete and flat MultiDiscrete from 0, "
-                "MultiBinary, and one Dict of those, in single environments also Text and one "
-                "Tuple: return one of them from a gymnasium.ObservationWrapper."
+                f"{where} is {_line(leaf)}; supported are Box, Discrete and flat MultiDiscrete "
+                "from 0, MultiBinary, and one Dict of those, in single environments also Text and "
+                "one Tuple: return one of them from a gymnasium.ObservationWrapper."
             )
 
 
 def _check_action_space(space: Space[Any]) -> None:
-    if not (_is_float(space) or _counts_from_zero(space)):
+    if not (_is_float(space) or _counts_from_zero(space)) or 0 in (space.shape or ()):
         raise ValueError(
-            f"action space is {space}; supported are Discrete and flat MultiDiscrete from 0, and "
-            "Box of a float dtype: convert from one of them in a gymnasium.ActionWrapper."
+            f"action space is {_line(space)}; supported are Discrete and flat MultiDiscrete from "
+            "0, and Box of a float dtype with at least one number: convert from one of them in a "
+            "gymnasium.ActionWrapper."
         )
 
 
@@ -257,7 +274,8 @@ def _mask_starts(observation: Space[Any], action: Space[Any]) -> NDArray[np.intp
     is_flag = isinstance(mask, spaces.MultiBinary) or mask.dtype in (np.int8, np.bool_)
     if not sizes or mask.shape != (sum(sizes),) or not is_flag:
         raise ValueError(
-            f"observation space {ACTION_MASK_KEY!r} is {mask} while the action space is {action}; "
+            f"observation space {ACTION_MASK_KEY!r} is {_line(mask)} while the action space is "
+            f"{_line(action)}; "
             "a mask is MultiBinary or an int8 or bool Box with one entry for each discrete "
             "action: reshape or rename it in a gymnasium.ObservationWrapper."
         )

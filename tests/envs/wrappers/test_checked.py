@@ -86,8 +86,18 @@ def test_covered_observation_spaces_pass(space: spaces.Space[Any]) -> None:
     ids=str,
 )
 def test_other_observation_spaces_are_refused(space: spaces.Space[Any]) -> None:
-    with pytest.raises(ValueError, match=r"supported are Box.*gymnasium\.ObservationWrapper"):
+    with pytest.raises(ValueError, match=r"supported are Box.*gymnasium\.ObservationWrapper") as e:
         CheckedVectorEnv(Scripted(space))
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("shape", [(0,), (2, 0)], ids=str)
+def test_observations_without_a_number_are_refused(shape: tuple[int, ...]) -> None:
+    empty = spaces.Box(0, 1, shape, np.float32)
+    with pytest.raises(ValueError, match=r"'x' is Box.*, which holds no number"):
+        CheckedVectorEnv(Scripted(spaces.Dict({"x": empty, "y": BOX})))
+    with pytest.raises(ValueError, match="a Dict without entries"):
+        CheckedVectorEnv(Scripted(spaces.Dict()))
 
 
 def test_the_key_of_a_space_that_is_not_covered_is_named() -> None:
