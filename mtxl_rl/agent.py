@@ -26,6 +26,7 @@ from mtxl_rl.agents.vector_env import VectorEnv
 from mtxl_rl.envs.backends.custom_env import CustomEnv, CustomEnvConfig, default_num_envs
 from mtxl_rl.envs.names import check_choice
 from mtxl_rl.envs.registry import evaluation_env, make_vector_env, stream_seed
+from mtxl_rl.envs.space_json import space_line
 from mtxl_rl.runtime.devices import find_device
 from mtxl_rl.saved_agent import SavedAgent, read_agent
 from mtxl_rl.torso import Cache
@@ -302,7 +303,7 @@ def _check_array(
         size = space.n if isinstance(space, spaces.Discrete) else space.nvec
         is_choice = (space.start <= array) & (array < space.start + size)
         if array.dtype.kind == "f" or not is_choice.all():
-            raise ValueError(f"{name} has choices that are not in {space}")
+            raise ValueError(f"{name} has choices that are not in {space_line(space)}")
 
 
 def _check_space(name: str, space: gymnasium.Space[Any], expected: gymnasium.Space[Any]) -> None:
@@ -314,8 +315,8 @@ def _check_space(name: str, space: gymnasium.Space[Any], expected: gymnasium.Spa
         space = spaces.Dict({key: leaf for key, leaf in space.items() if key in expected.spaces})
     if _kind(space) != _kind(expected):
         raise ValueError(
-            f"the environment's {name} space is {space}, and this agent was trained with "
-            f"{expected}; evaluate it in an environment with the same spaces"
+            f"the environment's {name} space is {space_line(space)}, and this agent was trained "
+            f"with {space_line(expected)}; evaluate it in an environment with the same spaces"
         )
 
 

@@ -1,4 +1,4 @@
-"""Gymnasium spaces as plain values for JSON, so that an agent's file describes what it observes."""
+"""Gymnasium spaces as text: plain values for an agent's file, and a line for messages."""
 
 import math
 from typing import Any
@@ -9,6 +9,11 @@ from numpy.typing import NDArray
 
 _MOST_NUMBERS = 2**28
 """A larger observation is a damaged description: its bounds alone would fill gigabytes."""
+
+
+def space_line(space: Space[Any]) -> str:
+    """The space in one line, for messages: NumPy breaks long arrays."""
+    return " ".join(str(space).split())
 
 
 def space_to_json(space: Space[Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from numpy.typing import NDArray
 
 from mtxl_rl.env_keys import ACTION_MASK_KEY, TEACHER_KEY, TRAINING_REWARD_KEY
+from mtxl_rl.envs.space_json import space_line
 
 Observations = NDArray[Any] | dict[str, NDArray[Any]]
 """A batch of observations: an array, or an array for each key of a Dict space."""
@@ -165,7 +166,8 @@ class CheckedVectorEnv(VectorWrapper[Any, Any, Any, Any, Any]):
             self._check_action_mask(observations[ACTION_MASK_KEY], starts=self._mask_starts)
 
     def _check_finite(self, values: NDArray[Any], *, name: str) -> None:
-        legal = np.abs(values) <= LARGEST  # False for NaN.
+        # float16 does not reach LARGEST.
+        legal = np.abs(values, dtype=np.result_type(values, np.float32)) <= LARGEST
         if legal.all():
             return
         index = np.argwhere(~legal)[0]
@@ -224,11 +226,6 @@ def _counts_from_zero(space: Space[Any]) -> bool:
     return isinstance(space, spaces.Discrete) and bool(space.start == 0)
 
 
-def _line(space: Space[Any]) -> str:
-    """A space in one line: NumPy writes several for several axes."""
-    return " ".join(str(space).split())
-
-
 def _check_observation_space(space: Space[Any]) -> None:
     leaves = _leaves(space)
     if not leaves:
@@ -240,24 +237,24 @@ def _check_observation_space(space: Space[Any]) -> None:
         where = f"observation space {key!r}" if leaf is not space else "observation space"
         if 0 in (leaf.shape or ()):
             raise ValueError(
-                f"{where} is {_line(leaf)}, which holds no number; remove it in a "
+                f"{where} is {space_line(leaf)}, which holds no number; remove it in a "
                 "gymnasium.ObservationWrapper."
             )
         is_box = isinstance(leaf, spaces.Box | spaces.MultiBinary)
         if not is_box and not _counts_from_zero(leaf):
             raise ValueError(
-                f"{where} is {_line(leaf)}; supported are Box, Discrete and flat MultiDiscrete "
-                "from 0, MultiBinary, and one Dict of those, in single environments also Text and "
-                "one Tuple: return one of them from a gymnasium.ObservationWrapper."
+                f"{where} is {space_line(leaf)}; supported are Box, Discrete and flat "
+                "MultiDiscrete from 0, MultiBinary, and one Dict of those, in single environments "
+                "also Text and one Tuple: return one of them from a gymnasium.ObservationWrapper."
             )
 
 
 def _check_action_space(space: Space[Any]) -> None:
     if not (_is_float(space) or _counts_from_zero(space)) or 0 in (space.shape or ()):
         raise ValueError(
-            f"action space is {_line(space)}; supported are Discrete and flat MultiDiscrete from "
-            "0, and Box of a float dtype with at least one number: convert from one of them in a "
-            "gymnasium.ActionWrapper."
+            f"action space is {space_line(space)}; supported are Discrete and flat MultiDiscrete "
+            "from 0, and Box of a float dtype with at least one number: convert from one of them "
+            "in a gymnasium.ActionWrapper."
         )
 
 
@@ -274,9 +271,8 @@ def _mask_starts(observation: Space[Any], action: Space[Any]) -> NDArray[np.intp
     is_flag = isinstance(mask, spaces.MultiBinary) or mask.dtype in (np.int8, np.bool_)
     if not sizes or mask.shape != (sum(sizes),) or not is_flag:
         raise ValueError(
-            f"observation space {ACTION_MASK_KEY!r} is {_line(mask)} while the action space is "
-            f"{_line(action)}; "
-            "a mask is MultiBinary or an int8 or bool Box with one entry for each discrete "
-            "action: reshape or rename it in a gymnasium.ObservationWrapper."
+            f"observation space {ACTION_MASK_KEY!r} is {space_line(mask)} while the action space "
+            f"is {space_line(action)}; a mask is MultiBinary or an int8 or bool Box with one entry "
+            "for each discrete action: reshape or rename it in a gymnasium.ObservationWrapper."
         )
     return np.cumsum([0, *sizes[:-1]])

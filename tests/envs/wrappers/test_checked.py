@@ -130,13 +130,15 @@ def test_other_action_spaces_are_refused(space: spaces.Space[Any]) -> None:
         CheckedVectorEnv(Scripted(BOX, space))
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_a_number_that_is_not_finite_is_named_with_its_place(bad: float) -> None:
-    inner = Scripted()
+def test_a_number_that_is_not_finite_is_named_with_its_place(bad: float, dtype: type[Any]) -> None:
+    inner = Scripted(spaces.Box(-np.inf, np.inf, (2,), dtype))
     env = CheckedVectorEnv(inner)
     env.reset()
     env.step(np.zeros(NUM_ENVS))
-    inner.observations = np.zeros((NUM_ENVS, 2), dtype=np.float32)
+    inner.observations = np.zeros((NUM_ENVS, 2), dtype=dtype)
     inner.observations[1, 0] = bad
     with pytest.raises(ValueError, match=f"observation of environment 1 is {bad} at step 2; it"):
         env.step(np.zeros(NUM_ENVS))
