@@ -8,17 +8,19 @@ from typing import Any
 
 import pytest
 import torch
+from gymnasium import spaces
 from torch import Tensor
 
 from mtxl_rl.agents import ppo
-from mtxl_rl.agents.policy import PolicyOutputs
+from mtxl_rl.agents.policy import Policy, PolicyConfig, PolicyOutputs
 from mtxl_rl.agents.ppo import PPO, LossWeights
+from mtxl_rl.agents.ppo_config import PPOConfig
 from mtxl_rl.agents.ppo_loss import ppo_loss
 from mtxl_rl.agents.rollout import Spans, random_minibatches
 from mtxl_rl.agents.transition import PolicyInputs
 from mtxl_rl.compose import compose_config
 from mtxl_rl.envs.registry import make_vector_env
-from mtxl_rl.torso import MemoryState
+from mtxl_rl.torso import MemoryState, TorsoConfig
 from mtxl_rl.training.run import Run
 
 # Spans of 4 steps are shorter than the window of 8, and episodes of 6 steps reset inside both.
@@ -308,3 +310,15 @@ def test_a_loss_that_is_not_finite_moves_no_weight(
     with pytest.raises(ppo.NonFiniteLossError, match="loss became non-finite"):
         run.agent.update(run.collector.rollout, progress=0.0)
     assert all(map(torch.equal, before, run.policy.torso.parameters()))
+
+
+@pytest.mark.parametrize(("precision", "bound"), [("float32", 1e-4), ("bfloat16", 0.25)])
+def test_the_ratio_is_bound_as_the_precision_allows(precision: str, bound: float) -> None:
+    policy = Policy(
+        spaces.Discrete(3),
+        spaces.Discrete(2),
+        torso=TorsoConfig(width=8, num_heads=2, window_length=4, segment_length=4),
+        policy=PolicyConfig(precision=precision),
+    )
+    assert PPO(policy, PPOConfig()).ratio_bound == bound
+    assert PPO(policy, PPOConfig(ratio_bound=0.5)).ratio_bound == 0.5

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -67,3 +68,33 @@ def test_a_recurrent_torso_is_torchs_own_cell_step_by_step(kind: str) -> None:
             state = None if is_first[row, t] else state
             out, state = torso.cells(x[row, t, None, None], state)
             torch.testing.assert_close(y[row, t], torso.norm(out[0, 0]))
+
+
+@pytest.mark.parametrize(
+    ("options", "num_parameters"),
+    [
+        ({}, 16948),
+        ({"long_term": "linear", "decay": "fixed"}, 16880),
+        ({"long_term": "agalite"}, 18656),
+        ({"long_term": "slots"}, 17408),
+        ({"long_term": "tokens"}, 12032),
+        ({"long_term": "none"}, 11648),
+        ({"kind": "gru"}, 3296),
+        ({"kind": "lstm"}, 4384),
+        ({"gate": "residual"}, 7636),
+        ({"gate": "input"}, 9172),
+        ({"gate": "output"}, 9268),
+        ({"gate": "highway"}, 9268),
+        ({"gate": "sigtanh"}, 10804),
+        ({"gate": "brc"}, 12532),
+        ({"gate": "nbrc"}, 15412),
+        ({"position": "learned"}, 16596),
+        ({"position": "rotary"}, 16372),
+        ({"position": "none"}, 16372),
+    ],
+)
+def test_sizes_stay(options: dict[str, Any], num_parameters: int) -> None:
+    """Saved weights fit, and published numbers of parameters are true."""
+    sizes = {"width": 16, "num_heads": 2, "window_length": 4, "segment_length": 4}
+    torso = build_torso(TorsoConfig(**sizes | options))
+    assert sum(weight.numel() for weight in torso.parameters()) == num_parameters
