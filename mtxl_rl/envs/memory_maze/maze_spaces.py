@@ -28,8 +28,11 @@ def observation_space(config: MemoryMazeConfig) -> Space[Any]:
 
     seen = {
         "visible_targets_vec": numbers(size.num_targets, 2),
+        "seen_targets_vec": numbers(size.num_targets, 2),
         "seen_targets_pos": numbers(size.num_targets, 2),
         "seen_target_pos": numbers(2),
+        "first_vec": numbers(2),
+        "first_dir": numbers(2),
     }
     return spaces.Dict(
         {

@@ -69,9 +69,9 @@ class MemoryMazeConfig:
     extra_observations: bool = False
     """Observations are a dict of the image and the positions of all objects (``ExtraObs``)."""
     seen_observations: bool = False
-    """The extra observations also give, for ``auxiliary.predict``, the vectors to the objects in
-    view (0 for the others), which the picture shows, and the positions of the objects that were in
-    view in the episode (-1 for the others), which a perfect memory knows."""
+    """The extra observations also give what the picture shows and what a perfect memory knows, for
+    ``auxiliary.predict``: vectors to the objects in view, and vectors and positions of those that
+    were in view in the episode (0 and -1 for others), and the way back to its start."""
     show_path: bool = False
     """Draw a map with the shortest path into the picture (``Oracle``)."""
     control_freq: float = 4.0

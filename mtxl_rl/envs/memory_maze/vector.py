@@ -189,6 +189,7 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         self._target_rgb = np.zeros((count, size.num_targets, 3), np.float32)
         self._current = np.zeros(count, np.int64)
         self._touched_at_start = np.zeros(count, np.int64)
+        self._first_pose = np.zeros((count, 3))  # x, y and heading
         self._num_steps = np.zeros(count, np.int64)
         self._steps_of_episode = np.full(count, self.config.steps_per_episode)
         self._is_reset_row = np.zeros(count, np.bool_)
@@ -618,6 +619,7 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         self._target_rgb[index] = 255 * _COLORS[episode.colors]
         self._current[index] = episode.current
         self._touched_at_start[index] = episode.touched_at_start
+        self._first_pose[index] = (*episode.spawn, episode.heading)
         self._num_steps[index] = 0
         self._is_reset_row[index] = False
 
@@ -725,10 +727,11 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
     def _seen_observations(
         self, positions: NDArray[np.float64], vectors: NDArray[np.float64]
     ) -> dict[str, NDArray[Any]]:
-        """What the picture shows of the targets, and what a perfect memory knows of them.
+        """What the picture shows, and what a perfect memory knows.
 
-        Vectors [B, targets, 2] of those in view and 0 for others; positions [B, targets, 2] and
-        [B, 2] of those that were in view and -1 for others.
+        Vectors to the targets in view and to those that were in view [B, targets, 2], 0 for others;
+        their positions [B, targets, 2] and [B, 2], -1 for others; the vector to the episode's
+        start, and the heading there, [B, 2]. Vectors are (right, ahead).
         """
         if not self.config.seen_observations:
             return {}
@@ -736,8 +739,20 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         seen = np.where(ages >= 0, positions, -1.0)
         return {
             "visible_targets_vec": np.where(ages == 0, vectors, 0.0),
+            "seen_targets_vec": np.where(ages >= 0, vectors, 0.0),
+            **self._start_observations(),
             "seen_targets_pos": seen,
             "seen_target_pos": seen[np.arange(self.num_envs), self._current],
+        }
+
+    def _start_observations(self) -> dict[str, NDArray[Any]]:
+        """The vector to where the episode began, and the heading there, as (right, ahead)."""
+        xy, heading = self._position[:, :2], self._position[:, 3]
+        start = self._first_pose[:, None, :2]
+        turn = self._first_pose[:, 2] - heading
+        return {
+            "first_vec": egocentric(start, origin=xy, heading=heading)[:, 0],
+            "first_dir": np.stack([-np.sin(turn), np.cos(turn)], axis=-1),
         }
 
     def _state_arrays(self) -> dict[str, NDArray[Any]]:
@@ -756,6 +771,7 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
             "colors": self._colors,
             "current": self._current,
             "touched_at_start": self._touched_at_start,
+            "first_pose": self._first_pose,
             "num_steps": self._num_steps,
             "steps_of_episode": self._steps_of_episode,
             "seeds": self._seeds,
@@ -787,7 +803,8 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         for name, array in self._state_arrays().items():
             if name in state:
                 array[index] = state[name][row]  # type: ignore[index]
-            elif self._explorer is not None:  # Saved without progress_reward.
+            elif self._explorer is not None and name.startswith(_EXPLORER):
+                # Saved without progress_reward.
                 self._explorer.forget(index)
         self._target_rgb[index] = 255 * _COLORS[self._colors[index]]
         stream = {

@@ -238,11 +238,29 @@ def test_seen_observations_locate_what_was_in_view() -> None:
         np.testing.assert_array_equal(observations["seen_targets_pos"], expected)
         visible = np.where(env.target_ages()[..., None] == 0, observations["targets_vec"], 0.0)
         np.testing.assert_array_equal(observations["visible_targets_vec"], visible)
+        vectors = np.where(was_seen[..., None], observations["targets_vec"], 0.0)
+        np.testing.assert_array_equal(observations["seen_targets_vec"], vectors)
         target = expected[rows, env.motion().current]
         np.testing.assert_array_equal(observations["seen_target_pos"], target)
         seen.append(was_seen.mean())
         observations = env.step(rng.integers(6, size=4))[0]
     assert seen[0] < max(seen)
+
+
+def test_the_way_back_to_the_start_is_observed() -> None:
+    env = make(4, extra_observations=True, seen_observations=True, seed=3, episode_length=40)
+    observations, _ = env.reset()
+    rng = np.random.default_rng(0)
+    for step in range(100):
+        pose = observations["agent_pos"], observations["agent_dir"]
+        if step % 41 == 0:
+            first = pose
+        ahead = pose[1]
+        right = np.stack([ahead[:, 1], -ahead[:, 0]], axis=-1)
+        for name, expected in (("first_vec", first[0] - pose[0]), ("first_dir", first[1])):
+            parts = [(axis * expected).sum(axis=1) for axis in (right, ahead)]
+            np.testing.assert_allclose(observations[name], np.stack(parts, axis=1), atol=1e-12)
+        observations = env.step(rng.integers(6, size=4))[0]
 
 
 def test_seen_observations_are_in_the_state() -> None:
@@ -254,7 +272,8 @@ def test_seen_observations_are_in_the_state() -> None:
     other.set_state(env.get_state())
     for _ in range(30):
         ours, others = (each.step(np.array([1, 3]))[0] for each in (env, other))
-        np.testing.assert_array_equal(ours["seen_targets_pos"], others["seen_targets_pos"])
+        for name in ("seen_targets_pos", "first_vec", "first_dir"):
+            np.testing.assert_array_equal(ours[name], others[name])
 
 
 def test_seen_observations_need_the_extra_ones() -> None:
