@@ -11,27 +11,25 @@ from contextlib import closing
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from mtxl_rl.agent import Agent
 from mtxl_rl.envs.memory_maze.explorer import Explorer
-from mtxl_rl.envs.memory_maze.spec import MemoryMazeConfig
+from mtxl_rl.envs.memory_maze.spec import TARGET_COLORS, MemoryMazeConfig
 from mtxl_rl.envs.memory_maze.vector import MemoryMazeVectorEnv
 from mtxl_rl.envs.registry import evaluation_env, make_vector_env
-from mtxl_rl.envs.tasks.canvas import BORDER, DARK, GRAY, PALETTE, WHITE, enlarge
+from mtxl_rl.envs.tasks.canvas import enlarge
 from mtxl_rl.envs.tasks.catalog import TASKS, TaskEntry
-from mtxl_rl.envs.tasks.grid_memory_maze import REACH, VIEW, GridMemoryMaze
 
 IMAGES = Path(__file__).parent / "images"
 _VIEW_SIDE, _GAP, _CAPTION = 256, 8, 36  # pixels
 _BACKGROUND = (24, 24, 28)
 _TOP_VIEW_WIDTH = 1.1  # Width of the top view, in widths of the maze.
 _UNSEEN_BRIGHTNESS = 0.35
-_MAZE_STEPS, _AGENT_STEPS, _TASK_STEPS = 120, 200, 60
+_MAZE_STEPS, _AGENT_STEPS, _TASK_STEPS = 120, 160, 60
 _MAZE_SEED, _AGENT_SEED = 3, 0
-_AGENT = "GridMemoryMaze-GPS-13x13"
+_AGENT, _GRID_AGENT = "MemoryMaze-GPS", "GridMemoryMaze-GPS-13x13"
 
 Frame = NDArray[np.uint8]
 """Red, green and blue, [H, W, 3]."""
@@ -63,9 +61,7 @@ def maze_frames(*, num_steps: int, seed: int) -> list[Frame]:
     From above, the cells that it has not seen in this episode are dark.
     """
     config = MemoryMazeConfig(size="9x9", num_threads=1)
-    above = MemoryMazeConfig(
-        size="9x9", num_threads=1, top_camera=True, camera_resolution=_VIEW_SIDE
-    )
+    above = _from_above(config.size, config.textures)
     envs = [MemoryMazeVectorEnv(1, config=each, seed=seed) for each in (config, above)]
     explorer = Explorer(1, grid=config.maze_size.grid)
     views = [np.asarray(env.reset()[0])[0] for env in envs]
@@ -73,7 +69,8 @@ def maze_frames(*, num_steps: int, seed: int) -> list[Frame]:
     for step in range(num_steps + 1):
         envs[0].explore(explorer)
         is_seen = explorer.memory.seen_at[0] >= 0
-        frames.append(_maze_frame(*views, is_seen, score=score, step=step))
+        top = _darken_unseen(views[1], is_seen)
+        frames.append(_maze_frame(views[0], top, score=score, step=step))
         for index, env in enumerate(envs):
             pictures, rewards, *_ = env.step(explorer.actions.copy())
             views[index] = np.asarray(pictures)[0]
@@ -83,14 +80,20 @@ def maze_frames(*, num_steps: int, seed: int) -> list[Frame]:
     return frames
 
 
-def _maze_frame(
-    view: Frame, top: Frame, is_seen: NDArray[np.bool_], *, score: int, step: int
-) -> Frame:
-    factor = _VIEW_SIDE // len(view)
-    left = Image.fromarray(enlarge(view, factor=factor))
-    right = Image.fromarray(_darken_unseen(top, is_seen))
+def _maze_frame(view: Frame, top: Frame, *, score: int, step: int) -> Frame:
+    """Join view and maze; below them the goal's colour, the return and the step."""
+    left = Image.fromarray(enlarge(view, factor=_VIEW_SIDE // len(view)))
     red, green, blue = (int(part) for part in view[0, 0])  # The border has the goal's colour.
-    return _side_by_side(left, right, goal=(red, green, blue), score=score, step=step)
+    frame = Image.new("RGB", (2 * _VIEW_SIDE + _GAP, _VIEW_SIDE + _CAPTION), _BACKGROUND)
+    frame.paste(left)
+    frame.paste(Image.fromarray(top), (_VIEW_SIDE + _GAP, 0))
+    draw, font = ImageDraw.Draw(frame), ImageFont.load_default(18)
+    middle = _VIEW_SIDE + _CAPTION // 2
+    draw.text((4, middle), "goal", "white", font, anchor="lm")
+    draw.ellipse((48, middle - 9, 66, middle + 9), fill=(red, green, blue))
+    draw.text((_VIEW_SIDE + _GAP, middle), f"return {score}", "white", font, anchor="lm")
+    draw.text((frame.width - 4, middle), f"step {step}", "white", font, anchor="rm")
+    return np.asarray(frame)
 
 
 def _darken_unseen(top: Frame, is_seen: NDArray[np.bool_]) -> Frame:
@@ -103,78 +106,60 @@ def _darken_unseen(top: Frame, is_seen: NDArray[np.bool_]) -> Frame:
     return (top * brightness[..., None]).astype(np.uint8)
 
 
-def agent_frames(*, num_steps: int, seed: int) -> list[Frame]:
-    """Draw a trained agent: what it sees, the maze from above, and what it remembers.
+def agent_frames(path: Path, *, num_steps: int, seed: int) -> list[Frame]:
+    """Draw a trained agent in Memory Maze: what it sees, the maze from above, what it remembers.
 
-    A ring shows where the agent's prediction puts an object that it has seen in this episode.
+    A ring shows where the agent's prediction puts a sphere that was in view in this episode; from
+    above, the cells that were not are dark.
     """
-    agent = Agent.load(IMAGES.parents[1] / "pretrained" / _AGENT, seed=seed)
+    agent = Agent.load(path, device="cpu", seed=seed)
     policy, task = agent.policy, evaluation_env(agent.config.env)
-    frames, score = [], 0.0
-    with closing(make_vector_env(task, num_envs=1, seed=seed)) as env:
+    assert isinstance(task, MemoryMazeConfig)
+    camera = MemoryMazeVectorEnv(1, config=_from_above(task.size, task.textures), seed=seed)
+    top, frames, score = np.asarray(camera.reset(seed=seed)[0])[0], [], 0.0
+    explorer = Explorer(1, grid=task.maze_size.grid)
+    with closing(camera), closing(make_vector_env(task, num_envs=1, seed=seed)) as env:
         maze = env.unwrapped
-        assert isinstance(maze, GridMemoryMaze)
+        assert isinstance(maze, MemoryMazeVectorEnv)
         actor = agent.actor(env, is_training=True)
         actor.reset(seed=seed)
         cache = policy.prefill(policy.torso.initial_state(1))
         for step in range(num_steps + 1):
-            with torch.no_grad():
-                predictions = policy.predict(actor.inputs(), cache)
-            places = predictions["seen_targets_pos"].reshape(-1, 2).cpu().numpy()
-            is_seen = maze.target_ages()[0] >= 0
-            frames.append(_agent_frame(maze, places, is_seen, score=score, step=step))
+            maze.explore(explorer)
+            inputs = actor.inputs()
+            places = policy.predict(inputs, cache)["seen_targets_pos"].view(-1, 2).numpy()
+            image = _darken_unseen(top, explorer.memory.seen_at[0] >= 0)
+            image = _with_rings(image, places, maze.target_ages()[0] >= 0, grid=task.maze_size.grid)
+            view = inputs.observation["image"][0].numpy()
+            frames.append(_maze_frame(view, image, score=int(score), step=step))
             transition, _ = actor.step()
             score += float(transition.reward[0])
+            actions = actor.inputs().previous_action[:, 0].numpy()
+            top = np.asarray(camera.step(actions)[0])[0]
     return frames
 
 
-def _agent_frame(
-    maze: GridMemoryMaze,
-    places: NDArray[np.float32],
-    is_seen: NDArray[np.bool_],
-    *,
-    score: float,
-    step: int,
-) -> Frame:
-    top = maze.render_row(0)
-    cell = (len(top) - 2 * BORDER) // maze.stride
-    padding = BORDER + REACH * cell  # The outermost walls are only there to be seen.
-    inside = slice(padding, len(top) - padding)
-    image = Image.fromarray(top[inside, inside])
-    draw = ImageDraw.Draw(image)
-    for color, (row, column), seen in zip(PALETTE, places, is_seen, strict=False):
-        if seen:
-            x, y = (column + 1.5) * cell, (row + 1.5) * cell
-            box = (x - 0.6 * cell, y - 0.6 * cell, x + 0.6 * cell, y + 0.6 * cell)
-            draw.ellipse(box, outline=color, width=4)
-    world = maze.world[0, maze.cells_in_view()[0]].reshape(VIEW, VIEW)
-    colors = np.array([DARK, GRAY, *PALETTE], np.uint8)[world]
-    colors[REACH, REACH] = WHITE
-    view = Image.fromarray(colors).resize(image.size, Image.Resampling.NEAREST)
-    goal = PALETTE[maze.prompt[0]]
-    return _side_by_side(view, image, goal=goal, score=int(score), step=step)
+def _from_above(size: str, textures: str) -> MemoryMazeConfig:
+    return MemoryMazeConfig(
+        size=size, textures=textures, num_threads=1, top_camera=True, camera_resolution=_VIEW_SIDE
+    )
 
 
-def _side_by_side(
-    left: Image.Image,
-    right: Image.Image,
-    *,
-    goal: tuple[int, int, int],
-    score: int,
-    step: int,
+def _with_rings(
+    top: Frame, places: NDArray[np.float32], is_shown: NDArray[np.bool_], *, grid: int
 ) -> Frame:
-    """Join two squares of equal size; below them the goal's colour, the return and the step."""
-    side = left.width
-    frame = Image.new("RGB", (2 * side + _GAP, side + _CAPTION), _BACKGROUND)
-    frame.paste(left)
-    frame.paste(right, (side + _GAP, 0))
-    draw, font = ImageDraw.Draw(frame), ImageFont.load_default(18)
-    middle, half = side + _CAPTION // 2, side + _GAP
-    draw.text((4, middle), "goal", "white", font, anchor="lm")
-    draw.ellipse((48, middle - 9, 66, middle + 9), fill=goal)
-    draw.text((half, middle), f"return {score}", "white", font, anchor="lm")
-    draw.text((frame.width - 4, middle), f"step {step}", "white", font, anchor="rm")
-    return np.asarray(frame)
+    """Draw a ring around each place that is shown, [n, 2] in cells from the lower left corner."""
+    image, side = Image.fromarray(top), len(top)
+    draw, cell = ImageDraw.Draw(image), side / grid / _TOP_VIEW_WIDTH
+    for color, (x, y) in zip(
+        np.array(TARGET_COLORS)[: len(places)][is_shown], places[is_shown], strict=True
+    ):
+        column = side / 2 + (x + 1 - grid / 2) * cell
+        row = side / 2 - (y + 1 - grid / 2) * cell
+        box = (column - 0.6 * cell, row - 0.6 * cell, column + 0.6 * cell, row + 0.6 * cell)
+        red, green, blue = (int(255 * part) for part in color)
+        draw.ellipse(box, outline=(red, green, blue), width=3)
+    return np.asarray(image)
 
 
 def task_frames(task: TaskEntry, *, num_steps: int) -> list[Frame]:
@@ -202,12 +187,15 @@ def main() -> None:
     IMAGES.mkdir(exist_ok=True)
     frames = maze_frames(num_steps=_MAZE_STEPS, seed=_MAZE_SEED)
     write_gif(IMAGES / "memory_maze.gif", frames, frames_per_second=8, num_colors=128)
-    frames = agent_frames(num_steps=_AGENT_STEPS, seed=_AGENT_SEED)
-    write_gif(IMAGES / "agent.gif", frames, frames_per_second=8, num_colors=32)
+    folder = IMAGES.parents[1] / "pretrained" / _AGENT
+    frames = agent_frames(folder, num_steps=_AGENT_STEPS, seed=_AGENT_SEED)
+    write_gif(IMAGES / "agent.gif", frames, frames_per_second=8, num_colors=64)
     options = "episodes=1 num_envs=1 memory=on"
     evaluate("TMaze", f"{options} timeline={IMAGES / 'tmaze_memory.png'}")
-    evaluate(_AGENT, f"{options} video_steps=200 timeline={IMAGES / 'grid_maze_timeline.png'}")
-    evaluate(_AGENT, f"episodes=64 num_envs=64 probe={IMAGES / 'grid_maze_probe.png'}")
+    timeline = f"timeline={IMAGES / 'grid_maze_timeline.png'}"
+    evaluate(_GRID_AGENT, f"{options} video_steps=200 {timeline}")
+    for agent, name in ((_GRID_AGENT, "grid_maze_probe.png"), (_AGENT, "memory_maze_probe.png")):
+        evaluate(agent, f"episodes=64 num_envs=64 probe={IMAGES / name}")
 
 
 def evaluate(agent: str, options: str) -> None:

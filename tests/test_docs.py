@@ -16,6 +16,7 @@ from mtxl_rl.train import EXPECTED
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
+PRETRAINED = ROOT / "pretrained"
 MAX_PICTURE_BYTES = 3_000_000
 
 
@@ -116,11 +117,11 @@ def test_the_explorer_is_drawn_next_to_the_maze(figures: ModuleType) -> None:
 
 
 def test_the_agent_is_drawn_with_what_it_remembers(figures: ModuleType) -> None:
-    frames = figures.agent_frames(num_steps=40, seed=0)
+    frames = figures.agent_frames(PRETRAINED / figures._AGENT, num_steps=40, seed=0)
     assert len(frames) == 41
-    ring = np.array(figures.PALETTE[0])  # An object that it sees later.
-    right = [frame[:, frame.shape[1] // 2 :] for frame in frames]
-    num_ring_pixels = [int((frame == ring).all(axis=-1).sum()) for frame in right]
+    rings = (255 * np.array(figures.TARGET_COLORS[:3])).astype(np.uint8)  # Of spheres seen later.
+    right = [frame[:, frame.shape[1] // 2 :, None] for frame in frames]
+    num_ring_pixels = [int((frame == rings).all(axis=-1).sum()) for frame in right]
     assert num_ring_pixels[-1] > num_ring_pixels[0]
 
 

@@ -43,3 +43,13 @@ def test_the_maze_agent_needs_the_memory() -> None:
         for memory in ("on", "zero")
     )
     assert with_memory > without + 15  # 72 and 23 in 256 episodes
+
+
+@pytest.mark.training
+def test_the_agent_of_images_needs_the_memory() -> None:
+    agent = Agent.load(FOLDER / "MemoryMaze-GPS", device="cpu")
+    with_memory, without = (
+        sum(episode["return"] for episode in agent.evaluate(episodes=16, memory=memory)) / 16
+        for memory in ("on", "zero")
+    )
+    assert with_memory > without + 5  # 19.0 and 3.6 in 128 episodes
