@@ -119,8 +119,8 @@ class Probe:
         for leaf, sums in self._sums.items():
             count, total, squares, errors = np.moveaxis(sums, -1, 0)
             variation = (squares - total**2 / np.maximum(count, 1)).sum(0)
-            with np.errstate(invalid="ignore", divide="ignore"):
-                r2 = 1 - errors.sum(0) / variation
+            is_constant = variation <= 1e-9 * squares.sum(0)
+            r2 = 1 - errors.sum(0) / np.where(is_constant, np.nan, variation)
             for age, label in enumerate(AGES):
                 compared = int(count[:, age].sum())
                 results.append(Explained(leaf, self.memory, label, compared, float(r2[age])))

@@ -1,7 +1,9 @@
 """The probe: what the predictions explain, by the steps since a target was last in view."""
 
+import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -111,3 +113,14 @@ def test_an_agent_without_predictions_and_a_task_without_targets_are_refused(fol
     env = make_vector_env(TMazeConfig(), num_envs=1, seed=0)
     with pytest.raises(ValueError, match=r"needs an environment with target_ages\(\)"):
         Probe(agent.policy, memory="on").observe(Actor(env, agent.policy, generator=None))
+
+
+def test_what_does_not_vary_has_no_explained_share(folder: Path) -> None:
+    probe = Probe(read_agent(folder).build_policy(torch.device("cpu")), memory="on")
+    ages = np.zeros((8, 1), np.int64)
+    constant, varied = np.full((8, 2), 3.1), np.arange(16.0).reshape(8, 2)
+    probe._add("constant", constant, varied, ages)
+    probe._add("varied", varied, varied, ages)
+    r2 = {row.leaf: row.r2 for row in probe.results() if row.age == "in view"}
+    assert math.isnan(r2["constant"])
+    assert r2["varied"] == 1
