@@ -136,7 +136,7 @@ def late_parts(samples: list[Sample]) -> list[list[Sample]]:
     """The samples of each process without its first fifth, in which it warms up."""
     groups = itertools.groupby(samples, key=lambda sample: sample.process)
     parts = [list(group) for _, group in groups]
-    return [part[len(part) // 5 :] for part in parts if len(part) > CHUNK or len(parts) == 1]
+    return [part[len(part) // 5 :] for part in parts]
 
 
 def slope(parts: list[list[Sample]], value: str) -> float:
