@@ -93,23 +93,27 @@ def size_to_play(config: HasCurriculum, *, point: float, num_steps: int) -> str:
     return config.size
 
 
-def steps_to_play(config: HasCurriculum, *, point: float, num_steps: int) -> int:
+def steps_to_play(config: HasCurriculum, *, point: float, phase: float, num_steps: int) -> int:
     """Return the length of the next episode of an environment, in steps.
 
     It lies between `config.curriculum_episode_length` and a longest one, evenly by its logarithm.
-    The longest one grows by equal factors to the task's over `config.curriculum_steps`. After them
-    every episode has the task's length.
+    The longest one grows by equal factors to the task's over `config.curriculum_steps`. Within a
+    task's episode after them, at its `phase`, the environment begins its first episode of the
+    task's length, and all others have that length. So environments of evenly spread phases do not
+    end their episodes together.
 
     Args:
         config: The task.
         point: In [0, 1); where the length lies between the two.
+        phase: In [0, 1), the same for all episodes of an environment.
         num_steps: Steps of this environment since it was seeded.
     """
     first, last = config.curriculum_episode_length, config.steps_per_episode
-    if not first or num_steps >= config.curriculum_steps:
+    remaining = config.curriculum_steps + round(phase * last) - num_steps
+    if not first or remaining <= 0:
         return last
-    progress = num_steps / config.curriculum_steps
-    return round(first * (last / first) ** (point * progress))
+    progress = min(1.0, num_steps / config.curriculum_steps)
+    return min(remaining, round(first * (last / first) ** (point * progress)))
 
 
 def point_of_seed(seed: int) -> float:

@@ -231,9 +231,13 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
 
     def _next_length(self, index: int) -> int:
         """The steps of an environment's next episode."""
-        num_steps = int(self._num_steps_in_all[index])
-        point = point_of_seed(int(self._seeds[index]) + num_steps)
-        return steps_to_play(self.config, point=point, num_steps=num_steps)
+        seed, num_steps = int(self._seeds[index]), int(self._num_steps_in_all[index])
+        return steps_to_play(
+            self.config,
+            point=point_of_seed(seed + num_steps),
+            phase=point_of_seed(seed),
+            num_steps=num_steps,
+        )
 
     def _new_stream(self, index: int) -> EpisodeStream:
         """A new stream for an environment's seed and current size."""

@@ -18,7 +18,7 @@ maze, has mean returns of 93, 150, 199 and 235 in 32 mazes of each size, an uppe
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from gymnasium import spaces
@@ -29,6 +29,7 @@ from mtxl_rl.envs.memory_maze.curriculum import (
     check_curriculum,
     has_curriculum,
     no_curriculum,
+    point_of_seed,
     size_to_play,
     steps_to_play,
     with_targets,
@@ -58,7 +59,6 @@ from mtxl_rl.envs.wrappers.checked import Observations
 if TYPE_CHECKING:
     from mtxl_rl.envs.tasks.grid_explorer import GridExplorer
 
-Choice = TypeVar("Choice")
 
 VIEW = 5
 """Cells on a side of the agent's view."""
@@ -184,10 +184,8 @@ class GridMemoryMaze(VectorTask):
         num_objects = self.num_objects
         draws = self.streams.uniform(rows, 4)
         config = self.config
-        sizes = self._next(rows, size_to_play, is_random=bool(config.curriculum))
-        self.steps_of_episode[rows] = self._next(
-            rows, steps_to_play, is_random=bool(config.curriculum_episode_length)
-        )
+        sizes = self._next_sizes(rows)
+        self.steps_of_episode[rows] = self._next_lengths(rows)
         is_smaller = np.array(sizes) != config.size
         is_shorter = self.steps_of_episode[rows] < config.steps_per_episode
         self.is_practice[rows] = is_smaller | is_shorter
@@ -203,12 +201,29 @@ class GridMemoryMaze(VectorTask):
         self.is_seen[rows] = False
         self.first_cell[rows], self.first_heading[rows] = self.cell[rows], self.heading[rows]
 
-    def _next(self, rows: Rows, choose: Callable[..., Choice], *, is_random: bool) -> list[Choice]:
-        """Return what the curriculum chooses for each row's next episode: its size or length."""
-        points = self.streams.uniform(rows, 1)[:, 0] if is_random else np.zeros(len(rows))
+    def _next_sizes(self, rows: Rows) -> list[str]:
+        """Return the size of each row's next maze, at random if there is a curriculum of sizes."""
+        if not self.config.curriculum:
+            return [self.config.size] * len(rows)
+        points, steps = self.streams.uniform(rows, 1)[:, 0], self.steps_since_seeding[rows]
         return [
-            choose(self.config, point=float(point), num_steps=int(num_steps))
-            for point, num_steps in zip(points, self.steps_since_seeding[rows], strict=True)
+            size_to_play(self.config, point=float(point), num_steps=int(num_steps))
+            for point, num_steps in zip(points, steps, strict=True)
+        ]
+
+    def _next_lengths(self, rows: Rows) -> list[int]:
+        """Return the length of each row's next episode, at random if lengths grow."""
+        if not self.config.curriculum_episode_length:
+            return [self.config.steps_per_episode] * len(rows)
+        points, steps = self.streams.uniform(rows, 1)[:, 0], self.steps_since_seeding[rows]
+        return [
+            steps_to_play(
+                self.config,
+                point=float(point),
+                phase=point_of_seed(int(row)),
+                num_steps=int(num_steps),
+            )
+            for row, point, num_steps in zip(rows, points, steps, strict=True)
         ]
 
     def _lay_out(

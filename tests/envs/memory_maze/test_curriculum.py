@@ -114,15 +114,37 @@ def test_a_length_lies_between_the_first_and_one_that_grows_by_equal_factors() -
         episode_length=1_600, curriculum_episode_length=100, curriculum_steps=1_000
     )
 
-    def length(point: float, num_steps: int) -> int:
-        return steps_to_play(config, point=point, num_steps=num_steps)
+    def length(point: float, num_steps: int, phase: float = 0.5) -> int:
+        return steps_to_play(config, point=point, phase=phase, num_steps=num_steps)
 
     assert length(0.9, 0) == 100
     assert length(0.0, 500) == 100
     assert length(0.5, 500) == 200
     assert length(0.999999, 500) == 400
-    assert length(0.0, 1_000) == 1_600
-    assert steps_to_play(MemoryMazeConfig(), point=0.5, num_steps=5) == 1_000
+    assert length(0.0, 1_000, phase=0.0) == 1_600
+    assert length(0.0, 1_000) == 100
+    assert length(0.75, 1_000) == 800
+    assert length(0.9, 1_000) == 800  # until the phase
+    assert length(0.9, 1_793) == 7
+    assert length(0.9, 1_800) == 1_600
+    assert steps_to_play(MemoryMazeConfig(), point=0.5, phase=0.5, num_steps=5) == 1_000
+
+
+def test_episodes_of_the_task_do_not_end_together_after_the_curriculum() -> None:
+    config = MemoryMazeConfig(
+        episode_length=1_000, curriculum_episode_length=128, curriculum_steps=20_000
+    )
+    rng, starts = np.random.default_rng(0), []
+    for seed in range(256):
+        num_steps = 0
+        while num_steps < 25_000:
+            starts.append((seed, num_steps))
+            phase = point_of_seed(seed)
+            num_steps += steps_to_play(config, point=rng.random(), phase=phase, num_steps=num_steps)
+    last = dict(starts)
+    tenths = np.bincount([(25_000 - last[seed]) * 10 // 1_001 for seed in range(256)], minlength=10)
+    assert tenths.min() >= 23
+    assert tenths.max() <= 29
 
 
 def test_a_restored_environment_continues_with_the_same_mazes() -> None:
