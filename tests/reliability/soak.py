@@ -1,6 +1,7 @@
 """A long run with resumes: memory, speed, files, threads and the ratio must not drift.
 
-python tests/reliability/soak.py --steps 100000000 --maze_steps 20000000 --folder FOLDER
+python tests/reliability/soak.py --steps 100000000 --maze_steps 20000000 --acting 100000000 \
+    --folder FOLDER
 
 Small agents train on TMaze and on MemoryMaze. Each trains in five parts: a part resumes the run
 where the last one ended, in the same process. After each iteration the process's memory, file
@@ -9,9 +10,9 @@ count. With `--folder` the runs and what was read are kept there, and the same c
 them in a new process after it was stopped. Slopes are least squares over all processes, each with a
 level of its own, without the first fifth of each.
 
-Then the agent of TMaze acts for many steps on random observations in four rows, which start their
-last episode at different steps. The torso's state, updated step by step in float32, is compared
-with a computation of that episode from its first step in float64.
+Then `pretrained/TMaze` acts for many steps on random observations, in many rows. Four of them start
+their last episode at different steps. Their state of the torso, updated step by step in float32, is
+compared with a computation of that episode from its first step in float64.
 """
 
 import argparse
@@ -33,6 +34,7 @@ from torch import Tensor
 import mtxl_rl
 from mtxl_rl.training.callbacks import Callback
 
+AGENT = Path(__file__).parents[2] / "pretrained/TMaze"
 PARTS = 5
 MAX_SLOPE = 1e6
 """Bytes that the process may grow in 1e7 steps, where it makes so many."""
@@ -43,6 +45,8 @@ LONG = 10_000_000
 MAX_RATIO_DEVIATION = 1e-5
 MAX_STATE_DIFFERENCE = 1e-3
 """Relative to the largest number of the float64 state."""
+ROWS = 1024
+"""That act at a time; with fewer than so many steps, four."""
 CHUNK = 1000
 SMALL: dict[str, Any] = {
     "model": "tiny", "torso.num_layers": 1, "torso.width": 16, "torso.num_heads": 2,
@@ -51,8 +55,8 @@ SMALL: dict[str, Any] = {
     "num_processes": 1, "logger": "none", "compile": False, "checkpoint_seconds": 60,
 }  # fmt: skip
 TASKS: dict[str, dict[str, Any]] = {
-    "TMaze": {"num_envs": 256, "env.corridor_length": 9},
-    "MemoryMaze": {"num_envs": 64, "policy.image_encoder": "patches",
+    "TMaze": {"num_envs": 1024, "env.corridor_length": 9},
+    "MemoryMaze": {"num_envs": 256, "policy.image_encoder": "patches",
                    "env.textures": "procedural", "env.num_threads": 1},
 }  # fmt: skip
 
@@ -119,13 +123,13 @@ def count_of(name: str) -> int:
 def train(task: str, steps: int) -> list[Sample]:
     """Train in parts, from where the folder's run ended; the samples of all its processes."""
     sampler, run_dir = Sampler(Path(f"{task}.jsonl")), Path(task)
-    done = max((sample.step for sample in sampler.samples), default=0)
     for part in range(1, PARTS + 1):
         total = round(steps * part / PARTS)
-        if total <= done:
-            continue
         options: dict[str, Any] = {"total_steps": total, "callbacks": sampler, "verbose": False}
-        if list(run_dir.glob("checkpoints/step_*.pt")):
+        saved = [int(path.stem[5:]) for path in run_dir.glob("checkpoints/step_*.pt")]
+        if max(saved, default=0) >= total:
+            continue
+        if saved:
             mtxl_rl.train(resume=run_dir, **options)
         else:
             mtxl_rl.train(task, SMALL | TASKS[task], run_dir=run_dir, **options)
@@ -162,21 +166,29 @@ def speeds(samples: list[Sample]) -> list[float]:
 
 
 def act(agent: mtxl_rl.Agent, num_steps: int, seed: int) -> tuple[float, str]:
-    """Act on random observations; the largest relative difference of the state, and which."""
+    """Act on random observations; the largest relative difference of the state, and which.
+
+    Args:
+        agent: Acts.
+        num_steps: Of all rows together.
+        seed: Of the observations.
+    """
     torso, inputs = agent.policy.torso, list[Tensor]()
-    decode_step = torso.decode_step
+    decode_step, num_rows = torso.decode_step, ROWS if num_steps > 1000 * ROWS else 4
+    length = num_steps // num_rows
+    starts = (0, length // 2, length - 1000, length - 10)
 
     def recorded(x: Tensor, cache: Any, is_first: Tensor) -> Tensor:  # noqa: ANN401
-        inputs.append(x)
+        inputs.append(x[: len(starts)].clone())
         return decode_step(x, cache, is_first)
 
-    rng, starts = np.random.default_rng(seed), (0, num_steps // 2, num_steps - 1000, num_steps - 10)
-    cache = agent.new_cache(len(starts))
+    rng, cache = np.random.default_rng(seed), agent.new_cache(num_rows)
     torso.decode_step = recorded  # type: ignore[method-assign]
-    shape = (len(starts), *(agent.observation_space.shape or ()))
-    for step in range(num_steps):
-        observation, reward = rng.random(shape, np.float32), rng.random(len(starts))
-        is_first = np.array([step in (0, start) for start in starts])
+    shape = (num_rows, *(agent.observation_space.shape or ()))
+    for step in range(length):
+        observation, reward = rng.random(shape, np.float32), rng.random(num_rows)
+        is_first = rng.random(num_rows) < 1e-3
+        is_first[: len(starts)] = [step in (0, start) for start in starts]
         agent.act(observation, cache, is_first, reward=reward)
     torso.decode_step = decode_step  # type: ignore[method-assign]
     exact, sequence = copy.deepcopy(torso).double(), torch.stack(inputs, dim=1)
@@ -239,7 +251,7 @@ def run(arguments: argparse.Namespace) -> list[Counts]:
         )
         report(counts, samples)
         tables.append(counts)
-    agent, num_steps = mtxl_rl.Agent.load("TMaze", device="cpu"), max(arguments.acting, 2000)
+    agent, num_steps = mtxl_rl.Agent.load(AGENT, device="cpu"), max(arguments.acting, 8000)
     difference, where = act(agent, num_steps, arguments.seed)
     check(tables[0], "state", difference <= MAX_STATE_DIFFERENCE,
           f"after {num_steps} steps of acting, float32 differs from float64 by {difference:.1e} of "
@@ -248,5 +260,5 @@ def run(arguments: argparse.Namespace) -> list[Counts]:
 
 
 if __name__ == "__main__":
-    sizes = {"steps": 10_000_000, "maze_steps": 2_000_000, "acting": 100_000}
+    sizes = {"steps": 10_000_000, "maze_steps": 2_000_000, "acting": 10_000_000}
     run_program(__doc__, sizes, run)
