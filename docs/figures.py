@@ -191,17 +191,21 @@ def main() -> None:
     frames = agent_frames(folder, num_steps=_AGENT_STEPS, seed=_AGENT_SEED)
     write_gif(IMAGES / "agent.gif", frames, frames_per_second=8, num_colors=64)
     options = "episodes=1 num_envs=1 memory=on"
-    evaluate("TMaze", f"{options} timeline={IMAGES / 'tmaze_memory.png'}")
-    timeline = f"timeline={IMAGES / 'grid_maze_timeline.png'}"
-    evaluate(_GRID_AGENT, f"{options} video_steps=200 {timeline}")
+    evaluate("TMaze", f"{options} timeline", IMAGES / "tmaze_memory.png")
+    panels = "timeline_panels=[observation,reward,retrieved]"
+    evaluate("TMaze", f"{options} {panels} timeline", IMAGES / "tmaze_retrieved.png")
+    options = f"{options} video_steps=200"
+    evaluate(_GRID_AGENT, f"{options} timeline", IMAGES / "grid_maze_timeline.png")
     for agent, name in ((_GRID_AGENT, "grid_maze_probe.png"), (_AGENT, "memory_maze_probe.png")):
-        evaluate(agent, f"episodes=64 num_envs=64 probe={IMAGES / name}")
+        evaluate(agent, "episodes=64 num_envs=64 probe", IMAGES / name)
 
 
-def evaluate(agent: str, options: str) -> None:
-    """Evaluate an agent of `pretrained/`; the options name the pictures."""
-    command = f"-m mtxl_rl.evaluate checkpoint=pretrained/{agent} {options}"
+def evaluate(agent: str, options: str, path: Path) -> None:
+    """Evaluate an agent of `pretrained/`; the options end with that of the picture."""
+    command = f"-m mtxl_rl.evaluate checkpoint=pretrained/{agent} {options}={path}"
     subprocess.run([sys.executable, *command.split()], cwd=IMAGES.parents[1], check=True)
+    colors = Image.open(path).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE)
+    colors.save(path, optimize=True)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,31 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("figures")
 
 
+def test_the_screen_in_readme_is_a_printed_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(DOCS))
+    screens = importlib.import_module("screens")
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"```text\n(.*?)\n```", page, flags=re.DOTALL)
+    printed = f"a title\n┏━━┓\n{shown}\n└──┘\n"
+    assert screens.table(printed.replace("│ memory │", "┃ memory ┃")) == shown
+    assert screens.write_screen(page, printed) == page
+    assert [line.split()[1] for line in shown.splitlines()] == ["memory", "on", "zero", "noise"]
+
+
+def test_every_metric_is_explained() -> None:
+    groups = "auxiliary|charts|eval|histograms|lm|losses|teacher|time|world"
+    names = {
+        name
+        for path in (ROOT / "mtxl_rl").glob("**/*.py")
+        for name in re.findall(rf'"((?:{groups})/[a-z_]+)"', path.read_text(encoding="utf-8"))
+    }
+    pages = "".join(
+        (DOCS / page).read_text(encoding="utf-8") for page in ("training.md", "language_model.md")
+    )
+    assert len(names) > 20
+    assert not {name for name in names if f"`{name}`" not in pages}
+
+
 def test_every_task_has_a_page(reference_pages: ModuleType, tmp_path: Path) -> None:
     reference_pages.write_tasks(tmp_path)
     index = (tmp_path / "index.md").read_text(encoding="utf-8")

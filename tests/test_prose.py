@@ -9,15 +9,25 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-NAMES = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "RESULTS.md")
+NAMES = (
+    "README.md",
+    "ARCHITECTURE.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "RESULTS.md",
+    "SECURITY.md",
+)
 PAGES = [
     *(ROOT / name for name in NAMES),
+    *sorted(ROOT.glob("pretrained/*/README.md")),
     *sorted(ROOT.glob("docs/*.md")),
     *sorted(ROOT.glob("docs/tutorials/*.md")),
     *sorted(ROOT.glob("docs/experiments/*.md")),
 ]
 SOURCES = [
-    path for folder in ("mtxl_rl", "tests") for path in sorted(ROOT.glob(f"{folder}/**/*.py"))
+    path
+    for folder in ("mtxl_rl", "tests", "examples", "docs")
+    for path in sorted(ROOT.glob(f"{folder}/**/*.py"))
 ]
 PLAINER = {
     "goes on": "continues",
@@ -27,6 +37,10 @@ PLAINER = {
     "whoever": "an agent that",
     "beside": "next to, or in addition to",
     "told": "passed, or reported",
+    "tells": "reports, or shows",
+    "said": "reported, or equal",
+    "say": "report, name, or show",
+    "says": "reports, names, or shows",
     "as it is": "unchanged, or eager",
     "what is given": "the inputs",
     "emptied": "zeroed",

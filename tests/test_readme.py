@@ -22,7 +22,13 @@ HOW_TO = "CONTRIBUTING.md"
 """Its examples name files that a reader adds; other tests build what it describes."""
 ALL_PAGES = sorted(
     path.relative_to(ROOT).as_posix()
-    for pattern in ("*.md", "docs/*.md", "docs/tutorials/*.md", "docs/experiments/*.md")
+    for pattern in (
+        "*.md",
+        "docs/*.md",
+        "docs/tutorials/*.md",
+        "docs/experiments/*.md",
+        "pretrained/*/*.md",
+    )
     for path in ROOT.glob(pattern)
 )
 HISTORY = {page for page in ALL_PAGES if page.startswith("docs/experiments/")} | {"CHANGELOG.md"}

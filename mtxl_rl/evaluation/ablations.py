@@ -97,7 +97,8 @@ def _draw(
         if config.video:
             try_write(partial(write_video, observer), Path(config.video))
         if config.timeline and observer.has_diagnostics:
-            try_write(partial(write_timeline, observer), Path(config.timeline))
+            write = partial(write_timeline, observer, panels=config.timeline_panels)
+            try_write(write, Path(config.timeline))
     if config.probe:
         title = _title(config, train)
         reach = train.torso.receptive_field

@@ -22,7 +22,7 @@ def require_drawing(option: str) -> None:
     """Check that the packages of an option, `video`, `timeline` or `probe`, are installed.
 
     Raises:
-        ImportError: one is not; the message says what to install.
+        ImportError: one is not; the message names what to install.
     """
     for name in ("matplotlib", "imageio", "imageio_ffmpeg")[: 3 if option == "video" else 1]:
         try:

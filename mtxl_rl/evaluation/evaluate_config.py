@@ -8,7 +8,7 @@ from mtxl_rl.agents.episodes import MEMORIES
 from mtxl_rl.config import TrainConfig
 from mtxl_rl.envs.names import check_choice
 from mtxl_rl.envs.registry import evaluation_env
-from mtxl_rl.evaluation.timeline import PLOT_SUFFIXES
+from mtxl_rl.evaluation.timeline import PANELS, PLOT_SUFFIXES
 from mtxl_rl.evaluation.video import VIDEO_SUFFIXES
 from mtxl_rl.torso.torso_config import check_at_least
 
@@ -56,6 +56,8 @@ class EvaluateConfig:
     """Video of the first environment and the agent's memory: .mp4 or .gif."""
     timeline: str = ""
     """Plot of the agent's memory over time: .png or .svg."""
+    timeline_panels: list[str] = field(default_factory=lambda: list(PANELS))
+    """What the timeline shows, of observation, reward, action, memory, retrieved and attention."""
     probe: str = ""
     """Plot of how well the agent's output predicts the leaves of auxiliary.predict, by the steps
     since each target was last in view: .png or .svg. Memory Maze and GridMemoryMaze."""
@@ -86,6 +88,8 @@ class EvaluateConfig:
         check_at_least(self.torso, 0, "window_length", "segment_length", prefix="torso.")
         for setting in self.memory or [""]:
             check_choice("memory", setting, MEMORIES)
+        for panel in self.timeline_panels or [""]:
+            check_choice("timeline_panels", panel, PANELS)
         if (self.video or self.timeline) and "on" not in self.memory:
             settings = ",".join(self.memory)
             raise ValueError(

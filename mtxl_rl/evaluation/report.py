@@ -225,7 +225,7 @@ def _draw(suite: Suite, scores: pd.DataFrame, matrices: Mapping[str, Scores]) ->
         intervals = pd.DataFrame(rows, columns=["task", "torso", *Interval._fields])
         title = f"Suite {suite.name}: interquartile mean, 95 % interval"
         plots.save_figure(plots.draw_scores(intervals, title=title), suite.folder / "scores")
-    # The curves of one or two runs are steps, which say nothing about a distribution.
+    # The curves of one or two runs are steps, which show nothing of a distribution.
     if matrices and min(map(len, matrices.values())) >= _MIN_PROFILE_RUNS:
         title = f"Suite {suite.name}: performance profile over {len(suite.tasks)} tasks"
         figure = plots.draw_profiles(matrices, title=title)

@@ -63,7 +63,7 @@ class SuiteFile:
     options: list[str] = field(default_factory=list)
     """These stand in front of every task's own."""
     torsos: list[str] = field(default_factory=list)
-    """Torsos to compare, where the command line does not say."""
+    """Torsos to compare, where the command line names none."""
     seeds: int = 0
     """Runs per task and torso, likewise."""
 

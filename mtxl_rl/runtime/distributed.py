@@ -161,7 +161,7 @@ def _meet(rank: int, size: int) -> Store:
         RuntimeError: the port is in use, or some processes do not arrive within `TIMEOUT`.
     """
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    # torchrun and `launch` hold the store themselves, and say so in this variable.
+    # torchrun and `launch` hold the store themselves, and set this variable.
     is_host = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     try:
         tcp_store = TCPStore(

@@ -20,7 +20,7 @@ SHAPE = RolloutShape(
 
 
 def numbered() -> Rollout:
-    """A rollout whose entries say where they are: 100 x environment + step."""
+    """A rollout whose entries encode where they are: 100 x environment + step."""
     rollout = Rollout(SHAPE)
     env = torch.arange(3)
     for t in range(8):

@@ -3,8 +3,8 @@
     python tests/bench/memory_maze_original.py --size 9x9 --steps 200 --repeats 3
 
 Every figure comes from a process of its own, the variants take turns, and the table shows medians.
-Random actions; resets are timed apart. Memory: the resident set after the steps of one environment,
-and what each further one of the same process adds.
+Random actions; resets are timed separately. Memory: the resident set after the steps of one
+environment, and what each further one of the same process adds.
 """
 
 import argparse

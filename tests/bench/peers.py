@@ -136,7 +136,7 @@ class Child:
             assert self.process.stdin is not None
             print(word, file=self.process.stdin, flush=True)
         except BrokenPipeError:
-            pass  # The answer says why.
+            pass  # The answer explains why.
         return self.receive()
 
     def act(self) -> None:
@@ -163,7 +163,7 @@ class Child:
         self.process.stdout.close()
 
     def row_of_failure(self, *, num_columns: int) -> str:
-        """The row of a table that says why the system is not measured."""
+        """The row of a table that explains why the system is not measured."""
         return f"| {self.name} | not measured: {self.failure} |" + " |" * (num_columns - 2)
 
     def row(self, arguments: argparse.Namespace) -> str:

@@ -1,4 +1,4 @@
-"""sb3-contrib's RecurrentPPO in this library's environments or its own, its time taken apart."""
+"""sb3-contrib's RecurrentPPO in this library's environments or its own: the time of each part."""
 
 import functools
 import os

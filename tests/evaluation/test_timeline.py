@@ -44,8 +44,8 @@ def test_a_timeline_names_the_task_the_layers_and_the_scales(recorded: Record) -
         "Write strength, mean over heads",
         "Read, as a change relative to the stream",
         *(
-            f"Retrieved from, layer {n}: an arc from the write (red) that a read returns most of; "
-            "colour: its share; width: the read's effect"
+            f"Retrieved, layer {n}: an arc from the write (red) that a read returns most of; "
+            "colour: its share; width: the effect"
             for n in (2, 3)
         ),
         *(f"Attention weight on the window, layer {n}, mean over heads" for n in (1, 2, 3)),
@@ -58,6 +58,17 @@ def test_a_timeline_names_the_task_the_layers_and_the_scales(recorded: Record) -
         weights = record["attention/window"][0].mean(dim=1).T.numpy()
         assert axis.images[0].get_clim() == (1e-3, 1)
         assert np.allclose(axis.images[0].get_array().filled(0), weights)
+
+
+def test_a_timeline_has_the_chosen_panels(recorded: Record, tmp_path: Path) -> None:
+    figure = _draw_timeline(recorded(VECTORS), ["attention", "observation"])
+    assert titles(figure.axes) == [
+        "Observation",
+        *(f"Attention weight on the window, layer {n}, mean over heads" for n in (1, 2)),
+    ]
+    recording = recorded(spaces.Box(0, 255, (16, 16, 3), np.uint8))
+    with pytest.raises(ValueError, match=r"nothing to plot of timeline_panels=\['observation'\]"):
+        write_timeline(recording, tmp_path / "timeline.png", ["observation"])
 
 
 def test_a_baseline_has_no_timeline(

@@ -282,7 +282,7 @@ def run_other_commands(seed: int, numbers: Iterable[int]) -> Counts:
 
 
 def run(arguments: argparse.Namespace) -> list[Counts]:
-    """Compose and train as many configurations as the options say."""
+    """Compose and train as many configurations as the options name."""
     tables = [run_other_commands(arguments.seed, cases(arguments, arguments.commands))]
     parts: tuple[tuple[str, int, Callable[[list[str], Path], Outcome]], ...] = (
         ("composed", arguments.composed, lambda overrides, _: compose(overrides)),

@@ -2,7 +2,7 @@
 
 The package memory-maze still draws every random number, generates the maze, places walker and
 targets and decides the rewards. This module replaces dm_control's Python code that runs in every
-substep and frame. A comment at each shortcut says why results stay equal, and
+substep and frame. A comment at each shortcut explains why results stay equal, and
 tests/envs/memory_maze_original compares rewards and frames with the package.
 """
 

@@ -87,7 +87,7 @@ class RepeatFirstAgent(CardsAgent):
     """The first card."""
 
     def act(self, observation: Any) -> int:  # noqa: ANN401
-        """Say it."""
+        """Return it."""
         self.seen.append(int(observation))
         return self.seen[0]
 
@@ -96,7 +96,7 @@ class RepeatPreviousAgent(CardsAgent):
     """The card three steps ago."""
 
     def act(self, observation: Any) -> int:  # noqa: ANN401
-        """Say it."""
+        """Return it."""
         self.seen.append(int(observation))
         return self.seen[-4] if len(self.seen) >= 4 else 0
 

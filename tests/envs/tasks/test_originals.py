@@ -3,7 +3,7 @@
 An episode of the original is recorded, the deck or bits that it drew are written into our task's
 state, and the same actions are played. `golden/originals.npz` stores such records, so that the
 rules are tested where the packages are not installed. `python tests/envs/tasks/test_originals.py`
-rewrites the file; the commit must say why.
+rewrites the file; the commit must explain why.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""What all built-in tasks have from their base, and what they say of themselves."""
+"""What all built-in tasks have from their base, and how they describe themselves."""
 
 import dataclasses
 import subprocess
