@@ -42,6 +42,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         run(f"mtxl_rl.train {options}", Path(folder))
         output = run(command, Path(folder))
+    page = README.read_text(encoding="utf-8")  # It may have changed since.
     README.write_text(write_screen(page, output), encoding="utf-8")
 
 
