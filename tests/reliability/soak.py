@@ -229,7 +229,7 @@ def report(counts: Counts, samples: list[Sample]) -> None:
     longest = max(parts, key=len)
     fifths = speeds(longest)
     shown = ", ".join(f"{each:.0f}" for each in fifths)
-    check(counts, "speed", fifths[-1] > fifths[0] / 2,
+    check(counts, "speed", fifths[-1] > fifths[0] / 2 or not is_long,
           f"steps per CPU second in each fifth of the longest process {shown}")  # fmt: skip
     for name in ("files", "threads"):
         numbers = [getattr(sample, name) for sample in late]

@@ -33,6 +33,8 @@ def observation_space(config: MemoryMazeConfig) -> Space[Any]:
         "seen_target_pos": numbers(2),
         "first_vec": numbers(2),
         "first_dir": numbers(2),
+        "last_vec": numbers(2),
+        "last_dir": numbers(2),
     }
     return spaces.Dict(
         {

@@ -190,6 +190,7 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         self._current = np.zeros(count, np.int64)
         self._touched_at_start = np.zeros(count, np.int64)
         self._first_pose = np.zeros((count, 3))  # x, y and heading
+        self._last_pose = np.zeros((count, 3))  # of the step before
         self._num_steps = np.zeros(count, np.int64)
         self._steps_of_episode = np.full(count, self.config.steps_per_episode)
         self._is_reset_row = np.zeros(count, np.bool_)
@@ -307,6 +308,7 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
             raise ValueError("step() came before the first reset(): call reset() first.")
         controls = self._controls(actions)
         self._new_images()
+        self._last_pose[:] = self._position[:, [0, 1, 3]]
         self._advance(controls)
         self._num_steps += 1
         self._num_steps_in_all += 1
@@ -624,6 +626,7 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         self._current[index] = episode.current
         self._touched_at_start[index] = episode.touched_at_start
         self._first_pose[index] = (*episode.spawn, episode.heading)
+        self._last_pose[index] = self._first_pose[index]
         self._num_steps[index] = 0
         self._is_reset_row[index] = False
 
@@ -734,8 +737,9 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         """What the picture shows, and what a perfect memory knows.
 
         Vectors to the targets in view and to those that were in view [B, targets, 2], 0 for others;
-        their positions [B, targets, 2] and [B, 2], -1 for others; the vector to the episode's
-        start, and the heading there, [B, 2]. Vectors are (right, ahead).
+        their positions [B, targets, 2] and [B, 2], -1 for others; the vectors to where the
+        episode began and to where the walker was a step ago, and its headings there, [B, 2].
+        Vectors are (right, ahead).
         """
         if not self.config.seen_observations:
             return {}
@@ -744,19 +748,21 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         return {
             "visible_targets_vec": np.where(ages == 0, vectors, 0.0),
             "seen_targets_vec": np.where(ages >= 0, vectors, 0.0),
-            **self._start_observations(),
+            **self._pose_observations("first", self._first_pose),
+            **self._pose_observations("last", self._last_pose),
             "seen_targets_pos": seen,
             "seen_target_pos": seen[np.arange(self.num_envs), self._current],
         }
 
-    def _start_observations(self) -> dict[str, NDArray[Any]]:
-        """The vector to where the episode began, and the heading there, as (right, ahead)."""
+    def _pose_observations(
+        self, name: str, pose: NDArray[np.float64]
+    ) -> dict[str, NDArray[np.float64]]:
+        """The vector to an earlier pose [B, 3], and the heading there, as (right, ahead)."""
         xy, heading = self._position[:, :2], self._position[:, 3]
-        start = self._first_pose[:, None, :2]
-        turn = self._first_pose[:, 2] - heading
+        turn = pose[:, 2] - heading
         return {
-            "first_vec": egocentric(start, origin=xy, heading=heading)[:, 0],
-            "first_dir": np.stack([-np.sin(turn), np.cos(turn)], axis=-1),
+            f"{name}_vec": egocentric(pose[:, None, :2], origin=xy, heading=heading)[:, 0],
+            f"{name}_dir": np.stack([-np.sin(turn), np.cos(turn)], axis=-1),
         }
 
     def _state_arrays(self) -> dict[str, NDArray[Any]]:
@@ -776,6 +782,7 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
             "current": self._current,
             "touched_at_start": self._touched_at_start,
             "first_pose": self._first_pose,
+            "last_pose": self._last_pose,
             "num_steps": self._num_steps,
             "steps_of_episode": self._steps_of_episode,
             "seeds": self._seeds,

@@ -247,17 +247,24 @@ def test_seen_observations_locate_what_was_in_view() -> None:
     assert seen[0] < max(seen)
 
 
-def test_the_way_back_to_the_start_is_observed() -> None:
+def test_the_ways_back_to_the_start_and_to_the_last_pose_are_observed() -> None:
     env = make(4, extra_observations=True, seen_observations=True, seed=3, episode_length=40)
     observations, _ = env.reset()
     rng = np.random.default_rng(0)
     for step in range(100):
         pose = observations["agent_pos"], observations["agent_dir"]
         if step % 41 == 0:
-            first = pose
+            first = last = pose
         ahead = pose[1]
         right = np.stack([ahead[:, 1], -ahead[:, 0]], axis=-1)
-        for name, expected in (("first_vec", first[0] - pose[0]), ("first_dir", first[1])):
+        expected_leaves = {
+            "first_vec": first[0] - pose[0],
+            "first_dir": first[1],
+            "last_vec": last[0] - pose[0],
+            "last_dir": last[1],
+        }
+        last = pose
+        for name, expected in expected_leaves.items():
             parts = [(axis * expected).sum(axis=1) for axis in (right, ahead)]
             np.testing.assert_allclose(observations[name], np.stack(parts, axis=1), atol=1e-12)
         observations = env.step(rng.integers(6, size=4))[0]
@@ -272,7 +279,7 @@ def test_seen_observations_are_in_the_state() -> None:
     other.set_state(env.get_state())
     for _ in range(30):
         ours, others = (each.step(np.array([1, 3]))[0] for each in (env, other))
-        for name in ("seen_targets_pos", "first_vec", "first_dir"):
+        for name in ("seen_targets_pos", "first_vec", "first_dir", "last_vec", "last_dir"):
             np.testing.assert_array_equal(ours[name], others[name])
 
 
