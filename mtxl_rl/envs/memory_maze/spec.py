@@ -71,7 +71,8 @@ class MemoryMazeConfig:
     seen_observations: bool = False
     """The extra observations also give what the picture shows and what a perfect memory knows, for
     ``auxiliary.predict``: vectors to the objects in view, and vectors and positions of those that
-    were in view in the episode (0 and -1 for others), and the way back to its start."""
+    were in view in the episode (0 and -1 for others), and the ways back to its start and to where
+    the agent was a step ago."""
     show_path: bool = False
     """Draw a map with the shortest path into the picture (``Oracle``)."""
     control_freq: float = 4.0
