@@ -104,9 +104,8 @@ def install(condition: Condition, checkout: Path) -> str:
     python = str(folder / "bin/python")
     torch = os.environ.get("MTXL_RL_TORCH", "torch")
     pip = [python, "-m", "pip", "install", "--quiet"]
-    run_quietly([*pip, torch, f"{checkout}[dev,video,report]", *condition.packages])
-    # The tests import the checkout, not the copy that pip has installed.
-    run_quietly([python, "-m", "pip", "uninstall", "--quiet", "--yes", "mtxl_rl"])
+    editable = ["--editable", f"{checkout}[dev,video,report]"]
+    run_quietly([*pip, torch, *editable, *condition.packages])
     return python
 
 
@@ -158,7 +157,7 @@ def run_tests(condition: Condition) -> Outcome:
         last = result.stdout.strip().rpartition("\n")[2]
         print(f"{condition.name}: {last}", flush=True)
         if result.returncode:
-            return Outcome("failed", result.stdout[-6000:] + result.stderr[-2000:])
+            return Outcome("failed", result.stdout[-30_000:] + result.stderr[-2000:])
         passed += int(re.findall(r"(\d+) passed", last)[0])
     return Outcome("passed", f"{passed} tests")
 

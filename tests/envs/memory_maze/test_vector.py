@@ -233,7 +233,7 @@ def test_seen_observations_locate_what_was_in_view() -> None:
     was_seen, seen = np.zeros((4, 3), np.bool_), []
     for step in range(100):
         is_start = step % 41 == 0
-        was_seen = (was_seen & ~is_start) | (env.target_ages() == 0)
+        was_seen = (was_seen & (not is_start)) | (env.target_ages() == 0)
         expected = np.where(was_seen[..., None], observations["targets_pos"], -1)
         np.testing.assert_array_equal(observations["seen_targets_pos"], expected)
         visible = np.where(env.target_ages()[..., None] == 0, observations["targets_vec"], 0.0)
