@@ -82,7 +82,6 @@ CONDITIONS = (
     Condition("spaces and letters in the path", folder=UNICODE_FOLDER),
     Condition(
         "a user without rights",
-        (("HOME", "home"),),
         prefix=("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"),
         lacks=needs_root,
     ),
@@ -145,10 +144,12 @@ def run_tests(condition: Condition) -> Outcome:
         if value is not None:
             variables[name] = value
     if condition.prefix[:1] == ("setpriv",):
+        home = checkout.absolute() / "home"
+        home.mkdir()
+        variables["HOME"] = str(home)
+        Path.cwd().chmod(0o755)
         for path in [checkout, *checkout.rglob("*")]:
             os.chown(path, NOBODY, NOBODY)
-        Path(checkout, "home").mkdir()
-        os.chown(Path(checkout, "home"), NOBODY, NOBODY)
     passed = 0
     for command in sessions(condition, python):
         result = subprocess.run(
