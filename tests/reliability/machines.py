@@ -83,6 +83,7 @@ CONDITIONS = (
     Condition(
         "a user without rights",
         prefix=("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"),
+        packages=("pip",),  # An environment of its own: this one may lie in a folder of root.
         lacks=needs_root,
     ),
     *(

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import gymnasium
-from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
+from gymnasium.vector import AutoresetMode, VectorEnv
 
 from mtxl_rl.envs.backends.covered_spaces import cover
 from mtxl_rl.envs.backends.named_env import NamedEnv
 from mtxl_rl.envs.names import nearest_names
-from mtxl_rl.envs.wrappers.checked import EnvState, supports_state
+from mtxl_rl.envs.wrappers.checked import AnyVectorWrapper, EnvState, supports_state
 
 
 class Package(NamedTuple):
@@ -170,7 +170,7 @@ def _import_registering(module: str, *, env_id: str, extra: str | None) -> None:
         ) from error
 
 
-class SeededFirstReset(VectorWrapper[Any, Any, Any, Any, Any]):
+class SeededFirstReset(AnyVectorWrapper):
     """Seeds the first reset, because Gymnasium's environments take no seed at construction.
 
     Args:

@@ -6,7 +6,7 @@ info.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, TypeGuard, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
 from gymnasium import Space, spaces
@@ -15,6 +15,13 @@ from numpy.typing import NDArray
 
 from mtxl_rl.env_keys import ACTION_MASK_KEY, TEACHER_KEY, TRAINING_REWARD_KEY
 from mtxl_rl.envs.space_json import space_line
+
+if TYPE_CHECKING:
+    AnyVectorWrapper = VectorWrapper[Any, Any, Any, Any, Any]
+else:
+    AnyVectorWrapper = (
+        VectorWrapper  # It is generic since Gymnasium 1.4, and RLlib needs an older one.
+    )
 
 Observations = NDArray[Any] | dict[str, NDArray[Any]]
 """A batch of observations: an array, or an array for each key of a Dict space."""
@@ -59,7 +66,7 @@ def reset_mask(options: Mapping[str, Any] | None, *, num_envs: int) -> NDArray[n
     return mask
 
 
-class CheckedVectorEnv(VectorWrapper[Any, Any, Any, Any, Any]):
+class CheckedVectorEnv(AnyVectorWrapper):
     """A vector environment whose contract is checked at construction and at each step.
 
     Integer observations are not scanned, so the checks take microseconds even for images.

@@ -5,12 +5,14 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from gymnasium.vector import VectorEnv, VectorWrapper
+from gymnasium.vector import VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
+from mtxl_rl.envs.wrappers.checked import AnyVectorWrapper
 
-class ChosenActions(VectorWrapper[Any, Any, Any, Any, Any]):
+
+class ChosenActions(AnyVectorWrapper):
     """A vector environment with only the chosen actions, renumbered from 0.
 
     Useless actions cost exploration: an entropy bonus rewards them as much as useful ones.
