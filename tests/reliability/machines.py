@@ -66,8 +66,11 @@ def needs(program: str) -> Callable[[], str]:
 
 def needs_root() -> str:
     """Whether another user can be chosen."""
-    is_root = sys.platform.startswith("linux") and os.geteuid() == 0
-    return "" if is_root else "needs root and Linux"
+    if not sys.platform.startswith("linux") or os.geteuid() != 0:
+        return "needs root and Linux"
+    folders = Path(sys.executable).resolve().parents
+    is_shared = all(folder.stat().st_mode & 0o001 for folder in folders)
+    return "" if is_shared else "this Python lies in a folder that only root may enter"
 
 
 CONDITIONS = (
@@ -83,7 +86,7 @@ CONDITIONS = (
     Condition(
         "a user without rights",
         prefix=("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"),
-        packages=("pip",),  # An environment of its own: this one may lie in a folder of root.
+        packages=("pip",),  # For an environment of its own: this one may lie in a folder of root.
         lacks=needs_root,
     ),
     *(
