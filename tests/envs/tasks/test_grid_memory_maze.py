@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from mtxl_rl.envs.memory_maze.curriculum import point_of_seed
 from mtxl_rl.envs.registry import evaluation_env
 from mtxl_rl.envs.tasks.grid_explorer import GridExplorer
 from mtxl_rl.envs.tasks.grid_memory_maze import (
@@ -216,13 +217,13 @@ def test_episodes_grow_during_a_curriculum_and_shorter_ones_are_practice() -> No
             length = step - starts[row]
             lengths.append((starts[row], length))
             assert bool(infos["is_practice"][row]) == (length < 32)
+            end = 200 + round(point_of_seed(int(row)) * 32)  # the phase of the row
+            assert length == 32 if starts[row] >= end else length >= 4 or step == end
             starts[row] = step + 1  # the next step resets
     assert {length for start, length in lengths if start == 0} == {4}
     for start, length in lengths:
         longest = 4 * 8 ** min(1, start / 200)
         assert length <= round(longest)
-        assert length >= 4 or start + length >= 200  # until the phase of the row
-    assert {length for start, length in lengths if start > 200 + 32} == {32}
     middle = {length for start, length in lengths if 80 < start < 120}
     assert min(middle) <= 5
     assert max(middle) >= 9
