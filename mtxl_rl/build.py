@@ -40,6 +40,7 @@ def rollout_shape(
         window_length=state.window.shape[2],
         width=state.window.shape[3],
         memory_shape=tuple(state.long_term.shape[1:]),
+        odometry_width=state.odometry.shape[1],
         memory_dtype=state.long_term.dtype,
         teacher_width=head.num_parameters if config.teacher.policy else 0,
     )

@@ -51,6 +51,7 @@ class Collector:
                         long_term=cache.long_term,
                         window_length=cache.window_length,
                         segment_step=cache.segment_step,
+                        odometry=cache.odometry,
                     )
                 transition, ended = actor.step()
                 rollout.record(t, transition)

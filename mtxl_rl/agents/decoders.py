@@ -91,6 +91,42 @@ class VectorDecoder(RunningMoments):
         return self.variance.sqrt().clamp(min=self.MIN_DEVIATION)
 
 
+class MovementDecoder(nn.Module):
+    """Movements of the torso's odometry as two leaves, with the losses of `VectorDecoder`.
+
+    Args:
+        place: leaf of the vector to the place of the step before, [right, ahead].
+        direction: leaf of the unit vector of the direction of then, likewise.
+    """
+
+    def __init__(self, place: str, direction: str) -> None:
+        super().__init__()
+        self.keys = (place, direction)
+        self.moments = nn.ModuleList([RunningMoments(2), RunningMoments(2)])
+
+    def losses(
+        self, movement: Float[Tensor, "*batch 3"], observation: Mapping[str, Tensor]
+    ) -> dict[str, Float[Tensor, "*batch"]]:
+        """Each leaf's loss per step."""
+        turn = movement[..., 2]
+        # After a turn to the left, the direction of before lies to the right.
+        predictions = movement[..., :2], torch.stack([turn.sin(), turn.cos()], dim=-1)
+        losses = {}
+        for key, prediction, moments in zip(self.keys, predictions, self.moments, strict=True):
+            deviation = moments.variance.sqrt().clamp(min=VectorDecoder.MIN_DEVIATION)
+            error = (observation[key].to(prediction.dtype) - prediction) / deviation
+            losses[key] = error.square().mean(-1)
+        return losses
+
+    def update_statistics(
+        self, observation: Mapping[str, Tensor], valid: Bool[Tensor, "B T"], world: World
+    ) -> None:
+        """Move the units of the losses towards those of a rollout."""
+        moments = masked_moments([observation[key] for key in self.keys], valid, world)
+        for leaf, leaf_moments in zip(self.moments, moments, strict=True):
+            leaf.update_statistics(*leaf_moments)
+
+
 class ChoiceDecoder(nn.Module):
     """Choices, with the cross-entropy of each component."""
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from mtxl_rl.agents.decoders import ObservationDecoder
+from mtxl_rl.agents.decoders import MovementDecoder, ObservationDecoder
 from mtxl_rl.agents.encoders import (
     IMAGE_ENCODERS,
     ObservationEncoder,
@@ -90,7 +90,7 @@ class PolicyOutputs(NamedTuple):
     value: Float[Tensor, "*batch"]
     """NaN where the observation lacks leaves of `critic.observations`, as when acting."""
     prediction_losses: Mapping[str, Float[Tensor, "*batch"]] = {}
-    """Per step, of each leaf of `auxiliary.predict`; empty without gradients."""
+    """Per step, of each leaf of `auxiliary.predict` and `.movement`; empty without gradients."""
 
 
 class Policy(nn.Module):
@@ -123,6 +123,7 @@ class Policy(nn.Module):
             policy=policy.observations,
             critic=critic.observations if critic else (),
             predicted=auxiliary.predict if auxiliary else (),
+            movement=auxiliary.movement if auxiliary else (),
         )
         self.observation_space, self.training_space = groups.policy, groups.training
         self.encoder = ObservationEncoder(groups.policy, width, image=image)
@@ -141,6 +142,14 @@ class Policy(nn.Module):
         self.critic_leaves = list(groups.critic or ())
         self.critic = PrivilegedCritic(groups.critic, width, image=image) if groups.critic else None
         self.decoder = ObservationDecoder(groups.predicted, width) if groups.predicted else None
+        self.movement_decoder = None
+        if auxiliary and auxiliary.movement:
+            if not torso.odometry:
+                raise ValueError(
+                    f"auxiliary.movement=[{','.join(auxiliary.movement)}] has no effect with "
+                    "torso.odometry=false; leave it out, or set torso.odometry=true"
+                )
+            self.movement_decoder = MovementDecoder(*auxiliary.movement)
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -167,15 +176,21 @@ class Policy(nn.Module):
         """Outputs of T steps and the memory after them; the inputs are [B, T, ...]."""
         with self.autocast():
             with record_function("encoder"):
-                features = self._encode(inputs)
+                encoded = self._encode(inputs)
             with record_function("torso"):
-                features, state = self.torso(features, state, inputs.is_first)
+                features, after = self.torso(encoded, state, inputs.is_first)
             with record_function("heads"):
                 outputs = self._heads(features, inputs)
-                if self.decoder is not None and torch.is_grad_enabled():
-                    losses = self.decoder.losses(features, inputs.observation)
+                if torch.is_grad_enabled():
+                    losses = self._prediction_losses(features, encoded, inputs, state)
                     outputs = outputs._replace(prediction_losses=losses)
-            return outputs, state
+            return outputs, after
+
+    @property
+    def explained_leaves(self) -> list[str]:
+        """The leaves of `PolicyOutputs.prediction_losses` whose loss is 1 - R^2."""
+        leaves = list(self.decoder.vectors) if self.decoder else []
+        return leaves + list(self.movement_decoder.keys if self.movement_decoder else ())
 
     @torch.no_grad()
     def inspect(self, inputs: PolicyInputs, state: MemoryState) -> list[Diagnostics]:
@@ -269,6 +284,21 @@ class Policy(nn.Module):
             size = (features.square().mean(-1, keepdim=True) + 1e-6).sqrt()
             features = features + 2 * size * self.episode_step(inputs.observation[EPISODE_STEP])
         return features
+
+    def _prediction_losses(
+        self,
+        features: Float[Tensor, "B T D"],
+        encoded: Float[Tensor, "B T D"],
+        inputs: PolicyInputs,
+        state: MemoryState,
+    ) -> dict[str, Float[Tensor, "B T"]]:
+        """Losses of the auxiliary predictions, from the torso's outputs and inputs."""
+        losses = self.decoder.losses(features, inputs.observation) if self.decoder else {}
+        if self.movement_decoder is None:
+            return losses
+        assert isinstance(self.torso, MemoryTransformer)
+        movement = self.torso.movements(encoded, state, inputs.is_first)
+        return losses | self.movement_decoder.losses(movement, inputs.observation)
 
     def _heads(self, features: Float[Tensor, "*batch D"], inputs: PolicyInputs) -> PolicyOutputs:
         """Outputs of the heads, in float32: the cost is negligible, bfloat16 logits inaccurate."""

@@ -185,7 +185,7 @@ class PPO:
         for span in range(1, shape.num_spans):
             _, state = self.policy(rollout.span_of_every_env(span - 1).inputs, state)
             valid = window_mask(state.window_length, shape.window_length)
-            rollout.refresh(span, long_term=state.long_term, window=state.window, valid=valid)
+            rollout.refresh(span, state, valid=valid)
         changes = [rollout.long_term - stored, rollout.timeline - timeline]
         norms = torch.stack([tensor.norm() for tensor in (*changes, stored, timeline)])
         change, norm = self.world.sum(norms.square()).sqrt().unflatten(0, (2, 2)).sum(1)
@@ -234,8 +234,9 @@ class PPO:
         """Move the units of values and predictions towards those of the rollout."""
         if self.config.popart:
             self.policy.value_head.update_statistics(*of_target)
-        if self.policy.decoder is not None:
-            self.policy.decoder.update_statistics(rollout.observation, rollout.valid, self.world)
+        for decoder in (self.policy.decoder, self.policy.movement_decoder):
+            if decoder is not None:
+                decoder.update_statistics(rollout.observation, rollout.valid, self.world)
 
     def _slowdown(self, advantage_deviation: Float[Tensor, ""]) -> float:
         """Factor of the learning rate, at most 1; see `PPOConfig.advantage_floor`."""
@@ -295,8 +296,7 @@ class PPO:
         report = {key: torch.stack(values).mean() for key, values in log.items()}
         report["losses/ratio_deviation"] = self.world.max(log["losses/ratio_deviation"][0])
         report["losses/explained_variance"] = explained_variance
-        decoder = self.policy.decoder
-        for name in decoder.vectors if decoder is not None else ():
+        for name in self.policy.explained_leaves:
             # Of the first epoch: the later ones have learned from the same steps.
             errors = log[f"losses/prediction_{name}"][: self.config.num_minibatches]
             report[f"auxiliary/r2_{name}"] = 1 - torch.stack(errors).mean()

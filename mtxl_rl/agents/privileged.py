@@ -34,6 +34,10 @@ class AuxiliaryConfig:
     predict: list[str] = field(default_factory=list)
     """Leaves of the observation to predict, whether the policy receives them or not; a space that
     is not a Dict has the one leaf obs."""
+    movement: list[str] = field(default_factory=list)
+    """The two leaves that train torso.odometry, as in [last_vec,last_dir]: the vector to the place
+    of the step before, and the unit vector of the direction of then; both [right, ahead] in the
+    agent's axes."""
     coef: float = 0.1
     """Weight of the loss, summed over the leaves. Numbers are predicted in units of their standard
     deviation."""
@@ -41,6 +45,17 @@ class AuxiliaryConfig:
     def __post_init__(self) -> None:
         """Check ranges."""
         check_at_least(self, 0, "coef", prefix="auxiliary.")
+        if self.movement and len(self.movement) != 2:
+            raise ValueError(
+                f"auxiliary.movement=[{','.join(self.movement)}] must name two leaves, a vector and "
+                "a direction, as in auxiliary.movement=[last_vec,last_dir]"
+            )
+        twice = [name for name in self.movement if name in self.predict]
+        if twice:
+            raise ValueError(
+                f"auxiliary.predict=[{','.join(self.predict)}] repeats {', '.join(twice)} of "
+                "auxiliary.movement; leave them out of one of both"
+            )
 
 
 class ObservationGroups(NamedTuple):
@@ -62,6 +77,7 @@ def observation_groups(
     policy: Sequence[str],
     critic: Sequence[str],
     predicted: Sequence[str],
+    movement: Sequence[str] = (),
 ) -> ObservationGroups:
     """Divide an observation space; an empty `policy` is all of it.
 
@@ -73,6 +89,7 @@ def observation_groups(
         "policy.observations": policy,
         "critic.observations": critic,
         "auxiliary.predict": predicted,
+        "auxiliary.movement": movement,
     }
     for option, chosen in names.items():
         unknown = [name for name in chosen if name not in leaves]
@@ -80,6 +97,12 @@ def observation_groups(
             raise ValueError(
                 f"{option}=[{','.join(chosen)}]: the observation has no {', '.join(unknown)}; it "
                 f"has {', '.join(leaves)}"
+            )
+    for name in movement:
+        if leaves[name].shape != (2,):
+            raise ValueError(
+                f"auxiliary.movement=[{','.join(movement)}]: {name} is {leaves[name]}, but must have "
+                "two numbers, [right, ahead]"
             )
     acting = list(policy) or list(leaves)
     privileged = [name for name in critic if name not in acting]
@@ -95,7 +118,7 @@ def observation_groups(
         policy=_select(space, acting + mask),
         critic=_select(space, privileged) if privileged else None,
         predicted=_select(space, predicted) if predicted else None,
-        training=_select(space, [*acting, *mask, *privileged, *predicted]),
+        training=_select(space, [*acting, *mask, *privileged, *predicted, *movement]),
     )
 
 

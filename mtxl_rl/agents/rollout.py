@@ -35,6 +35,8 @@ class RolloutShape:
     width: int
     memory_shape: tuple[int, ...]
     """Shape of one environment's long-term memories, [A, ...]."""
+    odometry_width: int = 0
+    """Numbers that the torso's odometry carries per environment."""
     memory_dtype: torch.dtype = torch.float32
     """dtype of memories, rewards, values and log-probabilities."""
     teacher_width: int = 0
@@ -102,6 +104,7 @@ class Rollout:
         self.long_term = zeros(batch, spans, *shape.memory_shape)
         self.window_length = zeros(batch, spans, dtype=torch.long)
         self.segment_step = zeros(batch, spans, dtype=torch.long)
+        self.odometry = zeros(batch, spans, shape.odometry_width)
         self.teacher = (
             TeacherStep(
                 zeros(batch, steps, shape.teacher_width),
@@ -122,6 +125,7 @@ class Rollout:
         steps += [self.training_reward, self.terminated, self.valid, self.is_first]
         steps += self.teacher or ()
         snapshots = [self.long_term, self.window_length, self.segment_step]
+        snapshots += [self.odometry]
         return {
             "steps": sum(field.nbytes for field in steps),
             "timeline": self.timeline.nbytes,
@@ -149,23 +153,31 @@ class Rollout:
         return t % self.shape.span_length == 0
 
     def snapshot(
-        self, t: int, *, long_term: Tensor, window_length: Tensor, segment_step: Tensor
+        self,
+        t: int,
+        *,
+        long_term: Tensor,
+        window_length: Tensor,
+        segment_step: Tensor,
+        odometry: Tensor,
     ) -> None:
         """Store the memory before step t, at which a span starts."""
         span = t // self.shape.span_length
         self.long_term[:, span] = long_term
         self.window_length[:, span] = window_length
         self.segment_step[:, span] = segment_step
+        self.odometry[:, span] = odometry
 
-    def refresh(self, span: int, *, long_term: Tensor, window: Tensor, valid: Tensor) -> None:
-        """Replace the memory at a span's start: the `valid` [B, M] window entries and long_term.
+    def refresh(self, span: int, state: MemoryState, *, valid: Tensor) -> None:
+        """Replace the memory at a span's start by `state`; of its window the `valid` [B, M] entries.
 
         Entries that are not valid there may be valid for an earlier span and are kept.
         """
         step = span * self.shape.span_length
         stored = self.timeline[:, :, step : step + self.shape.window_length]
-        torch.where(valid[:, None, :, None], window, stored, out=stored)
-        self.long_term[:, span] = long_term
+        torch.where(valid[:, None, :, None], state.window, stored, out=stored)
+        self.long_term[:, span] = state.long_term
+        self.odometry[:, span] = state.odometry
 
     def span_of_every_env(self, span: int) -> Spans:
         """Span `span` of every environment, without advantages and value targets."""
@@ -198,6 +210,7 @@ class Rollout:
                 window_length=self.window_length[env, span],
                 long_term=self.long_term[env, span],
                 segment_step=self.segment_step[env, span],
+                odometry=self.odometry[env, span],
             ),
             action=self.action[row, step + 1],
             log_prob=self.log_prob[row, step],

@@ -31,10 +31,11 @@ class Cache:
     long_term: Float[Tensor, "B A *memory"]
     window_length: Int[Tensor, " B"]
     segment_step: Int[Tensor, " B"]
+    odometry: Float[Tensor, "B O"]
 
     shared: ClassVar[tuple[str, ...]] = ()
     """The tensors without rows."""
-    immutable: ClassVar[tuple[str, ...]] = ("timeline", "window_length", "segment_step")
+    immutable: ClassVar[tuple[str, ...]] = ("timeline", "window_length", "segment_step", "odometry")
     """The tensors that are equal in all caches of one torso and timeline."""
 
     @classmethod
@@ -46,6 +47,7 @@ class Cache:
             long_term=state.long_term.clone(),
             window_length=state.window_length,
             segment_step=state.segment_step,
+            odometry=state.odometry,
         )
 
     def state(self) -> MemoryState:
@@ -55,6 +57,7 @@ class Cache:
             window_length=self.window_length.clone(),
             long_term=self.long_term.clone(memory_format=torch.contiguous_format),
             segment_step=self.segment_step.clone(),
+            odometry=self.odometry.clone(),
         )
 
     def tensors(self) -> dict[str, Tensor]:
@@ -165,7 +168,8 @@ class DecodeCache(Cache):
         """
         if may_skip(is_first, is_cheap=True):
             return
-        for tensor in (self.window_length, self.segment_step, self.long_term, *self.write_buffer):
+        counts = (self.window_length, self.segment_step)
+        for tensor in (*counts, self.long_term, self.odometry, *self.write_buffer):
             tensor.masked_fill_(is_first.view(-1, *[1] * (tensor.ndim - 1)), 0)
 
     def ring_positions(self, reach: int) -> tuple[Int[Tensor, " R"], Bool[Tensor, "B R"]]:

@@ -14,6 +14,7 @@ from mtxl_rl.torso.clock import Clock, SegmentEnds
 from mtxl_rl.torso.diagnostics import Diagnostics
 from mtxl_rl.torso.layer import Layer, gather_segments, latest_version, write_versions
 from mtxl_rl.torso.long_term import LongTermMemory, build_memory
+from mtxl_rl.torso.odometry import Odometry
 from mtxl_rl.torso.skipping import may_skip
 from mtxl_rl.torso.state import MemoryState
 from mtxl_rl.torso.state_shape import StateShape
@@ -58,6 +59,7 @@ class MemoryTransformer(nn.Module):
             )
         config = deepcopy(config)  # The caller may change its configuration later.
         self.config = config
+        self.odometry = Odometry(config.width) if config.odometry else None
         with_memory = config.layers_with_memory
         self.layers: nn.ModuleList = nn.ModuleList(
             Layer(config, has_memory=n in with_memory) for n in range(config.num_layers)
@@ -81,6 +83,7 @@ class MemoryTransformer(nn.Module):
             config=config,
             window=(config.num_layers, config.window_length, config.width),
             long_term=(max(1, len(memories)), *memory_shape),
+            odometry=self.odometry.num_carried if self.odometry else 0,
         )
 
     @property
@@ -116,6 +119,18 @@ class MemoryTransformer(nn.Module):
             ValueError: a shape or dtype does not match this torso.
         """
         return self._forward(x, state, is_first, None)
+
+    def movements(
+        self, x: Float[Tensor, "B T D"], state: MemoryState, is_first: Bool[Tensor, "B T"]
+    ) -> Float[Tensor, "B T 3"]:
+        """The movements that the odometry estimates at the steps of a `forward`.
+
+        Raises:
+            ValueError: the torso has no odometry.
+        """
+        if self.odometry is None:
+            raise ValueError("torso.odometry=false has no movements; set torso.odometry=true")
+        return self.odometry.movements(x, state.odometry, _starts(state, is_first.bool()))
 
     @torch.no_grad()
     def inspect(
@@ -185,6 +200,7 @@ class MemoryTransformer(nn.Module):
             write_buffer=tuple(self._write_buffers(state, layer_inputs)),
             window_length=state.window_length.clone(),
             segment_step=state.segment_step.clone(),
+            odometry=state.odometry.clone(),
         )
 
     @torch.no_grad()
@@ -200,6 +216,11 @@ class MemoryTransformer(nn.Module):
         assert isinstance(cache, DecodeCache), type(cache)
         cache.reset(is_first.bool())  # ~ of a framework's 0 and 1 would be -1 and -2.
         order, visible = cache.ring_positions(self.config.reach)
+        if self.odometry is not None:
+            starts = (cache.window_length == 0)[:, None]
+            moved, after = self.odometry(x[:, None], cache.odometry, starts)
+            x = moved[:, 0]
+            cache.odometry.copy_(after)
         x = x.to(cache.timeline.dtype)  # as wide as the stream of `forward` under autocast
         layer_inputs = []
         for n in range(self.config.num_layers):
@@ -255,6 +276,9 @@ class MemoryTransformer(nn.Module):
     ) -> tuple[Tensor, MemoryState]:
         self.state_shape.check_sequence(x, state, is_first, self.norm.weight)
         is_first = is_first.bool()
+        if self.odometry is not None:
+            x, odometry = self.odometry(x, state.odometry, _starts(state, is_first))
+            state = state._replace(odometry=odometry)
         if not self.config.is_shared:
             x, state = self._sequence(x, state, is_first, diagnostics)
             return self.norm(x), state
@@ -286,7 +310,7 @@ class MemoryTransformer(nn.Module):
         long_term = state.long_term
         if memories:
             long_term = torch.stack([after[n] for n in memories], dim=1)
-        return x, self._state_after(timelines, long_term, clock)
+        return x, self._state_after(timelines, long_term, clock, state.odometry)
 
     def _shared_block(
         self,
@@ -320,7 +344,7 @@ class MemoryTransformer(nn.Module):
         if not may_skip(clock.version[:, :-1] > 0):
             y, timelines = run(versions)
         long_term = latest_version(versions, clock)[:, None]
-        return y, self._state_after(timelines, long_term, clock)
+        return y, self._state_after(timelines, long_term, clock, state.odometry)
 
     def _run_layers(
         self,
@@ -363,7 +387,9 @@ class MemoryTransformer(nn.Module):
         ends = SegmentEnds.of(clock, window_length=window_length, segment_length=segment_length)
         return clock, ends
 
-    def _state_after(self, timelines: list[Tensor], long_term: Tensor, clock: Clock) -> MemoryState:
+    def _state_after(
+        self, timelines: list[Tensor], long_term: Tensor, clock: Clock, odometry: Tensor
+    ) -> MemoryState:
         size = self.config.window_length
         window = torch.stack([timeline[:, -size:] for timeline in timelines], dim=1)
         valid = window_mask(clock.age[:, -1], size)[:, None, :, None]
@@ -372,6 +398,7 @@ class MemoryTransformer(nn.Module):
             window_length=clock.age[:, -1],
             long_term=long_term,
             segment_step=clock.segment_step[:, -1],
+            odometry=odometry,
         )
 
     def _layer(self, n: int) -> Layer:
@@ -383,3 +410,9 @@ class MemoryTransformer(nn.Module):
         """The state's long-term memories."""
         memories = [self._layer(layers[0]).memory for layers in self.layers_of_memory]
         return [memory for memory in memories if memory is not None]
+
+
+def _starts(state: MemoryState, is_first: Bool[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
+    """Where an episode starts: also at the first step after an empty state."""
+    at_once = is_first[:, :1] | (state.window_length == 0)[:, None]
+    return torch.cat([at_once, is_first[:, 1:]], dim=1)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._pytree import _register_namedtuple
 
 # B rows (environments), N layers, M window length, D width, A long-term memories: one per layer
-# that has one, or one that all share.
+# that has one, or one that all share, O numbers of the odometry.
 
 
 class MemoryState(NamedTuple):
@@ -29,6 +29,9 @@ class MemoryState(NamedTuple):
     each layer's recurrent state after the last step."""
     segment_step: Int[Tensor, " B"]
     """Steps since the last segment boundary: 0 .. S - 1."""
+    odometry: Float[Tensor, "B O"]
+    """What `torso.odometry` carries: the features of the last step and the pose after it; O is 0
+    without it."""
 
     @property
     def batch_size(self) -> int:

@@ -28,11 +28,14 @@ class StateShape:
     """Of a row: N, M, D."""
     long_term: tuple[int, ...]
     """Of a row: A, *memory."""
+    odometry: int = 0
+    """Of a row: O."""
 
     def zeros(self, batch_size: int, like: Tensor) -> MemoryState:
         """The state of episodes that are about to start, in the device and dtype of `like`.
 
-        With narrower weights the long-term memory is float32, because it sums small changes.
+        With narrower weights the long-term memory and the odometry are float32, because they sum
+        small changes.
         """
         count = torch.zeros(batch_size, dtype=torch.long, device=like.device)
         return MemoryState(
@@ -40,6 +43,7 @@ class StateShape:
             window_length=count,
             long_term=like.new_zeros(batch_size, *self.long_term, dtype=_memory_dtype(like)),
             segment_step=count.clone(),
+            odometry=like.new_zeros(batch_size, self.odometry, dtype=_memory_dtype(like)),
         )
 
     def check_sequence(
@@ -86,8 +90,15 @@ class StateShape:
                 "initial_state(batch_size) or an earlier call returned"
             )
         batch, dtype = state.batch_size, weight.dtype
-        shapes = ((batch, *self.window), (batch,), (batch, *self.long_term), (batch,))
-        dtypes = (dtype, torch.long, _memory_dtype(weight), torch.long)
+        memory_dtype = _memory_dtype(weight)
+        shapes = (
+            (batch, *self.window),
+            (batch,),
+            (batch, *self.long_term),
+            (batch,),
+            (batch, self.odometry),
+        )
+        dtypes = (dtype, torch.long, memory_dtype, torch.long, memory_dtype)
         for name, field, shape, wanted in zip(
             MemoryState._fields, state, shapes, dtypes, strict=True
         ):

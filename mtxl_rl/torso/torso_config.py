@@ -29,6 +29,7 @@ _TRANSFORMER_CHOICES = (
     "mogrifier_rounds",
     "position",
     "all_attention",
+    "odometry",
     "long_term",
     "decay",
     "memory_layers",
@@ -176,6 +177,10 @@ class TorsoConfig:
     section 3.2)."""
     mogrifier_rounds: int = 0
     """Mogrifier rounds, in which a gate's inputs modulate each other first; 0: none."""
+    odometry: bool = False
+    """Estimate the movement of each step from its features and those of the step before, and add
+    the sum of the movements since the episode's start to the inputs: for agents that move in a
+    plane and do not observe where they are. auxiliary.movement trains it."""
     long_term: str = "delta"
     """Long-term memory: delta (the delta rule), linear (linear attention with decay), agalite,
     slots (the Memory Transformer-XL of 2020), tokens (the Memory Transformer) or none."""

@@ -95,7 +95,7 @@ def a_minibatch(*, items: int = 3, steps: int = 5) -> tuple[Spans, dict[str, Ten
     empty = torch.zeros(0)
     spans = Spans(
         inputs=PolicyInputs({}, empty, empty, empty.bool()),
-        memory=MemoryState(empty, empty, empty, empty),
+        memory=MemoryState(empty, empty, empty, empty, empty),
         action=empty,
         log_prob=-random().abs(),
         value=random(),

@@ -40,6 +40,7 @@ def numbered() -> Rollout:
                 long_term=(100 * env + t // 4).float().view(3, 1, 1, 1, 1).expand(3, 2, 2, 3, 3),
                 window_length=env + 10 * (t // 4),
                 segment_step=env,
+                odometry=torch.zeros(3, 0),
             )
         none = torch.zeros(3, dtype=torch.bool)
         decision = Decision(number[:, None], torch.zeros(3), number.float())

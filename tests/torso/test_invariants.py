@@ -51,6 +51,8 @@ SYSTEMS: dict[str, dict] = {
     "all-attention": {"all_attention": True, "num_persistent": 5},
     **{f"position {position}": {"position": position} for position in POSITIONS},
     **{f"gate {gate}": {"gate": gate} for gate in GATES},
+    "odometry": {"odometry": True},
+    "odometry, shared slots": SLOTS | {"odometry": True, "slots": SlotsConfig(is_shared=True)},
     "mogrifier": {"mogrifier_rounds": 3},
     "gru": {"kind": "gru"},
     "lstm": {"kind": "lstm"},
