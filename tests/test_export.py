@@ -32,6 +32,7 @@ from mtxl_rl.training import trainer
 SIZES = {"width": 16, "num_heads": 2, "num_layers": 2, "window_length": 8, "segment_length": 4}
 SPACES = gymnasium.spaces.Box(-1, 1, (3,)), gymnasium.spaces.MultiDiscrete([2, 3])
 TORSOS = {
+    "odometry": SIZES | {"odometry": True},
     "delta": SIZES,
     "one memory": {**SIZES, "memory_layers": [2]},
     "linear": {**SIZES, "long_term": "linear", "decay": "free", "position": "rotary"},
@@ -90,7 +91,7 @@ def test_an_exported_step_equals_acting(name: str, *, is_narrow: bool) -> None:
 
 @pytest.mark.compile
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["delta", "slots", "tokens", "gru"])
+@pytest.mark.parametrize("name", ["delta", "odometry", "slots", "tokens", "gru"])
 def test_an_onnx_file_acts_as_the_policy(name: str, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")

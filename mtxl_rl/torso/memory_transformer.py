@@ -414,5 +414,5 @@ class MemoryTransformer(nn.Module):
 
 def _starts(state: MemoryState, is_first: Bool[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
     """Where an episode starts: also at the first step after an empty state."""
-    at_once = is_first[:, :1] | (state.window_length == 0)[:, None]
-    return torch.cat([at_once, is_first[:, 1:]], dim=1)
+    first = is_first[:, :1] | (state.window_length == 0)[:, None]
+    return torch.cat([first, is_first[:, 1:]], dim=1)

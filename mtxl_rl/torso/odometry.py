@@ -57,7 +57,8 @@ class Odometry(nn.Module):
         self, x: Float[Tensor, "B T D"], carried: Carried, is_first: Bool[Tensor, "B T"]
     ) -> tuple[Float[Tensor, "B T D"], Carried]:
         """The features with the pose's embedding added, and what the next step needs."""
-        movement = self.movements(x, carried, is_first).to(carried.dtype)
+        # Gradients of a sum over all steps of a span would drown those of the movements' own loss.
+        movement = self.movements(x, carried, is_first).detach().to(carried.dtype)
         pose = add_up(movement, carried[:, self.width :], is_first)
         place, heading = pose[..., :2], pose[..., 2:]
         numbers = torch.cat([place, heading.sin(), heading.cos()], dim=-1)

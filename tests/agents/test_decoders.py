@@ -7,7 +7,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from mtxl_rl.agents.decoders import ChoiceDecoder, ObservationDecoder
+from mtxl_rl.agents.decoders import ChoiceDecoder, MovementDecoder, ObservationDecoder
 from mtxl_rl.agents.world import World
 from mtxl_rl.compose import compose_config
 from mtxl_rl.envs.registry import make_vector_env
@@ -69,6 +69,26 @@ def test_numbers_are_predicted_in_units_of_their_deviation() -> None:
             torch.nn.init.zeros_(layer.bias)
     loss = decoder.losses(torch.randn(64, 50, 4), {"leaf": numbers})["leaf"]
     assert loss[valid].mean().item() == pytest.approx(1, rel=1e-4)
+
+
+def test_exact_movements_have_no_loss_and_none_has_the_numbers_mean_square() -> None:
+    """A turn to the left by 90 degrees: what was ahead is to the right."""
+    decoder = MovementDecoder("way", "direction")
+    turned = torch.tensor([[0.3, -0.4, torch.pi / 2]])
+    observation = {
+        "way": torch.tensor([[0.3, -0.4]]),
+        "direction": torch.tensor([[1.0, 0.0]]),
+    }
+    losses = decoder.losses(turned, observation)
+    assert losses.keys() == {"way", "direction"}
+    assert all(loss.item() == pytest.approx(0, abs=1e-6) for loss in losses.values())
+    still = decoder.losses(torch.zeros(1, 3), observation)
+    assert still["way"].item() == pytest.approx((0.3**2 + 0.4**2) / 2)
+    assert still["direction"].item() == pytest.approx(1)
+    valid = torch.ones(1, 1, dtype=torch.bool)
+    ways = {key: torch.cat([leaf, -leaf])[None] for key, leaf in observation.items()}
+    decoder.update_statistics(ways, valid.expand(1, 2), World())
+    assert decoder.losses(torch.zeros(1, 3), observation)["way"].item() == pytest.approx(1)
 
 
 @pytest.mark.training

@@ -59,6 +59,7 @@ def outputs_of(run: Run, spans: Spans, memory: MemoryState | None = None) -> Pol
     return outputs
 
 
+@pytest.mark.parametrize("run", [[], ["torso.odometry=true"]], indirect=True)
 def test_refreshing_with_the_same_weights_changes_nothing(run: Run) -> None:
     before = learned_values(run)
     rollout = run.collector.rollout
@@ -67,6 +68,7 @@ def test_refreshing_with_the_same_weights_changes_nothing(run: Run) -> None:
     assert torch.allclose(learned_values(run), before, atol=1e-5)
 
 
+@pytest.mark.parametrize("run", [[], ["torso.odometry=true"]], indirect=True)
 def test_refreshed_memories_are_those_that_the_new_weights_make(run: Run) -> None:
     rollout = run.collector.rollout
     with torch.no_grad():

@@ -70,7 +70,9 @@ def policy(**options: list[str]) -> Policy:
         torso=TorsoConfig(width=16, num_heads=2, num_layers=1, window_length=4, segment_length=4),
         policy=PolicyConfig(observations=["seen"]),
         critic=CriticConfig(observations=options.get("critic", ["hidden"])),
-        auxiliary=AuxiliaryConfig(predict=options.get("predict", ["hidden"])),
+        auxiliary=AuxiliaryConfig(
+            predict=options.get("predict", ["hidden"]), movement=options.get("movement", [])
+        ),
     )
 
 
@@ -129,6 +131,20 @@ def test_wrong_names_are_refused_with_the_legal_ones(groups: dict, message: str)
     names = {"policy": [], "critic": [], "predicted": []} | groups
     with pytest.raises(ValueError, match=message):
         observation_groups(SPACE, **names)
+
+
+def test_movements_are_trained_by_two_leaves_of_two_numbers() -> None:
+    hidden = ["hidden", "hidden"]
+    groups = observation_groups(SPACE, policy=["seen"], critic=[], predicted=[], movement=hidden)
+    assert set(groups.training) == {"seen", "hidden"}
+    with pytest.raises(ValueError, match=r"movement=\[hidden,seen\]: seen is .* two numbers"):
+        observation_groups(SPACE, policy=[], critic=[], predicted=[], movement=["hidden", "seen"])
+    with pytest.raises(ValueError, match="must name two leaves"):
+        AuxiliaryConfig(movement=["hidden"])
+    with pytest.raises(ValueError, match="repeats hidden of auxiliary.movement"):
+        AuxiliaryConfig(movement=["hidden", "way"], predict=["hidden"])
+    with pytest.raises(ValueError, match=r"has no effect .* set torso\.odometry=true"):
+        policy(movement=hidden, predict=[])
 
 
 def test_a_leaf_that_the_policy_receives_too_is_encoded_once() -> None:
@@ -223,6 +239,7 @@ def test_the_maze_trains_with_every_privileged_signal() -> None:
         "env=MemoryMaze", "model=tiny", "torso.window_length=4", "torso.segment_length=4",
         "ppo.bptt_segments=2", "ppo.rollout_length=16", "num_envs=4", "device=cpu",
         "env.extra_observations=true", "policy.observations=[image]",
+        "env.seen_observations=true", "torso.odometry=true", "auxiliary.movement=[last_vec,last_dir]",
         "critic.observations=[targets_vec,agent_dir]", "auxiliary.predict=[targets_vec]",
         "teacher.policy=explorer", "env.progress_reward=0.1", "stagger_steps=0",
         "compile=false",
@@ -232,6 +249,11 @@ def test_the_maze_trains_with_every_privileged_signal() -> None:
         run = Run(config, env)
         run.start(seed=None)
         metrics = run.iterate()
-    assert set(run.collector.rollout.observation) == {"image", "targets_vec", "agent_dir"}
+    assert set(run.collector.rollout.observation) == {
+        "image", "targets_vec", "agent_dir", "last_vec", "last_dir"
+    }  # fmt: skip
     assert metrics["losses/ratio_deviation"] < 1e-4
-    assert {"auxiliary/r2_targets_vec", "teacher/agreement", "losses/imitation"} <= metrics.keys()
+    assert {
+        "auxiliary/r2_targets_vec", "auxiliary/r2_last_vec", "auxiliary/r2_last_dir",
+        "teacher/agreement", "losses/imitation",
+    } <= metrics.keys()  # fmt: skip
