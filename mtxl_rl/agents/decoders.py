@@ -102,7 +102,7 @@ class MovementDecoder(nn.Module):
     def __init__(self, place: str, direction: str) -> None:
         super().__init__()
         self.keys = (place, direction)
-        self.moments = nn.ModuleList([RunningMoments(2), RunningMoments(2)])
+        self.place, self.direction = RunningMoments(2), RunningMoments(2)
 
     def losses(
         self, movement: Float[Tensor, "*batch 3"], observation: Mapping[str, Tensor]
@@ -112,7 +112,8 @@ class MovementDecoder(nn.Module):
         # After a turn to the left, the direction of before lies to the right.
         predictions = movement[..., :2], torch.stack([turn.sin(), turn.cos()], dim=-1)
         losses = {}
-        for key, prediction, moments in zip(self.keys, predictions, self.moments, strict=True):
+        parts = zip(self.keys, predictions, (self.place, self.direction), strict=True)
+        for key, prediction, moments in parts:
             deviation = moments.variance.sqrt().clamp(min=VectorDecoder.MIN_DEVIATION)
             error = (observation[key].to(prediction.dtype) - prediction) / deviation
             losses[key] = error.square().mean(-1)
@@ -122,9 +123,9 @@ class MovementDecoder(nn.Module):
         self, observation: Mapping[str, Tensor], valid: Bool[Tensor, "B T"], world: World
     ) -> None:
         """Move the units of the losses towards those of a rollout."""
-        moments = masked_moments([observation[key] for key in self.keys], valid, world)
-        for leaf, leaf_moments in zip(self.moments, moments, strict=True):
-            leaf.update_statistics(*leaf_moments)
+        place, direction = masked_moments([observation[key] for key in self.keys], valid, world)
+        self.place.update_statistics(*place)
+        self.direction.update_statistics(*direction)
 
 
 class ChoiceDecoder(nn.Module):

@@ -47,8 +47,8 @@ class AuxiliaryConfig:
         check_at_least(self, 0, "coef", prefix="auxiliary.")
         if self.movement and len(self.movement) != 2:
             raise ValueError(
-                f"auxiliary.movement=[{','.join(self.movement)}] must name two leaves, a vector and "
-                "a direction, as in auxiliary.movement=[last_vec,last_dir]"
+                f"auxiliary.movement=[{','.join(self.movement)}] must name two leaves, a vector "
+                "and a direction, as in auxiliary.movement=[last_vec,last_dir]"
             )
         twice = [name for name in self.movement if name in self.predict]
         if twice:
@@ -101,8 +101,8 @@ def observation_groups(
     for name in movement:
         if leaves[name].shape != (2,):
             raise ValueError(
-                f"auxiliary.movement=[{','.join(movement)}]: {name} is {leaves[name]}, but must have "
-                "two numbers, [right, ahead]"
+                f"auxiliary.movement=[{','.join(movement)}]: {name} is {leaves[name]}, but must "
+                "have two numbers, [right, ahead]"
             )
     acting = list(policy) or list(leaves)
     privileged = [name for name in critic if name not in acting]

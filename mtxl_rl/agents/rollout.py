@@ -169,9 +169,10 @@ class Rollout:
         self.odometry[:, span] = odometry
 
     def refresh(self, span: int, state: MemoryState, *, valid: Tensor) -> None:
-        """Replace the memory at a span's start by `state`; of its window the `valid` [B, M] entries.
+        """Replace the memory at a span's start by `state`.
 
-        Entries that are not valid there may be valid for an earlier span and are kept.
+        Of its window only the `valid` entries [B, M]: those that are not valid there may be valid
+        for an earlier span and are kept.
         """
         step = span * self.shape.span_length
         stored = self.timeline[:, :, step : step + self.shape.window_length]

@@ -11,9 +11,6 @@ from torch import Tensor, nn
 
 # B rows, T steps, D width, O = D + 3 carried numbers.
 
-Carried = Float[Tensor, "B O"]
-"""A row's features of the last step, and its pose after it; zeros where an episode starts."""
-
 
 class Odometry(nn.Module):
     """Estimates movements in a plane, and adds an embedding of their sum to the features.
@@ -21,22 +18,26 @@ class Odometry(nn.Module):
     A movement is (right, ahead, turn): the vector back to the place of the step before, in the
     agent's axes, and the angle in radians by which the agent has turned left. A pose is the same
     relative to the episode's start, in the axes of the agent there: (x, y, heading). The units of
-    length are those of the numbers that train it.
+    length are those of the numbers that train `movements`. Nothing else does: no gradient reaches
+    them from the pose, because that of a sum over all steps of a span would drown it.
+
+    A row carries the features of its last step and the pose after it; zeros where an episode
+    starts.
     """
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.width = width
-        self.movement = nn.Sequential(
+        self.movement_hidden = nn.Sequential(
             nn.Linear(2 * width, 2 * width),
             nn.ReLU(),
             nn.Linear(2 * width, 2 * width),
             nn.ReLU(),
-            nn.Linear(2 * width, 3),
         )
+        self.movement = nn.Linear(2 * width, 3)
         self.embedding = nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, width))
-        nn.init.orthogonal_(self.movement[-1].weight, 0.01)
-        nn.init.zeros_(self.movement[-1].bias)
+        nn.init.orthogonal_(self.movement.weight, 0.01)
+        nn.init.zeros_(self.movement.bias)
 
     @property
     def num_carried(self) -> int:
@@ -44,27 +45,31 @@ class Odometry(nn.Module):
         return self.width + 3
 
     def movements(
-        self, x: Float[Tensor, "B T D"], carried: Carried, is_first: Bool[Tensor, "B T"]
+        self,
+        x: Float[Tensor, "B T D"],
+        carried: Float[Tensor, "B O"],
+        is_first: Bool[Tensor, "B T"],
     ) -> Float[Tensor, "B T 3"]:
         """The movement of each step; zero where an episode starts."""
         before = torch.cat([carried[:, None, : self.width].to(x.dtype), x[:, :-1]], dim=1)
-        weight = self.movement[0].weight
+        steps = torch.cat([before, x], dim=-1).to(self.movement.weight.dtype)
         with torch.autocast(x.device.type, enabled=False):
-            movement = self.movement(torch.cat([before, x], dim=-1).to(weight.dtype))
+            movement: Tensor = self.movement(self.movement_hidden(steps))
         return movement.masked_fill(is_first[..., None], 0)
 
     def forward(
-        self, x: Float[Tensor, "B T D"], carried: Carried, is_first: Bool[Tensor, "B T"]
-    ) -> tuple[Float[Tensor, "B T D"], Carried]:
+        self,
+        x: Float[Tensor, "B T D"],
+        carried: Float[Tensor, "B O"],
+        is_first: Bool[Tensor, "B T"],
+    ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B O"]]:
         """The features with the pose's embedding added, and what the next step needs."""
-        # Gradients of a sum over all steps of a span would drown those of the movements' own loss.
         movement = self.movements(x, carried, is_first).detach().to(carried.dtype)
         pose = add_up(movement, carried[:, self.width :], is_first)
         place, heading = pose[..., :2], pose[..., 2:]
         numbers = torch.cat([place, heading.sin(), heading.cos()], dim=-1)
-        weight = self.embedding[0].weight
         with torch.autocast(x.device.type, enabled=False):
-            embedding = self.embedding(numbers.to(weight.dtype))
+            embedding = self.embedding(numbers.to(self.movement.weight.dtype))
         after = torch.cat([x[:, -1].to(carried.dtype), pose[:, -1]], dim=-1)
         return x + embedding.to(x.dtype), after
 
@@ -87,7 +92,7 @@ def add_up(
 
     right, ahead, turn = movement.unbind(-1)
     heading = sum_since_start(turn, pose[:, 2])
-    # Of the same direction, and small: after many turns a sum of angles would lose digits.
+    # The same direction, from -pi to pi: a large angle would have fewer digits.
     heading = torch.atan2(heading.sin(), heading.cos())
     x = sum_since_start(heading.sin() * ahead - heading.cos() * right, pose[:, 0])
     y = sum_since_start(-heading.sin() * right - heading.cos() * ahead, pose[:, 1])

@@ -141,7 +141,7 @@ def test_movements_are_trained_by_two_leaves_of_two_numbers() -> None:
         observation_groups(SPACE, policy=[], critic=[], predicted=[], movement=["hidden", "seen"])
     with pytest.raises(ValueError, match="must name two leaves"):
         AuxiliaryConfig(movement=["hidden"])
-    with pytest.raises(ValueError, match="repeats hidden of auxiliary.movement"):
+    with pytest.raises(ValueError, match=r"repeats hidden of auxiliary\.movement"):
         AuxiliaryConfig(movement=["hidden", "way"], predict=["hidden"])
     with pytest.raises(ValueError, match=r"has no effect .* set torso\.odometry=true"):
         policy(movement=hidden, predict=[])
@@ -239,7 +239,8 @@ def test_the_maze_trains_with_every_privileged_signal() -> None:
         "env=MemoryMaze", "model=tiny", "torso.window_length=4", "torso.segment_length=4",
         "ppo.bptt_segments=2", "ppo.rollout_length=16", "num_envs=4", "device=cpu",
         "env.extra_observations=true", "policy.observations=[image]",
-        "env.seen_observations=true", "torso.odometry=true", "auxiliary.movement=[last_vec,last_dir]",
+        "env.seen_observations=true", "torso.odometry=true",
+        "auxiliary.movement=[last_vec,last_dir]",
         "critic.observations=[targets_vec,agent_dir]", "auxiliary.predict=[targets_vec]",
         "teacher.policy=explorer", "env.progress_reward=0.1", "stagger_steps=0",
         "compile=false",

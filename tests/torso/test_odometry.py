@@ -18,12 +18,12 @@ def ways_back(num_envs: int, num_steps: int) -> tuple[dict[str, Tensor], Tensor]
     env = MemoryMazeVectorEnv(num_envs, config=config, seed=0)
     rng, rows, starts = np.random.default_rng(0), [], []
     observation, _ = env.reset()
-    is_first = np.ones(num_envs, dtype=bool)
+    is_first, ended = np.ones(num_envs, dtype=bool), np.zeros(num_envs, dtype=bool)
     for _ in range(num_steps):
         names = ("last_vec", "last_dir", "first_vec", "first_dir")
         rows.append({name: torch.as_tensor(observation[name]).double() for name in names})
         starts.append(torch.as_tensor(is_first))
-        is_reset_row = ended if len(rows) > 1 else np.zeros(num_envs, dtype=bool)
+        is_reset_row = ended
         observation, _, terminated, truncated, _ = env.step(rng.choice([1, 1, 2, 3], size=num_envs))
         is_first, ended = is_reset_row, terminated | truncated
     leaves = {name: torch.stack([row[name] for row in rows], dim=1) for name in names}
@@ -83,7 +83,7 @@ def test_movements_that_are_learned_alone_add_up_to_the_pose() -> None:
     """Each step shows its movement."""
     torch.manual_seed(0)
     odometry = Odometry(8)
-    optimizer = torch.optim.Adam(odometry.movement.parameters(), lr=3e-3)
+    optimizer = torch.optim.Adam(odometry.parameters(), lr=3e-3)
     carried = torch.zeros(64, odometry.num_carried)
 
     def walk() -> tuple[Tensor, Tensor, Tensor]:
