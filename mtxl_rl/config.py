@@ -132,6 +132,13 @@ class TrainConfig:
                 f"ppo.coef={self.ppo.coef} and ppo.final_coef={self.ppo.final_coef} are for runs "
                 "with a teacher; set teacher.policy=, or remove them"
             )
+        if self.torso.odometry != bool(self.auxiliary.movement):
+            raise ValueError(
+                f"torso.odometry={self.torso.odometry} and auxiliary.movement="
+                f"[{','.join(self.auxiliary.movement)}] need each other; set torso.odometry=true "
+                "and name the two leaves that train it, as in "
+                "auxiliary.movement=[last_vec,last_dir], or leave both out"
+            )
         if self.compile != "auto" and not isinstance(self.compile, bool):
             raise ValueError(f"compile={self.compile} is unknown; choose auto, true or false")
         if self.compile is True and self.torso.kind != "transformer":

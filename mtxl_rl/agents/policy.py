@@ -144,11 +144,6 @@ class Policy(nn.Module):
         self.decoder = ObservationDecoder(groups.predicted, width) if groups.predicted else None
         self.movement_decoder = None
         if auxiliary and auxiliary.movement:
-            if not torso.odometry:
-                raise ValueError(
-                    f"auxiliary.movement=[{','.join(auxiliary.movement)}] has no effect with "
-                    "torso.odometry=false; leave it out, or set torso.odometry=true"
-                )
             self.movement_decoder = MovementDecoder(*auxiliary.movement)
         self.init_weights()
 

@@ -143,8 +143,9 @@ def test_movements_are_trained_by_two_leaves_of_two_numbers() -> None:
         AuxiliaryConfig(movement=["hidden"])
     with pytest.raises(ValueError, match=r"repeats hidden of auxiliary\.movement"):
         AuxiliaryConfig(movement=["hidden", "way"], predict=["hidden"])
-    with pytest.raises(ValueError, match=r"has no effect .* set torso\.odometry=true"):
-        policy(movement=hidden, predict=[])
+    for options in (["torso.odometry=true"], ["auxiliary.movement=[obs,obs]"]):
+        with pytest.raises(ValueError, match=r"need each other; set torso\.odometry=true and name"):
+            compose_config(["env=TMaze", *options])
 
 
 def test_a_leaf_that_the_policy_receives_too_is_encoded_once() -> None:
