@@ -92,10 +92,11 @@ class GridMemoryMazeConfig:
     """Steps of the first episodes in training, which grow to the task's over `curriculum_steps`, so
     that there are many mazes at first; 0: every episode has the task's."""
     extra_observations: bool = False
-    """Observe a dict of the view, the rows and columns of the agent and the objects, also of the
-    objects that were in view in this episode (-1 for the others), the agent's direction, the maze,
-    and vectors in cells to the right and ahead: to the objects, to the
-    episode's first cell, and the direction at its start."""
+    """Observe a dict of the view, the maze, the agent's place and direction, and the objects' places,
+    also of those objects that were in view in this episode (-1 for the others). Places are rows and
+    columns. Vectors, in cells to the right and ahead, lead to the objects, to those that were in view (0 for the
+    others), and to where the episode began and the agent was a step ago, with its directions
+    there."""
     teacher: str = ""
     """Report the logits of a player: ``explorer`` (it knows what it has seen) or ``oracle`` (it
     knows the maze). ``teacher.policy`` sets it. For training only."""
@@ -134,7 +135,8 @@ class GridMemoryMaze(VectorTask):
     config: GridMemoryMazeConfig
     state_names = (
         "world", "objects", "cell", "heading", "prompt", "first_cell", "first_heading",
-        "is_seen", "is_practice", "steps_of_episode", "steps_since_seeding",
+        "last_cell", "last_heading", "is_seen", "is_practice", "steps_of_episode",
+        "steps_since_seeding",
     )  # fmt: skip
     options_outside_state = (*no_curriculum(), "episode_length")
 
@@ -165,6 +167,8 @@ class GridMemoryMaze(VectorTask):
         self.prompt = np.zeros(num_envs, dtype=np.int64)
         """The prompted object."""
         self.first_cell, self.first_heading = self.cell.copy(), self.heading.copy()
+        self.last_cell, self.last_heading = self.cell.copy(), self.heading.copy()
+        """Where the agent was a step ago."""
         self.is_seen = np.zeros((num_envs, num_objects), dtype=np.bool_)
         """Whether each object was in view in this episode; with `extra_observations` only."""
         self.is_practice = np.zeros(num_envs, dtype=np.bool_)
@@ -200,6 +204,7 @@ class GridMemoryMaze(VectorTask):
             self.cell[row] = spawns[int(spawn * len(spawns))]
         self.is_seen[rows] = False
         self.first_cell[rows], self.first_heading[rows] = self.cell[rows], self.heading[rows]
+        self.last_cell[rows], self.last_heading[rows] = self.cell[rows], self.heading[rows]
 
     def _next_sizes(self, rows: Rows) -> list[str]:
         """Return the size of each row's next maze, at random if there is a curriculum of sizes."""
@@ -252,6 +257,7 @@ class GridMemoryMaze(VectorTask):
         )
 
     def _advance(self, actions: NDArray[Any], live: Flags) -> Outcome:
+        self.last_cell, self.last_heading = self.cell, self.heading
         self.heading = (self.heading + (actions == LEFT) - (actions == RIGHT)) % NUM_HEADINGS
         ahead = self.cell + self.ahead[self.heading]
         moves = live & (actions == FORWARD) & (self.world[self.all_rows, ahead] != WALL)
@@ -341,9 +347,15 @@ class GridMemoryMaze(VectorTask):
         axes = np.stack([right, ahead], axis=2)
         place, objects = self._row_and_column(self.cell), self._row_and_column(self.objects)
         vectors = (objects - place[:, None]) @ axes
-        to_first = (self._row_and_column(self.first_cell) - place)[:, None] @ axes
         seen_objects = np.where(self.is_seen[:, :, None], objects, np.float32(-1))
-        first_direction = headings[self.first_heading][:, None] @ axes
+        ways_back: dict[str, NDArray[Any]] = {}
+        for name, cell, heading in (
+            ("first", self.first_cell, self.first_heading),
+            ("last", self.last_cell, self.last_heading),
+        ):
+            back = self._row_and_column(cell) - place
+            ways_back[f"{name}_vec"] = (back[:, None] @ axes)[:, 0]
+            ways_back[f"{name}_dir"] = (headings[heading][:, None] @ axes)[:, 0]
         inside = np.s_[:, REACH + 1 : -REACH - 1, REACH + 1 : -REACH - 1]
         world = self.world.reshape(self.num_envs, stride, stride)[inside]
         return {
@@ -354,9 +366,9 @@ class GridMemoryMaze(VectorTask):
             "seen_targets_pos": seen_objects,
             "seen_target_pos": seen_objects[prompted],
             "targets_vec": vectors,
+            "seen_targets_vec": vectors * self.is_seen[:, :, None],
             "target_vec": vectors[prompted],
-            "first_vec": to_first[:, 0],
-            "first_dir": first_direction[:, 0],
+            **ways_back,
             "maze_layout": (world != WALL).astype(np.uint8).reshape(-1, cells, cells),
         }
 
@@ -417,9 +429,12 @@ def _observation_space(size: MazeSize, *, extra: bool) -> spaces.Space[Any]:
             "seen_targets_pos": numbers(size.num_targets, 2),
             "seen_target_pos": numbers(2),
             "targets_vec": numbers(size.num_targets, 2),
+            "seen_targets_vec": numbers(size.num_targets, 2),
             "target_vec": numbers(2),
             "first_vec": numbers(2),
             "first_dir": numbers(2),
+            "last_vec": numbers(2),
+            "last_dir": numbers(2),
             "maze_layout": spaces.Box(0, 1, (size.side, size.side), np.uint8),
         }
     )

@@ -314,7 +314,7 @@ def test_the_extra_observations_locate_things() -> None:
     plain = make(num_envs=32)
     rng = np.random.default_rng(0)
     start: dict[str, NDArray[Any]] = env._observe()
-    first = start["agent_pos"], start["agent_dir"]
+    first = last = start["agent_pos"], start["agent_dir"]
     last_seen = np.full(env.objects.shape, -1)
     was_seen = start["view"][:, :100].reshape(32, 5, 5, 4)[..., 1:].any(axis=(1, 2))
     for step in range(200):
@@ -337,19 +337,25 @@ def test_the_extra_observations_locate_things() -> None:
         np.testing.assert_array_equal(observation["target_pos"], places[rows, env.prompt])
         seen_places = np.where(was_seen[..., None], places, -1)
         np.testing.assert_array_equal(observation["seen_targets_pos"], seen_places)
+        seen_vectors = np.where(was_seen[..., None], observation["targets_vec"], 0)
+        np.testing.assert_array_equal(observation["seen_targets_vec"], seen_vectors)
         seen_target = seen_places[rows, env.prompt]
         np.testing.assert_array_equal(observation["seen_target_pos"], seen_target)
         to_target = places[rows, env.prompt] - observation["agent_pos"]
         forward = (to_target * observation["agent_dir"]).sum(1)
         np.testing.assert_array_equal(target[:, 1], forward)
-        # The first cell and direction, from where the agent is and how it turned.
-        pose = [observation["agent_pos"], observation["agent_dir"]]
+        # The first and the last cell and direction, from where the agent is and how it turned.
+        pose = observation["agent_pos"], observation["agent_dir"]
         ahead, right = pose[1], np.stack([pose[1][:, 1], -pose[1][:, 0]], axis=1)
-        for name, expected_vector in (("first_vec", first[0] - pose[0]), ("first_dir", first[1])):
-            vector = observation[name]
-            np.testing.assert_array_equal(
-                vector[:, :1] * right + vector[:, 1:] * ahead, expected_vector
-            )
+        for name, (place, direction) in (("first", first), ("last", last)):
+            for vector, expected_vector in (
+                (observation[f"{name}_vec"], place - pose[0]),
+                (observation[f"{name}_dir"], direction),
+            ):
+                np.testing.assert_array_equal(
+                    vector[:, :1] * right + vector[:, 1:] * ahead, expected_vector
+                )
+        last = pose
         row, column = observation["agent_pos"].astype(int).T
         assert observation["maze_layout"][rows, row, column].all()
         ahead_cell = observation["agent_pos"] + observation["agent_dir"]
