@@ -92,11 +92,11 @@ class GridMemoryMazeConfig:
     """Steps of the first episodes in training, which grow to the task's over `curriculum_steps`, so
     that there are many mazes at first; 0: every episode has the task's."""
     extra_observations: bool = False
-    """Observe a dict of the view, the maze, the agent's place and direction, and the objects' places,
-    also of those objects that were in view in this episode (-1 for the others). Places are rows and
-    columns. Vectors, in cells to the right and ahead, lead to the objects, to those that were in view (0 for the
-    others), and to where the episode began and the agent was a step ago, with its directions
-    there."""
+    """Observe a dict of the view, the maze, and places (rows and columns): of the agent, with its
+    direction, of the objects, and of those that were in view in this episode (-1 for the others).
+    Vectors, in cells to the right and ahead, lead to the objects, to those that were in view (0 for
+    the others), to where the episode began, and to where the agent was a step ago. Its directions
+    there are vectors likewise."""
     teacher: str = ""
     """Report the logits of a player: ``explorer`` (it knows what it has seen) or ``oracle`` (it
     knows the maze). ``teacher.policy`` sets it. For training only."""
