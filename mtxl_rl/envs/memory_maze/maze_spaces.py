@@ -31,8 +31,6 @@ def observation_space(config: MemoryMazeConfig) -> Space[Any]:
         "seen_targets_vec": numbers(size.num_targets, 2),
         "seen_targets_pos": numbers(size.num_targets, 2),
         "seen_target_pos": numbers(2),
-        "seen_targets_from_first": numbers(size.num_targets, 2),
-        "seen_target_from_first": numbers(2),
         "first_vec": numbers(2),
         "first_dir": numbers(2),
         "last_vec": numbers(2),

@@ -70,9 +70,9 @@ class MemoryMazeConfig:
     """Observations are a dict of the image and the positions of all objects (``ExtraObs``)."""
     seen_observations: bool = False
     """The extra observations also give what the picture shows and what a perfect memory knows, for
-    ``auxiliary.predict``: vectors to the objects in view, and vectors, positions, and vectors from
-    the episode's start of those that were in view in it (0, -1 and 0 for others), and the ways back
-    to its start and to where the agent was a step ago."""
+    ``auxiliary.predict``: vectors to the objects in view, and vectors and positions of those that
+    were in view in the episode (0 and -1 for others), and the ways back to its start and to where
+    the agent was a step ago."""
     show_path: bool = False
     """Draw a map with the shortest path into the picture (``Oracle``)."""
     control_freq: float = 4.0

@@ -737,27 +737,21 @@ class MemoryMazeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         """What the picture shows, and what a perfect memory knows.
 
         Vectors to the targets in view and to those that were in view [B, targets, 2], 0 for others;
-        their positions [B, targets, 2] and [B, 2], -1 for others, and the vectors to them from the
-        episode's start, 0 for others; the vectors to where the episode began and to where the
-        walker was a step ago, and its headings there, [B, 2]. Vectors are (right, ahead).
+        their positions [B, targets, 2] and [B, 2], -1 for others; the vectors to where the
+        episode began and to where the walker was a step ago, and its headings there, [B, 2].
+        Vectors are (right, ahead).
         """
         if not self.config.seen_observations:
             return {}
         ages = self.target_ages()[..., None]
         seen = np.where(ages >= 0, positions, -1.0)
-        first_xy, first_heading = self._first_pose[:, :2], self._first_pose[:, 2]
-        from_first = egocentric(self._targets, origin=first_xy, heading=first_heading)
-        from_first = np.where(ages >= 0, from_first, 0.0)
-        prompted = np.arange(self.num_envs), self._current
         return {
             "visible_targets_vec": np.where(ages == 0, vectors, 0.0),
             "seen_targets_vec": np.where(ages >= 0, vectors, 0.0),
             **self._pose_observations("first", self._first_pose),
             **self._pose_observations("last", self._last_pose),
             "seen_targets_pos": seen,
-            "seen_target_pos": seen[prompted],
-            "seen_targets_from_first": from_first,
-            "seen_target_from_first": from_first[prompted],
+            "seen_target_pos": seen[np.arange(self.num_envs), self._current],
         }
 
     def _pose_observations(

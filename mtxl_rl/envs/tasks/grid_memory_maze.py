@@ -95,8 +95,8 @@ class GridMemoryMazeConfig:
     """Observe a dict of the view, the maze, and places (rows and columns): of the agent, with its
     direction, of the objects, and of those that were in view in this episode (-1 for the others).
     Vectors, in cells to the right and ahead, lead to the objects, to those that were in view (0 for
-    the others), from the agent and from where the episode began, to there, and to where the agent
-    was a step ago. Its directions there are vectors likewise."""
+    the others), to where the episode began, and to where the agent was a step ago. Its directions
+    there are vectors likewise."""
     teacher: str = ""
     """Report the logits of a player: ``explorer`` (it knows what it has seen) or ``oracle`` (it
     knows the maze). ``teacher.policy`` sets it. For training only."""
@@ -348,11 +348,6 @@ class GridMemoryMaze(VectorTask):
         place, objects = self._row_and_column(self.cell), self._row_and_column(self.objects)
         vectors = (objects - place[:, None]) @ axes
         seen_objects = np.where(self.is_seen[:, :, None], objects, np.float32(-1))
-        first_axes = np.stack(
-            [headings[self.first_heading - 1], headings[self.first_heading]], axis=2
-        )
-        from_first = (objects - self._row_and_column(self.first_cell)[:, None]) @ first_axes
-        from_first *= self.is_seen[:, :, None]
         ways_back: dict[str, NDArray[Any]] = {}
         for name, cell, heading in (
             ("first", self.first_cell, self.first_heading),
@@ -372,8 +367,6 @@ class GridMemoryMaze(VectorTask):
             "seen_target_pos": seen_objects[prompted],
             "targets_vec": vectors,
             "seen_targets_vec": vectors * self.is_seen[:, :, None],
-            "seen_targets_from_first": from_first,
-            "seen_target_from_first": from_first[prompted],
             "target_vec": vectors[prompted],
             **ways_back,
             "maze_layout": (world != WALL).astype(np.uint8).reshape(-1, cells, cells),
@@ -437,8 +430,6 @@ def _observation_space(size: MazeSize, *, extra: bool) -> spaces.Space[Any]:
             "seen_target_pos": numbers(2),
             "targets_vec": numbers(size.num_targets, 2),
             "seen_targets_vec": numbers(size.num_targets, 2),
-            "seen_targets_from_first": numbers(size.num_targets, 2),
-            "seen_target_from_first": numbers(2),
             "target_vec": numbers(2),
             "first_vec": numbers(2),
             "first_dir": numbers(2),

@@ -240,21 +240,7 @@ def test_seen_observations_locate_what_was_in_view() -> None:
         np.testing.assert_array_equal(observations["visible_targets_vec"], visible)
         vectors = np.where(was_seen[..., None], observations["targets_vec"], 0.0)
         np.testing.assert_array_equal(observations["seen_targets_vec"], vectors)
-        # From the start: turned and moved by the way back to it.
-        right, ahead = observations["first_dir"][:, None].T
-        offset = observations["targets_vec"] - observations["first_vec"][:, None]
-        from_first = np.stack(
-            [
-                ahead.T * offset[..., 0] - right.T * offset[..., 1],
-                right.T * offset[..., 0] + ahead.T * offset[..., 1],
-            ],
-            axis=-1,
-        )
-        from_first = np.where(was_seen[..., None], from_first, 0.0)
-        np.testing.assert_allclose(observations["seen_targets_from_first"], from_first, atol=1e-9)
         target = expected[rows, env.motion().current]
-        prompted = from_first[rows, env.motion().current]
-        np.testing.assert_allclose(observations["seen_target_from_first"], prompted, atol=1e-9)
         np.testing.assert_array_equal(observations["seen_target_pos"], target)
         seen.append(was_seen.mean())
         observations = env.step(rng.integers(6, size=4))[0]

@@ -339,14 +339,6 @@ def test_the_extra_observations_locate_things() -> None:
         np.testing.assert_array_equal(observation["seen_targets_pos"], seen_places)
         seen_vectors = np.where(was_seen[..., None], observation["targets_vec"], 0)
         np.testing.assert_array_equal(observation["seen_targets_vec"], seen_vectors)
-        from_first = observation["seen_targets_from_first"]
-        first_right = np.stack([first[1][:, 1], -first[1][:, 0]], axis=1)
-        places_again = from_first[..., :1] * first_right[:, None] + first[0][:, None]
-        places_again += from_first[..., 1:] * first[1][:, None]
-        np.testing.assert_array_equal(places_again[was_seen], places[was_seen])
-        assert not from_first[~was_seen].any()
-        prompted = from_first[rows, env.prompt]
-        np.testing.assert_array_equal(observation["seen_target_from_first"], prompted)
         seen_target = seen_places[rows, env.prompt]
         np.testing.assert_array_equal(observation["seen_target_pos"], seen_target)
         to_target = places[rows, env.prompt] - observation["agent_pos"]
