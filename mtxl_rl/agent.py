@@ -121,13 +121,11 @@ class Agent:
 
     def new_cache(self, batch: int) -> AgentCache:
         """The cache of `batch` episodes that are about to start."""
-        head = self.policy.action_head
-        action = torch.zeros(batch, *head.action_shape, dtype=head.action_dtype, device=self.device)
         log_prob, value = torch.zeros(2, batch, device=self.device)
         return AgentCache(
             # The shortest timeline, as a server keeps thousands of rows.
             self.policy.prefill(self.policy.torso.initial_state(batch), num_steps=1),
-            Decision(action, log_prob, value),
+            Decision(self.policy.initial_action(batch), log_prob, value),
             np.full(batch, -1),
         )
 

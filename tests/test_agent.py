@@ -21,7 +21,7 @@ from mtxl_rl.envs.registry import make_vector_env
 from mtxl_rl.envs.space_json import space_from_json, space_to_json
 from mtxl_rl.tracking import checkpoint
 from mtxl_rl.train import main
-from mtxl_rl.training.trainer import run
+from mtxl_rl.training.trainer import run_until_signal as run
 
 TINY = [
     "env=TMaze", "env.corridor_length=9", "model=tiny", "num_envs=4", "ppo.rollout_length=16",

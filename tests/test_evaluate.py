@@ -21,14 +21,14 @@ TINY = [
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("evaluate") / "run"
-    trainer.run(compose_config([*TINY, f"run_dir={folder}"]))
+    trainer.run_until_signal(compose_config([*TINY, f"run_dir={folder}"]))
     return folder
 
 
 @pytest.fixture(scope="module")
 def baseline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("evaluate") / "gru"
-    trainer.run(compose_config([*TINY, "torso=gru", f"run_dir={folder}"]))
+    trainer.run_until_signal(compose_config([*TINY, "torso=gru", f"run_dir={folder}"]))
     return folder
 
 

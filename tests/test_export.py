@@ -253,8 +253,8 @@ def test_a_run_is_exported_and_its_file_acts(
     options = ["env=TMaze", "env.corridor_length=9", "model=tiny", "num_envs=4", "total_steps=512",
                "torso.window_length=4", "torso.segment_length=4", "ppo.rollout_length=16",
                "ppo.bptt_segments=4", "policy.episode_step=true"]  # fmt: skip
-    run = trainer.run(compose_config([*options, "device=cpu", f"run_dir={folder}"]))
-    main([f"checkpoint={run}", f"output={path}", f"weights={weights}", "check_steps=30"])
+    trainer.run_until_signal(compose_config([*options, "device=cpu", f"run_dir={folder}"]))
+    main([f"checkpoint={folder}", f"output={path}", f"weights={weights}", "check_steps=30"])
     assert "a step of 1 row(s) takes" in capsys.readouterr().out
     assert [file.name for file in path.parent.iterdir()] == [name]
     agent, row_agent = ExportedPolicy(path, seed=3), ExportedPolicy(path, seed=3)

@@ -25,7 +25,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = ["env=TMaze", "env.corridor_length=9", "model=tiny", "num_envs=4", "total_steps=128",
                "torso.window_length=4", "torso.segment_length=4", "ppo.rollout_length=16",
                "ppo.bptt_segments=4", "device=cpu", f"run_dir={folder}"]  # fmt: skip
-    return trainer.run(compose_config(options))
+    return trainer.run_until_signal(compose_config(options))[0]
 
 
 @pytest.fixture

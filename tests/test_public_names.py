@@ -44,7 +44,7 @@ NAMES = {
     "mtxl_rl.language_model.train_config": ["TrainLMConfig"],
     "mtxl_rl.language_model.character_trainer": ["evaluate", "generate", "run_until_signal"],
     "mtxl_rl.training.run": ["Run", "make_teacher"],
-    "mtxl_rl.training.trainer": ["check_start", "new_run_dir", "run", "run_until_signal"],
+    "mtxl_rl.training.trainer": ["check_start", "new_run_dir", "run_until_signal"],
     "mtxl_rl.training.ray_trainer": ["ray_trainer", "train_with_ray"],
     "mtxl_rl.training.trained_run": ["TrainedRun"],
     "mtxl_rl.training.callbacks": ["Callback", "CallbackList", "Metrics", "StopTraining"],

@@ -130,12 +130,10 @@ class Actor:
         if self.teacher is not None:
             self.teacher.reset(self.env.num_envs)
             self.teacher.observe(info)
-        batch, head = self.env.num_envs, self.policy.action_head
+        batch = self.env.num_envs
         self.episode_step[:] = 0
         self.observation = self._to_tensors(observation)
-        self.action = torch.zeros(
-            batch, *head.action_shape, dtype=head.action_dtype, device=self.device
-        )
+        self.action = self.policy.initial_action(batch)
         self.reward = torch.zeros(batch, device=self.device)
         self.is_first = torch.ones(batch, dtype=torch.bool, device=self.device)
         self.is_reset_row = np.zeros(batch, dtype=bool)

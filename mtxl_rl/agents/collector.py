@@ -46,13 +46,7 @@ class Collector:
                 actor.teacher.begin_rollout()
             for t in range(rollout.shape.num_steps):
                 if rollout.starts_span(t):
-                    rollout.snapshot(
-                        t,
-                        long_term=cache.long_term,
-                        window_length=cache.window_length,
-                        segment_step=cache.segment_step,
-                        odometry=cache.odometry,
-                    )
+                    rollout.snapshot(t, cache)
                 transition, ended = actor.step()
                 rollout.record(t, transition)
                 episodes += ended

@@ -69,8 +69,6 @@ class VectorDecoder(RunningMoments):
     features explain (R^2).
     """
 
-    MIN_DEVIATION = 1e-2
-
     def __init__(self, shape: tuple[int, ...], width: int) -> None:
         super().__init__(math.prod(shape))
         self.layers = nn.Sequential(
@@ -79,16 +77,13 @@ class VectorDecoder(RunningMoments):
 
     def forward(self, features: Float[Tensor, "n D"], numbers: Tensor) -> Float[Tensor, " n"]:
         """Mean loss over each step's numbers."""
-        target = (numbers.flatten(1).float() - self.mean) / self._deviation()
+        target = (numbers.flatten(1).float() - self.mean) / self.deviation
         return (self.layers(features).float() - target).square().mean(1)
 
     def predict(self, features: Float[Tensor, "n D"]) -> Float[Tensor, "n numbers"]:
         """The predicted numbers, flattened."""
-        prediction: Tensor = self.layers(features).float() * self._deviation() + self.mean
+        prediction: Tensor = self.layers(features).float() * self.deviation + self.mean
         return prediction
-
-    def _deviation(self) -> Tensor:
-        return self.variance.sqrt().clamp(min=self.MIN_DEVIATION)
 
 
 class MovementDecoder(nn.Module):
@@ -114,8 +109,7 @@ class MovementDecoder(nn.Module):
         losses = {}
         parts = zip(self.keys, predictions, (self.place, self.direction), strict=True)
         for key, prediction, moments in parts:
-            deviation = moments.variance.sqrt().clamp(min=VectorDecoder.MIN_DEVIATION)
-            error = (observation[key].to(prediction.dtype) - prediction) / deviation
+            error = (observation[key].to(prediction.dtype) - prediction) / moments.deviation
             losses[key] = error.square().mean(-1)
         return losses
 

@@ -200,11 +200,6 @@ class ValueHead(RunningMoments):
         super().__init__()
         self.output = nn.Linear(width, 1)
 
-    @property
-    def deviation(self) -> Float[Tensor, ""]:
-        """Standard deviation of the targets; 1 before the first update."""
-        return self.variance.sqrt().clamp(min=self.MIN_DEVIATION)
-
     def forward(self, features: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch"]:
         """Value estimates, in the units of the rewards."""
         out = self.output(features)[..., 0]

@@ -211,6 +211,11 @@ class Policy(nn.Module):
         with self.autocast():
             return self.torso.prefill(state, num_steps=num_steps, timeline=timeline)
 
+    def initial_action(self, batch_size: int) -> Tensor:
+        """The previous action of `batch_size` episodes that are about to start: all zeros."""
+        shape, dtype = (batch_size, *self.action_head.action_shape), self.action_head.action_dtype
+        return torch.zeros(shape, dtype=dtype, device=self.value_head.output.weight.device)
+
     @torch.no_grad()
     def act(
         self,

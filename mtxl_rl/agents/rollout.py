@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mtxl_rl.agents.transition import PolicyInputs, Shapes, TeacherStep, Transition
-from mtxl_rl.torso import MemoryState
+from mtxl_rl.torso import Cache, MemoryState
 
 # B environments, T steps, N layers, M window, D width, L steps of a span, G = T / L spans,
 # I spans of a minibatch.
@@ -152,21 +152,13 @@ class Rollout:
         """Whether a span starts at step t, so that `snapshot` is due before it."""
         return t % self.shape.span_length == 0
 
-    def snapshot(
-        self,
-        t: int,
-        *,
-        long_term: Tensor,
-        window_length: Tensor,
-        segment_step: Tensor,
-        odometry: Tensor,
-    ) -> None:
-        """Store the memory before step t, at which a span starts."""
+    def snapshot(self, t: int, memory: Cache | MemoryState) -> None:
+        """Store the memory before step t, at which a span starts; the timeline has its window."""
         span = t // self.shape.span_length
-        self.long_term[:, span] = long_term
-        self.window_length[:, span] = window_length
-        self.segment_step[:, span] = segment_step
-        self.odometry[:, span] = odometry
+        self.long_term[:, span] = memory.long_term
+        self.window_length[:, span] = memory.window_length
+        self.segment_step[:, span] = memory.segment_step
+        self.odometry[:, span] = memory.odometry
 
     def refresh(self, span: int, state: MemoryState, *, valid: Tensor) -> None:
         """Replace the memory at a span's start by `state`.

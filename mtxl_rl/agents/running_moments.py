@@ -12,6 +12,8 @@ class RunningMoments(nn.Module):
 
     RATE = 0.1
     """Share of the new targets in the statistics, per update."""
+    MIN_DEVIATION = 1e-2
+    """Smallest `deviation`."""
 
     def __init__(self, *shape: int) -> None:
         super().__init__()
@@ -21,6 +23,11 @@ class RunningMoments(nn.Module):
         self.mean: Tensor
         self.variance: Tensor
         self.num_updates: Tensor
+
+    @property
+    def deviation(self) -> Tensor:
+        """Standard deviation of the targets; 1 before the first update."""
+        return self.variance.sqrt().clamp(min=self.MIN_DEVIATION)
 
     @torch.no_grad()
     def update_statistics(self, mean: Tensor, variance: Tensor) -> None:

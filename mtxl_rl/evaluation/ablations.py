@@ -53,15 +53,14 @@ def evaluate_ablations(
         actor = agent.actor(env, greedy=config.greedy, is_training=bool(config.probe))
         observers = _observers(config, train, actor, names)
         with Progress(config.episodes * len(names), console=console, unit="episode") as progress:
-            for number, name in enumerate(names):
+            for name in names:
                 torch.manual_seed(config.seed)
                 if actor.generator is not None:
                     actor.generator.manual_seed(config.seed)
-                finished = number * config.episodes
                 results[name] = play_episodes(
                     actor, episodes=config.episodes, seed=seed, memory=name,
                     on_step=partial(_observe, observers[name]),
-                    on_count=partial(_count, progress, finished),
+                    on_count=lambda n: progress.update(len(results) * config.episodes + n),
                 )  # fmt: skip
         # After all settings: a failure to draw loses no results.
         return _draw(config, train, [each for name in names for each in observers[name]])
@@ -104,10 +103,6 @@ def _draw(
         reach = train.torso.receptive_field
         try_write(partial(draw_probe, explained, title=title, reach=reach), Path(config.probe))
     return explained
-
-
-def _count(progress: Progress, finished: int, count: int) -> None:
-    progress.update(finished + count)
 
 
 def _title(config: EvaluateConfig, train: TrainConfig) -> str:

@@ -62,8 +62,7 @@ class Recording:
 
     def observe(self, actor: Actor) -> None:
         """Record the current step of an actor's first environment, with its picture if any."""
-        if len(self.inputs) < self.max_steps:
-            self.observe_env(actor.env, actor.inputs())
+        self.observe_env(actor.env, actor.inputs())
 
     def observe_env(self, env: Any, inputs: PolicyInputs) -> None:  # noqa: ANN401
         """Record a step of the first of some environments, up to `max_steps`."""

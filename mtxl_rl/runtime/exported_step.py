@@ -86,15 +86,12 @@ class ExportedStep(nn.Module):
         self.policy = policy
         counts_steps = policy.config.episode_step
         self.leaves = [key for key in shapes if not (counts_steps and key == EPISODE_STEP)]
-        head = policy.action_head
         self.cache = prefill(policy, num_rows)
         state = self.cache.mutable_tensors()
         if policy.torso.writes_whole_segments:  # From the timeline.
             assert isinstance(self.cache, DecodeCache)
             state["timeline"] = self.cache.timeline
-        state["previous_action"] = torch.zeros(
-            num_rows, *head.action_shape, dtype=head.action_dtype
-        )
+        state["previous_action"] = policy.initial_action(num_rows)
         if counts_steps:
             state[EPISODE_STEP] = torch.zeros(num_rows, dtype=torch.long)
         # Position embeddings depend on the weights alone.

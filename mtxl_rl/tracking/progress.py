@@ -32,6 +32,7 @@ _COLUMNS = (
     TextColumn("ETA {task.fields[eta]}"),
 )
 _SPEED_SECONDS = 300.0
+_LINE_SECONDS = 10.0  # Between lines where there is no terminal.
 
 
 class Progress:
@@ -44,7 +45,6 @@ class Progress:
         total: Step at which the run ends.
         console: Where to print.
         initial_step: Step at which a resumed run starts.
-        line_seconds: Seconds between lines where there is no terminal.
         clock: Returns the time in seconds.
         unit: What is counted, in the singular.
     """
@@ -55,13 +55,11 @@ class Progress:
         *,
         console: Console,
         initial_step: int = 0,
-        line_seconds: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
         unit: str = "step",
     ) -> None:
         self._console = console
         self._clock = clock
-        self._line_seconds = line_seconds
         self._next_line = clock()
         self._is_live = console.is_terminal and not console.is_dumb_terminal
         self._has_unprinted_update = False
@@ -125,7 +123,7 @@ class Progress:
             self._has_unprinted_update = True
             if not self._is_live and self._clock() >= self._next_line:
                 self._print_line()
-                self._next_line = self._clock() + self._line_seconds
+                self._next_line = self._clock() + _LINE_SECONDS
 
     def _measure(self, step: int, *, is_typical: bool) -> tuple[float | None, float | None]:
         """Steps per second and seconds left; None: not known yet."""

@@ -39,31 +39,6 @@ from mtxl_rl.training.callbacks import CallbackList, Metrics
 from mtxl_rl.training.run import Run
 
 
-def run(
-    config: TrainConfig,
-    *,
-    env: CustomEnv | None = None,
-    eval_env: CustomEnv | None = None,
-    callbacks: Sequence[Any] = (),
-) -> Path:
-    """Train until `total_steps`, or until asked to stop; return the run's folder.
-
-    Args:
-        config: The options.
-        env: An environment that Python code made, for the options' own.
-        eval_env: An environment to evaluate in; None: the options' own, or those that `env` makes.
-        callbacks: See `mtxl_rl.training.callbacks`.
-
-    Raises:
-        ValueError: a setting, the environment's spaces or a checkpoint is not legal.
-        OSError: the disk is full or the folder cannot be written.
-        NonFiniteLossError: learning diverged.
-
-    An error while training has a note that names the step and the last checkpoint.
-    """
-    return run_until_signal(config, env=env, eval_env=eval_env, callbacks=callbacks)[0]
-
-
 def run_until_signal(
     config: TrainConfig,
     *,
@@ -72,9 +47,24 @@ def run_until_signal(
     callbacks: Sequence[Any] = (),
     session: Session | None = None,
 ) -> tuple[Path, int]:
-    """Train as `run` does; return the folder and the number of the signal that stopped it, or 0.
+    """Train until `total_steps`, or until asked to stop.
 
-    `session` is the connection to Ray Train, in one of its workers.
+    Args:
+        config: The options.
+        env: An environment that Python code made, for the options' own.
+        eval_env: An environment to evaluate in; None: the options' own, or those that `env` makes.
+        callbacks: See `mtxl_rl.training.callbacks`.
+        session: The connection to Ray Train, in one of its workers.
+
+    Returns:
+        The run's folder, and the number of the signal that stopped the run, or 0.
+
+    Raises:
+        ValueError: a setting, the environment's spaces or a checkpoint is not legal.
+        OSError: the disk is full or the folder cannot be written.
+        NonFiniteLossError: learning diverged.
+
+    An error while training has a note that names the step and the last checkpoint.
     """
     device, calls = local_device(config.torch_device()), CallbackList(callbacks)
     eval_env = _evaluation_object(config, env, eval_env)

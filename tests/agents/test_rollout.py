@@ -5,6 +5,7 @@ import torch
 from mtxl_rl.agents.rollout import Rollout, RolloutShape, random_minibatches
 from mtxl_rl.agents.transition import Decision, PolicyInputs, Transition
 from mtxl_rl.agents.world import World, masked_moments
+from mtxl_rl.torso import MemoryState
 
 SHAPE = RolloutShape(
     num_envs=3,
@@ -35,13 +36,14 @@ def numbered() -> Rollout:
             is_first=torch.zeros(3, dtype=torch.bool),
         )
         if rollout.starts_span(t):
-            rollout.snapshot(
-                t,
-                long_term=(100 * env + t // 4).float().view(3, 1, 1, 1, 1).expand(3, 2, 2, 3, 3),
+            long_term = (100 * env + t // 4).float().view(3, 1, 1, 1, 1).expand(3, 2, 2, 3, 3)
+            rollout.snapshot(t, MemoryState(
+                window=torch.zeros(3, 2, 5, 6),
                 window_length=env + 10 * (t // 4),
+                long_term=long_term,
                 segment_step=env,
                 odometry=torch.zeros(3, 0),
-            )
+            ))  # fmt: skip
         none = torch.zeros(3, dtype=torch.bool)
         decision = Decision(number[:, None], torch.zeros(3), number.float())
         rollout.record(t, Transition(inputs, decision, none, number.float(), number.float(), none))

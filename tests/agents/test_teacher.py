@@ -24,7 +24,7 @@ from mtxl_rl.agents.teacher import (
 from mtxl_rl.compose import compose_config
 from mtxl_rl.envs.registry import make_vector_env
 from mtxl_rl.training.run import Run
-from mtxl_rl.training.trainer import run as train
+from mtxl_rl.training.trainer import run_until_signal as train
 from tests.agents.test_privileged import SMALL, RecallSide
 
 TINY = [

@@ -19,7 +19,7 @@ from mtxl_rl.evaluation import ablations
 from mtxl_rl.evaluation.probe import AGES, Explained, Probe
 from mtxl_rl.saved_agent import read_agent
 from mtxl_rl.torso import Cache
-from mtxl_rl.training.trainer import run
+from mtxl_rl.training.trainer import run_until_signal as run
 
 TINY = [
     "env=GridMemoryMaze", "env.extra_observations=true", "policy.observations=[view]",

@@ -16,7 +16,7 @@ from mtxl_rl.compose import compose_config
 from mtxl_rl.tracking import checkpoint
 from mtxl_rl.tracking.metrics import read_rows
 from mtxl_rl.training.callbacks import Callback, Metrics, StopTraining
-from mtxl_rl.training.trainer import run
+from mtxl_rl.training.trainer import run_until_signal as run
 
 pytest.importorskip("ray.train", reason="ray[train] is not installed")
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
@@ -111,7 +111,7 @@ def _float64() -> Iterator[None]:
 def reference(tmp_path: Path, _float64: None) -> Path:
     """A run in this process, which nothing stops."""
     options = [*OPTIONS, f"total_steps={TOTAL_STEPS}", f"run_dir={tmp_path / 'reference'}"]
-    return run(compose_config(options))
+    return run(compose_config(options))[0]
 
 
 def test_a_run_continues_after_each_kill(

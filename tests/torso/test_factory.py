@@ -11,7 +11,7 @@ from mtxl_rl.command import choices
 from mtxl_rl.compose import compose_config
 from mtxl_rl.torso import TorsoConfig, build_torso, count_parameters, match_parameters
 from mtxl_rl.torso.torso_config import long_term_names
-from mtxl_rl.training.trainer import run
+from mtxl_rl.training.trainer import run_until_signal as run
 
 TORSOS = choices("torso")
 
@@ -46,7 +46,7 @@ def test_every_torso_can_be_built_to_the_size_of_another(name: str) -> None:
 ])  # fmt: skip
 @pytest.mark.training
 def test_every_torso_trains_and_acts_as_it_learns(options: list[str], tmp_path: Path) -> None:
-    folder = run(compose_config([
+    folder, _ = run(compose_config([
         "env=TMaze", "env.corridor_length=9", "num_envs=4", "total_steps=256", "device=cpu",
         *options, "torso.width=16", "torso.window_length=4", "torso.segment_length=4",
         "ppo.rollout_length=32", "ppo.bptt_segments=4", "ppo.memory_refresh=epoch",

@@ -28,7 +28,7 @@ from mtxl_rl.tracking.run_record import read_record
 from mtxl_rl.train import main
 from mtxl_rl.training import trainer
 from mtxl_rl.training.run import Run
-from mtxl_rl.training.trainer import run
+from mtxl_rl.training.trainer import run_until_signal as run
 
 TINY = [
     "env=TMaze", "env.corridor_length=9", "model=tiny", "num_envs=4", "ppo.rollout_length=16",
@@ -111,7 +111,7 @@ def test_acting_and_learning_agree_in_every_iteration(
 @pytest.mark.parametrize("env_id", ["Pendulum-v1", "CartPole-v1"])
 def test_gymnasium_environments_train(tmp_path: Path, env_id: str) -> None:
     overrides = ["env=Gymnasium", f"env.id={env_id}", *TINY[2:], "total_steps=64"]
-    folder = run(compose_config([*overrides, f"run_dir={tmp_path / 'run'}"]))
+    folder, _ = run(compose_config([*overrides, f"run_dir={tmp_path / 'run'}"]))
     assert rows(folder)[-1]["losses/ratio_deviation"] < 1e-5
 
 

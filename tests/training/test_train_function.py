@@ -22,7 +22,7 @@ from mtxl_rl.tracking import checkpoint
 from mtxl_rl.tracking.metrics import read_rows
 from mtxl_rl.tracking.run_record import read_record
 from mtxl_rl.training.run import Run
-from mtxl_rl.training.trainer import run
+from mtxl_rl.training.trainer import run_until_signal as run
 
 SIZES = {
     "model": "tiny", "device": "cpu", "torso.width": 16, "torso.num_heads": 2,

@@ -28,8 +28,7 @@ def build(options: argparse.Namespace, config: TrainConfig, env: PacedEnv) -> Sy
     def act(rows: int) -> Callable[[], object]:
         observation = env.observations(rows)
         cache = policy.prefill(policy.torso.initial_state(rows))
-        head = policy.action_head
-        action = torch.zeros(rows, *head.action_shape, dtype=head.action_dtype)
+        head, action = policy.action_head, policy.initial_action(rows)
         reward, is_first = torch.zeros(rows), torch.zeros(rows, dtype=torch.bool)
 
         def step() -> object:
