@@ -16,6 +16,7 @@ from mtxl_rl.evaluation.ablations import evaluate_ablations
 from mtxl_rl.evaluation.drawing import require_drawing
 from mtxl_rl.evaluation.episode_table import show_episodes
 from mtxl_rl.evaluation.evaluate_config import EvaluateConfig
+from mtxl_rl.evaluation.pose_errors import PoseError
 from mtxl_rl.evaluation.probe import AGES, Explained
 from mtxl_rl.saved_agent import read_agent, saved_config
 from mtxl_rl.tracking.cli import make_writable, print_line, show
@@ -36,8 +37,9 @@ def run(config: EvaluateConfig) -> dict[str, list[dict[str, float]]]:
             make_writable(Path(output))
     results: dict[str, list[dict[str, float]]] = {}
     try:
-        explained = evaluate_ablations(config, replace(saved, config=train), names, results)
-        _print_probe(explained)
+        probed = evaluate_ablations(config, replace(saved, config=train), names, results)
+        _print_probe(probed.explained)
+        _print_pose_errors(probed.pose_errors)
     finally:  # An interrupted evaluation shows and keeps what was measured.
         if results:
             _print(results, train)
@@ -109,6 +111,17 @@ def _print_probe(results: Sequence[Explained]) -> None:
     for leaf, memory in dict.fromkeys((result.leaf, result.memory) for result in results):
         rows = [r for r in results if (r.leaf, r.memory) == (leaf, memory)]
         table.add_row(leaf, memory, *("" if math.isnan(r.r2) else f"{r.r2:.2f}" for r in rows))
+    show(table)
+
+
+def _print_pose_errors(results: Sequence[PoseError]) -> None:
+    if not results:
+        return
+    table = Table(title="Root mean square error of the odometry's pose")
+    for name in ("steps since the start", "heading (radians)", "place"):
+        table.add_column(name, justify="right")
+    for result in results:
+        table.add_row(result.steps, f"{result.heading:.3f}", f"{result.place:.3f}")
     show(table)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -14,6 +15,7 @@ from mtxl_rl.config import TrainConfig
 from mtxl_rl.envs.registry import make_vector_env, stream_seed
 from mtxl_rl.evaluation.drawing import try_write
 from mtxl_rl.evaluation.evaluate_config import EvaluateConfig
+from mtxl_rl.evaluation.pose_errors import PoseError, PoseErrors
 from mtxl_rl.evaluation.probe import Explained, Probe, draw_probe
 from mtxl_rl.evaluation.recording import Recording
 from mtxl_rl.evaluation.timeline import write_timeline
@@ -23,13 +25,24 @@ from mtxl_rl.saved_agent import SavedAgent
 from mtxl_rl.tracking.cli import console, print_line
 from mtxl_rl.tracking.progress import Progress
 
+Observer = Recording | Probe | PoseErrors
+
+
+class Probed(NamedTuple):
+    """What `probe=` measures; empty without it."""
+
+    explained: list[Explained]
+    """R^2 of the predictions by leaf, memory and age."""
+    pose_errors: list[PoseError]
+    """Of an agent's odometry, with its memory on."""
+
 
 def evaluate_ablations(
     config: EvaluateConfig,
     saved: SavedAgent,
     names: Sequence[str],
     results: dict[str, list[dict[str, float]]],
-) -> list[Explained]:
+) -> Probed:
     """Play each setting's episodes into `results`, and draw the pictures that were asked for.
 
     Every setting has the same environments and noise.
@@ -41,7 +54,7 @@ def evaluate_ablations(
         results: Receives the episodes by setting, also those before an interruption.
 
     Returns:
-        R^2 of the predictions by leaf, memory and age; empty without `probe=`.
+        What `probe=` measures.
     """
     train = saved.config
     torch.set_num_threads(train.num_threads)
@@ -68,30 +81,34 @@ def evaluate_ablations(
 
 def _observers(
     config: EvaluateConfig, train: TrainConfig, actor: Actor, names: Sequence[str]
-) -> dict[str, list[Recording | Probe]]:
+) -> dict[str, list[Observer]]:
     """Observers of each step, by setting of the memory; pictures show an agent with memory."""
-    observers = {name: list[Recording | Probe]() for name in names}
+    observers = {name: list[Observer]() for name in names}
     if config.video or config.timeline:
         observers["on"].append(_recording(config, train, actor))
     if config.probe:
         for name in names:
             observers[name].append(Probe(actor.policy, memory=name))
+        if actor.policy.movement_decoder is not None and "on" in names:
+            observers["on"].append(PoseErrors(actor.policy.movement_decoder))
     return observers
 
 
-def _observe(observers: Sequence[Recording | Probe], actor: Actor) -> None:
+def _observe(observers: Sequence[Observer], actor: Actor) -> None:
     for observer in observers:
         observer.observe(actor)
 
 
-def _draw(
-    config: EvaluateConfig, train: TrainConfig, observers: Sequence[Recording | Probe]
-) -> list[Explained]:
-    """Write the pictures that were asked for, and return R^2 of the predictions."""
+def _draw(config: EvaluateConfig, train: TrainConfig, observers: Sequence[Observer]) -> Probed:
+    """Write the pictures that were asked for, and return what was measured."""
     explained: list[Explained] = []
+    pose_errors: list[PoseError] = []
     for observer in observers:
         if isinstance(observer, Probe):
             explained += observer.results()
+            continue
+        if isinstance(observer, PoseErrors):
+            pose_errors += observer.results()
             continue
         if config.video:
             try_write(partial(write_video, observer), Path(config.video))
@@ -102,7 +119,7 @@ def _draw(
         title = _title(config, train)
         reach = train.torso.receptive_field
         try_write(partial(draw_probe, explained, title=title, reach=reach), Path(config.probe))
-    return explained
+    return Probed(explained, pose_errors)
 
 
 def _title(config: EvaluateConfig, train: TrainConfig) -> str:

@@ -60,7 +60,8 @@ class EvaluateConfig:
     """What the timeline shows, of observation, reward, action, memory, retrieved and attention."""
     probe: str = ""
     """Plot of how well the agent's output predicts the leaves of auxiliary.predict, by the steps
-    since each target was last in view: .png or .svg. Memory Maze and GridMemoryMaze."""
+    since each target was last in view: .png or .svg. Memory Maze and GridMemoryMaze. With
+    torso.odometry, also the errors of its pose, printed."""
     video_steps: int = 500
     """Maximum number of steps in the video and in the timeline."""
     compile: bool = False

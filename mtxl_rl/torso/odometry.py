@@ -74,6 +74,11 @@ class Odometry(nn.Module):
         return x + embedding.to(x.dtype), after
 
 
+def turn_since(direction: Float[Tensor, "*batch two"]) -> Float[Tensor, "*batch"]:
+    """The turn to the left since a direction, (right, ahead) in the agent's axes, was ahead."""
+    return torch.atan2(direction[..., 0], direction[..., 1])
+
+
 def add_up(
     movement: Float[Tensor, "B T 3"], pose: Float[Tensor, "B 3"], is_first: Bool[Tensor, "B T"]
 ) -> Float[Tensor, "B T 3"]:
