@@ -64,7 +64,8 @@ class Odometry(nn.Module):
         is_first: Bool[Tensor, "B T"],
     ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B O"]]:
         """The features with the pose's embedding added, and what the next step needs."""
-        movement = self.movements(x, carried, is_first).detach().to(carried.dtype)
+        with torch.no_grad():
+            movement = self.movements(x, carried, is_first).to(carried.dtype)
         pose = add_up(movement, carried[:, self.width :], is_first)
         place, heading = pose[..., :2], pose[..., 2:]
         numbers = torch.cat([place, heading.sin(), heading.cos()], dim=-1)
