@@ -26,7 +26,7 @@ NAMES = {
     ],
     "mtxl_rl.train": ["main", "train"],
     "mtxl_rl.evaluate": ["evidence", "main", "run"],
-    "mtxl_rl.evaluation.ablations": ["evaluate_ablations"],
+    "mtxl_rl.evaluation.ablations": ["Observer", "Probed", "evaluate_ablations"],
     "mtxl_rl.play": [
         "PlayConfig", "Player", "action_sampler", "main", "make_player", "play_episodes", "players",
         "run",
