@@ -4,11 +4,13 @@ import inspect
 import re
 import textwrap
 from collections.abc import Iterable, Iterator
+from operator import attrgetter
 from pathlib import Path
 from typing import get_origin
 
 from mtxl_rl.command import Option, options_of
 from mtxl_rl.compare import CompareConfig
+from mtxl_rl.compose import env_name
 from mtxl_rl.config import TrainConfig
 from mtxl_rl.envs.__main__ import TABLE_HEADER, table_rows
 from mtxl_rl.envs.registry import ENVS
@@ -158,9 +160,9 @@ def _preset_sections(name: str) -> list[str]:
     """The presets whose environment is this task, and a link to its options."""
     options = f"[Options `env.*`](../options.md#env-of-{name.lower()})"
     sections = ["## Presets", f"{options}. `python -m mtxl_rl.train env=NAME` takes a preset:"]
-    for path in sorted(PRESETS.glob("*.yaml")):
-        text = path.read_text(encoding="utf-8")
-        if f"schema/{name}@env" in text:
+    for path in sorted(PRESETS.glob("*.yaml"), key=attrgetter("stem")):
+        if env_name(path.stem) == name:
+            text = path.read_text(encoding="utf-8")
             sections.append(f"`env={path.stem}`:\n\n```yaml\n{text}```")
     return sections
 

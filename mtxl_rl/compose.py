@@ -34,11 +34,20 @@ def register_schemas() -> None:
         store.store(group="env/schema", name=name, node=config)
 
 
-def env_class(preset: str) -> type:
-    """The dataclass of the environment that configs/env/<preset>.yaml names in its defaults."""
+def env_name(preset: str) -> str:
+    """The environment behind configs/env/<preset>.yaml.
+
+    The file's first default is the environment's schema, or the preset that it changes.
+    """
     document = OmegaConf.load(str(resources.files("mtxl_rl.configs") / "env" / f"{preset}.yaml"))
-    schema = next(str(entry) for entry in document.defaults if "schema/" in str(entry))
-    return ENVS[schema.removeprefix("schema/").removesuffix("@env")].config_class
+    base = str(document.defaults[0])
+    is_schema = base.startswith("schema/")
+    return base.removeprefix("schema/").removesuffix("@env") if is_schema else env_name(base)
+
+
+def env_class(preset: str) -> type:
+    """The options of a preset's environment, a dataclass."""
+    return ENVS[env_name(preset)].config_class
 
 
 def train_command(overrides: Sequence[str], *, usage: str = "") -> Command:

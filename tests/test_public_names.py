@@ -73,7 +73,7 @@ NAMES = {
         "with_teacher",
     ],
     "mtxl_rl.compose": [
-        "compose_config", "device_overrides", "env_class", "options_without_effect",
+        "compose_config", "device_overrides", "env_class", "env_name", "options_without_effect",
         "preset_options", "register_schemas", "torso_preset", "train_command", "values",
     ],
     "mtxl_rl.config": ["TrainConfig"],
