@@ -103,7 +103,10 @@ def read_agent(path: Path, *, which: str = "latest") -> SavedAgent:
     file = checkpoint.find(path, which=which)
     state = checkpoint.load(path, which=which)
     agent: Any = state["agent"]
-    weights = agent.get("policy", {}) if isinstance(agent, dict) else {}
+    try:
+        weights = agent["average"]["weights"] or agent["policy"]
+    except (LookupError, TypeError):
+        weights = {}
     if not isinstance(weights, dict) or not weights:
         raise ValueError(f"{file} holds no policy's weights; give a checkpoint that mtxl_rl wrote")
     saved = _saved_agent(file, state["description"], weights)

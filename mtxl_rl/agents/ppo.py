@@ -18,6 +18,7 @@ from mtxl_rl.agents.ratio_check import check_ratio
 from mtxl_rl.agents.returns import gae
 from mtxl_rl.agents.rollout import Rollout, Spans, random_minibatches
 from mtxl_rl.agents.teacher import TeacherConfig, imitation_loss, teacher_metrics
+from mtxl_rl.agents.weight_average import WeightAverage
 from mtxl_rl.agents.world import Moments, World, masked_moments
 from mtxl_rl.torso import window_mask
 
@@ -76,6 +77,7 @@ class PPO:
         self.optimizer = torch.optim.Adam(
             self.parameters, lr=config.learning_rate, eps=1e-5, fused=True
         )
+        self.average = WeightAverage(config.average_iterations)
         self.generator = torch.Generator().manual_seed(torch.initial_seed())
         is_narrow = policy.config.precision == "bfloat16"
         self.ratio_bound = config.ratio_bound or (0.25 if is_narrow else 1e-4)
@@ -125,6 +127,8 @@ class PPO:
                 grad_norm = self._optimizer_step(metrics["losses/total_loss"])
             log["losses/grad_norm"].append(grad_norm)
             num_updates += 1
+        if config.average_iterations:
+            self.average.update(self.policy.state_dict())
         unexplained = targets.of_advantage.variance / targets.of_value.variance
         return self._report(log, explained_variance=1 - unexplained) | {
             "charts/learning_rate": learning_rate,
@@ -191,10 +195,15 @@ class PPO:
         change, norm = self.world.sum(norms.square()).sqrt().unflatten(0, (2, 2)).sum(1)
         return change / (norm + 1e-8)
 
+    def trained_weights(self) -> Mapping[str, Tensor]:
+        """The weights of the trained agent: the average, where there is one."""
+        return self.average.weights or self.policy.state_dict()
+
     def state_dict(self) -> dict[str, Any]:
         """State that an exact resume needs."""
         return {
             "policy": self.policy.state_dict(),
+            "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
         }
@@ -202,6 +211,8 @@ class PPO:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a state of `state_dict`."""
         self.policy.load_state_dict(state["policy"])
+        if self.config.average_iterations:
+            self.average.load_state_dict(state["average"], device=self.device)
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"].cpu())
 

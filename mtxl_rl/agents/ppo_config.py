@@ -52,6 +52,9 @@ class PPOConfig:
     """Weight of the value loss."""
     popart: bool = True
     """Predict values, and weigh their loss, in units of the returns' deviation (PopArt)."""
+    average_iterations: int = 0
+    """Evaluations and saved agents have an average of the weights, which each iteration moves by
+    one part in this many; training acts with the last weights. 0: the last weights everywhere."""
     max_grad_norm: float = 0.5
     """Gradients are clipped to this norm."""
     target_kl: float = 0.02
@@ -72,7 +75,7 @@ class PPOConfig:
             "coef", "final_coef", "kl_coef", "advantage_floor", "value_coef",
             "entropy_coef", "final_entropy_coef",
         )  # fmt: skip
-        bounds = ("final_learning_rate", "target_kl", "ratio_bound")
+        bounds = ("final_learning_rate", "target_kl", "ratio_bound", "average_iterations")
         check_at_least(self, 0, *coefs, *bounds, prefix="ppo.")
         for field in (*coefs, "learning_rate", "final_learning_rate"):
             if not math.isfinite(getattr(self, field)):

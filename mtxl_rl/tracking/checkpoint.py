@@ -35,7 +35,7 @@ class TrainingState(TypedDict):
     step: int
     """Environment steps taken."""
     agent: dict[str, Any]
-    """`PPO.state_dict()`: policy, optimizer, generator."""
+    """`PPO.state_dict()`: policy, average of its weights, optimizer, generator."""
     generator: torch.Tensor
     """State of the generator of action noise."""
     episodes: dict[str, Any]

@@ -219,19 +219,23 @@ class Run:
         return bool(every) and (is_complete or self.step // every > before // every)
 
     def evaluate(self) -> Evaluation:
-        """Evaluate the policy in environments of its own."""
-        saved = SavedAgent(
+        """Evaluate the agent in environments of its own."""
+        evaluation = evaluate_while_training(
+            self.trained_agent(), episodes=self.config.eval_episodes, env=self.eval_env
+        )
+        self.evaluated_return = evaluation.metrics["eval/episodic_return"]
+        return evaluation
+
+    def trained_agent(self) -> SavedAgent:
+        """The agent as a file of it would have it."""
+        return SavedAgent(
             path=Path(),
             config=self.config,
             single_observation_space=self.env.single_observation_space,
             single_action_space=self.env.single_action_space,
             step=self.step,
-            weights=self.policy.state_dict(),
+            weights=self.agent.trained_weights(),
         )
-        episodes = self.config.eval_episodes
-        evaluation = evaluate_while_training(saved, episodes=episodes, env=self.eval_env)
-        self.evaluated_return = evaluation.metrics["eval/episodic_return"]
-        return evaluation
 
     def action_probabilities(self) -> dict[str, NDArray[Any]]:
         """Probabilities of the last rollout's actions; of continuous actions, log-densities."""

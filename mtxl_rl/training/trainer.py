@@ -117,7 +117,8 @@ def _save_result(run: Run, run_dir: Path) -> None:
     """Save the trained policy, and the options where the loop has not."""
     if not (run_dir / "config.yaml").exists():  # Resumed with no steps left.
         save_config(run.config, run_dir / "config.yaml")
-    save_policy(run.policy, run_dir / POLICY_FILE, description=run.description())
+    policy = run.trained_agent().build_policy(run.agent.device)
+    save_policy(policy, run_dir / POLICY_FILE, description=run.description())
 
 
 def _evaluation_object(

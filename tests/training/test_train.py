@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +23,8 @@ from mtxl_rl.compose import compose_config, device_overrides
 from mtxl_rl.config import TrainConfig
 from mtxl_rl.config_files import load_config, save_config
 from mtxl_rl.envs.registry import make_vector_env, stream_seed
+from mtxl_rl.evaluation.periodic import Evaluation, evaluate_while_training
+from mtxl_rl.saved_agent import SavedAgent, read_agent
 from mtxl_rl.tracking import checkpoint
 from mtxl_rl.tracking.files import run_lock
 from mtxl_rl.tracking.run_record import read_record
@@ -42,7 +45,7 @@ def rows(run_dir: Path) -> list[dict]:
 
 
 @pytest.mark.parametrize("option", [
-    "policy.episode_step=false", "policy.episode_step=true",
+    "policy.episode_step=false", "policy.episode_step=true", "ppo.average_iterations=2",
     f"teacher.policy={Path(__file__).parents[2] / 'pretrained' / 'TMaze'}",
 ])  # fmt: skip
 @pytest.mark.training
@@ -65,6 +68,8 @@ def test_stopping_and_resuming_equals_not_stopping_bit_for_bit(tmp_path: Path, o
     assert expected["step"] == resumed["step"] == total
     for key, weight in expected["agent"]["policy"].items():
         assert torch.equal(weight, resumed["agent"]["policy"][key]), key
+    for key, weight in expected["agent"]["average"]["weights"].items():
+        assert torch.equal(weight, resumed["agent"]["average"]["weights"][key]), key
     for key, field in expected["collector"]["memory"].items():
         assert torch.equal(field, resumed["collector"]["memory"][key]), key
     assert expected["env"].keys() == resumed["env"].keys()
@@ -72,6 +77,34 @@ def test_stopping_and_resuming_equals_not_stopping_bit_for_bit(tmp_path: Path, o
         same = torch.equal(field, resumed["env"][key]) if torch.is_tensor(field) else (
             field == resumed["env"][key])  # fmt: skip
         assert same, key
+
+
+@pytest.mark.training
+def test_files_and_evaluations_have_the_average_of_the_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluated = list[SavedAgent]()
+
+    def evaluate_and_keep(saved: SavedAgent, **options: Any) -> Evaluation:  # noqa: ANN401
+        evaluated.append(saved)
+        return evaluate_while_training(saved, **options)
+
+    monkeypatch.setattr("mtxl_rl.training.run.evaluate_while_training", evaluate_and_keep)
+    options = ["ppo.average_iterations=2", "total_steps=192", "eval_every=192", "eval_video=false"]
+    run(compose_config([*TINY, *options, "eval_episodes=4", f"run_dir={tmp_path}"]))
+    last = checkpoint.load(tmp_path)["agent"]["policy"]
+    average = read_agent(tmp_path).weights
+    assert any(not torch.equal(weight, last[key]) for key, weight in average.items())
+    for saved in (*evaluated, read_agent(tmp_path / "policy.safetensors")):
+        for key, weight in average.items():
+            assert torch.equal(weight, saved.weights[key]), key
+    assert len(evaluated) == 1
+    for option, expected in (("ppo.average_iterations=0", False), ("ppo.average_iterations=4", True)):
+        folder = tmp_path / f"{expected}"
+        main([f"resume={tmp_path}", f"run_dir={folder}", "total_steps=256", option])
+        weights, last = read_agent(folder).weights, checkpoint.load(folder)["agent"]["policy"]
+        differs = any(not torch.equal(weight, last[key]) for key, weight in weights.items())
+        assert differs == expected
 
 
 @pytest.mark.training
