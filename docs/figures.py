@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mtxl_rl.agent import Agent
 from mtxl_rl.envs.memory_maze.explorer import Explorer
+from mtxl_rl.envs.memory_maze.observe import grid_positions
 from mtxl_rl.envs.memory_maze.spec import TARGET_COLORS, MemoryMazeConfig
 from mtxl_rl.envs.memory_maze.vector import MemoryMazeVectorEnv
 from mtxl_rl.envs.registry import evaluation_env, make_vector_env
@@ -29,7 +30,7 @@ _TOP_VIEW_WIDTH = 1.1  # Width of the top view, in widths of the maze.
 _UNSEEN_BRIGHTNESS = 0.35
 _MAZE_STEPS, _AGENT_STEPS, _TASK_STEPS = 120, 160, 60
 _MAZE_SEED, _AGENT_SEED = 3, 0
-_AGENT, _GRID_AGENT = "MemoryMaze-GPS", "GridMemoryMaze-GPS-13x13"
+_AGENT, _GRID_AGENT = "MemoryMaze-odometry", "GridMemoryMaze-GPS-13x13"
 
 Frame = NDArray[np.uint8]
 """Red, green and blue, [H, W, 3]."""
@@ -127,7 +128,8 @@ def agent_frames(path: Path, *, num_steps: int, seed: int) -> list[Frame]:
         for step in range(num_steps + 1):
             maze.explore(explorer)
             inputs = actor.inputs()
-            places = policy.predict(inputs, cache)["seen_targets_pos"].view(-1, 2).numpy()
+            vectors = policy.predict(inputs, cache)["seen_targets_vec"].view(-1, 2).numpy()
+            places = _on_the_map(vectors, maze, grid=task.maze_size.grid)
             image = _darken_unseen(top, explorer.memory.seen_at[0] >= 0)
             image = _with_rings(image, places, maze.target_ages()[0] >= 0, grid=task.maze_size.grid)
             view = inputs.observation["image"][0].numpy()
@@ -145,8 +147,24 @@ def _from_above(size: str, textures: str) -> MemoryMazeConfig:
     )
 
 
+def _on_the_map(
+    vectors: NDArray[np.float32], maze: MemoryMazeVectorEnv, *, grid: int
+) -> NDArray[np.float64]:
+    """Places [n, 2] of vectors (right, ahead) from where the first environment's agent is."""
+    x, y, _, heading, _ = maze.get_state()["position"][0]
+    right, ahead = vectors.T
+    offset = np.stack(
+        [
+            np.cos(heading) * ahead + np.sin(heading) * right,
+            np.sin(heading) * ahead - np.cos(heading) * right,
+        ],
+        axis=-1,
+    )
+    return grid_positions(np.array([x, y]), grid=grid) + offset
+
+
 def _with_rings(
-    top: Frame, places: NDArray[np.float32], is_shown: NDArray[np.bool_], *, grid: int
+    top: Frame, places: NDArray[np.float64], is_shown: NDArray[np.bool_], *, grid: int
 ) -> Frame:
     """Draw a ring around each place that is shown, [n, 2] in cells from the lower left corner."""
     image, side = Image.fromarray(top), len(top)

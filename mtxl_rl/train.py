@@ -73,6 +73,8 @@ EXPECTED = {
     "GridMemoryMaze-GPS": "a return of 72 after 4 million steps, in one seed; the best is 93.",
     "GridMemoryMaze-GPS-13x13": "a return of 136 after 6.5 million steps, in one seed; the best is "
     "200.",
+    "MemoryMaze-odometry": "a return of 23 after 16 million steps, in one seed; the explorer "
+    "has 29.",
     "MemoryMaze-GPS": "a return of 22 after 12 million steps, in one seed; the explorer has 29.",
     "MortarMayhem": "a return of 0.40 after 5 million steps, in an earlier version; not solved.",
     "ActiveTMaze": "no agent has learned this task with these options.",

@@ -41,6 +41,7 @@ def test_a_solved_task_needs_the_memory(name: str) -> None:
     [
         ("GridMemoryMaze-GPS", 15),  # 72 and 23 in 256 episodes
         ("MemoryMaze-GPS", 5),  # 21.7 and 3.9 in 256 episodes
+        ("MemoryMaze-odometry", 5),  # 22.8 and 5.5 in 256 episodes
     ],
 )
 def test_a_maze_agent_needs_the_memory(name: str, least_gain: float) -> None:

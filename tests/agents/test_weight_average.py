@@ -9,7 +9,8 @@ CPU = torch.device("cpu")
 
 
 def weights(value: float) -> dict[str, torch.Tensor]:
-    return {"weight": torch.tensor([float(value), -float(value)]), "count": torch.tensor(int(value))}
+    weight = torch.tensor([value, -value], dtype=torch.float32)
+    return {"weight": weight, "count": torch.tensor(int(value))}
 
 
 def test_the_first_iterations_are_averaged_evenly_and_later_ones_exponentially() -> None:
