@@ -169,11 +169,6 @@ def model_card(
 ) -> str:
     """The model card of an agent, in Markdown, with the means of its episodes."""
     config = saved.config
-    measures = sorted({key for episode in scores["on"] for key in episode})
-    table = [f"| memory | {' | '.join(measures)} |", f"|---|{'---|' * len(measures)}"]
-    for name, played in scores.items():
-        cells = [mean_text([episode[key] for episode in played]) for key in measures]
-        table.append(f"| {name} | {' | '.join(cells)} |")
     facts = {
         "Task": f"`{config.env.name}`",
         "Steps": f"{saved.step:,}",
@@ -195,6 +190,18 @@ def model_card(
         "|---|---|",
         *(f"| {name} | {value} |" for name, value in facts.items()),
         "",
+        scores_text(scores),
+    ])  # fmt: skip
+
+
+def scores_text(scores: Mapping[str, Sequence[dict[str, float]]]) -> str:
+    """The end of a model card: the means of an agent's episodes."""
+    measures = sorted({key for episode in scores["on"] for key in episode})
+    table = [f"| memory | {' | '.join(measures)} |", f"|---|{'---|' * len(measures)}"]
+    for name, played in scores.items():
+        cells = [mean_text([episode[key] for episode in played]) for key in measures]
+        table.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join([
         f"Mean and 95 % interval of {len(scores['on'])} new episodes for each setting of the "
         "long-term memory (zero: zeroed before every step; noise: replaced by noise of the same "
         "scale):",

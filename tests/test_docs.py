@@ -44,6 +44,22 @@ def test_the_screen_in_readme_is_a_printed_table(monkeypatch: pytest.MonkeyPatch
     assert [line.split()[1] for line in shown.splitlines()] == ["memory", "on", "zero", "noise"]
 
 
+def test_the_tables_have_the_scores_of_the_model_cards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(DOCS))
+    results = importlib.import_module("results")
+    shown = set[str]()
+    for path in results.PAGES:
+        page = path.read_text(encoding="utf-8")
+        assert results.write_scores(page) == page
+        shown |= {results.agent_of(line) for line in page.splitlines() if line.startswith("| ")}
+    assert shown - {""} == {folder.name for folder in PRETRAINED.iterdir()}
+    row = "| TMaze, 150k | `env=TMaze` | 0.1 | 0.2 | 0.3 | 0.4 |"
+    header = "| task | options | mtxl | memory zeroed | noise | GTrXL |"
+    cells = results.write_scores(f"{header}\n|---|---|---|---|---|---|\n{row}\n").split(" | ")
+    assert cells[-1].startswith("0.4")
+    assert "0.1" not in cells
+
+
 def test_every_metric_is_explained() -> None:
     groups = "auxiliary|charts|eval|histograms|lm|losses|teacher|time|world"
     names = {
