@@ -477,7 +477,7 @@ def test_a_command_prints_its_plan_before_anything_slow(
     long, rest = rest.split("MysteryPath: ")
     unsolved, maze = rest.split("GridMemoryMaze: ")
     assert "What to expect: no agent has learned this task" in unsolved
-    assert "What to expect: a return of 72" in maze
+    assert "What to expect: a return of 75" in maze
     for option in ("torso=gtrxl", "++env.size=13x13"):
         with pytest.raises(ValueError, match="are made"):
             main(["env=GridMemoryMaze-GPS", "device=cpu", "num_processes=1", option])
