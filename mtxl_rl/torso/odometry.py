@@ -89,7 +89,9 @@ def add_up(
     axes of the start.
     """
     step = torch.arange(is_first.shape[1], device=is_first.device)
-    start = torch.where(is_first, step, -1).cummax(dim=1).values
+    start = torch.where(is_first, step, -1)
+    if len(step) > 1:  # ONNX has no cummax, and a single step needs none.
+        start = start.cummax(dim=1).values
 
     def sum_since_start(change: Tensor, before: Tensor) -> Tensor:
         total = change.cumsum(dim=1)
