@@ -66,7 +66,7 @@ def agent_of(row: str) -> str:
     """The agent that a row of a table is about: of its `env=`, or named in its first cell."""
     preset = re.search(r"`env=([\w-]+)", row)
     first = re.sub(r"[^\w-]|-(?=maze)", "", _cells(row)[0].partition(",")[0]).lower()
-    names = {path.parent.name.lower(): path.parent.name for path in PRETRAINED.glob("*/*.md")}
+    names = {folder.name.lower(): folder.name for folder in PRETRAINED.iterdir()}
     return names.get((preset[1] if preset else first).lower(), "")
 
 
@@ -83,7 +83,7 @@ def _with_scores(row: str, header: Sequence[str], name: str) -> str:
 
 
 def _rounded(score: str) -> str:
-    """One decimal of the returns of mazes; their intervals are above 0.1."""
+    """One decimal where the interval is wide: of the returns in mazes."""
     mean, interval = map(float, score.split(" +- "))
     return f"{mean:.1f} +- {interval:.1f}" if interval > 0.4 else score
 
