@@ -15,7 +15,7 @@ comma := ,
 DEFAULT_ENV := $(if $(filter env=% resume=%,$(ARGS)),,env=MemoryMaze)
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-training test-original test-processes test-compile test-export test-slow test-gpu \
+.PHONY: help train test test-training test-original test-processes test-compile test-slow test-gpu \
 	reliability reliability-short check docs links clean FORCE
 
 help:
@@ -25,7 +25,6 @@ help:
 	@echo "make test-original  the comparisons with the original Memory Maze, minutes"
 	@echo "make test-processes  the trainings in several processes, minutes"
 	@echo "make test-compile  the tests of torch.compile and torch.export, minutes"
-	@echo "make test-export   an agent as one file, minutes"
 	@echo "make test-slow  the tests that train until something is learned, minutes each"
 	@echo "make test-gpu   the tests that need a CUDA device"
 	@echo "make reliability  faults by the thousand, counted (docs/reliability.md), hours"
@@ -74,10 +73,7 @@ test-compile: $(VENV)/.installed-dev
 	$(PYTEST) $(UNCHECKED) -m "compile and not slow" $(ARGS)
 
 test-slow: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "slow and not compile and not unchecked" $(ARGS)
-
-test-export: $(VENV)/.installed-dev
-	$(PYTEST) $(UNCHECKED) -m "slow and unchecked" $(ARGS)
+	$(BIN)/python -m pytest -m "slow and not compile" $(ARGS)
 
 test-gpu: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m gpu $(ARGS)

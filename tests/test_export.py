@@ -232,8 +232,7 @@ def test_a_file_that_takes_other_actions_is_refused(*, is_right: bool) -> None:
             compare_with_policy(actor, File(), num_steps=50)
 
 
-@pytest.mark.slow
-@pytest.mark.unchecked
+@pytest.mark.compile
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("name", "weights"),

@@ -125,7 +125,10 @@ class ExportedStep(nn.Module):
             leaves[EPISODE_STEP] = tensors[EPISODE_STEP]
         inputs = PolicyInputs(leaves, tensors["previous_action"], reward, is_first)
         # A step may write to them, though they hold nothing; torch.onnx refuses to write constants.
-        empty = {name: torch.empty_like(tensor) for name, tensor in self._empty.items()}
+        empty = {
+            name: torch.empty(tensor.shape, dtype=tensor.dtype)
+            for name, tensor in self._empty.items()
+        }
         cache = self.cache.with_tensors(self._unread_timeline() | tensors | empty)
         outputs = self.policy.step_outputs(inputs, cache)
         action = self.policy.action_head.sample(outputs.action_parameters, noise)

@@ -220,7 +220,7 @@ def test_an_agent_trained_with_privileged_leaves_is_used_without_them(tmp_path: 
     assert len(agent.evaluate(RecallSide, episodes=2)) == 2
 
 
-@pytest.mark.slow  # 10 s: torch.onnx
+@pytest.mark.compile  # torch.onnx
 def test_the_exported_file_has_no_privileged_part(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     onnx = pytest.importorskip("onnx")
