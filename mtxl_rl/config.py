@@ -59,6 +59,10 @@ class TrainConfig:
     resume: str = ""
     """A run's folder, or a checkpoint in it, to continue. You can change any option except the
     task, torso.* and seed, if the weights and environments still fit."""
+    initial_weights: str = ""
+    """An agent whose weights a new run starts from: a run's folder, a checkpoint, a
+    policy.safetensors, or hf://USER/NAME. Its torso must be the same. Other weights that it lacks
+    or has in another shape, as for other observations, start at random, and are printed."""
     checkpoint_seconds: float = 60.0
     """Seconds between checkpoints, which are saved at an iteration's end; 0: every iteration."""
     keep_checkpoints: int = 3

@@ -6,7 +6,7 @@ Each file that a run writes describes its agent by itself, so that it can be mov
 import importlib.util
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,35 @@ class SavedAgent:
                 "(an edited config.yaml, or another version of mtxl_rl)"
             ) from error
         return policy.eval()
+
+    def copy_weights(self, policy: Policy) -> list[str]:
+        """Copy the weights into a policy of other observations, actions or signals.
+
+        Returns:
+            The names of the policy's weights that the agent lacks or has in another shape. They are
+            left as they are.
+
+        Raises:
+            ValueError: the torsos differ.
+        """
+        weights = policy.state_dict()
+        fitting = {
+            name: self.weights[name]
+            for name, weight in weights.items()
+            if name in self.weights and self.weights[name].shape == weight.shape
+        }
+        others = [name for name in weights if name not in fitting]
+        if any(name.startswith("torso.") for name in others):
+            here, there = policy.torso.config, self.config.torso
+            names = (field.name for field in fields(there))
+            options = [
+                f"torso.{name}={getattr(there, name)}"
+                for name in names
+                if getattr(there, name) != getattr(here, name)
+            ]
+            raise ValueError(f"the torso of {self.path} has other weights; set {' '.join(options)}")
+        policy.load_state_dict(fitting, strict=False)
+        return others
 
 
 def describe_agent(config: TrainConfig, env: Any, *, step: int) -> str:  # noqa: ANN401

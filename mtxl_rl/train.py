@@ -104,7 +104,8 @@ def _describe(overrides: list[str]) -> Command:
             "train a new run"
         )
     for part in overrides:
-        if part.startswith((*(f"{group}=" for group in GROUPS), "torso.", "env.name=", "seed=")):
+        if part.startswith((*(f"{group}=" for group in GROUPS), "torso.", "env.name=", "seed=",
+                            "initial_weights=")):  # fmt: skip
             raise ValueError(
                 f"Cannot change {part.partition('=')[0]} when resuming. Remove it, or start a new "
                 "run."

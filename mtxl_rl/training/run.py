@@ -249,6 +249,19 @@ class Run:
         """The description in a file of the agent."""
         return describe_agent(self.config, self.env, step=self.step)
 
+    def copy_initial_weights(self) -> None:
+        """Copy the weights of the agent that `initial_weights` names.
+
+        Raises:
+            FileNotFoundError: there is no such agent.
+            ValueError: its torso differs.
+        """
+        name = self.config.initial_weights
+        others = read_agent(Path(name)).copy_weights(self.policy)
+        modules = dict.fromkeys(other.rpartition(".")[0] for other in others)
+        exception = f" but those of {', '.join(modules)}" if modules else ""
+        print_line(f"initial_weights={name} gives all weights{exception}")
+
     def start(self, *, seed: int | None) -> None:
         """Begin an episode in every environment; see `Actor.reset`."""
         steps = self.config.steps_to_stagger

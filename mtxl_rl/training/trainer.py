@@ -173,6 +173,8 @@ def _begin(
     if state is not None:
         run.restore(state)
     else:
+        if config.initial_weights:
+            run.copy_initial_weights()
         run.start(seed=None)
         if world.rank == 0:
             save_config(config, run_dir / "config.yaml")

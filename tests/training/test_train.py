@@ -290,7 +290,8 @@ def test_options_that_cannot_change_when_resuming_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     save_config(compose_config(TINY), tmp_path / "config.yaml")
-    for option in ("env=MemoryChain", "torso=gru", "torso.width=8", "seed=3", "model=base"):
+    for option in ("env=MemoryChain", "torso=gru", "torso.width=8", "seed=3", "model=base",
+                   "initial_weights=runs/a"):  # fmt: skip
         with pytest.raises(SystemExit):
             main([f"resume={tmp_path}", option])
         name = option.partition("=")[0]

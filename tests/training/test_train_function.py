@@ -1,6 +1,7 @@
 """Training from Python: options, own environments, callbacks, and what comes back."""
 
 import inspect
+import shutil
 import signal
 import sys
 import threading
@@ -214,3 +215,40 @@ def test_quiet_training_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixt
     mtxl_rl.train("TMaze", TINY, total_steps=64, run_dir=tmp_path, verbose=False)
     assert capfd.readouterr().out == ""
     assert np.isfinite(read_rows(tmp_path)[-1]["losses/policy_loss"])
+
+
+def test_a_run_starts_from_the_weights_of_an_agent_of_another_task(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {**SIZES, "num_envs": 4, "ppo.num_minibatches": 2}
+    mtxl_rl.train("EndlessTMaze", options, total_steps=64, run_dir=tmp_path / "first")
+    second = {**options, "initial_weights": str(tmp_path / "first"), "ppo.learning_rate": 1e-9}
+    mtxl_rl.train("TMaze", second, total_steps=64, run_dir=tmp_path / "second")
+    # The observations are alike; the first task has three actions, the second one two.
+    message = "gives all weights but those of action_head.output, previous_action"
+    assert message in capsys.readouterr().out
+    before, after = (
+        checkpoint.load(tmp_path / name)["agent"]["policy"] for name in ("first", "second")
+    )
+    for name, weight in after.items():
+        if name.startswith(("torso", "encoder")):
+            torch.testing.assert_close(weight, before[name], rtol=0, atol=1e-6, msg=name)
+    # A resumed run continues its own weights, and does not need the first agent.
+    shutil.rmtree(tmp_path / "first")
+    mtxl_rl.train(resume=tmp_path / "second", total_steps=128)
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "error"),
+    [
+        ("{}/nothing", 16, r"nothing does not exist"),
+        ("{}/run", 32, r"the torso of .*step_0+64.pt has other weights; set torso.width=16$"),
+    ],
+)
+def test_initial_weights_of_no_agent_or_another_torso_are_refused(
+    tmp_path: Path, name: str, width: int, error: str
+) -> None:
+    mtxl_rl.train("TMaze", TINY, total_steps=64, run_dir=tmp_path / "run")
+    options = {**TINY, "torso.width": width, "initial_weights": name.format(tmp_path)}
+    with pytest.raises((ValueError, FileNotFoundError), match=error):
+        mtxl_rl.train("TMaze", options, total_steps=64, run_dir=tmp_path / "other")
