@@ -11,6 +11,7 @@ from contextlib import closing
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
@@ -22,6 +23,7 @@ from mtxl_rl.envs.memory_maze.vector import MemoryMazeVectorEnv
 from mtxl_rl.envs.registry import evaluation_env, make_vector_env
 from mtxl_rl.envs.tasks.canvas import enlarge
 from mtxl_rl.envs.tasks.catalog import TASKS, TaskEntry
+from mtxl_rl.evaluation.plots import draw_curves
 
 IMAGES = Path(__file__).parent / "images"
 _VIEW_SIDE, _GAP, _CAPTION = 256, 8, 36  # pixels
@@ -216,6 +218,13 @@ def main() -> None:
     evaluate(_GRID_AGENT, f"{options} timeline", IMAGES / "grid_maze_timeline.png")
     for agent, name in ((_GRID_AGENT, "grid_maze_probe.png"), (_AGENT, "memory_maze_probe.png")):
         evaluate(agent, "episodes=64 num_envs=64 probe", IMAGES / name)
+    draw_returns(IMAGES / "grid_maze_curves.csv", title="GridMemoryMaze-GPS-13x13")
+
+
+def draw_returns(path: Path, *, title: str) -> None:
+    """Draw the returns of runs, `charts/episodic_return` of their metrics.jsonl, as PATH.png."""
+    curves = pd.read_csv(path).assign(task=title)
+    draw_curves(curves, title="", ylabels={title: "return"}).savefig(path.with_suffix(".png"))
 
 
 def evaluate(agent: str, options: str, path: Path) -> None:

@@ -72,7 +72,7 @@ def write_tasks(folder: Path) -> None:
     """
     maze = "../../images/memory_maze.gif"
     _write(folder / "MemoryMaze.md", ["# MemoryMaze", f"![MemoryMaze]({maze})", *_maze_sections()])
-    gallery = ["| task | to remember | under random actions |", "|---|---|---|"]
+    gallery = ["| task | to remember | picture |", "|---|---|---|"]
     gallery.append(f"| [MemoryMaze](MemoryMaze.md) | a maze and 3 to 6 spheres | ![]({maze}) |")
     for name, task in TASKS.items():
         sections = [
@@ -180,8 +180,7 @@ def _result_sections(name: str) -> list[str]:
         expected = EXPECTED.get(name)
         return ["## Results", expected[0].upper() + expected[1:]] if expected else []
     source = (
-        "From [RESULTS.md](../../../RESULTS.md), which has the settings of all results and the "
-        "changes since then."
+        "From [RESULTS.md](../../../RESULTS.md), which has the settings of all results."
     )
     return ["## Results", source, *(part.replace("](docs/", "](../../") for part in selected)]
 

@@ -67,7 +67,7 @@ def train(num_iterations: int = 20) -> None:
             loss.backward()
             optimizer.step()
 
-        num_episodes = max(int(terminated.sum()), 1)
+        num_episodes = max(int((~valid).sum()), 1)  # a reset row follows each end
         print(f"iteration {iteration + 1}: {reward.sum() / num_episodes:.0f} steps per episode")
     envs.close()
 

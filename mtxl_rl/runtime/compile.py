@@ -33,7 +33,7 @@ MAX_GRAPHS = 64
 COMPILE_SECONDS = 90.0
 """Time to compile a policy for a CPU for the first time: 60 to 90 s were measured."""
 SPEEDUP = 1.3
-"""Assumed factor of the steps/s; measured: 1.2 (pictures) to 1.9. See docs/training.md."""
+"""Assumed factor of the steps/s; measured: 1.1 to 2.9, see docs/speed.md."""
 
 
 def resolve_compile(kind: str, device: torch.device, *, seconds_left: float) -> tuple[bool, str]:

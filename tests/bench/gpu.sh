@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every speed measurement on one machine, in less than eight minutes on a GPU.
+# Training and torso (train.py, torso.py) on one machine, in less than eight minutes on a GPU.
 #
 #   tests/bench/gpu.sh                 on the CUDA device, or on the CPU where there is none
 #   tests/bench/gpu.sh --quick         few and small cases: does it run at all?
@@ -9,7 +9,7 @@
 # torch, numpy, numba, einops and the packages of --wheels (x86-64 Linux, Python 3.12). Carry that
 # folder along and there, first:
 #   python3 -m pip install --no-index --no-deps wheels/*.whl
-# A part that fails or outlasts its time says so in the file, the rest goes on, and the exit code is 1.
+# A part that fails or outlasts its time is named in the file, the rest continues, and the exit code is 1.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 
