@@ -179,9 +179,7 @@ def _result_sections(name: str) -> list[str]:
     if not selected:
         expected = EXPECTED.get(name)
         return ["## Results", expected[0].upper() + expected[1:]] if expected else []
-    source = (
-        "From [RESULTS.md](../../../RESULTS.md), which has the settings of all results."
-    )
+    source = "From [RESULTS.md](../../../RESULTS.md), which has the settings of all results."
     return ["## Results", source, *(part.replace("](docs/", "](../../") for part in selected)]
 
 
