@@ -170,15 +170,19 @@ def _preset_sections(name: str) -> list[str]:
 def _result_sections(name: str) -> list[str]:
     """The rows and remarks of RESULTS.md that begin with a task's name.
 
-    Without any, what `mtxl_rl.train` prints of the task at its start.
+    Without any, what `mtxl_rl.train` prints of the task at its start, or that there are none.
     """
     text = (ROOT / "RESULTS.md").read_text(encoding="utf-8")
     results = text.partition("## Memory Maze against the original")[0]
     blocks = [block for block in results.split("\n\n") if "|" in block or "- " in block]
     selected = [part for block in blocks if (part := "\n".join(_lines_about(name, block)))]
     if not selected:
-        expected = EXPECTED.get(name)
-        return ["## Results", expected[0].upper() + expected[1:]] if expected else []
+        expected = EXPECTED.get(
+            name,
+            "None with today's options; [earlier versions]"
+            "(../../experiments/2026-11-30-results-of-earlier-versions.md) have some.",
+        )
+        return ["## Results", expected[0].upper() + expected[1:]]
     source = "From [RESULTS.md](../../../RESULTS.md), which has the settings of all results."
     return ["## Results", source, *(part.replace("](docs/", "](../../") for part in selected)]
 

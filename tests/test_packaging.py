@@ -100,6 +100,14 @@ def test_the_lock_file_has_the_torch_of_ci() -> None:
     assert _locked()["torch"] == {Version(ci[1])}
 
 
+def test_the_citation_has_the_version_of_the_package() -> None:
+    citation = ROOT / "CITATION.cff"
+    if not citation.is_file():
+        pytest.skip("the tests are not next to the sources")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert f"\nversion: {project['version']}\n" in citation.read_text()
+
+
 def test_importing_the_library_loads_nothing_heavy(
     imported_packages: Callable[..., set[str]],
 ) -> None:
