@@ -99,8 +99,8 @@ def sentence(message: str) -> Outcome:
 
 
 def cases(arguments: argparse.Namespace, size: int) -> Iterable[int]:
-    """The numbers of the cases to run: all, or the one that `--case` names."""
-    return range(size) if arguments.case is None else [arguments.case]
+    """The numbers of the cases to run: those from `--first` on, or the one that `--case` names."""
+    return range(arguments.first, size) if arguments.case is None else [arguments.case]
 
 
 def run_program(
@@ -116,6 +116,7 @@ def run_program(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--first", type=int, default=0, help="skip the cases before this one")
     parser.add_argument("--case", type=int, help="repeat this case alone, and print its outcome")
     parser.add_argument("--json", help="write the counts to this file")
     parser.add_argument("--folder", help="work here and keep it; without it, in a temporary folder")
@@ -124,7 +125,8 @@ def run_program(
         parser.add_argument(f"--{name}", type=int, default=max(1, round(size * factor)))
     arguments = parser.parse_args()
     options = " ".join(f"--{name} {getattr(arguments, name)}" for name in sizes)
-    print(f"python {sys.argv[0]} --seed {arguments.seed} {options}", flush=True)
+    first = f"--first {arguments.first} " if arguments.first else ""
+    print(f"python {sys.argv[0]} --seed {arguments.seed} {first}{options}", flush=True)
     begin = time.monotonic()
     if arguments.case is not None:
         Counts.prints_all = True
