@@ -253,8 +253,8 @@ class Run:
         """Copy the weights of the agent that `initial_weights` names.
 
         Raises:
-            FileNotFoundError: there is no such agent.
-            ValueError: its torso differs.
+            FileNotFoundError: no file or folder has that name.
+            ValueError: the file is not an agent, or its torso differs.
         """
         name = self.config.initial_weights
         others = read_agent(Path(name)).copy_weights(self.policy)
